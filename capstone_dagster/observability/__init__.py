@@ -1,0 +1,1 @@
+"""What an operator sees: failures by class, each with its remedy."""

@@ -1,0 +1,108 @@
+"""Every way an analysis can fail, each with what to do about it: the list that everything else quotes.
+
+An exception names its class by an attribute `failure_class`; rooms need not know this list for that. What
+comes from libraries is recognised here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FailureClass(StrEnum):
+    """The contract's spellings: log field, metric dimension, run tag and `video_status.failure_class`."""
+
+    UNDECODABLE_VIDEO = "undecodable-video"
+    SOURCE_MISSING = "source-missing"
+    SOURCE_FORBIDDEN = "source-forbidden"
+    SOURCE_CHANGED = "source-changed"
+    GPU_OUT_OF_MEMORY = "gpu-out-of-memory"
+    GPU_ERROR = "gpu-error"
+    MODEL_UNAVAILABLE = "model-unavailable"
+    DATABASE_UNAVAILABLE = "database-unavailable"
+    STORAGE_UNAVAILABLE = "storage-unavailable"
+    PERMISSION_DENIED = "permission-denied"
+    TIMEOUT = "timeout"
+    CAPACITY = "capacity"
+    CONTAINER_START = "container-start"
+    WORKER_LOST = "worker-lost"
+    CONFIGURATION = "configuration"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What follows from a failure class.
+
+    Attributes:
+        transient: trying again, later or elsewhere, can succeed.
+        remedy: what an operator does next, in one sentence.
+    """
+
+    transient: bool
+    remedy: str
+
+
+POLICIES: Mapping[FailureClass, Policy] = {
+    FailureClass.UNDECODABLE_VIDEO: Policy(
+        False, "Play the file locally; if it is broken there too, ask for a new upload."
+    ),
+    FailureClass.SOURCE_MISSING: Policy(False, "Upload the video again, or ignore it if it was deleted."),
+    FailureClass.SOURCE_FORBIDDEN: Policy(
+        False, "Grant the worker's role s3:GetObject (and kms:Decrypt) on the bucket, then re-execute the run."
+    ),
+    FailureClass.SOURCE_CHANGED: Policy(False, "Nothing: the newer upload has a run of its own."),
+    FailureClass.GPU_OUT_OF_MEMORY: Policy(
+        True, "See what else uses the GPU; a smaller model or image size needs less."
+    ),
+    FailureClass.GPU_ERROR: Policy(True, "Look at the driver's messages; a new machine usually cures it."),
+    FailureClass.MODEL_UNAVAILABLE: Policy(
+        False, "Check CAPSTONE_MODEL and CAPSTONE_MODEL_SHA256 with `capstone doctor`."
+    ),
+    FailureClass.DATABASE_UNAVAILABLE: Policy(
+        True, "Check that PostgreSQL runs and can be reached, then re-execute the run from its failed step."
+    ),
+    FailureClass.STORAGE_UNAVAILABLE: Policy(
+        True, "Check S3 and the network with `capstone doctor`, then re-execute the run from its failed step."
+    ),
+    FailureClass.PERMISSION_DENIED: Policy(False, "Grant the permission that the message names."),
+    FailureClass.TIMEOUT: Policy(True, "See in the log where the time went; raise the limit for long videos."),
+    FailureClass.CAPACITY: Policy(True, "Wait, or raise the quota of the compute environment."),
+    FailureClass.CONTAINER_START: Policy(True, "Check the image, its registry and the instance's disk."),
+    FailureClass.WORKER_LOST: Policy(
+        True, "Look at the worker's last log lines: killed for memory, or its machine was taken away."
+    ),
+    FailureClass.CONFIGURATION: Policy(False, "Correct the setting that the message names."),
+    FailureClass.INTERNAL: Policy(False, "This is a defect: report the run's log."),
+}
+
+
+def classify(error: BaseException) -> FailureClass:
+    """The class of an exception: its own word, else its cause's, else what is known of libraries."""
+    for link in _chain(error):
+        word = getattr(link, "failure_class", None)
+        if word is not None:
+            return FailureClass(word)
+    for link in _chain(error):
+        if isinstance(link, (TimeoutError,)):
+            return FailureClass.TIMEOUT
+        if type(link).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+            return FailureClass.GPU_OUT_OF_MEMORY
+    return FailureClass.INTERNAL
+
+
+def sentence(error: BaseException) -> str:
+    """What an operator reads: our own errors say it themselves, others are named with their type."""
+    text = str(error).strip() or "no message"
+    return text if hasattr(error, "failure_class") else f"{type(error).__name__}: {text}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

@@ -1,0 +1,247 @@
+"""The one place that reads the environment: typed, checked at start, refused early.
+
+Every setting is an environment variable. A wrong one fails before any work begins, with the variable's
+name, the value found and what is allowed (:class:`ConfigurationError`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+
+class ConfigurationError(Exception):
+    """A setting is missing or wrong; the message names the variable and what it takes."""
+
+    failure_class = "configuration"
+
+
+class Settings(BaseSettings):
+    """Everything that differs between a laptop and the cloud, read from the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CAPSTONE_", frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    queue_url: str | None = Field(
+        default=None, description="URL of the SQS queue that receives upload notifications and requests."
+    )
+    raw_bucket: str | None = Field(default=None, description="Bucket that `capstone submit` uploads to.")
+    derived_url: str | None = Field(
+        default=None,
+        description="Where Parquet files and pictures go: `s3://bucket/prefix` or `file:///directory`.",
+    )
+    alert_topic_arn: str | None = Field(default=None, description="SNS topic for alerts and notices.")
+
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Event store (PostgreSQL), the driver named: `postgresql+psycopg://…`. "
+        "Without it, it is put together from the POSTGRES_* variables.",
+    )
+    postgres_host: str | None = Field(
+        default=None, validation_alias="POSTGRES_HOST", description="Event store's host."
+    )
+    postgres_port: int = Field(
+        default=5432, ge=1, le=65535, validation_alias="POSTGRES_PORT", description="Event store's port."
+    )
+    postgres_db: str = Field(
+        default="capstone", validation_alias="POSTGRES_DB", description="Event store's database."
+    )
+    postgres_user: str = Field(
+        default="capstone", validation_alias="POSTGRES_USER", description="Event store's user."
+    )
+    postgres_password: SecretStr | None = Field(
+        default=None, validation_alias="POSTGRES_PASSWORD", description="Event store's password."
+    )
+
+    model: str = Field(
+        default="embedded",
+        min_length=1,
+        description="Detection model: a local path (`.pt` or an exported directory), an `s3://` address, an "
+        "Ultralytics model name such as `yolov8x.pt` (downloaded once), or `embedded`, the small model "
+        "that ships with the project for its demo.",
+    )
+    model_sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="Pins the model; another file is refused."
+    )
+    model_cache: str = Field(
+        default="~/.cache/capstone/models", description="Directory for models fetched from elsewhere."
+    )
+    labels: CommaSeparated = Field(
+        default=("person", "face"), description="Labels to detect, separated by commas."
+    )
+    sample_fps: float = Field(
+        default=5.0, ge=0, le=1000, description="Frames analysed per second of video; 0 means every frame."
+    )
+    min_score: float = Field(default=0.25, gt=0, lt=1, description="Detections less sure than this are dropped.")
+    tracker: Literal["bytetrack", "botsort"] = Field(
+        default="bytetrack", description="Ultralytics tracker that joins detections into tracks."
+    )
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:0`."
+    )
+
+    compute: Literal["local", "batch"] = Field(
+        default="local", description="Where runs execute: a process on this machine, or AWS Batch."
+    )
+    environment: Literal["local", "dev", "prod"] = Field(
+        default="local", description="Which deployment this is."
+    )
+    timezone: str = Field(
+        default="Asia/Seoul", description="Zone of wall-clock times that name none, as in file names."
+    )
+
+    key_prefix: str = Field(default="", description="Only keys under this prefix are analysed.")
+    key_suffixes: CommaSeparated = Field(
+        default=(".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"),
+        description="File name endings taken for videos (any case), separated by commas; other keys are "
+        "ignored on purpose.",
+    )
+    external_id_pattern: str | None = Field(
+        default=None,
+        description="Regular expression searched in the key; its group `external_id` (else the first) is the "
+        "back end's id, when neither the message nor the object's metadata names one.",
+    )
+    camera_pattern: str = Field(
+        default=r"^(?P<camera>[^/]+)/",
+        description="Regular expression searched in the key; its group `camera` (else the first) names the "
+        "camera. The default takes the first folder.",
+    )
+    recorded_at_pattern: str = Field(
+        default=r"(?P<recorded_at>(?:19|20)\d{6}[_-]?\d{6})",
+        description="Regular expression searched in the file's name for a local time as in 20250526_193726.",
+    )
+
+    poll_wait_s: float = Field(
+        default=10.0, ge=0, le=20, description="Seconds a sensor tick waits for a first message (long poll)."
+    )
+    messages_per_tick: int = Field(
+        default=500, ge=1, le=5000, description="Most messages taken from the queue in one tick."
+    )
+
+    @field_validator("labels", "key_suffixes", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _some_label(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("at least one label is needed, as in person,face")
+        return value
+
+    @field_validator("derived_url")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"^(s3://[^/]+|file:///.+)", value):
+            raise ValueError("expected s3://bucket/prefix or file:///directory")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError("expected a zone of the IANA database, as in Asia/Seoul or UTC") from error
+        return value
+
+    @field_validator("external_id_pattern", "camera_pattern", "recorded_at_pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            pattern = re.compile(value)
+        except re.error as error:
+            raise ValueError(f"expected a regular expression: {error}") from error
+        if pattern.groups < 1:
+            raise ValueError("expected a regular expression with one group, the part that is wanted")
+        return value
+
+    @model_validator(mode="after")
+    def _driver_named(self) -> Settings:
+        url = self.database_url.get_secret_value() if self.database_url else None
+        if url is not None and not url.startswith("postgresql+psycopg://"):
+            raise ValueError(
+                "CAPSTONE_DATABASE_URL: expected postgresql+psycopg://user:password@host:port/database "
+                "(psycopg 3 named as the driver: it is the one that the event store writes with)"
+            )
+        return self
+
+    def event_store_url(self) -> str:
+        """The event store's SQLAlchemy URL, with its password; never log it.
+
+        Raises:
+            ConfigurationError: neither CAPSTONE_DATABASE_URL nor POSTGRES_HOST is set.
+        """
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        if self.postgres_host is None:
+            raise ConfigurationError(
+                "No event store is configured: set CAPSTONE_DATABASE_URL "
+                "(postgresql+psycopg://user:password@host:5432/capstone) or POSTGRES_HOST and its companions."
+            )
+        password = self.postgres_password.get_secret_value() if self.postgres_password else ""
+        credentials = quote(self.postgres_user, safe="") + (f":{quote(password, safe='')}" if password else "")
+        return (
+            f"postgresql+psycopg://{credentials}@{self.postgres_host}:{self.postgres_port}/{self.postgres_db}"
+        )
+
+    def required(self, name: str) -> str:
+        """The value of an optional text setting that this caller cannot work without.
+
+        Raises:
+            ConfigurationError: it is not set.
+        """
+        value = getattr(self, name)
+        if value is None:
+            description = type(self).model_fields[name].description
+            raise ConfigurationError(f"{variable_name(name)} is not set. It is needed here: {description}")
+        return str(value)
+
+
+def variable_name(field: str) -> str:
+    """The environment variable that a field of :class:`Settings` is read from."""
+    alias = Settings.model_fields[field].validation_alias
+    return alias if isinstance(alias, str) else f"CAPSTONE_{field.upper()}"
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Read and check the environment afresh; keyword arguments win over it.
+
+    Raises:
+        ConfigurationError: one sentence per wrong variable.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    sentences = []
+    for problem in error.errors():
+        # An error's location is the alias where there is one, else the field; model-wide ones have none.
+        location = str(problem["loc"][0]) if problem["loc"] else ""
+        reason = problem["msg"].removeprefix("Value error, ")
+        if not location:
+            sentences.append(reason)
+            continue
+        name = variable_name(location) if location in Settings.model_fields else location
+        field = location if location in Settings.model_fields else location.lower()
+        secret = "url" in field or "password" in field
+        shown = "" if secret else f" is {problem['input']!r}"
+        described = Settings.model_fields[field].description if field in Settings.model_fields else ""
+        sentences.append(f"{name}{shown}: {reason}. {described}".strip())
+    return "Wrong configuration. " + " ".join(sentences)

@@ -1,0 +1,98 @@
+"""What can go wrong with storage, one class for each thing an operator does about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+
+class StorageError(Exception):
+    """Base of this room's errors; `failure_class` is the contract's word for it."""
+
+    failure_class = "storage-unavailable"
+
+
+class StorageUnavailable(StorageError):
+    """The store does not answer, answers with a server error, or throttles. Passing: try again."""
+
+
+class PermissionDenied(StorageError):
+    """The store answers, and forbids the call."""
+
+    failure_class = "permission-denied"
+
+
+class ObjectNotFound(StorageError):
+    """There is no object of that name. Derived objects are written before they are referred to, so a
+    missing one was deleted since."""
+
+    failure_class = "internal"
+
+
+class SourceMissing(StorageError):
+    """The uploaded video is not there (any more)."""
+
+    failure_class = "source-missing"
+
+
+class SourceForbidden(StorageError):
+    """The uploaded video is there and may not be read."""
+
+    failure_class = "source-forbidden"
+
+
+class SourceChanged(StorageError):
+    """The object is not the upload that was asked for: it was overwritten in between."""
+
+    failure_class = "source-changed"
+
+
+class DatabaseUnavailable(StorageError):
+    """The event store does not answer, or broke off the connection. Passing: try again."""
+
+    failure_class = "database-unavailable"
+
+
+# HeadObject has no body, so S3 gives the bare status as the error code there.
+_NOT_FOUND = {"404", "NoSuchKey", "NoSuchVersion", "NoSuchBucket", "NotFound"}
+_FORBIDDEN = {"403", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_CHANGED = {"412", "PreconditionFailed"}
+
+
+@contextmanager
+def explained(url: str, *, source: bool = False) -> Iterator[None]:
+    """Turn botocore's errors about the object at `url` into this room's classes.
+
+    Args:
+        url: the object, named in the message.
+        source: it is an uploaded video, for which missing, forbidden and changed have their own classes.
+    """
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        operation = error.operation_name
+        if code in _NOT_FOUND:
+            if source:
+                raise SourceMissing(
+                    f"The video {url} does not exist (S3 answered {code} to {operation}). It was deleted, or "
+                    "never there: upload it again."
+                ) from error
+            raise ObjectNotFound(f"There is no object {url} (S3 answered {code} to {operation}).") from error
+        if code in _FORBIDDEN:
+            remedy = f"Grant this role s3:{'GetObject' if operation == 'HeadObject' else operation} on it."
+            kind = SourceForbidden if source else PermissionDenied
+            raise kind(f"S3 forbids {operation} on {url} ({code}). {remedy}") from error
+        if code in _CHANGED:
+            raise SourceChanged(
+                f"{url} is not the upload that was asked for: it was overwritten since. The newer upload has "
+                "a run of its own; nothing is to be done."
+            ) from error
+        raise StorageUnavailable(f"S3 failed {operation} on {url}: {error}. It is tried again.") from error
+    except BotoCoreError as error:
+        raise StorageUnavailable(
+            f"S3 cannot be reached for {url}: {error}. Check AWS_ENDPOINT_URL, AWS_REGION, credentials and "
+            "the network."
+        ) from error

@@ -1,0 +1,98 @@
+"""The detection model's file: found locally, fetched once from S3, or left to Ultralytics by name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from capstone_dagster.storage.errors import ObjectNotFound, StorageError, explained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mypy_boto3_s3 import S3Client
+
+EMBEDDED_MODEL = "embedded"
+
+
+class ModelUnavailable(StorageError):
+    """The configured model cannot be had."""
+
+    failure_class = "model-unavailable"
+
+
+def locate_model(model: str, *, cache: Path, s3: Callable[[], S3Client]) -> Path:
+    """The model as a local file or directory, fetched first where that is needed.
+
+    Args:
+        model: `CAPSTONE_MODEL`: `embedded`, a path, an `s3://` address of a file, or an Ultralytics name.
+        cache: directory for fetched models, made when needed.
+        s3: makes the client, called only for `s3://` addresses.
+
+    Raises:
+        ModelUnavailable: there is no such file, or it cannot be fetched.
+    """
+    if model == EMBEDDED_MODEL:
+        from capstone_dagster.local.detector import MODEL_PATH
+
+        return MODEL_PATH
+    if model.startswith("s3://"):
+        return _from_s3(model, cache, s3())
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    # A bare file name is one of Ultralytics' published models; anything with a folder is meant as a path.
+    if path.name == model and path.suffix == ".pt":
+        return _from_ultralytics(model, cache)
+    raise ModelUnavailable(
+        f"CAPSTONE_MODEL is {model!r}, and there is no such file or directory. Expected a .pt file, an "
+        "exported model's directory, an s3:// address, an Ultralytics name such as yolov8x.pt, or embedded."
+    )
+
+
+def _from_s3(url: str, cache: Path, client: S3Client) -> Path:
+    parts = urlsplit(url)
+    bucket, key = parts.netloc, parts.path.lstrip("/")
+    try:
+        with explained(url):
+            # The ETag names the cached copy: a model replaced under the same key is another model.
+            etag = client.head_object(Bucket=bucket, Key=key)["ETag"].strip('"')
+            target = cache / etag / Path(key).name
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".fetching-")
+                os.close(handle)
+                client.download_file(bucket, key, temporary)
+                os.replace(temporary, target)
+    except ObjectNotFound as error:
+        raise ModelUnavailable(f"CAPSTONE_MODEL is {url}, and S3 has no such object.") from error
+    return target
+
+
+def _from_ultralytics(name: str, cache: Path) -> Path:
+    target = cache / name
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    from ultralytics.utils.downloads import attempt_download_asset
+
+    # Ultralytics writes to the path it is given, in place; a killed download must not pass for a model.
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetching-") as folder:
+        fetched = Path(folder) / name
+        try:
+            attempt_download_asset(fetched)
+        except (OSError, RuntimeError) as error:
+            raise ModelUnavailable(
+                f"CAPSTONE_MODEL is {name!r}; Ultralytics could not download it: {error}. Give a local path "
+                "or an s3:// address on machines without a way to the internet."
+            ) from error
+        if not fetched.exists():
+            raise ModelUnavailable(
+                f"CAPSTONE_MODEL is {name!r}, which is no file here and no model that Ultralytics publishes. "
+                "Give a local path, an s3:// address, or a published name such as yolov8x.pt."
+            )
+        os.replace(fetched, target)
+    return target

@@ -1,0 +1,172 @@
+"""The event store's tables as SQLAlchemy sees them; the migrations create them, a test keeps both equal.
+
+Columns are only ever added: other systems read `current_events` and `current_status`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+SCHEMA = "capstone"
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    },
+)
+
+STATES = (
+    "received",
+    "queued",
+    "waiting-for-compute",
+    "running",
+    "done",
+    "failed",
+    "superseded",
+    "cancelled",
+)
+
+
+def _time(name: str, *, nullable: bool = True, now: bool = False) -> Column[object]:
+    return Column(
+        name, DateTime(timezone=True), nullable=nullable, server_default=func.now() if now else None
+    )
+
+
+videos = Table(
+    "videos",
+    metadata,
+    Column("video_id", Text, primary_key=True),
+    Column("external_id", Text),
+    Column("bucket", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("camera", Text, nullable=False),
+    Column("version_id", Text),
+    Column("etag", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("duration_ms", BigInteger),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("fps", Double),
+    Column("codec", Text),
+    _time("recorded_at"),
+    Column("recorded_at_source", Text),
+    _time("uploaded_at", nullable=False),
+    _time("first_seen_at", nullable=False, now=True),
+    Index("ix_videos_external_id", "external_id"),
+)
+
+analyses = Table(
+    "analyses",
+    metadata,
+    Column("analysis_id", Text, primary_key=True),
+    Column("detection_id", Text, nullable=False),
+    Column("video_id", Text, ForeignKey(videos.c.video_id, ondelete="CASCADE"), nullable=False),
+    Column("upload_id", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("model_sha256", Text, nullable=False),
+    Column("settings", JSONB, nullable=False),
+    Column("detection_version", Integer, nullable=False),
+    Column("events_version", Integer, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("frames_decoded", BigInteger, nullable=False),
+    Column("frames_analyzed", BigInteger, nullable=False),
+    Column("detections", BigInteger, nullable=False),
+    Column("tracks", Integer, nullable=False),
+    Column("events", Integer, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("gpu_seconds", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("objects_prefix", Text, nullable=False),
+    _time("uploaded_at", nullable=False),
+    _time("requested_at", nullable=False),
+    _time("published_at", nullable=False, now=True),
+    Column("is_current", Boolean, nullable=False),
+    Index("uq_analyses_current", "video_id", unique=True, postgresql_where=text("is_current")),
+    Index("ix_analyses_video_id", "video_id", "published_at"),
+    Index("ix_analyses_detection_id", "detection_id"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("event_id", Text, primary_key=True),
+    Column("analysis_id", Text, ForeignKey(analyses.c.analysis_id, ondelete="CASCADE"), nullable=False),
+    Column("video_id", Text, nullable=False),
+    Column("camera", Text, nullable=False),
+    Column("track_id", Integer, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("start_ms", BigInteger, nullable=False),
+    Column("end_ms", BigInteger, nullable=False),
+    _time("started_at"),
+    _time("ended_at"),
+    Column("first_frame", Integer, nullable=False),
+    Column("last_frame", Integer, nullable=False),
+    Column("sample_interval_ms", Double, nullable=False),
+    Column("detections", Integer, nullable=False),
+    Column("best_score", Double, nullable=False),
+    Column("mean_score", Double, nullable=False),
+    Column("best_ms", BigInteger, nullable=False),
+    Column("best_box", ARRAY(Double), nullable=False),
+    Column("face_score", Double),
+    Column("face_box", ARRAY(Double)),
+    Column("truncated_start", Boolean, nullable=False),
+    Column("truncated_end", Boolean, nullable=False),
+    Column("thumbnail_key", Text),
+    CheckConstraint("start_ms >= 0 AND start_ms <= best_ms AND best_ms <= end_ms", name="times"),
+    CheckConstraint("cardinality(best_box) = 4", name="best_box"),
+    CheckConstraint("face_box IS NULL OR cardinality(face_box) = 4", name="face_box"),
+    Index("ix_events_analysis_id", "analysis_id"),
+    Index("ix_events_video_start", "video_id", "start_ms"),
+    Index("ix_events_camera_started", "camera", "started_at"),
+)
+
+video_status = Table(
+    "video_status",
+    metadata,
+    Column("upload_id", Text, primary_key=True),
+    Column("video_id", Text, ForeignKey(videos.c.video_id, ondelete="CASCADE"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("progress", Double, nullable=False, server_default=text("0")),
+    Column("failure_class", Text),
+    Column("message", Text),
+    Column("run_id", Text),
+    _time("uploaded_at", nullable=False),
+    _time("updated_at", nullable=False, now=True),
+    CheckConstraint(f"state IN ({', '.join(repr(state) for state in STATES)})", name="state"),
+    CheckConstraint("progress >= 0 AND progress <= 1", name="progress"),
+    Index("ix_video_status_video_id", "video_id", "uploaded_at"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("notice_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("video_id", Text, nullable=False),
+    Column("upload_id", Text, nullable=False),
+    Column("payload", JSONB, nullable=False),
+    _time("created_at", nullable=False, now=True),
+    _time("sent_at"),
+    Index("ix_outbox_unsent", "notice_id", postgresql_where=text("sent_at IS NULL")),
+)

@@ -1,0 +1,84 @@
+"""Uploaded videos in S3: what HeadObject says of one, and a local copy of exactly that upload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from capstone_dagster.storage.errors import explained
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mypy_boto3_s3 import S3Client
+
+
+@dataclass(frozen=True, slots=True)
+class SourceObject:
+    """One uploaded object as HeadObject describes it.
+
+    Attributes:
+        version_id: S3's version, None in a bucket without versions.
+        etag: without its quotes.
+        size_bytes: length of the object.
+        last_modified: when S3 took the upload, timezone-aware.
+        metadata: the uploader's own key-value pairs, keys in lower case.
+    """
+
+    bucket: str
+    key: str
+    version_id: str | None
+    etag: str
+    size_bytes: int
+    last_modified: datetime
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """`s3://bucket/key`, for people."""
+        return f"s3://{self.bucket}/{self.key}"
+
+
+def head_source(client: S3Client, bucket: str, key: str, version_id: str | None = None) -> SourceObject:
+    """Ask S3 about an upload: the version named, else the latest.
+
+    Raises:
+        SourceMissing, SourceForbidden, StorageUnavailable: as S3 answers.
+    """
+    with explained(f"s3://{bucket}/{key}", source=True):
+        if version_id is None:
+            answer = client.head_object(Bucket=bucket, Key=key)
+        else:
+            answer = client.head_object(Bucket=bucket, Key=key, VersionId=version_id)
+    # S3 says "null" for objects that are older than the bucket's versioning.
+    version = answer.get("VersionId")
+    return SourceObject(
+        bucket=bucket,
+        key=key,
+        version_id=None if version in (None, "null") else version,
+        etag=answer["ETag"].strip('"'),
+        size_bytes=answer["ContentLength"],
+        last_modified=answer["LastModified"],
+        metadata={name.lower(): value for name, value in answer.get("Metadata", {}).items()},
+    )
+
+
+def download_source(
+    client: S3Client, *, bucket: str, key: str, version_id: str | None, etag: str, path: Path
+) -> None:
+    """Copy an upload to a local file; its bytes are those of `etag`, or the call fails.
+
+    Raises:
+        SourceChanged: the object was overwritten since.
+        SourceMissing, SourceForbidden, StorageUnavailable: as S3 answers.
+    """
+    with explained(f"s3://{bucket}/{key}", source=True):
+        if version_id is None:
+            answer = client.get_object(Bucket=bucket, Key=key, IfMatch=etag)
+        else:
+            answer = client.get_object(Bucket=bucket, Key=key, VersionId=version_id, IfMatch=etag)
+        with path.open("wb") as file:
+            for chunk in answer["Body"].iter_chunks(1 << 20):
+                file.write(chunk)
