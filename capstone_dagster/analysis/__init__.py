@@ -1,0 +1,67 @@
+"""Pixels to tracks to events: a library on its own, without Dagster, AWS or SQL.
+
+`load_detector` and `analyze_video` turn a video into Parquet files and pictures; `build_events` turns its
+detections into events. Progress, counts and timings come back as values. Importing this package loads
+neither torch nor a model.
+"""
+
+from .detections import Detections
+from .detector import Detector, load_detector
+from .engine import DetectionSummary, Progress, analyze_video
+from .errors import (
+    AnalysisError,
+    GpuError,
+    GpuOutOfMemory,
+    InvalidAnalysisSettings,
+    ModelUnavailable,
+    UndecodableVideo,
+)
+from .events import Event, build_events
+from .identity import DETECTION_VERSION, EVENTS_VERSION, analysis_id, detection_id, event_id, model_sha256
+from .settings import AnalysisSettings, EventRules
+from .tables import (
+    DETECTIONS_SCHEMA,
+    EVENTS_SCHEMA,
+    FRAMES_SCHEMA,
+    read_detections,
+    read_events,
+    read_frames,
+    write_events,
+)
+from .video import Frame, VideoInfo, frames, probe
+
+__all__ = [
+    "DETECTIONS_SCHEMA",
+    "DETECTION_VERSION",
+    "EVENTS_SCHEMA",
+    "EVENTS_VERSION",
+    "FRAMES_SCHEMA",
+    "AnalysisError",
+    "AnalysisSettings",
+    "DetectionSummary",
+    "Detections",
+    "Detector",
+    "Event",
+    "EventRules",
+    "Frame",
+    "GpuError",
+    "GpuOutOfMemory",
+    "InvalidAnalysisSettings",
+    "ModelUnavailable",
+    "Progress",
+    "UndecodableVideo",
+    "VideoInfo",
+    "analysis_id",
+    "analyze_video",
+    "build_events",
+    "detection_id",
+    "event_id",
+    "frames",
+    "load_detector",
+    "model_sha256",
+    "probe",
+    "read_detections",
+    "read_events",
+    "read_frames",
+    "write_events",
+]

@@ -1,0 +1,41 @@
+"""What can go wrong in an analysis, each with the failure class that operators and retries know it by."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AnalysisError(Exception):
+    """A failure whose message says what was expected, what came, and what to do about it."""
+
+    failure_class: ClassVar[str] = "internal"
+
+
+class UndecodableVideo(AnalysisError):
+    """The file holds no video picture that can be decoded; trying again would change nothing."""
+
+    failure_class = "undecodable-video"
+
+
+class ModelUnavailable(AnalysisError):
+    """The detector's weights are missing, are not the ones that were pinned, or do not load."""
+
+    failure_class = "model-unavailable"
+
+
+class GpuOutOfMemory(AnalysisError):
+    """The accelerator had no room for the model or for one batch."""
+
+    failure_class = "gpu-out-of-memory"
+
+
+class GpuError(AnalysisError):
+    """The accelerator failed for any other reason than memory."""
+
+    failure_class = "gpu-error"
+
+
+class InvalidAnalysisSettings(AnalysisError, ValueError):
+    """A setting that cannot work, refused before any frame is decoded."""
+
+    failure_class = "configuration"

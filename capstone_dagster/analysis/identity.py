@@ -1,0 +1,94 @@
+"""The names of work and of results: equal inputs give equal ids, what changes a result changes its id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from .errors import ModelUnavailable
+from .settings import AnalysisSettings, EventRules
+
+DETECTION_VERSION = 1
+"""Raise when the same bytes, model and settings begin to give other detections or tracks."""
+
+EVENTS_VERSION = 1
+"""Raise when the same detections and rules begin to give other events."""
+
+_ID_DIGITS = 32  # 128 bits: no collision in any number of videos that will ever be uploaded
+_READ_BYTES = 1 << 20
+
+
+def detection_id(
+    *, etag: str, size_bytes: int, model_sha256: str, settings: AnalysisSettings, nonce: str | None = None
+) -> str:
+    """The id of the GPU's work on these bytes: where the object lies and what it is called do not matter.
+
+    S3 answers an ETag in quotation marks in one place and without in another; both are the same bytes.
+    """
+    return _digest(
+        "detections",
+        DETECTION_VERSION,
+        {
+            "etag": etag.strip('"'),
+            "size_bytes": size_bytes,
+            "model_sha256": model_sha256.lower(),
+            "settings": settings.detection_fields(),
+            "nonce": nonce,
+        },
+    )
+
+
+def analysis_id(*, video_id: str, detection_id: str, rules: EventRules) -> str:
+    """The id of what is published: one video's events, by these rules, from these detections."""
+    return _digest(
+        "analysis",
+        EVENTS_VERSION,
+        {"video_id": video_id, "detection_id": detection_id, "rules": rules.as_fields()},
+    )
+
+
+def event_id(*, analysis_id: str, label: str, track_id: int, start_ms: int) -> str:
+    """The id of one presence within one analysis."""
+    return _digest(
+        "event",
+        EVENTS_VERSION,
+        {"analysis_id": analysis_id, "label": label, "track_id": track_id, "start_ms": start_ms},
+    )
+
+
+def model_sha256(path: Path) -> str:
+    """The SHA-256 of a model file, or of a model directory's sorted relative names and contents."""
+    try:
+        if path.is_dir():
+            files = sorted(
+                (file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file()
+            )
+            listing = "".join(f"{_sha256_of_file(file)}  {name}\n" for name, file in files)
+            if not files:
+                raise ModelUnavailable(
+                    f"A model was expected in {path}, but the directory is empty; export it again."
+                )
+            return hashlib.sha256(listing.encode()).hexdigest()
+        return _sha256_of_file(path)
+    except FileNotFoundError:
+        raise ModelUnavailable(
+            f"A model was expected at {path}, but nothing is there; correct the path or fetch the model."
+        ) from None
+    except OSError as error:
+        raise ModelUnavailable(
+            f"The model at {path} cannot be read ({error}); correct its permissions."
+        ) from error
+
+
+def _sha256_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(kind: str, version: int, fields: dict[str, object]) -> str:
+    text = json.dumps([kind, version, fields], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]

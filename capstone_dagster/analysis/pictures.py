@@ -1,0 +1,199 @@
+"""The pictures of an analysis: a contact sheet of the whole video and the best view of each track."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .detections import Detections
+from .video import Image
+
+_SHEET_TILES = 12
+_TILE_SIDE = 480  # four tiles side by side fill a full-HD screen
+_TILE_GAP = 6
+_CAPTION_HEIGHT = 26
+_BACKGROUND = (32, 28, 26)
+_CAPTION_COLOUR = (235, 235, 235)
+# BGR, told apart also by those who see red and green alike.
+_LABEL_COLOURS = (
+    (0, 190, 255),
+    (230, 160, 40),
+    (180, 90, 220),
+    (110, 200, 60),
+    (80, 110, 250),
+    (200, 200, 60),
+)
+
+_THUMBNAIL_SIDE = 320
+# A little of what is around the object tells a viewer where it is, and forgives a tight box.
+_THUMBNAIL_MARGIN = 0.15
+
+_JPEG_QUALITY = 88
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+class ContactSheet:
+    """Keeps a dozen frames spread evenly over a video of unknown length, in bounded memory.
+
+    Every n-th frame is kept; when two dozen are there, every second one is let go and n doubles.
+    """
+
+    def __init__(self) -> None:
+        self._tiles: list[Image] = []
+        self._stride = 1
+        self._offered = 0
+
+    def offer(
+        self, image: Image, pts_ms: int, detections: Detections, track_ids: npt.NDArray[np.int32]
+    ) -> None:
+        """To be called for each analysed frame in order."""
+        if self._offered % self._stride == 0:
+            self._tiles.append(_tile(image, pts_ms, detections, track_ids))
+            if len(self._tiles) == 2 * _SHEET_TILES:
+                self._tiles = self._tiles[::2]
+                self._stride *= 2
+        self._offered += 1
+
+    def write(self, path: Path) -> None:
+        """Writes the sheet as a JPEG, tiles in order of time from left to right and down."""
+        shown = min(_SHEET_TILES, len(self._tiles))
+        if shown == 0:
+            raise ValueError("a contact sheet needs at least one frame, but none was offered")
+        chosen = [self._tiles[round(place)] for place in np.linspace(0, len(self._tiles) - 1, shown)]
+        _write_jpeg(path, _grid(chosen))
+
+
+@dataclass(slots=True)
+class _Candidate:
+    score: float
+    crop: Image
+    last_seen_ms: int
+
+
+class Thumbnails:
+    """The best view of each track, written as soon as the track can no longer come back."""
+
+    def __init__(self, folder: Path, *, keep_ms: float) -> None:
+        self._folder = folder
+        self._keep_ms = keep_ms
+        self._candidates: dict[int, _Candidate] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("*.jpg"):
+            stale.unlink()
+
+    def offer(
+        self, image: Image, pts_ms: int, detections: Detections, track_ids: npt.NDArray[np.int32]
+    ) -> None:
+        """To be called for each analysed frame in order, with tracked detections only."""
+        for box, score, track_id in zip(
+            detections.boxes, detections.scores.tolist(), track_ids.tolist(), strict=True
+        ):
+            candidate = self._candidates.get(track_id)
+            if candidate is None or score > candidate.score:
+                self._candidates[track_id] = _Candidate(score, _crop(image, box), pts_ms)
+            else:
+                candidate.last_seen_ms = pts_ms
+        for track_id in [
+            track_id
+            for track_id, candidate in self._candidates.items()
+            if pts_ms - candidate.last_seen_ms > self._keep_ms
+        ]:
+            self._write(track_id)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        for track_id in list(self._candidates):
+            self._write(track_id)
+
+    def _write(self, track_id: int) -> None:
+        _write_jpeg(self._folder / f"{track_id}.jpg", self._candidates.pop(track_id).crop)
+
+
+def _tile(image: Image, pts_ms: int, detections: Detections, track_ids: npt.NDArray[np.int32]) -> Image:
+    # Always a new picture, because the frame itself is shared with others; small ones are enlarged to carry
+    # text.
+    scale = _TILE_SIDE / max(image.shape[:2])
+    picture = _resized(image, scale)
+    for index in range(len(detections)):
+        colour = _LABEL_COLOURS[int(detections.label_ids[index]) % len(_LABEL_COLOURS)]
+        x1, y1, x2, y2 = (round(value) for value in (detections.boxes[index] * scale).tolist())
+        cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
+        number = f" {track_ids[index]}" if track_ids[index] >= 0 else ""
+        _tag(picture, f"{detections.label(index)}{number}", (x1, y1), colour)
+    caption = np.full((_CAPTION_HEIGHT, picture.shape[1], 3), _BACKGROUND, dtype=np.uint8)
+    counts = [
+        f"{int((detections.label_ids == label_id).sum())} {name}"
+        for label_id, name in enumerate(detections.names)
+        if (detections.label_ids == label_id).any()
+    ]
+    text = "   ".join([_clock(pts_ms), *counts])
+    cv2.putText(caption, text, (4, _CAPTION_HEIGHT - 8), _FONT, 0.5, _CAPTION_COLOUR, 1, cv2.LINE_AA)
+    return np.vstack([picture, caption])
+
+
+def _tag(picture: Image, text: str, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    """A small label on a filled ground, above the box where there is room, else inside it."""
+    (width, height), _ = cv2.getTextSize(text, _FONT, 0.34, 1)
+    x = max(0, min(corner[0], picture.shape[1] - width - 4))
+    y = corner[1] if corner[1] >= height + 4 else corner[1] + height + 4
+    cv2.rectangle(picture, (x, y - height - 4), (x + width + 4, y), colour, cv2.FILLED)
+    cv2.putText(picture, text, (x + 2, y - 3), _FONT, 0.34, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def _grid(tiles: Sequence[Image]) -> Image:
+    height, width = tiles[0].shape[:2]
+    # As many columns as make the sheet about as wide as a screen.
+    columns = max(1, min(len(tiles), round(math.sqrt(len(tiles) * (16 / 9) * height / width))))
+    if (
+        len(tiles) % columns and len(tiles) % (columns + 1) == 0
+    ):  # a full last row, where a little wider gives one
+        columns += 1
+    rows = math.ceil(len(tiles) / columns)
+    sheet = np.empty(
+        (rows * (height + _TILE_GAP) + _TILE_GAP, columns * (width + _TILE_GAP) + _TILE_GAP, 3),
+        dtype=np.uint8,
+    )
+    sheet[:] = _BACKGROUND
+    for place, tile in enumerate(tiles):
+        top = _TILE_GAP + (place // columns) * (height + _TILE_GAP)
+        left = _TILE_GAP + (place % columns) * (width + _TILE_GAP)
+        sheet[top : top + height, left : left + width] = tile
+    return sheet
+
+
+def _crop(image: Image, box: npt.NDArray[np.float32]) -> Image:
+    x1, y1, x2, y2 = box.tolist()
+    across, down = _THUMBNAIL_MARGIN * (x2 - x1), _THUMBNAIL_MARGIN * (y2 - y1)
+    left, top = max(0, math.floor(x1 - across)), max(0, math.floor(y1 - down))
+    right, bottom = math.ceil(x2 + across), math.ceil(y2 + down)
+    view = image[top:bottom, left:right]
+    # A copy where it is small enough already: a view would keep the whole frame in memory.
+    return (
+        view.copy()
+        if max(view.shape[:2]) <= _THUMBNAIL_SIDE
+        else _resized(view, _THUMBNAIL_SIDE / max(view.shape[:2]))
+    )
+
+
+def _resized(image: Image, scale: float) -> Image:
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=interpolation), dtype=np.uint8)
+
+
+def _clock(pts_ms: int) -> str:
+    seconds, tenths = divmod(pts_ms // 100, 10)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{tenths}"
+
+
+def _write_jpeg(path: Path, image: Image) -> None:
+    encoded, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not encoded:
+        raise OSError(f"a JPEG was to be written to {path}, but OpenCV could not encode it")
+    path.write_bytes(data.tobytes())

@@ -1,0 +1,174 @@
+"""The choices that an analysis is made with, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from .errors import InvalidAnalysisSettings
+
+TrackerName = Literal["bytetrack", "botsort"]
+
+# ByteTrack continues a track through weak detections that could not start one; 0.1 is its authors' floor,
+# below which boxes are mostly background. The detector is asked for everything above it, whatever is kept
+# in the end.
+WEAK_SCORE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisSettings:
+    """What to look for, how often, and how sure to be.
+
+    Attributes:
+        labels: the classes of interest, by the names the model gives them.
+        sample_fps: frames analysed per second of video; 0 means every frame. Sampling goes by presentation
+            time.
+        min_score: detections below it are not kept (0-1).
+        iou: two boxes of one label that overlap by more than this are one object (non-maximum suppression,
+            0-1).
+        image_size: the longer side, in pixels, of the picture the model sees; None leaves it to the model.
+        tracker: which of Ultralytics' trackers joins detections into tracks.
+        track_buffer_s: how long a track may stay unseen and still be continued, in seconds of video. Two
+            seconds is a person passing behind a pillar.
+        batch_size: pictures handed to the model at once: costs memory, changes no result.
+    """
+
+    labels: tuple[str, ...] = ("person", "face")
+    sample_fps: float = 5.0
+    min_score: float = 0.25
+    iou: float = 0.7
+    image_size: int | None = None
+    tracker: TrackerName = "bytetrack"
+    track_buffer_s: float = 2.0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        # Tuples and floats whatever was passed, so that equal settings are equal values and have equal ids.
+        object.__setattr__(self, "labels", _names("labels", self.labels))
+        for field in ("sample_fps", "min_score", "iou", "track_buffer_s"):
+            object.__setattr__(self, field, _number(field, getattr(self, field)))
+        _require(
+            len(self.labels) > 0
+            and all(isinstance(name, str) and name.strip() == name != "" for name in self.labels),
+            "labels",
+            self.labels,
+            "at least one name without surrounding blanks, such as ('person', 'face')",
+        )
+        _require(len(set(self.labels)) == len(self.labels), "labels", self.labels, "names that differ")
+        # 1000 is beyond any camera; more is a mistyped interval in milliseconds.
+        _require(
+            0 <= self.sample_fps <= 1000, "sample_fps", self.sample_fps, "0 (every frame) to 1000 per second"
+        )
+        _require(0 < self.min_score <= 1, "min_score", self.min_score, "more than 0 and at most 1")
+        _require(0 < self.iou <= 1, "iou", self.iou, "more than 0 and at most 1")
+        _require(
+            self.image_size is None or (_is_integer(self.image_size) and 32 <= self.image_size <= 8192),
+            "image_size",
+            self.image_size,
+            "None or a whole number of pixels from 32 to 8192",
+        )
+        _require(
+            self.tracker in get_args(TrackerName), "tracker", self.tracker, f"one of {get_args(TrackerName)}"
+        )
+        _require(
+            0 < self.track_buffer_s <= 600,
+            "track_buffer_s",
+            self.track_buffer_s,
+            "more than 0, at most 600 s",
+        )
+        _require(
+            _is_integer(self.batch_size) and 1 <= self.batch_size <= 1024,
+            "batch_size",
+            self.batch_size,
+            "a whole number from 1 to 1024",
+        )
+
+    @property
+    def weak_score(self) -> float:
+        """The score above which the detector reports: the tracker sees weaker detections than those kept."""
+        return min(WEAK_SCORE, self.min_score)
+
+    def detection_fields(self) -> dict[str, object]:
+        """Everything that changes detections or tracks, JSON-able; label order and batch size do not."""
+        return {
+            "labels": sorted(self.labels),
+            "sample_fps": self.sample_fps,
+            "min_score": self.min_score,
+            "iou": self.iou,
+            "image_size": self.image_size,
+            "tracker": self.tracker,
+            "track_buffer_s": self.track_buffer_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EventRules:
+    """How detections become events; changing a rule never costs a look at the pixels.
+
+    Attributes:
+        min_detections: a presence seen fewer times is noise. Two, because a false alarm seldom repeats in
+            place.
+        min_duration_s: a presence shorter than this is noise. Each detection stands for one sampling
+            interval, so at 5 frames a second two detections last 0.4 s; 0.3 s asks for about nine at 30
+            frames a second.
+        max_gap_s: a track unseen for longer is a new event. Never shorter than 2.5 sampling intervals, so
+            that one missed detection cannot split an event however sparse the sampling is.
+        face_containment: a face belongs to a person when at least this share of its box lies in the
+            person's. The
+            two boxes come from a detector that is a little off: 0.8 forgives that, and not a passer-by's
+                face.
+    """
+
+    min_detections: int = 2
+    min_duration_s: float = 0.3
+    max_gap_s: float = 2.0
+    face_containment: float = 0.8
+
+    def __post_init__(self) -> None:
+        for field in ("min_duration_s", "max_gap_s", "face_containment"):
+            object.__setattr__(self, field, _number(field, getattr(self, field)))
+        _require(
+            _is_integer(self.min_detections) and self.min_detections >= 1,
+            "min_detections",
+            self.min_detections,
+            "a whole number of at least 1",
+        )
+        _require(self.min_duration_s >= 0, "min_duration_s", self.min_duration_s, "0 s or more")
+        _require(self.max_gap_s >= 0, "max_gap_s", self.max_gap_s, "0 s or more")
+        _require(
+            0 < self.face_containment <= 1,
+            "face_containment",
+            self.face_containment,
+            "more than 0, at most 1",
+        )
+
+    def as_fields(self) -> dict[str, object]:
+        """Every rule, JSON-able: what an analysis id is made from."""
+        return asdict(self)
+
+
+def _number(field: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InvalidAnalysisSettings(
+            f"{field} must be a finite number, but is {value!r}; correct the setting."
+        )
+    return float(value)
+
+
+def _names(field: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):  # a string is a sequence of letters
+        raise InvalidAnalysisSettings(
+            f"{field} must be a sequence of names, but is {value!r}; write a tuple."
+        )
+    return tuple(value)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(holds: bool, field: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise InvalidAnalysisSettings(f"{field} must be {allowed}, but is {value!r}; correct the setting.")
