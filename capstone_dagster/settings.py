@@ -80,7 +80,9 @@ class Settings(BaseSettings):
     sample_fps: float = Field(
         default=5.0, ge=0, le=1000, description="Frames analysed per second of video; 0 means every frame."
     )
-    min_score: float = Field(default=0.25, gt=0, lt=1, description="Detections less sure than this are dropped.")
+    min_score: float = Field(
+        default=0.25, gt=0, lt=1, description="Detections less sure than this are dropped."
+    )
     tracker: Literal["bytetrack", "botsort"] = Field(
         default="bytetrack", description="Ultralytics tracker that joins detections into tracks."
     )
@@ -193,7 +195,9 @@ class Settings(BaseSettings):
                 "(postgresql+psycopg://user:password@host:5432/capstone) or POSTGRES_HOST and its companions."
             )
         password = self.postgres_password.get_secret_value() if self.postgres_password else ""
-        credentials = quote(self.postgres_user, safe="") + (f":{quote(password, safe='')}" if password else "")
+        credentials = quote(self.postgres_user, safe="") + (
+            f":{quote(password, safe='')}" if password else ""
+        )
         return (
             f"postgresql+psycopg://{credentials}@{self.postgres_host}:{self.postgres_port}/{self.postgres_db}"
         )

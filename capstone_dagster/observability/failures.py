@@ -51,7 +51,8 @@ POLICIES: Mapping[FailureClass, Policy] = {
     ),
     FailureClass.SOURCE_MISSING: Policy(False, "Upload the video again, or ignore it if it was deleted."),
     FailureClass.SOURCE_FORBIDDEN: Policy(
-        False, "Grant the worker's role s3:GetObject (and kms:Decrypt) on the bucket, then re-execute the run."
+        False,
+        "Grant the worker's role s3:GetObject (and kms:Decrypt) on the bucket, then re-execute the run.",
     ),
     FailureClass.SOURCE_CHANGED: Policy(False, "Nothing: the newer upload has a run of its own."),
     FailureClass.GPU_OUT_OF_MEMORY: Policy(
@@ -68,7 +69,9 @@ POLICIES: Mapping[FailureClass, Policy] = {
         True, "Check S3 and the network with `capstone doctor`, then re-execute the run from its failed step."
     ),
     FailureClass.PERMISSION_DENIED: Policy(False, "Grant the permission that the message names."),
-    FailureClass.TIMEOUT: Policy(True, "See in the log where the time went; raise the limit for long videos."),
+    FailureClass.TIMEOUT: Policy(
+        True, "See in the log where the time went; raise the limit for long videos."
+    ),
     FailureClass.CAPACITY: Policy(True, "Wait, or raise the quota of the compute environment."),
     FailureClass.CONTAINER_START: Policy(True, "Check the image, its registry and the instance's disk."),
     FailureClass.WORKER_LOST: Policy(

@@ -58,13 +58,15 @@ class VideoUpload:
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """What decoding found out about the video itself; lengths in pixels, duration in milliseconds."""
+    """What is known of the video once it is analysed; lengths in pixels, duration in milliseconds."""
 
     duration_ms: int
     width: int
     height: int
     fps: float | None
     codec: str
+    recorded_at: datetime | None
+    recorded_at_source: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,16 +185,20 @@ class EventStore:
             .values(state="queued", run_id=sa.bindparam("run"), updated_at=sa.func.now())
         )
         with database_errors(self.engine), self.engine.begin() as connection:
-            connection.execute(
-                statement, [{"upload": upload, "run": run} for upload, run in run_ids.items()]
-            )
+            connection.execute(statement, [{"upload": upload, "run": run} for upload, run in run_ids.items()])
 
     def mark_running(self, upload_id: str, run_id: str, progress: float = 0.0) -> None:
         """A run works on the upload; `progress` is the share of the video that is behind it, 0–1."""
         self._set_status(upload_id, state="running", progress=progress, run_id=run_id)
 
     def mark_failed(
-        self, upload_id: str, run_id: str, *, failure_class: str, message: str, only_if_unfinished: bool = False
+        self,
+        upload_id: str,
+        run_id: str,
+        *,
+        failure_class: str,
+        message: str,
+        only_if_unfinished: bool = False,
     ) -> bool:
         """A run of the upload ended in failure.
 
@@ -204,8 +210,7 @@ class EventStore:
         """
         conditions = [video_status.c.upload_id == upload_id]
         if only_if_unfinished:
-            conditions.append(video_status.c.state.in_(("received", "queued", "waiting-for-compute", "running")))
-            conditions.append(sa.or_(video_status.c.run_id == run_id, video_status.c.run_id.is_(None)))
+            conditions = _unfinished(upload_id, run_id)
         statement = (
             sa.update(video_status)
             .where(*conditions)
@@ -225,6 +230,16 @@ class EventStore:
             payload = {"failure_class": failure_class, "message": message, "run_id": run_id}
             self._notify(connection, "video.failed", upload_id, video_id, payload)
             return True
+
+    def mark_cancelled(self, upload_id: str, run_id: str) -> None:
+        """An operator ended the upload's run; a finished upload, or one with another run, stays as it is."""
+        statement = (
+            sa.update(video_status)
+            .where(*_unfinished(upload_id, run_id))
+            .values(state="cancelled", run_id=run_id, updated_at=sa.func.now())
+        )
+        with database_errors(self.engine), self.engine.begin() as connection:
+            connection.execute(statement)
 
     def publish(
         self, analysis: Analysis, rows: Sequence[Mapping[str, Any]], video: VideoFacts
@@ -272,8 +287,12 @@ class EventStore:
                 ).scalar_one()
             current = self._make_current(connection, analysis.analysis_id, analysis.video_id)
             if current:
+                known = {
+                    name: sa.func.coalesce(videos.c[name], value) if name.startswith("recorded_at") else value
+                    for name, value in asdict(video).items()
+                }
                 connection.execute(
-                    sa.update(videos).where(videos.c.video_id == analysis.video_id).values(asdict(video))
+                    sa.update(videos).where(videos.c.video_id == analysis.video_id).values(known)
                 )
             connection.execute(
                 sa.update(video_status)
@@ -393,6 +412,15 @@ class EventStore:
                 kind=kind, video_id=video_id, upload_id=upload_id, payload=json.loads(_json(notice))
             )
         )
+
+
+def _unfinished(upload_id: str, run_id: str) -> list[sa.ColumnElement[bool]]:
+    """The upload's status row, if it is not final and no other run has it."""
+    return [
+        video_status.c.upload_id == upload_id,
+        video_status.c.state.in_(("received", "queued", "waiting-for-compute", "running")),
+        sa.or_(video_status.c.run_id == run_id, video_status.c.run_id.is_(None)),
+    ]
 
 
 def _copyable(value: Any) -> Any:

@@ -143,7 +143,7 @@ ORDER BY s.video_id, s.uploaded_at DESC, s.updated_at DESC;
 """
 
 # Roles belong to the whole server: another database of it may have made this one already (or be making it
-# now, in parallel), and a managed server may forbid making roles, which must not keep the tables from existing.
+# now, in parallel), and a managed server may forbid making roles: neither keeps the tables from existing.
 READER = """
 DO $$
 BEGIN

@@ -1,0 +1,1 @@
+"""The Dagster assets: an upload's frames and detections, and the events derived from them."""

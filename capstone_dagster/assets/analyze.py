@@ -1,0 +1,134 @@
+"""From an upload to stored detections: the same bytes, model and settings are analysed once, ever."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from capstone_dagster.analysis import (
+    DETECTION_VERSION,
+    AnalysisSettings,
+    Detector,
+    Progress,
+    analyze_video,
+    detection_id,
+    load_detector,
+    model_sha256,
+)
+from capstone_dagster.assets.references import DetectionsReference
+from capstone_dagster.services import Services
+from capstone_dagster.settings import Settings
+from capstone_dagster.storage.errors import ObjectNotFound
+from capstone_dagster.storage.event_store import VideoUpload
+from capstone_dagster.storage.sources import download_source
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisOrder:
+    """One upload to analyse, and what its request wants other than usual.
+
+    Attributes:
+        nonce: makes the work unlike any before, so that it is done again.
+    """
+
+    upload: VideoUpload
+    sample_fps: float | None = None
+    model: str | None = None
+    nonce: str | None = None
+
+
+def analysis_settings(settings: Settings, sample_fps: float | None = None) -> AnalysisSettings:
+    """The analysis library's settings out of the environment's."""
+    return AnalysisSettings(
+        labels=settings.labels,
+        sample_fps=settings.sample_fps if sample_fps is None else sample_fps,
+        min_score=settings.min_score,
+        tracker=settings.tracker,
+    )
+
+
+def detect(
+    order: AnalysisOrder,
+    services: Services,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[Progress], None],
+) -> DetectionsReference:
+    """Analyse an upload, or find that its analysis is finished already.
+
+    The manifest is written last: detections without one do not exist.
+
+    Args:
+        say: takes a sentence for the log at each step.
+        progress: called as the pass over the pixels goes on.
+
+    Raises:
+        AnalysisError, StorageError: each with its failure class.
+    """
+    upload = order.upload
+    chosen = analysis_settings(services.settings, order.sample_fps)
+    model = services.model_path(order.model)
+    sha256 = model_sha256(model)
+    identity = detection_id(
+        etag=upload.etag,
+        size_bytes=upload.size_bytes,
+        model_sha256=sha256,
+        settings=chosen,
+        nonce=order.nonce,
+    )
+    reference = DetectionsReference(
+        detection_id=identity,
+        upload=upload,
+        prefix=f"detections/{identity}/",
+        summary={},
+        settings=chosen.detection_fields(),
+        detection_version=DETECTION_VERSION,
+        reused=True,
+    )
+    try:
+        manifest = json.loads(services.objects.get_bytes(reference.prefix + MANIFEST))
+        say(f"Detections {identity} exist already: nothing is analysed again.")
+        return replace(reference, summary=manifest)
+    except ObjectNotFound:
+        pass
+
+    detector = _detector(model, chosen, services.settings.device, _pin(order, services.settings))
+    if detector.missing_labels:
+        say(f"The model {detector.name} has no label {', '.join(detector.missing_labels)}: not looked for.")
+    with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
+        # The suffix tells some containers' demuxers what to try first.
+        video = Path(folder) / f"video{Path(upload.key).suffix}"
+        started = time.monotonic()
+        download_source(
+            services.s3,
+            bucket=upload.bucket,
+            key=upload.key,
+            version_id=upload.version_id,
+            etag=upload.etag,
+            path=video,
+        )
+        say(f"Fetched {upload.size_bytes:,} bytes in {time.monotonic() - started:.1f} s.")
+        out = Path(folder) / "detections"
+        summary = asdict(analyze_video(video, out, detector=detector, settings=chosen, progress=progress))
+        for file in sorted(path for path in out.rglob("*") if path.is_file()):
+            services.objects.put_file(reference.prefix + file.relative_to(out).as_posix(), file)
+    services.objects.put_bytes(reference.prefix + MANIFEST, json.dumps(summary, indent=1).encode())
+    return replace(reference, summary=summary, reused=False)
+
+
+def _pin(order: AnalysisOrder, settings: Settings) -> str | None:
+    # The pin speaks of the configured model, not of one that a request names.
+    return settings.model_sha256 if order.model is None else None
+
+
+# Loading costs seconds: the runs of one process share the detector of the settings at hand.
+@lru_cache(maxsize=1)
+def _detector(model: Path, settings: AnalysisSettings, device: str, expected_sha256: str | None) -> Detector:
+    return load_detector(model, settings, device=device, expected_sha256=expected_sha256)

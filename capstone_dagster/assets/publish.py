@@ -1,0 +1,175 @@
+"""From stored detections to published events: derive, check, and one transaction."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from capstone_dagster.analysis import (
+    EVENTS_VERSION,
+    Event,
+    EventRules,
+    analysis_id,
+    build_events,
+    read_detections,
+    read_events,
+    write_events,
+)
+from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
+from capstone_dagster.services import Services
+from capstone_dagster.storage.errors import DatabaseUnavailable
+from capstone_dagster.storage.event_store import Analysis, VideoFacts
+
+EVENTS_FILE = "events.parquet"
+
+
+class IntegrityViolation(Exception):
+    """Events contradict the detections or themselves: nothing was published."""
+
+    failure_class = "internal"
+
+
+def derive(detections: DetectionsReference, services: Services, rules: EventRules) -> EventsReference:
+    """Build the events of stored detections and write them beside; touches no pixel and no GPU."""
+    summary, video_id = detections.summary, detections.upload.video_id
+    identity = analysis_id(video_id=video_id, detection_id=detections.detection_id, rules=rules)
+    prefix = f"analyses/{identity}/"
+    with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
+        path = Path(folder) / "detections.parquet"
+        services.objects.get_file(detections.prefix + path.name, path)
+        events = build_events(
+            read_detections(path),
+            analysis_id=identity,
+            rules=rules,
+            width=summary["width"],
+            height=summary["height"],
+            first_pts_ms=summary["first_pts_ms"],
+            last_pts_ms=summary["last_pts_ms"],
+            sample_interval_ms=summary["sample_interval_ms"],
+        )
+        target = Path(folder) / EVENTS_FILE
+        write_events(target, events)
+        services.objects.put_file(prefix + EVENTS_FILE, target)
+    recorded_at, source = _recorded_at(detections)
+    return EventsReference(identity, prefix, len(events), recorded_at, source, detections)
+
+
+def publish(
+    derived: EventsReference, services: Services, *, run_id: str, requested_at: datetime
+) -> tuple[PublishedAnalysis, list[Event]]:
+    """Check the events and make them current, in one transaction; again changes nothing.
+
+    A database that does not answer is tried for some ten seconds and no longer, because the caller may hold
+    a machine meanwhile.
+
+    Raises:
+        IntegrityViolation: events and detections contradict each other.
+        DatabaseUnavailable: it did not answer.
+    """
+    detections, summary = derived.detections, derived.detections.summary
+    upload = detections.upload
+    with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
+        path = Path(folder) / EVENTS_FILE
+        services.objects.get_file(derived.prefix + EVENTS_FILE, path)
+        events = read_events(path)
+    check_integrity(events, expected=derived.events, summary=summary)
+    analysis = Analysis(
+        analysis_id=derived.analysis_id,
+        detection_id=detections.detection_id,
+        video_id=upload.video_id,
+        upload_id=upload.upload_id,
+        model=summary["model"],
+        model_sha256=summary["model_sha256"],
+        settings=detections.settings,
+        detection_version=detections.detection_version,
+        events_version=EVENTS_VERSION,
+        run_id=run_id,
+        frames_decoded=summary["frames_decoded"],
+        frames_analyzed=summary["frames_analyzed"],
+        detections=summary["detections"],
+        tracks=summary["tracks"],
+        events=len(events),
+        device=summary["device"],
+        backend=summary["backend"],
+        gpu_seconds=summary["seconds"] if str(summary["device"]).startswith("cuda") else 0.0,
+        seconds=summary["seconds"],
+        objects_prefix=services.objects.url(detections.prefix),
+        requested_at=requested_at,
+    )
+    facts = VideoFacts(
+        duration_ms=summary["duration_ms"],
+        width=summary["width"],
+        height=summary["height"],
+        fps=summary["fps"],
+        codec=summary["codec"],
+        recorded_at=derived.recorded_at,
+        recorded_at_source=derived.recorded_at_source,
+    )
+    rows = [_row(event, derived) for event in events]
+    for attempt in Retrying(
+        retry=retry_if_exception_type(DatabaseUnavailable),
+        wait=wait_random_exponential(multiplier=1, max=4),
+        stop=stop_after_attempt(4),
+        reraise=True,
+    ):
+        with attempt:
+            publication = services.events.publish(analysis, rows, facts)
+    published = PublishedAnalysis(
+        analysis_id=derived.analysis_id,
+        video_id=upload.video_id,
+        events=len(events),
+        published_at=publication.published_at,
+        current=publication.current,
+    )
+    return published, events
+
+
+def check_integrity(events: Sequence[Event], *, expected: int, summary: Mapping[str, Any]) -> None:
+    """Refuse events that cannot be true of the detections they come from.
+
+    Raises:
+        IntegrityViolation: naming each contradiction.
+    """
+    wrong = []
+    if len(events) != expected:
+        wrong.append(f"{expected} events were derived and {len(events)} read back")
+    if len({event.event_id for event in events}) != len(events):
+        wrong.append("event ids repeat")
+    if sum(event.detections for event in events) > summary["detections"]:
+        wrong.append(f"events count more detections than the {summary['detections']} there are")
+    first, last = summary["first_pts_ms"], summary["last_pts_ms"]
+    for event in events:
+        if not first <= event.start_ms <= event.best_ms <= event.end_ms <= last:
+            wrong.append(f"event {event.event_id} lies outside the video's {first}–{last} ms")
+        boxes = [event.best_box] + ([event.face_box] if event.face_box else [])
+        if not all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in boxes):
+            wrong.append(f"event {event.event_id} has a box outside the frame")
+    if wrong:
+        raise IntegrityViolation("Nothing was published: " + "; ".join(wrong[:10]) + ".")
+
+
+def _row(event: Event, derived: EventsReference) -> dict[str, Any]:
+    def clock(offset_ms: int) -> datetime | None:
+        return derived.recorded_at + timedelta(milliseconds=offset_ms) if derived.recorded_at else None
+
+    upload, prefix = derived.detections.upload, derived.detections.prefix
+    return {
+        **asdict(event),
+        "camera": upload.camera,
+        "started_at": clock(event.start_ms),
+        "ended_at": clock(event.end_ms),
+        "thumbnail_key": prefix + event.thumbnail_key if event.thumbnail_key else None,
+    }
+
+
+def _recorded_at(detections: DetectionsReference) -> tuple[datetime | None, str | None]:
+    upload, tag = detections.upload, detections.summary.get("creation_time")
+    if upload.recorded_at is not None:
+        return upload.recorded_at, upload.recorded_at_source
+    return (datetime.fromisoformat(tag), "container") if tag else (None, None)

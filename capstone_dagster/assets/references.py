@@ -1,0 +1,114 @@
+"""What travels between ops: small, durable references to immutable objects, never pixels.
+
+A reference says everything that the next step needs to find and understand the objects, so a step works in
+whatever container it is re-executed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import dagster as dg
+from pydantic import TypeAdapter
+
+from capstone_dagster.storage.event_store import VideoUpload
+from capstone_dagster.storage.objects import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class FramesReference:
+    """Frames of an upload: `frames.parquet`, the contact sheet and thumbnails below `prefix`."""
+
+    detection_id: str
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionsReference:
+    """Finished detections: the objects below `prefix`, and what was found out on the way.
+
+    Attributes:
+        upload: whose bytes they are.
+        prefix: key prefix in the object store, ending in a slash.
+        summary: the pass over the pixels in numbers, as `manifest.json` holds them.
+        settings: what they were made with, as `analyses.settings` holds it.
+        reused: they existed before this run.
+    """
+
+    detection_id: str
+    upload: VideoUpload
+    prefix: str
+    summary: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    detection_version: int
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EventsReference:
+    """Events derived and written to `events.parquet` below `prefix`, not yet published."""
+
+    analysis_id: str
+    prefix: str
+    events: int
+    recorded_at: datetime | None
+    recorded_at_source: str | None
+    detections: DetectionsReference
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedAnalysis:
+    """An analysis that is in the event store."""
+
+    analysis_id: str
+    video_id: str
+    events: int
+    published_at: datetime
+    current: bool
+
+
+_KINDS: Mapping[str, type] = {
+    kind.__name__: kind for kind in (FramesReference, DetectionsReference, EventsReference, PublishedAnalysis)
+}
+
+
+class ReferenceIOManager(dg.IOManager):
+    """Keeps references as JSON beside the objects they name.
+
+    A step of a run gets what that run (or the run it re-executes) made; only a run that starts from a
+    finished asset gets the partition's latest. Dagster's own IO managers keep one value a partition, which
+    two runs of one video would overwrite for each other.
+    """
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        kind = type(obj)
+        if kind.__name__ not in _KINDS:
+            raise TypeError(f"expected one of {', '.join(_KINDS)} between ops, found {kind.__name__}")
+        value = TypeAdapter(kind).dump_python(obj, mode="json")
+        data = json.dumps({"kind": kind.__name__, "value": value}, ensure_ascii=False).encode()
+        self._objects.put_bytes(_run_key(context), data)
+        if context.has_asset_key:
+            self._objects.put_bytes(_asset_key(context), data)
+
+    def load_input(self, context: dg.InputContext) -> object:
+        upstream = context.upstream_output
+        # Outputs of this run and of the run it re-executes name their run; finished assets do not.
+        made_by_run = upstream is not None and upstream._run_id is not None and upstream._step_key is not None
+        key = _run_key(upstream) if upstream is not None and made_by_run else _asset_key(context)
+        envelope = json.loads(self._objects.get_bytes(key))
+        return TypeAdapter(_KINDS[envelope["kind"]]).validate_python(envelope["value"], strict=False)
+
+
+def _run_key(context: dg.OutputContext) -> str:
+    return f"references/runs/{context.run_id}/{context.step_key}.{context.name}.json"
+
+
+def _asset_key(context: dg.OutputContext | dg.InputContext) -> str:
+    return f"references/assets/{context.asset_key.to_python_identifier()}/{context.asset_partition_key}.json"

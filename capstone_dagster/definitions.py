@@ -1,0 +1,33 @@
+"""Everything Dagster loads, assembled; no logic.
+
+A wrong setting stops the code location from loading, with the variable's name.
+"""
+
+import dagster as dg
+
+from capstone_dagster.assets.failing import cancellation_status_sensor, failure_status_sensor
+from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
+from capstone_dagster.assets.references import ReferenceIOManager
+from capstone_dagster.intake.sensor import upload_sensor
+from capstone_dagster.services import Services
+from capstone_dagster.settings import read_settings
+
+services = Services(read_settings())
+
+
+@dg.io_manager
+def reference_io_manager(_: dg.InitResourceContext) -> ReferenceIOManager:
+    return ReferenceIOManager(services.objects)
+
+
+defs = dg.Definitions(
+    assets=[raw_videos, video_analysis, events],
+    jobs=[analyze_upload],
+    sensors=[upload_sensor, failure_status_sensor, cancellation_status_sensor],
+    resources={
+        "services": dg.ResourceDefinition.hardcoded_resource(services),
+        "io_manager": reference_io_manager,
+    },
+    # One process a run: its ops share the loaded model, and starting each of them costs nothing.
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,245 @@
+"""Queue messages in, requests for analysis out: pure, total, and never in doubt about why.
+
+Understood are S3 event notifications, EventBridge's S3 events, either of them wrapped by SNS, and the back
+end's own request. Whatever else arrives is malformed, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import unquote_plus
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisRequest:
+    """One object that a message asks to analyse.
+
+    Attributes:
+        version_id: the version that the message names; None means the latest.
+        external_id, recorded_at, camera: what the back end says of the video, None where it says nothing;
+            `recorded_at` may lack a zone.
+        priority: Dagster's run priority, higher first.
+        sample_fps, model: asked for in place of the configured ones.
+        force: analyse even what was analysed before.
+        traceparent: W3C trace context of the upload.
+    """
+
+    bucket: str
+    key: str
+    version_id: str | None = None
+    external_id: str | None = None
+    recorded_at: datetime | None = None
+    camera: str | None = None
+    priority: int = 0
+    sample_fps: float | None = None
+    model: str | None = None
+    force: bool = False
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A message, or a part of one, that cannot be understood: why, and its text."""
+
+    reason: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedMessage:
+    """What one message asks for. All three empty is impossible: a test event counts as ignored.
+
+    Attributes:
+        ignored: one reason for each part that asks for nothing on purpose.
+    """
+
+    requests: tuple[AnalysisRequest, ...] = ()
+    ignored: tuple[str, ...] = ()
+    malformed: tuple[Malformed, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFilter:
+    """Which keys are videos: those under a prefix that end in one of the suffixes, whatever their case."""
+
+    prefix: str = ""
+    suffixes: tuple[str, ...] = field(default=())
+
+    def reason_to_ignore(self, key: str) -> str | None:
+        """Why a key is none of ours, or None if it is."""
+        if not key.startswith(self.prefix):
+            return f"key {key!r} is outside {self.prefix!r}"
+        if self.suffixes and not key.lower().endswith(tuple(suffix.lower() for suffix in self.suffixes)):
+            return f"key {key!r} does not end in one of {', '.join(self.suffixes)}"
+        return None
+
+
+def parse_message(body: str, keys: KeyFilter) -> ParsedMessage:
+    """Understand one message body. Never raises: what cannot be understood is returned as malformed."""
+    try:
+        content = json.loads(body)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return ParsedMessage(malformed=(Malformed(f"not JSON: {error}", body),))
+    return _parse(content, body, keys, wrapped=False)
+
+
+def _parse(content: Any, body: str, keys: KeyFilter, *, wrapped: bool) -> ParsedMessage:
+    if not isinstance(content, dict):
+        return _malformed(f"expected a JSON object, found {_kind(content)}", body)
+    if content.get("Type") == "Notification" and isinstance(content.get("Message"), str) and not wrapped:
+        try:
+            inner = json.loads(content["Message"])
+        except (json.JSONDecodeError, RecursionError) as error:
+            return _malformed(f"an SNS notification whose Message is not JSON: {error}", body)
+        return _parse(inner, content["Message"], keys, wrapped=True)
+    if content.get("Event") == "s3:TestEvent":
+        return ParsedMessage(ignored=("S3's test event",))
+    if "Records" in content:
+        return _parse_records(content["Records"], body, keys)
+    if content.get("source") == "aws.s3":
+        return _parse_eventbridge(content, body, keys)
+    if "bucket" in content or "key" in content:
+        return _parse_request(content, body, keys)
+    known = "S3's Records, EventBridge's aws.s3 event, or a request with bucket and key"
+    return _malformed(f"expected {known}; found an object with {_names(content)}", body)
+
+
+def _parse_records(records: Any, body: str, keys: KeyFilter) -> ParsedMessage:
+    if not isinstance(records, list) or not records:
+        return _malformed(f"expected a list of records under Records, found {_kind(records)}", body)
+    requests: list[AnalysisRequest] = []
+    ignored: list[str] = []
+    malformed: list[Malformed] = []
+    for record in records:
+        try:
+            name = record["eventName"]
+            bucket, item = record["s3"]["bucket"]["name"], record["s3"]["object"]
+            key, version_id = item["key"], item.get("versionId")
+            if record["eventSource"] != "aws:s3":
+                raise ValueError(f"eventSource is {record['eventSource']!r}, expected 'aws:s3'")
+            # S3 encodes keys as HTML forms do: a space arrives as a plus.
+            request = _object_request(bucket, unquote_plus(_text(key, "key"), errors="strict"), version_id)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            part = json.dumps({"Records": [record]}, ensure_ascii=False)
+            malformed.append(Malformed(f"not a record of S3: {_reason(error)}", part))
+            continue
+        if not str(name).removeprefix("s3:").startswith("ObjectCreated:"):
+            ignored.append(f"event {name!r} is not an upload")
+        elif reason := keys.reason_to_ignore(request.key):
+            ignored.append(reason)
+        else:
+            requests.append(request)
+    return ParsedMessage(tuple(requests), tuple(ignored), tuple(malformed))
+
+
+def _parse_eventbridge(content: Mapping[str, Any], body: str, keys: KeyFilter) -> ParsedMessage:
+    if content.get("detail-type") != "Object Created":
+        return ParsedMessage(ignored=(f"event {content.get('detail-type')!r} is not an upload",))
+    try:
+        item = content["detail"]["object"]
+        # EventBridge gives keys as they are.
+        request = _object_request(
+            content["detail"]["bucket"]["name"], _text(item["key"], "key"), item.get("version-id")
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _malformed(f"not an S3 event of EventBridge: {_reason(error)}", body)
+    if reason := keys.reason_to_ignore(request.key):
+        return ParsedMessage(ignored=(reason,))
+    return ParsedMessage(requests=(request,))
+
+
+def _not_a_flag(value: Any) -> Any:
+    # Python takes true for 1; an id or a number that was sent as a flag is a mistake.
+    if isinstance(value, bool):
+        raise ValueError("expected a number or a text, found true or false")
+    return value
+
+
+class _BackEndRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    bucket: str = Field(min_length=1)
+    key: str = Field(min_length=1)
+    video_id: Annotated[int | str | None, BeforeValidator(_not_a_flag)] = None
+    recorded_at: Annotated[datetime | None, Field(strict=False)] = None
+    camera: str | None = Field(default=None, min_length=1)
+    # Dagster sorts by it as a number; the bounds keep it one that people can read.
+    priority: Annotated[int, BeforeValidator(_not_a_flag)] = Field(default=0, ge=-1000, le=1000)
+    sample_fps: Annotated[float | None, BeforeValidator(_not_a_flag)] = Field(default=None, ge=0, le=1000)
+    model: str | None = Field(default=None, min_length=1)
+    force: bool = False
+    traceparent: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+    )
+
+
+def _parse_request(content: Mapping[str, Any], body: str, keys: KeyFilter) -> ParsedMessage:
+    try:
+        asked = _BackEndRequest.model_validate(content)
+        # A number for a date would be taken as seconds since 1970, which nobody means.
+        if isinstance(content.get("recorded_at"), (int, float)):
+            raise ValueError("recorded_at: expected a date and time as in 2026-01-22T14:23:15+09:00")
+        _object_request(asked.bucket, asked.key, None)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        return _malformed(f"not a request for analysis: {problems}", body)
+    except ValueError as error:
+        return _malformed(f"not a request for analysis: {error}", body)
+    if reason := keys.reason_to_ignore(asked.key):
+        return ParsedMessage(ignored=(reason,))
+    request = AnalysisRequest(
+        bucket=asked.bucket,
+        key=asked.key,
+        external_id=None if asked.video_id is None else str(asked.video_id),
+        recorded_at=asked.recorded_at,
+        camera=asked.camera,
+        priority=asked.priority,
+        sample_fps=asked.sample_fps,
+        model=asked.model,
+        force=asked.force,
+        traceparent=asked.traceparent,
+    )
+    return ParsedMessage(requests=(request,))
+
+
+def _object_request(bucket: Any, key: str, version_id: Any) -> AnalysisRequest:
+    # PostgreSQL has no NUL in texts, and S3 takes at most 1,024 bytes for a key.
+    if "\0" in key or not 1 <= len(key.encode()) <= 1024:
+        raise ValueError("key: expected 1 to 1,024 bytes without NUL")
+    if version_id is not None:
+        version_id = _text(version_id, "version id")
+    return AnalysisRequest(bucket=_text(bucket, "bucket name"), key=key, version_id=version_id or None)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{what}: expected a text, found {_kind(value)}")
+    value.encode()  # a lone surrogate is no text; UnicodeEncodeError is a ValueError
+    return value
+
+
+def _malformed(reason: str, body: str) -> ParsedMessage:
+    return ParsedMessage(malformed=(Malformed(reason, body),))
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _kind(value: Any) -> str:
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "a flag"}
+    return "nothing" if value is None else names.get(type(value), "a number")
+
+
+def _names(content: Mapping[str, Any]) -> str:
+    shown = ", ".join(sorted(content)[:8])
+    return f"the fields {shown}" if shown else "no fields"

@@ -1,0 +1,139 @@
+"""The upload queue: receive, acknowledge, reject to the dead-letter queue with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from capstone_dagster.settings import ConfigurationError
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
+# SQS's own limits: ten messages a call.
+_BATCH = 10
+
+
+class QueueUnavailable(Exception):
+    """SQS does not answer, or refuses; messages stay where they are."""
+
+    failure_class = "storage-unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedMessage:
+    """One delivery of one message.
+
+    Attributes:
+        receipt: what acknowledging this delivery takes; good until the visibility time-out ends.
+        sent_ms: when it entered the queue, milliseconds since 1970.
+        receive_count: deliveries so far, this one included.
+    """
+
+    message_id: str
+    body: str
+    receipt: str
+    sent_ms: int
+    receive_count: int
+
+
+class UploadQueue:
+    """One SQS queue and the dead-letter queue that its redrive policy names.
+
+    Every method raises :class:`QueueUnavailable` when SQS does not do what it is asked.
+    """
+
+    def __init__(self, client: SQSClient, url: str) -> None:
+        self._client = client
+        self.url = url
+
+    def receive(self, *, wait_s: float) -> list[ReceivedMessage]:
+        """Up to ten messages, waiting for a first one for at most `wait_s` (0–20) seconds."""
+        try:
+            answer = self._client.receive_message(
+                QueueUrl=self.url,
+                MaxNumberOfMessages=_BATCH,
+                WaitTimeSeconds=round(wait_s),
+                MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise self._unavailable("receive from", error) from error
+        return [
+            ReceivedMessage(
+                message_id=message["MessageId"],
+                body=message["Body"],
+                receipt=message["ReceiptHandle"],
+                sent_ms=int(message.get("Attributes", {}).get("SentTimestamp", 0)),
+                receive_count=int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1)),
+            )
+            for message in answer.get("Messages", [])
+        ]
+
+    def acknowledge(self, receipts: Sequence[str]) -> int:
+        """Delete deliveries from the queue; returns how many SQS confirmed.
+
+        A receipt that has expired is not confirmed: its message comes again and is found to be known.
+        """
+        confirmed = 0
+        for start in range(0, len(receipts), _BATCH):
+            entries = [
+                {"Id": str(index), "ReceiptHandle": receipt}
+                for index, receipt in enumerate(receipts[start : start + _BATCH])
+            ]
+            try:
+                answer = self._client.delete_message_batch(QueueUrl=self.url, Entries=entries)  # type: ignore[arg-type]
+            except (ClientError, BotoCoreError) as error:
+                raise self._unavailable("delete from", error) from error
+            confirmed += len(answer.get("Successful", []))
+        return confirmed
+
+    def reject(self, body: str, reason: str, message_id: str) -> None:
+        """Copy a malformed message, or a part of one, to the dead-letter queue with the reason.
+
+        Args:
+            message_id: of the message that the body came in.
+        """
+        # Attributes must not be empty nor hold control characters; with the body they share 256 KiB.
+        shown = "".join(c if c.isprintable() else " " for c in reason)[:1024] or "malformed"
+        attributes = {"reason": shown, "source_message_id": message_id}
+        try:
+            self._client.send_message(
+                QueueUrl=self.dead_letter_url,
+                MessageBody=body,
+                MessageAttributes={
+                    name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()
+                },
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise self._unavailable("send to the dead-letter queue of", error) from error
+
+    @cached_property
+    def dead_letter_url(self) -> str:
+        """URL of the dead-letter queue.
+
+        Raises:
+            ConfigurationError: the queue has none.
+        """
+        try:
+            answer = self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["RedrivePolicy"])
+            policy = answer.get("Attributes", {}).get("RedrivePolicy")
+            if policy is None:
+                raise ConfigurationError(
+                    f"The queue {self.url} has no redrive policy, so there is nowhere to put malformed "
+                    "messages. Give it one with a dead-letter queue."
+                )
+            name = json.loads(policy)["deadLetterTargetArn"].rpartition(":")[2]
+            return self._client.get_queue_url(QueueName=name)["QueueUrl"]
+        except (ClientError, BotoCoreError) as error:
+            raise self._unavailable("read the redrive policy of", error) from error
+
+    def _unavailable(self, action: str, error: Exception) -> QueueUnavailable:
+        return QueueUnavailable(
+            f"SQS failed to {action} {self.url}: {error}. Messages stay in the queue. Check "
+            "CAPSTONE_QUEUE_URL, AWS_REGION, AWS_ENDPOINT_URL and this role's sqs: permissions."
+        )

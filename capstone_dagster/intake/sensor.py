@@ -1,0 +1,294 @@
+"""The sensor that turns uploads into runs: one run an upload, none lost, however often S3 says it.
+
+A message is acknowledged in a later tick than the one that asked for its run, and only if that run is in
+Dagster's storage by then. A crash at any point leaves the message in the queue, and a message that comes
+again finds its run on record.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from capstone_dagster.intake.identity import identify, run_key
+from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, Malformed, parse_message
+from capstone_dagster.intake.queue import ReceivedMessage, UploadQueue
+from capstone_dagster.services import Services
+from capstone_dagster.storage.errors import SourceMissing, StorageError
+from capstone_dagster.storage.event_store import VideoUpload
+from capstone_dagster.storage.sources import head_source
+
+JOB_NAME = "analyze_upload"
+SENSOR_NAME = "upload_sensor"
+PARTITIONS_NAME = "videos"
+# Dagster's own tag on every run that a sensor asked for with a run key.
+RUN_KEY_TAG = "dagster/run_key"
+
+# Dagster cuts a tick off after 60 s; receiving stops early enough for the rest to be done in time.
+_RECEIVE_BUDGET_S = 25.0
+# The queue's visibility time-out is 180 s: a receipt older than this is not worth keeping.
+_RECEIPT_LIFE_S = 170.0
+# HeadObject takes some 20 ms; sixteen at once keep a tick of 500 messages under a second of waiting.
+_HEADS_AT_ONCE = 16
+
+
+@dataclass(slots=True)
+class Pending:
+    """A received message that waits for its runs to be on record.
+
+    Attributes:
+        run_keys: upload id → run key, of everything the message asked for.
+        rejected: its malformed parts as (reason, body), to be copied when it is acknowledged.
+        expires: when the receipt is worth nothing any more, seconds since 1970.
+    """
+
+    message_id: str
+    receipt: str
+    run_keys: dict[str, str]
+    expires: float
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpload:
+    """A request that has no run yet."""
+
+    key: str
+    upload: VideoUpload
+    request: AnalysisRequest
+    message: ReceivedMessage
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a tick did, for people."""
+
+    received: int = 0
+    new: int = 0
+    duplicate: int = 0
+    ignored: int = 0
+    vanished: int = 0
+    malformed: int = 0
+    acknowledged: int = 0
+    left: int = 0
+
+    def __str__(self) -> str:
+        told = [f"{number} {name}" for name, number in asdict(self).items() if number]
+        return ", ".join(told) or "no messages"
+
+
+@dg.sensor(
+    name=SENSOR_NAME,
+    job_name=JOB_NAME,
+    minimum_interval_seconds=1,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Watches the upload queue: each upload becomes one run, whatever is delivered how often.",
+)
+def upload_sensor(
+    context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
+) -> dg.SensorResult:
+    tick = _Tick(context, services)
+    try:
+        tick.acknowledge_recorded(_read_cursor(context.cursor))
+        messages = tick.receive()
+        tick.understand(messages)
+    except Exception as error:
+        # Whatever went wrong, no message is lost: those not acknowledged come back by themselves.
+        context.log.error(f"{error} So far: {tick.counts}.")
+        raise
+    return tick.result()
+
+
+class _Tick:
+    """One evaluation: what it received, what it asks for, and what it keeps for the next one."""
+
+    def __init__(self, context: dg.SensorEvaluationContext, services: Services) -> None:
+        self._context = context
+        self._services = services
+        self._queue = UploadQueue(services.sqs, services.settings.required("queue_url"))
+        self.counts = Counts()
+        self._pending: list[Pending] = []
+        self._new: dict[str, NewUpload] = {}
+
+    def acknowledge_recorded(self, pending: Sequence[Pending]) -> None:
+        """Delete the messages of earlier ticks whose runs are on record by now."""
+        recorded = self._runs_on_record(key for item in pending for key in item.run_keys.values())
+        done = []
+        for item in pending:
+            if all(key in recorded for key in item.run_keys.values()):
+                done.append(item)
+            elif item.expires > time.time():
+                self._pending.append(item)
+        self._finish(done, recorded)
+
+    def receive(self) -> list[ReceivedMessage]:
+        """Take what is in the queue, waiting for a first message, bounded in number and time."""
+        settings = self._services.settings
+        # With messages to acknowledge there is no time to lose: their receipts run out.
+        messages = self._queue.receive(wait_s=1 if self._pending else settings.poll_wait_s)
+        deadline = time.monotonic() + _RECEIVE_BUDGET_S
+        while messages and len(messages) < settings.messages_per_tick and time.monotonic() < deadline:
+            more = self._queue.receive(wait_s=0)
+            if not more:
+                break
+            messages += more
+        self.counts.received = len(messages)
+        return messages
+
+    def understand(self, messages: Sequence[ReceivedMessage]) -> None:
+        """Sort messages into: acknowledged at once, left in the queue, and waiting for a run."""
+        settings = self._services.settings
+        keys = KeyFilter(settings.key_prefix, settings.key_suffixes)
+        parsed = [(message, parse_message(message.body, keys)) for message in messages]
+        requests = [(message, request) for message, content in parsed for request in content.requests]
+        with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
+            uploads = iter(list(pool.map(self._identify, [request for _, request in requests])))
+
+        waiting: list[Pending] = []
+        for message, content in parsed:
+            self.counts.ignored += len(content.ignored)
+            self.counts.malformed += len(content.malformed)
+            item = self._pend(message, content.malformed)
+            complete = True
+            for request, upload in zip(content.requests, uploads, strict=False):
+                if isinstance(upload, SourceMissing):
+                    self.counts.vanished += 1
+                    self._context.log.warning(f"{upload} Its message is acknowledged.")
+                elif isinstance(upload, StorageError):
+                    complete = False
+                    self._context.log.error(f"{upload} Its message stays in the queue.")
+                else:
+                    key = run_key(upload.upload_id, request, message.message_id)
+                    item.run_keys[upload.upload_id] = key
+                    self._note(NewUpload(key, upload, request, message))
+            if complete:
+                waiting.append(item)
+            else:
+                self.counts.left += 1
+        self._settle(waiting)
+
+    def result(self) -> dg.SensorResult:
+        """What Dagster stores and does, and the account of this tick."""
+        self._context.log.info(f"Uploads: {self.counts}.")
+        cursor = json.dumps([asdict(item) for item in self._pending])
+        if not self._new:
+            reason = dg.SkipReason(f"Nothing to analyse: {self.counts}.")
+            return dg.SensorResult(skip_reason=reason, cursor=cursor)
+        known = set(self._context.instance.get_dynamic_partitions(PARTITIONS_NAME))
+        videos = {new.upload.video_id for new in self._new.values()}
+        added = dg.DynamicPartitionsDefinition(name=PARTITIONS_NAME).build_add_request(sorted(videos - known))
+        return dg.SensorResult(
+            run_requests=[_run_request(new) for new in self._new.values()],
+            dynamic_partitions_requests=[added] if added.partition_keys else [],
+            asset_events=[_materialization(new) for new in self._new.values()],
+            cursor=cursor,
+        )
+
+    def _identify(self, request: AnalysisRequest) -> VideoUpload | StorageError:
+        """The upload, or why it cannot be identified; called from several threads."""
+        try:
+            source = head_source(self._services.s3, request.bucket, request.key, request.version_id)
+        except StorageError as error:
+            return error
+        return identify(request, source, self._services.settings)
+
+    def _pend(self, message: ReceivedMessage, malformed: Iterable[Malformed]) -> Pending:
+        rejected = [(part.reason, part.body) for part in malformed]
+        return Pending(message.message_id, message.receipt, {}, time.time() + _RECEIPT_LIFE_S, rejected)
+
+    def _note(self, new: NewUpload) -> None:
+        """Remember the upload in the event store, and the request once."""
+        self._services.events.record_upload(new.upload)
+        if new.key in self._new:
+            self.counts.duplicate += 1
+        else:
+            self._new[new.key] = new
+
+    def _settle(self, waiting: Sequence[Pending]) -> None:
+        """Requests whose run is on record are duplicates; messages that wait for nothing end here."""
+        recorded = self._runs_on_record(self._new)
+        for key in recorded:
+            del self._new[key]
+        self.counts.duplicate += len(recorded)
+        self.counts.new = len(self._new)
+        done = []
+        for item in waiting:
+            asks = any(key in self._new for key in item.run_keys.values())
+            (self._pending if asks else done).append(item)
+        self._finish(done, recorded)
+
+    def _finish(self, done: Sequence[Pending], recorded: dict[str, str]) -> None:
+        """Copy malformed parts to the dead-letter queue, then delete the messages."""
+        for item in done:
+            for reason, body in item.rejected:
+                self._context.log.warning(f"Message {item.message_id} is malformed: {reason}.")
+                self._queue.reject(body, reason, item.message_id)
+        self._services.events.mark_queued(
+            {upload: recorded[key] for item in done for upload, key in item.run_keys.items()}
+        )
+        if done:
+            self.counts.acknowledged += self._queue.acknowledge([item.receipt for item in done])
+
+    def _runs_on_record(self, keys: Iterable[str]) -> dict[str, str]:
+        """Run key → run id, for those keys that have a run which Dagster will not create again."""
+        wanted = sorted(set(keys))
+        if not wanted:
+            return {}
+        records = self._context.instance.get_run_records(dg.RunsFilter(tags={RUN_KEY_TAG: wanted}))
+        return {
+            record.dagster_run.tags[RUN_KEY_TAG]: record.dagster_run.run_id
+            for record in records
+            if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED
+        }
+
+
+def _run_request(new: NewUpload) -> dg.RunRequest:
+    upload, request = new.upload, new.request
+    config: dict[str, Any] = {
+        "upload": {
+            name: value.isoformat() if name in ("uploaded_at", "recorded_at") and value else value
+            for name, value in asdict(upload).items()
+        },
+        "sample_fps": request.sample_fps,
+        "model": request.model,
+        # The nonce makes other ids than before, so that nothing finished is taken for the answer.
+        "nonce": new.message.message_id if request.force else None,
+    }
+    tags = {
+        "capstone/video_id": upload.video_id,
+        "capstone/upload_id": upload.upload_id,
+        "capstone/s3_uri": upload.url,
+        "capstone/external_id": upload.external_id,
+        "capstone/traceparent": request.traceparent,
+        "dagster/priority": str(request.priority) if request.priority else None,
+    }
+    return dg.RunRequest(
+        run_key=new.key,
+        partition_key=upload.video_id,
+        run_config={"ops": {"video_analysis": {"ops": {"analyze_video": {"config": config}}}}},
+        tags={name: value for name, value in tags.items() if value is not None},
+    )
+
+
+def _materialization(new: NewUpload) -> dg.AssetMaterialization:
+    upload = new.upload
+    return dg.AssetMaterialization(
+        "raw_videos",
+        partition=upload.video_id,
+        metadata={
+            "object": dg.MetadataValue.path(upload.url),
+            "size_bytes": upload.size_bytes,
+            "uploaded_at": dg.MetadataValue.timestamp(upload.uploaded_at),
+            "announced_at": dg.MetadataValue.timestamp(new.message.sent_ms / 1000),
+            "camera": upload.camera,
+            "upload_id": upload.upload_id,
+        },
+    )
+
+
+def _read_cursor(cursor: str | None) -> list[Pending]:
+    return [Pending(**item) for item in json.loads(cursor)] if cursor else []

@@ -1,0 +1,49 @@
+"""What the stages share at run time, opened on first use: settings, object store, event store, clients."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capstone_dagster.clients import aws_client
+from capstone_dagster.settings import Settings
+from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.models import locate_model
+from capstone_dagster.storage.objects import ObjectStore, open_object_store
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sqs import SQSClient
+
+
+class Services:
+    """One of each per process; nothing is connected before it is used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def s3(self) -> S3Client:
+        """The S3 client."""
+        return aws_client("s3")
+
+    @cached_property
+    def objects(self) -> ObjectStore:
+        """Derived objects, under CAPSTONE_DERIVED_URL."""
+        return open_object_store(self.settings.required("derived_url"), lambda: self.s3)
+
+    @cached_property
+    def events(self) -> EventStore:
+        """The event store."""
+        return EventStore(self.settings.event_store_url())
+
+    @cached_property
+    def sqs(self) -> SQSClient:
+        """The SQS client."""
+        return aws_client("sqs")
+
+    def model_path(self, model: str | None = None) -> Path:
+        """The detection model's file: the one named, else CAPSTONE_MODEL; fetched first if need be."""
+        cache = Path(self.settings.model_cache).expanduser()
+        return locate_model(model or self.settings.model, cache=cache, s3=lambda: self.s3)
