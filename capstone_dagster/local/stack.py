@@ -1,0 +1,189 @@
+"""The whole system on this machine: PostgreSQL, AWS emulator, Dagster, started and stopped together."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import capstone_dagster
+from capstone_dagster.local.aws import (
+    AwsEmulator,
+    AwsResources,
+    aws_environment,
+    create_resources,
+    ministack_server,
+)
+from capstone_dagster.local.dagster_services import UI_PORT, DagsterServices, start_dagster
+from capstone_dagster.local.errors import LocalStackError
+from capstone_dagster.local.postgres import DAGSTER_DATABASE, EVENT_DATABASE, PostgresServer, postgres_server
+from capstone_dagster.local.processes import LOOPBACK, free_port
+from capstone_dagster.local.state import clear_state, own_state, remove_environment, write_environment
+
+STATE_FOLDER = ".capstone"
+# What is set for the real AWS or another database (profiles, session tokens, roles, libpq's defaults, the
+# parts of a database URL) must not reach a process of the local stack.
+FOREIGN_PREFIXES = ("AWS_", "PG", "POSTGRES_")
+OnProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DagsterFiles:
+    """The two files that configure Dagster; in the repository's root unless a test brings its own."""
+
+    workspace: Path
+    instance: Path
+
+
+@dataclass
+class LocalStack:
+    """A running stack."""
+
+    state: Path
+    environment: dict[str, str] = field(repr=False)
+    """Every variable that a client of this stack needs; `join_environment` applies it."""
+    postgres: PostgresServer
+    aws: AwsEmulator
+    resources: AwsResources
+    dagster: DagsterServices | None = None
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    def check(self) -> None:
+        """Raise `ProcessEndedError`, with the last log lines, if a process of the stack ended."""
+        self.postgres.process.check()
+        self.aws.process.check()
+        if self.dagster is not None:
+            self.dagster.check()
+
+
+@contextmanager
+def local_stack(
+    state: Path | None = None,
+    *,
+    webserver_port: int | None = UI_PORT,
+    with_dagster: bool = True,
+    dagster_files: DagsterFiles | None = None,
+    fresh: bool = False,
+    before_dagster: Callable[[LocalStack], None] = lambda _: None,
+    on_progress: OnProgress = lambda _: None,
+) -> Iterator[LocalStack]:
+    """Run the stack for the length of the block.
+
+    Args:
+        state: where everything it remembers lives; the repository's `.capstone` by default.
+        webserver_port: the Dagster UI's port; None takes a free one.
+        with_dagster: False starts PostgreSQL and the emulator only.
+        fresh: delete what earlier stacks left in `state` first.
+        before_dagster: called when the databases and resources exist and Dagster does not run yet: the
+            place for migrations and pool limits.
+        on_progress: called with a sentence at each step.
+
+    Raises:
+        LocalStackError: one of its kinds (errors.py); everything that was started is stopped by then.
+    """
+    files = dagster_files or _repository_files()
+    state = (state or files.workspace.parent / STATE_FOLDER).resolve()
+    with ExitStack() as running:
+        lock = running.enter_context(own_state(state))
+        if fresh:
+            clear_state(state)
+        running.callback(remove_environment, state)
+        clock = time.monotonic()
+
+        def report(what: str) -> None:
+            on_progress(f"{what} ({time.monotonic() - clock:.1f} s)")
+
+        postgres = running.enter_context(
+            postgres_server(state / "postgres", state / "logs" / "postgres.log", keep_open=[lock])
+        )
+        report(f"PostgreSQL is ready on port {postgres.port}")
+        aws = running.enter_context(
+            ministack_server(state / "aws", state / "logs" / "aws.log", keep_open=[lock])
+        )
+        resources = create_resources(aws.endpoint_url)
+        report(f"S3, SQS, SNS and CloudWatch are ready at {aws.endpoint_url}")
+        home = _dagster_home(state, files.instance)
+        stack = LocalStack(state, _environment(postgres, aws, resources, home), postgres, aws, resources)
+        write_environment(state, stack.environment)
+        before_dagster(stack)
+        if with_dagster:
+            stack.dagster = start_dagster(
+                files.workspace,
+                join_environment(stack.environment),
+                stack.logs,
+                port=free_port() if webserver_port is None else webserver_port,
+                keep_open=[lock],
+                on_progress=on_progress,
+            )
+            running.callback(stack.dagster.stop)
+            report(f"Dagster is ready at {stack.dagster.url}")
+        try:
+            yield stack
+        finally:
+            on_progress("Stopping")
+
+
+def join_environment(environment: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The complete environment of a process that works with the stack: `base` (this process's by default)
+    without what belongs to the real AWS or another database, plus the stack's variables."""
+    base = os.environ if base is None else base
+    kept = {name: value for name, value in base.items() if not name.startswith(FOREIGN_PREFIXES)}
+    # boto3 and urllib would send requests for 127.0.0.1 to a company's proxy.
+    for name in ("NO_PROXY", "no_proxy"):
+        kept[name] = ",".join(filter(None, [kept.get(name), LOOPBACK, "localhost"]))
+    return {**kept, **environment}
+
+
+def enter_environment(environment: Mapping[str, str], target: MutableMapping[str, str] = os.environ) -> None:
+    """Make this process itself a client of the stack."""
+    joined = join_environment(environment, target)
+    target.clear()
+    target.update(joined)
+
+
+def _repository_files() -> DagsterFiles:
+    package = Path(capstone_dagster.__file__).resolve().parent
+    for root in (package.parent, Path.cwd()):
+        files = DagsterFiles(root / "workspace.yaml", root / "dagster.yaml")
+        if files.workspace.exists() and files.instance.exists():
+            return files
+    raise LocalStackError(
+        "The local stack runs in a checkout of the repository: workspace.yaml and dagster.yaml are neither "
+        f"in {package.parent} nor in {Path.cwd()}. Change to the checkout and start again."
+    )
+
+
+def _dagster_home(state: Path, instance: Path) -> Path:
+    """Dagster reads dagster.yaml from its home: a link there keeps the repository's file the only one."""
+    home = state / "dagster"
+    home.mkdir(exist_ok=True)
+    link = home / "dagster.yaml"
+    link.unlink(missing_ok=True)
+    link.symlink_to(instance.resolve())
+    return home
+
+
+def _environment(
+    postgres: PostgresServer, aws: AwsEmulator, resources: AwsResources, home: Path
+) -> dict[str, str]:
+    """The stack's variables, over the CAPSTONE_* ones that the user exported to tune it."""
+    exported = {name: value for name, value in os.environ.items() if name.startswith("CAPSTONE_")}
+    return {
+        **exported,
+        **aws_environment(aws.endpoint_url),
+        "CAPSTONE_ENVIRONMENT": "local",
+        "CAPSTONE_COMPUTE": "local",
+        "CAPSTONE_QUEUE_URL": resources.queue_url,
+        "CAPSTONE_RAW_BUCKET": resources.raw_bucket,
+        "CAPSTONE_DERIVED_URL": resources.derived_url,
+        "CAPSTONE_ALERT_TOPIC_ARN": resources.alert_topic_arn,
+        "CAPSTONE_DATABASE_URL": postgres.url(EVENT_DATABASE, "psycopg"),
+        "DAGSTER_POSTGRES_URL": postgres.url(DAGSTER_DATABASE, "psycopg2"),
+        "DAGSTER_HOME": str(home),
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+        "PYTHONUNBUFFERED": "1",  # logs are complete even when a process is killed
+    }

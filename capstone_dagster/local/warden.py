@@ -1,0 +1,163 @@
+"""Run one command so that nothing of it outlives its owner, even when the owner is killed outright.
+
+This file is a program of its own (standard library only, started by path), not a module to import: it
+stands between the stack and each of its processes. A pipe on standard input is the owner's life: when it
+closes, be it on purpose or because the owner was killed, the command is asked to stop, and after its
+grace every process that descends from it is ended. Linux only: it adopts orphans as a "child subreaper",
+because Dagster's code servers and runs are grandchildren that do not end with the daemon.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+# Left-overs of a command that ended have nothing to finish but their own interrupt handlers: a Dagster run
+# needs about a second to report that it was interrupted.
+LEFT_OVERS_GRACE_S = 5.0
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    try:
+        child = start(options)
+    except OSError as error:
+        os.write(options.report_fd, f"error {error}".encode())
+        return 127
+    os.write(options.report_fd, f"pid {child}".encode())
+    os.close(options.report_fd)
+    ward = Ward(child, woken)
+    if not ward.ended_by_itself():
+        ward.send([child], options.stop_signal)
+        ward.wait(lambda: child in ward.codes, options.grace)
+    ward.end_everything(min(LEFT_OVERS_GRACE_S, options.grace))
+    return ward.codes.get(child, 128 + signal.SIGKILL)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run one command that ends with its owner.")
+    parser.add_argument("--report-fd", type=int, required=True, help="where the command's pid is written")
+    parser.add_argument("--stop-signal", type=int, required=True)
+    parser.add_argument("--grace", type=float, required=True, help="seconds between the signal and SIGKILL")
+    parser.add_argument("--uid", type=int, help="run the command as this user")
+    parser.add_argument("--gid", type=int)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args(arguments)
+    options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    return options
+
+
+def start(options: argparse.Namespace) -> int:
+    """Start the command in its own session and return its pid."""
+
+    def end_with_the_warden() -> None:
+        # After the change of user, which would clear it. Covers the one case that the pipe cannot: the
+        # warden itself being killed.
+        LIBC.prctl(PR_SET_PDEATHSIG, options.stop_signal, 0, 0, 0)
+
+    process = subprocess.Popen(
+        options.command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=end_with_the_warden,
+        user=options.uid,
+        group=options.gid,
+        extra_groups=None if options.gid is None else [],
+    )
+    process.returncode = 0  # from here on os.waitpid below is the only one that reaps
+    return process.pid
+
+
+class Ward:
+    """The command and all that descends from it."""
+
+    def __init__(self, child: int, woken: int) -> None:
+        self.child = child
+        self.woken = woken
+        self.codes: dict[int, int] = {}
+        self.childless = False
+
+    def ended_by_itself(self) -> bool:
+        """Wait until the command ends (True) or its owner lets go of it (False)."""
+        while True:
+            self.reap()
+            if self.child in self.codes:
+                return True
+            readable, _, _ = select.select([sys.stdin.fileno(), self.woken], [], [])
+            if sys.stdin.fileno() in readable:
+                return False
+            stop_asked = set(os.read(self.woken, 4096)) & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+            if stop_asked:
+                return False
+
+    def end_everything(self, grace_s: float) -> None:
+        self.send(descendants(), signal.SIGTERM)
+        self.wait(lambda: self.childless, grace_s)
+        while not self.childless:
+            self.send(descendants(), signal.SIGKILL)
+            self.wait(lambda: self.childless, 1.0)
+
+    def wait(self, done: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self.reap()
+        while not done() and (left := deadline - time.monotonic()) > 0:
+            readable, _, _ = select.select([self.woken], [], [], left)
+            if readable:
+                os.read(self.woken, 4096)
+            self.reap()
+
+    def reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self.childless = True
+                return
+            self.childless = False
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            self.codes[pid] = code if code >= 0 else 128 - code
+
+    def send(self, pids: Sequence[int], number: int) -> None:
+        for pid in pids:
+            if pid not in self.codes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+
+def descendants() -> list[int]:
+    """Every living process below this one, parents before children."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, rest = stat.read_text().split(" (", 1)
+            # The name in parentheses may hold anything; state and parent follow its last parenthesis.
+            children.setdefault(int(rest.rsplit(")", 1)[1].split()[1]), []).append(int(pid))
+    found: list[int] = []
+    waiting = [os.getpid()]
+    while waiting:
+        below = children.get(waiting.pop(0), [])
+        found += below
+        waiting += below
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

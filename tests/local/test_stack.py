@@ -1,0 +1,242 @@
+"""The whole stack on a throw-away Dagster project: it starts, survives, refuses, leaves nothing behind."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from capstone_dagster.local.aws import RAW_BUCKET, client
+from capstone_dagster.local.errors import (
+    CodeLocationError,
+    PortInUseError,
+    ProcessEndedError,
+    StateInUseError,
+)
+from capstone_dagster.local.stack import (
+    DagsterFiles,
+    LocalStack,
+    enter_environment,
+    join_environment,
+    local_stack,
+)
+from capstone_dagster.local.state import ENVIRONMENT_FILE, read_environment
+from tests.support.waiting import wait_for
+
+Project = Callable[..., DagsterFiles]
+LAUNCH = """
+mutation Launch {
+  launchRun(executionParams: {mode: "default", selector: {
+    repositoryLocationName: "throw-away", repositoryName: "__repository__", jobName: "endless"}}) {
+    __typename ... on PythonError { message } }
+}
+"""
+OWNER = """
+import signal, sys
+from pathlib import Path
+from capstone_dagster.local.stack import DagsterFiles, local_stack
+state, project = map(Path, sys.argv[1:])
+files = DagsterFiles(project / "workspace.yaml", project / "dagster.yaml")
+try:
+    with local_stack(state, webserver_port=None, dagster_files=files) as stack:
+        print(stack.dagster.url, flush=True)
+        signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def run_owner(state: Path, files: DagsterFiles, **variables: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(state), str(files.workspace.parent)],
+        env=os.environ | {"PYTHONPATH": os.getcwd()} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def post(url: str, query: str) -> Any:
+    body = json.dumps({"query": query}).encode()
+    request = urllib.request.Request(f"{url}/graphql", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)["data"]
+
+
+def users_of(state: Path) -> list[str]:
+    """Processes whose command line, working directory or environment names this state directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = [*process.cmdline(), process.cwd(), process.environ().get("DAGSTER_HOME", "")]
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and any(str(state) in each for each in told):
+            found.append(f"{process.pid} {process.cmdline()}")
+    return found
+
+
+def test_the_stack_starts_tells_its_environment_and_leaves_nothing(
+    tmp_path: Path, dagster_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPSTONE_SAMPLE_FPS", "2")
+    monkeypatch.setenv("CAPSTONE_RAW_BUCKET", "the-users-production-bucket")
+    monkeypatch.setenv("AWS_PROFILE", "production")
+    state = tmp_path / "state with a blank"
+    steps: list[str] = []
+    seen: list[bool] = []
+
+    def migrate(stack: LocalStack) -> None:
+        seen.append(stack.dagster is None and read_environment(state) == stack.environment)
+
+    with local_stack(
+        state,
+        webserver_port=None,
+        dagster_files=dagster_project(),
+        before_dagster=migrate,
+        on_progress=steps.append,
+    ) as stack:
+        assert stack.dagster is not None
+        stack.check()
+        with urllib.request.urlopen(f"{stack.dagster.url}/server_info", timeout=30) as answer:
+            assert "dagster_version" in json.load(answer)
+        assert seen == [True]
+        assert [word in " ".join(steps) for word in ("PostgreSQL", "S3", "Dagster is ready")] == [True] * 3
+
+        environment = read_environment(state)
+        assert environment == stack.environment
+        assert environment["CAPSTONE_RAW_BUCKET"] == RAW_BUCKET, "places are the stack's"
+        assert environment["CAPSTONE_SAMPLE_FPS"] == "2", "tuning is the user's"
+        assert "AWS_PROFILE" not in join_environment(environment)
+        assert os.stat(state / ENVIRONMENT_FILE).st_mode & 0o777 == 0o600
+        sourced = subprocess.check_output(
+            ["sh", "-c", f'. {shlex.quote(str(state / ENVIRONMENT_FILE))}; printf %s "$DAGSTER_HOME"'],
+            text=True,
+        )
+        assert sourced == environment["DAGSTER_HOME"] == str(state / "dagster")
+
+        with pytest.raises(StateInUseError, match=str(os.getpid())), local_stack(state, with_dagster=False):
+            pass
+        assert len(users_of(state)) >= 4, "the check for left-overs must be able to fail"
+
+    assert users_of(state) == []
+    assert read_environment(state) is None
+    assert not (state / ENVIRONMENT_FILE).exists()
+
+
+def test_what_the_stack_remembers_outlives_it_until_a_fresh_start(tmp_path: Path) -> None:
+    files = DagsterFiles(tmp_path / "workspace.yaml", tmp_path / "dagster.yaml")
+
+    def objects(stack: LocalStack) -> int:
+        answer = client("s3", stack.aws.endpoint_url).list_objects_v2(Bucket=RAW_BUCKET)
+        return int(answer["KeyCount"])
+
+    with local_stack(tmp_path / "state", with_dagster=False, dagster_files=files) as stack:
+        client("s3", stack.aws.endpoint_url).put_object(Bucket=RAW_BUCKET, Key="a.mp4", Body=b"film")
+    with local_stack(tmp_path / "state", with_dagster=False, dagster_files=files) as stack:
+        assert objects(stack) == 1
+    with local_stack(tmp_path / "state", with_dagster=False, dagster_files=files, fresh=True) as stack:
+        assert objects(stack) == 0
+
+
+def test_definitions_that_cannot_be_imported_are_told_with_the_reason(
+    tmp_path: Path, dagster_project: Project
+) -> None:
+    files = dagster_project("import a_package_that_is_missing\n")
+    with (
+        pytest.raises(CodeLocationError, match="No module named 'a_package_that_is_missing'") as caught,
+        local_stack(tmp_path / "state", webserver_port=None, dagster_files=files),
+    ):
+        pass
+    assert caught.value.location == "throw-away"
+    assert "throw_away.py" in str(caught.value), "the user's own line is shown"
+    assert users_of(tmp_path / "state") == []
+
+
+def test_a_taken_ui_port_is_refused_with_the_way_out(tmp_path: Path, dagster_project: Project) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with (
+            pytest.raises(PortInUseError, match=rf"port {port}.*CAPSTONE_UI_PORT={port + 1}"),
+            local_stack(tmp_path / "state", webserver_port=port, dagster_files=dagster_project()),
+        ):
+            pass
+    assert users_of(tmp_path / "state") == []
+
+
+def test_an_owner_killed_outright_leaves_no_process_not_even_a_run(
+    tmp_path: Path, dagster_project: Project
+) -> None:
+    """And the next stack on the same state waits until the last one is gone, instead of failing."""
+    state, files, run_pid = tmp_path / "state", dagster_project(), tmp_path / "run.pid"
+    owner = run_owner(state, files, RUN_PID_FILE=str(run_pid))
+    assert owner.stdout is not None
+    url = owner.stdout.readline().strip()
+    assert post(url, LAUNCH)["launchRun"]["__typename"] == "LaunchRunSuccess"
+    pid = int(wait_for("the run", lambda: run_pid.read_text() if run_pid.exists() else None))
+    assert psutil.pid_exists(pid)
+
+    owner.kill()
+    owner.communicate()
+    assert read_environment(state) is None, "a killed stack does not count as running"
+    with local_stack(state, with_dagster=False, dagster_files=files) as stack:
+        assert not psutil.pid_exists(pid)
+        stack.check()
+    assert users_of(state) == []
+
+
+def test_ctrl_c_stops_the_stack_once_and_without_a_traceback(
+    tmp_path: Path, dagster_project: Project
+) -> None:
+    state = tmp_path / "state"
+    owner = run_owner(state, dagster_project())
+    assert owner.stdout is not None
+    assert owner.stdout.readline().startswith("http://")
+    owner.send_signal(signal.SIGINT)
+    output, errors = owner.communicate()
+    assert (owner.returncode, output, errors) == (0, "interrupted\n", "")
+    for log in (state / "logs").glob("*.log"):
+        assert "Traceback" not in log.read_text(), log
+    assert users_of(state) == []
+
+
+def test_a_part_that_dies_is_noticed_and_the_rest_still_stops(
+    tmp_path: Path, dagster_project: Project
+) -> None:
+    state = tmp_path / "state"
+    with local_stack(state, webserver_port=None, dagster_files=dagster_project()) as stack:
+        assert stack.dagster is not None
+        daemon = stack.dagster.daemon
+        os.kill(daemon.pid, signal.SIGKILL)
+        wait_for("the daemon's end", lambda: not daemon.running)
+        with pytest.raises(ProcessEndedError, match=r"(?s)Dagster daemon.*signal 9.*dagster-daemon\.log"):
+            stack.check()
+    assert users_of(state) == []
+
+
+def test_entering_the_environment_drops_what_belongs_to_the_real_aws() -> None:
+    own = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "CAPSTONE_ENVIRONMENT": "local"}
+    process = {
+        "PATH": "/bin",
+        "AWS_PROFILE": "production",
+        "AWS_SESSION_TOKEN": "token",
+        "AWS_ENDPOINT_URL_SQS": "https://elsewhere",
+        "PGSSLMODE": "require",
+        "POSTGRES_HOST": "production",
+        "NO_PROXY": "intranet",
+    }
+    enter_environment(own, process)
+    assert process == own | {
+        "PATH": "/bin",
+        "NO_PROXY": "intranet,127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
