@@ -1,1 +1,1 @@
-"""What a developer's machine needs in place of the cloud: the local stack, the demo clip and the demo detector."""
+"""What a developer's machine needs in place of the cloud: local stack, demo clip and demo detector."""

@@ -1,10 +1,11 @@
-"""The demo clip: a virtual camera over two real photographs, so that real people come and go at known times.
+"""The demo clip: a virtual camera over two photographs, so that real people come and go at known times.
 
-Nothing of it is stored in the repository. The photographs are the two that the installed ultralytics package
-carries (a street with a bus and four people, two people close up); the camera path and the hand-checked boxes
-below are ours. Because the path is known, so is the truth: which person or face is in the frame, where and when.
+Nothing of it is stored in the repository. The photographs are the two that the installed ultralytics
+package carries (a street with a bus and four people, two people close up); the camera path and the
+hand-checked boxes below are ours. Because the path is known, so is the truth: which person or face is in
+the frame, where and when.
 
-This module renders and says what is true; it detects nothing and needs neither torch nor ultralytics in memory.
+This module renders and says what is true; it detects nothing and loads neither torch nor ultralytics.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PERSON_VISIBLE = 1 / 3
 A third is head and shoulders of somebody standing, which is when a viewer would say "there is somebody"."""
 
 FACE_VISIBLE = 2 / 3
-"""A face is present while at least this part of its box is in the frame: less than that hides eyes or mouth."""
+"""A face is present while at least this part of its box is in the frame: less hides eyes or mouth."""
 
 
 class DemoPhotographMissing(RuntimeError):
@@ -126,8 +127,8 @@ _PATH: tuple[tuple[float, View], ...] = (
     (12.4, View(TOUCHLINE, 690, 385, 1150)),  # back until both men are in the frame
     (13.2, View(TOUCHLINE, 720, 345, 1020)),
     (14.8, View(TOUCHLINE, 1010, 185, 540)),  # closer to the man watching
-    (16.2, View(TOUCHLINE, 690, 96, 330)),  # away over their heads: nobody
-    (16.8, View(TOUCHLINE, 684, 96, 330)),
+    (17.0, View(TOUCHLINE, 578, 96, 320)),  # away over their heads: nobody
+    (17.6, View(TOUCHLINE, 572, 96, 320)),
 )
 
 DURATION_MS = round(_PATH[-1][0] * 1000)
@@ -136,7 +137,7 @@ FRAMES = DURATION_MS // FRAME_MS
 
 @dataclass(frozen=True)
 class Visible:
-    """One subject at one moment: `box` is xyxy frame pixels clipped to the frame, `part` its visible share (0-1)."""
+    """One subject at one moment: `box` is xyxy pixels clipped to the frame, `part` its share in it (0-1)."""
 
     subject: Subject
     box: Box
@@ -150,10 +151,10 @@ class Visible:
 
 @dataclass(frozen=True)
 class Presence:
-    """One uninterrupted presence of one subject: presentation times of the first and the last frame showing it.
+    """One uninterrupted presence of one subject: presentation times of its first and its last frame.
 
-    Present means `PERSON_VISIBLE` or `FACE_VISIBLE` of the subject's box is inside the frame; whoever stands
-    in front of it is not subtracted.
+    Present means that `PERSON_VISIBLE` or `FACE_VISIBLE` of the subject's box is inside the frame; whoever
+    stands in front is not subtracted.
     """
 
     label: Label
@@ -174,10 +175,10 @@ class DemoClip:
 def make_demo_clip(path: Path, *, progress: Callable[[float], None] | None = None) -> DemoClip:
     """Render the demo clip to `path` (mp4, H.264, 1280×720, 25 fps) and return it with its truth.
 
-    `progress` is called with the part done (0-1). The file appears under its name only when it is complete. Two
-    renderings on one machine give the same bytes, so the same clip is the same upload content.
+    `progress` is called with the part done (0-1). The file appears under its name only when it is complete.
+    Two renderings on one machine give the same bytes, so the same clip is the same upload content.
     """
-    photographs = {photograph.file: _load(photograph) for photograph in (STREET, TOUCHLINE)}
+    photographs = {photograph.file: load_photograph(photograph) for photograph in (STREET, TOUCHLINE)}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".mp4", dir=path.parent)
     os.close(handle)
@@ -245,10 +246,13 @@ def render_view(photograph: np.ndarray, view: View, width: int = WIDTH, height: 
     """What the camera sees: (height, width, 3) uint8, channels as in `photograph` ((h, w, 3) uint8)."""
     s = view.width / width
     left, top = view.cx - view.width / 2, view.cy - view.width * height / width / 2
-    # Pixel centres, not corners, map onto each other; otherwise the picture creeps by half a pixel while zooming.
+    # Pixel centres, not corners, map onto each other: else the picture creeps by half a pixel in a zoom.
     matrix = np.array([[s, 0, left + s / 2 - 0.5], [0, s, top + s / 2 - 0.5]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(photograph, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    frame: np.ndarray = cv2.warpAffine(
+        photograph, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
+    return frame
 
 
 def photograph_path(photograph: Photograph) -> Path:
@@ -262,11 +266,14 @@ def photograph_path(photograph: Photograph) -> Path:
     return Path(spec.origin).parent / "assets" / photograph.file
 
 
-def _load(photograph: Photograph) -> np.ndarray:
+def load_photograph(photograph: Photograph) -> np.ndarray:
+    """Its pixels, (height, width, 3) uint8 BGR."""
     path = photograph_path(photograph)
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    picture: np.ndarray | None = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
-        raise DemoPhotographMissing(f"{path} cannot be read; reinstall ultralytics as requirements.lock pins it")
+        raise DemoPhotographMissing(
+            f"{path} cannot be read; reinstall ultralytics as requirements.lock pins it"
+        )
     if picture.shape[:2] != (photograph.height, photograph.width):
         raise DemoPhotographMissing(
             f"{path} is {picture.shape[1]}×{picture.shape[0]} pixels, expected {photograph.width}×"
@@ -286,14 +293,18 @@ def _frames(photographs: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _stamp(frame: np.ndarray, text: str) -> None:
-    """Burn the clip time in at the lower left, as surveillance cameras do: a still can be checked against it."""
+    """Burn the clip time in at the lower left, as surveillance cameras do: stills can be checked by it."""
     for colour, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
-        cv2.putText(frame, text, (20, HEIGHT - 20), cv2.FONT_HERSHEY_SIMPLEX, 0.7, colour, thickness, cv2.LINE_AA)
+        cv2.putText(
+            frame, text, (20, HEIGHT - 20), cv2.FONT_HERSHEY_SIMPLEX, 0.7, colour, thickness, cv2.LINE_AA
+        )
 
 
 def _encode(path: Path, frames: Iterator[np.ndarray], progress: Callable[[float], None] | None) -> None:
-    """Write the frames as H.264; a fixed thread count and no date in the header keep the bytes reproducible."""
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}) as out:
+    """Write the frames as H.264; fixed threads and no date in the header keep the bytes reproducible."""
+    with av.open(
+        str(path), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}
+    ) as out:
         # One key frame a second, as cameras send them: seeking into the clip stays cheap.
         stream = out.add_stream(
             "libx264", rate=FPS, options={"preset": "veryfast", "crf": "21", "g": str(FPS), "threads": "2"}
