@@ -1,0 +1,225 @@
+"""`capstone doctor`: everything an analysis needs, looked at one by one, each with reason and remedy."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from capstone_dagster.clients import aws_client
+from capstone_dagster.services import Services
+from capstone_dagster.settings import ConfigurationError, Settings, read_settings
+
+State = Literal["pass", "warn", "fail"]
+MARKS: Mapping[State, tuple[str, str]] = {
+    "pass": ("green", "pass"),
+    "warn": ("yellow", "warn"),
+    "fail": ("red", "FAIL"),
+}
+_START_STACK = "Locally: start the stack with `make dev`, and look again from a second terminal."
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found; `remedy` is empty where nothing is to be done."""
+
+    subject: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+class _Wrong(Exception):
+    """A check's own finding that something needed is missing."""
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(detail)
+        self.remedy = remedy
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything in turn; each finding comes as soon as it is known."""
+    try:
+        settings = read_settings()
+    except ConfigurationError as error:
+        yield Finding("settings", "fail", str(error), "Correct the variable; nothing else can be looked at.")
+        return
+    yield Finding("settings", "pass", f"environment {settings.environment}, compute {settings.compute}")
+    services = Services(settings)
+    needed: list[tuple[str, Callable[[], str]]] = [
+        ("model", lambda: _model(services)),
+        ("decoder", _decoder),
+        ("database", lambda: _database(services)),
+        ("dagster", _dagster_storage),
+        ("s3 raw", lambda: _bucket(services, settings.required("raw_bucket"))),
+        ("s3 derived", lambda: _derived(services)),
+        ("sqs", lambda: _queue(services)),
+    ]
+    yield _gpu(settings)
+    for subject, check in needed:
+        yield _look(subject, check, otherwise="fail")
+    yield _look("sns", lambda: _topic(settings), otherwise="warn")
+    yield _look("cloudwatch", _cloudwatch, otherwise="warn")
+
+
+def _look(subject: str, check: Callable[[], str], *, otherwise: State) -> Finding:
+    # A check may fail in any way its service can; whatever it is, the next check is still made.
+    try:
+        return Finding(subject, "pass", check())
+    except _Wrong as wrong:
+        return Finding(subject, otherwise, str(wrong), wrong.remedy)
+    except ConfigurationError as error:
+        return Finding(subject, otherwise, str(error), _START_STACK)
+    except Exception as error:
+        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = "" if hasattr(error, "failure_class") else "Check the address, credentials and network."
+        return Finding(subject, otherwise, told, remedy)
+
+
+def _model(services: Services) -> str:
+    from capstone_dagster.analysis import load_detector
+    from capstone_dagster.assets.analyze import analysis_settings
+
+    settings = services.settings
+    detector = load_detector(
+        services.model_path(),
+        analysis_settings(settings),
+        device=settings.device,
+        expected_sha256=settings.model_sha256,
+    )
+    told = (
+        f"{detector.name} finds {', '.join(detector.labels)} on {detector.device} ({detector.backend}), "
+        f"loaded in {detector.load_seconds:.1f} s, SHA-256 {detector.sha256[:12]}…"
+    )
+    if detector.missing_labels:
+        told += f"; it has no {', '.join(detector.missing_labels)}"
+    return told
+
+
+def _decoder() -> str:
+    import av
+    import numpy as np
+
+    from capstone_dagster.analysis import probe
+
+    with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
+        path = Path(folder) / "probe.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for shade in (0, 128, 255):
+                picture = np.full((48, 64, 3), shade, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+            container.mux(stream.encode())
+        info = probe(path)
+    return f"PyAV {av.__version__} writes and reads {info.codec}"
+
+
+def _gpu(settings: Settings) -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+        return Finding("gpu", "pass", f"{torch.cuda.device_count()} × {', '.join(sorted(names))}")
+    if settings.device.startswith("cuda"):
+        remedy = "Install NVIDIA's driver, or set CAPSTONE_DEVICE=auto."
+        return Finding("gpu", "fail", f"CAPSTONE_DEVICE is {settings.device}, but torch sees no GPU", remedy)
+    return Finding("gpu", "warn", "none that torch can use: analysis runs on the CPU, more slowly")
+
+
+def _database(services: Services) -> str:
+    import sqlalchemy as sa
+
+    from capstone_dagster.storage.database import database_errors
+    from capstone_dagster.storage.schema import SCHEMA
+
+    store = services.events
+    with database_errors(store.engine), store.engine.connect() as connection:
+        version = connection.execute(sa.text("SHOW server_version")).scalar_one()
+        count = connection.execute(sa.text(f"SELECT count(*) FROM {SCHEMA}.videos")).scalar_one()
+    return f"PostgreSQL {version}, tables in place, {count} videos"
+
+
+def _dagster_storage() -> str:
+    import sqlalchemy as sa
+
+    url = os.environ.get("DAGSTER_POSTGRES_URL")
+    if not url:
+        raise _Wrong("DAGSTER_POSTGRES_URL is not set: Dagster has nowhere to keep its runs.", _START_STACK)
+    engine = sa.create_engine(url, connect_args={"connect_timeout": 5})
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+    home = os.environ.get("DAGSTER_HOME")
+    if not home or not (Path(home) / "dagster.yaml").exists():
+        raise _Wrong("DAGSTER_HOME does not hold a dagster.yaml.", "Point it to the directory that does.")
+    return f"storage answers, home {home}"
+
+
+def _bucket(services: Services, bucket: str) -> str:
+    answer: Mapping[str, Any] = services.s3.get_bucket_location(Bucket=bucket)
+    # S3 says nothing for its first region.
+    found, configured = answer.get("LocationConstraint") or "us-east-1", services.s3.meta.region_name
+    if found != configured:
+        raise _Wrong(
+            f"bucket {bucket} is in {found}, but AWS_REGION is {configured}",
+            f"Set AWS_REGION={found}, or use a bucket in {configured}.",
+        )
+    services.s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
+    return f"bucket {bucket} in {found} can be read"
+
+
+def _derived(services: Services) -> str:
+    url = services.settings.required("derived_url")
+    # Writing is what an analysis does; the object is as small as can be and always the same.
+    services.objects.put_bytes("doctor.json", b"{}")
+    services.objects.get_bytes("doctor.json")
+    if url.startswith("s3://"):
+        _bucket(services, urlsplit(url).netloc)
+    return f"{url} can be written and read"
+
+
+def _queue(services: Services) -> str:
+    from capstone_dagster.intake.queue import UploadQueue
+
+    url = services.settings.required("queue_url")
+    region, host = services.sqs.meta.region_name, urlsplit(url).hostname or ""
+    if host.startswith("sqs.") and host.split(".")[1] != region:
+        raise _Wrong(
+            f"the queue is in {host.split('.')[1]}, but AWS_REGION is {region}",
+            f"Set AWS_REGION={host.split('.')[1]}, or use a queue in {region}.",
+        )
+    attributes = services.sqs.get_queue_attributes(
+        QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages", "VisibilityTimeout"]
+    )["Attributes"]
+    dead = UploadQueue(services.sqs, url).dead_letter_url
+    return (
+        f"{attributes['ApproximateNumberOfMessages']} messages wait, visibility "
+        f"{attributes['VisibilityTimeout']} s, dead letters to {dead.rpartition('/')[2]}"
+    )
+
+
+def _topic(settings: Settings) -> str:
+    arn = settings.alert_topic_arn
+    if arn is None:
+        raise _Wrong(
+            "CAPSTONE_ALERT_TOPIC_ARN is not set: nobody is alerted.", "Set it to an SNS topic's ARN."
+        )
+    client = aws_client("sns")
+    region = arn.split(":")[3] if arn.count(":") == 5 else ""
+    if region and region != client.meta.region_name:
+        raise _Wrong(
+            f"the topic is in {region}, but AWS_REGION is {client.meta.region_name}",
+            "Use a topic of the same region.",
+        )
+    client.get_topic_attributes(TopicArn=arn)
+    return arn
+
+
+def _cloudwatch() -> str:
+    client = aws_client("cloudwatch")
+    client.list_metrics(Namespace="Capstone")
+    return f"answers in {client.meta.region_name}"

@@ -1,0 +1,342 @@
+"""The demo: one video's whole way on this machine, watched from upload to events, with every leg timed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from capstone_dagster import terminal
+from capstone_dagster.clients import aws_client
+from capstone_dagster.local import clip as clips
+from capstone_dagster.local.errors import LocalStackError
+from capstone_dagster.local.stack import LocalStack, enter_environment, local_stack
+from capstone_dagster.local.state import read_environment
+from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.models import EMBEDDED_MODEL, ModelUnavailable, locate_model
+from capstone_dagster.storage.objects import open_object_store
+from capstone_dagster.submit import Submission, submit_video
+from capstone_dagster.terminal import Report
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, RunRecord
+
+# What `make demo VIDEO=…` tries before the embedded detector, which knows only its own scenes.
+SMALL_MODEL = "yolo11n.pt"
+# Nothing the pipeline does takes this long without a sign of life; a queue behind other videos shows as such.
+_STALL_S = 180.0
+_POLL_S = 0.2
+_FINAL = {"done", "failed", "cancelled", "superseded"}
+
+
+class DemoFailed(Exception):
+    """The video did not become events; the message says why and where to look."""
+
+    failure_class = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One stretch of a video's way, in seconds."""
+
+    name: str
+    seconds: float
+
+
+def prepare(stack: LocalStack) -> None:
+    """What a stack needs before Dagster starts on it: the event store's tables."""
+    store = EventStore(stack.environment["CAPSTONE_DATABASE_URL"])
+    store.migrate()
+    store.close()
+
+
+def run_demo(video: Path | None, state: Path, port: int) -> None:
+    """Run one video through the local stack and show what came of it.
+
+    Raises:
+        DemoFailed, LocalStackError, NotSubmitted, ConfigurationError: with the sentence to show.
+    """
+    began = time.monotonic()
+    if video is not None and not video.is_file():
+        raise DemoFailed(f"Expected a video file, but there is none at {video}.")
+    with terminal.progress("Preparing") as report:
+        _choose_model(video is not None, report)
+        source = video or _clip(state, report)
+        with _stack(state, port, report) as ui:
+            submission, sent_at = _submit(source, is_clip=video is None, report=report)
+            record = _wait(submission, report, state)
+            outcome = _outcome(record, submission, sent_at)
+            files = _fetch(outcome, state, report)
+    _show(outcome, files, is_clip=video is None, ui=ui, seconds=time.monotonic() - began)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the video.
+
+    Attributes:
+        reused: its detections existed before: nothing was analysed again.
+    """
+
+    submission: Submission
+    run_id: str
+    legs: Sequence[Leg]
+    events: Sequence[Mapping[str, Any]]
+    analysis: Mapping[str, Any]
+    reused: bool
+
+
+def _choose_model(own_video: bool, report: Report) -> None:
+    """For somebody's own video the embedded detector is the last resort, and that is said."""
+    if not own_video or os.environ.get("CAPSTONE_MODEL"):
+        return
+    report(f"Fetching the model {SMALL_MODEL}")
+    settings = read_settings()
+    try:
+        cache = Path(settings.model_cache).expanduser()
+        found = locate_model(SMALL_MODEL, cache=cache, s3=lambda: aws_client("s3"))
+    except ModelUnavailable as error:
+        terminal.err.print(
+            f"[yellow]Warning:[/] {escape(str(error))}\nThe embedded demo detector is used instead. It knows the "
+            "demo's own scenes and little else: [bold]expect poor results[/] on your video. Set CAPSTONE_MODEL "
+            "to a YOLO model file for real ones.",
+            soft_wrap=True,
+        )
+        os.environ["CAPSTONE_MODEL"] = EMBEDDED_MODEL
+    else:
+        os.environ["CAPSTONE_MODEL"] = str(found)
+
+
+def _clip(state: Path, report: Report) -> Path:
+    """The demo clip, rendered once for each version of the code that renders it."""
+    version = hashlib.sha256(Path(clips.__file__).read_bytes()).hexdigest()[:8]
+    path = state / "demo" / version / "demo-clip.mp4"
+    if not path.exists():
+        what = "Rendering the demo clip from two photographs"
+        report(what, 0.0)
+        clips.make_demo_clip(path, progress=lambda fraction: report(what, fraction))
+    return path
+
+
+@contextmanager
+def _stack(state: Path, port: int, report: Report) -> Iterator[str | None]:
+    """A stack to work with: the one that runs on `state`, else one for the time of the block.
+
+    Yields the address of a Dagster UI that stays, or None when it stops with the block.
+    """
+    running = read_environment(state)
+    if running is not None:
+        report("Using the local stack that is running")
+        enter_environment(running)
+        yield f"http://127.0.0.1:{port}"
+        return
+    with local_stack(state, webserver_port=port, before_dagster=prepare, on_progress=report) as stack:
+        assert stack.dagster is not None
+        enter_environment(stack.environment)
+        terminal.err.print(f"Dagster UI, while this runs: {stack.dagster.url}")
+        _watched.append(stack)
+        try:
+            yield None
+        finally:
+            _watched.remove(stack)
+
+
+# The stack that this process runs, to notice that a part of it ended; empty when another process runs it.
+_watched: list[LocalStack] = []
+
+
+def _submit(path: Path, *, is_clip: bool, report: Report) -> tuple[Submission, float]:
+    report(f"Uploading {path.name}")
+    sent_at = time.time()
+    camera = "demo" if is_clip else None
+    submission = submit_video(path, aws_client("s3"), read_settings(), camera=camera)
+    return submission, sent_at
+
+
+def _wait(submission: Submission, report: Report, state: Path) -> RunRecord:
+    """Follow the upload until its run is over.
+
+    Raises:
+        DemoFailed: it failed, or nothing moved for long.
+    """
+    from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+
+    store = EventStore(read_settings().event_store_url())
+    mine = RunsFilter(tags={"capstone/upload_id": submission.upload_id})
+    with DagsterInstance.get() as instance:
+        seen, since = None, time.monotonic()
+        while True:
+            for stack in _watched:
+                stack.check()
+            row = next((r for r in store.current_status(submission.video_id)), None)
+            known = row is not None and row["upload_id"] == submission.upload_id
+            sight = (row["state"], row["progress"]) if row is not None and known else ("waiting", 0.0)
+            if sight != seen:
+                seen, since = sight, time.monotonic()
+            _tell(sight, report)
+            if sight[0] in _FINAL:
+                record = next(iter(instance.get_run_records(mine, limit=1)), None)
+                if record is not None and record.dagster_run.is_finished:
+                    break
+            if time.monotonic() - since > _STALL_S:
+                raise DemoFailed(
+                    f"Nothing has moved for {_STALL_S:.0f} s: the video is {sight[0]}. See the logs in "
+                    f"{state / 'logs'}; `make dev` shows the same in Dagster's UI."
+                )
+            time.sleep(_POLL_S)
+        if record.dagster_run.status != DagsterRunStatus.SUCCESS:
+            assert row is not None
+            raise DemoFailed(
+                f"The analysis failed ({row['failure_class'] or row['state']}): {row['message'] or ''} "
+                f"Run {record.dagster_run.run_id}; logs are in {state / 'logs'}, and `make dev` shows the run."
+            )
+        return record
+
+
+def _tell(sight: tuple[str, float], report: Report) -> None:
+    sentences = {
+        "waiting": "Uploaded; waiting for S3's message to reach the sensor",
+        "received": "Received; waiting for its run",
+        "queued": "Queued; waiting for its run to start",
+        "running": "Analysing",
+        "done": "Done; the run is closing",
+    }
+    state, share = sight
+    report(sentences.get(state, state), share if state == "running" and share > 0 else None)
+
+
+def _outcome(record: RunRecord, submission: Submission, sent_at: float) -> Outcome:
+    from dagster import DagsterInstance
+
+    store = EventStore(read_settings().event_store_url())
+    status = store.current_status(submission.video_id)[0]
+    current = next(row for row in store.analyses(submission.video_id) if row["is_current"])
+    with DagsterInstance.get() as instance:
+        times = _times(instance, record, submission.video_id)
+    stations = [
+        ("upload → message in the queue", times.get("announced_at")),
+        ("message → run started", record.start_time),
+        ("run started → first frame analysed", times.get("first_frame_at")),
+        ("first frame → last frame", times.get("last_frame_at")),
+        ("last frame → events persisted", _seconds(status["updated_at"])),
+    ]
+    if times.get("reused"):
+        stations[2:] = [
+            ("run started → found analysed already, events current", _seconds(status["updated_at"]))
+        ]
+    legs, last = [], sent_at
+    for name, at in stations:
+        if at is not None:
+            # S3 tells time in whole milliseconds: a leg of none may come out as less.
+            legs.append(Leg(name, max(at - last, 0.0)))
+            last = max(at, last)
+    return Outcome(
+        submission=submission,
+        run_id=record.dagster_run.run_id,
+        legs=legs,
+        events=store.current_events(submission.video_id),
+        analysis=current,
+        reused=bool(times.get("reused")),
+    )
+
+
+def _times(instance: DagsterInstance, record: RunRecord, video_id: str) -> dict[str, Any]:
+    """Moments that the materialisations of this run, and of the upload, carry."""
+    from dagster import AssetKey
+
+    found: dict[str, Any] = {}
+    for asset in ("raw_videos", "extracted_frames"):
+        fetched = instance.fetch_materializations(_of_partition(AssetKey(asset), video_id), limit=1)
+        for event in fetched.records:
+            materialization = event.asset_materialization
+            if materialization is None or (
+                asset == "extracted_frames" and event.run_id != record.dagster_run.run_id
+            ):
+                continue
+            found |= {name: value.value for name, value in materialization.metadata.items()}
+    return found
+
+
+def _of_partition(asset: Any, partition: str) -> Any:
+    from dagster import AssetRecordsFilter
+
+    return AssetRecordsFilter(asset_key=asset, asset_partitions=[partition])
+
+
+def _fetch(outcome: Outcome, state: Path, report: Report) -> Path:
+    """Copy the results out of the local S3, where they can be opened when the stack is down."""
+    report("Fetching the results")
+    settings = read_settings()
+    objects = open_object_store(settings.required("derived_url"), lambda: aws_client("s3"))
+    target = state / "demo" / outcome.submission.video_id
+    prefixes = (
+        f"detections/{outcome.analysis['detection_id']}/",
+        f"analyses/{outcome.analysis['analysis_id']}/",
+    )
+    for prefix in prefixes:
+        for key in objects.keys(prefix):
+            path = target / key.removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            objects.get_file(key, path)
+    return target
+
+
+def _show(outcome: Outcome, files: Path, *, is_clip: bool, ui: str | None, seconds: float) -> None:
+    say = terminal.out.print
+    say(f"\n[bold]{outcome.submission.url}[/] → video {outcome.submission.video_id}\n", soft_wrap=True)
+    say("[bold]How long each leg took[/]")
+    for leg in outcome.legs:
+        say(f"  {leg.name:<52}{leg.seconds:>7.2f} s")
+    say(f"  {'in all':<52}{sum(leg.seconds for leg in outcome.legs):>7.2f} s")
+    if outcome.reused:
+        say("\nThe same bytes were analysed before: no inference ran, and nothing was added.")
+    count = len(outcome.events)
+    say(f"\n[bold]{count} event{'' if count == 1 else 's'}[/], as consumers read them from current_events")
+    if outcome.events:
+        say(terminal.events_table(outcome.events))
+    if is_clip:
+        _compare_with_truth(outcome.events)
+    say("\n[bold]Where the results are[/] (copies of what lies in the local S3)")
+    for name in ("contact_sheet.jpg", "frames.parquet", "detections.parquet", "events.parquet"):
+        say(f"  {files / name}", soft_wrap=True)
+    say(f"  {files / 'thumbnails'}/", soft_wrap=True)
+    say("\n[bold]How to go on[/]")
+    if ui is None:
+        say("  make dev                       the same stack, left running; the UI is http://127.0.0.1:3000")
+    else:
+        say(f"  {ui}          Dagster's UI, still running")
+    say("  make demo VIDEO=my-video.mp4   the same with your own video")
+    say(f"  run {outcome.run_id} is in the UI under Runs")
+    say(f"\nDone in {seconds:.0f} s.")
+
+
+def _compare_with_truth(events: Sequence[Mapping[str, Any]]) -> None:
+    """Say how the events stand against the presences that the clip was made with."""
+    people = [presence for presence in clips.truth() if presence.label == "person"]
+    found = [event for event in events if event["label"] == "person"]
+
+    def overlap(event: Mapping[str, Any], presence: clips.Presence) -> int:
+        return min(event["end_ms"], presence.end_ms) - max(event["start_ms"], presence.start_ms)
+
+    seen = sum(any(overlap(event, presence) > 0 for event in found) for presence in people)
+    true = sum(any(overlap(event, presence) > 0 for presence in people) for event in found)
+    terminal.out.print(
+        f"The clip's truth: {len(people)} presences of people, {seen} of them while an event was on; "
+        f"{true} of {len(found)} person events fall into a presence."
+    )
+
+
+def _seconds(time: datetime) -> float:
+    return time.timestamp()
+
+
+__all__ = ["DemoFailed", "LocalStackError", "prepare", "run_demo"]

@@ -1,0 +1,146 @@
+"""What the command line shows: tables, progress, and times as people read them. Data goes to stdout, the
+rest to stderr, so that output can be piped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+Format = Literal["table", "json", "csv"]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Report(Protocol):
+    """Takes what a long action is at: a sentence, and the share done (0–1) where it is known."""
+
+    def __call__(self, what: str, fraction: float | None = None) -> None: ...
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Report]:
+    """A line that shows what goes on, how far it is and for how long, while the block runs.
+
+    Where nobody watches (a pipe, CI), each new sentence is printed once instead.
+    """
+    if not err.is_terminal:
+        last = ""
+
+        def tell(what: str, fraction: float | None = None) -> None:
+            nonlocal last
+            if what != last:
+                err.print(f"… {what}")
+                last = what
+
+        tell(what)
+        yield tell
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+
+        def report(what: str, fraction: float | None = None) -> None:
+            if fraction is None:
+                bars.update(task, description=what, total=None)
+            else:
+                bars.update(task, description=what, total=1.0, completed=fraction)
+
+        yield report
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, table: Table) -> None:
+    """Print rows as JSON (a list of objects), CSV with a header, or the table made from them."""
+    if form == "json":
+        print(json.dumps([dict(row) for row in rows], default=_plain, ensure_ascii=False, indent=2))
+    elif form == "csv":
+        if rows:
+            writer = csv.writer(sys.stdout, lineterminator="\n")
+            writer.writerow(rows[0])
+            writer.writerows([_cell(value) for value in row.values()] for row in rows)
+    else:
+        out.print(table)
+
+
+def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
+    """Events for people: when, what, how sure, and whether a face was seen."""
+    several = len({event["video_id"] for event in events}) > 1
+    names = ["video"] if several else []
+    table = _table(*names, "start", "end", "what", "track", "seen", "best", "face", "cut off", "wall clock")
+    for event in events:
+        cut = "".join(
+            word
+            for word, is_cut in ((" start", event["truncated_start"]), (" end", event["truncated_end"]))
+            if is_cut
+        )
+        cells = [event["video_id"]] if several else []
+        table.add_row(
+            *cells,
+            clock(event["start_ms"]),
+            clock(event["end_ms"]),
+            event["label"],
+            str(event["track_id"]),
+            f"{event['detections']}×",
+            f"{event['best_score']:.2f}",
+            "" if event["face_score"] is None else f"{event['face_score']:.2f}",
+            cut.strip(),
+            local_time(event["started_at"]),
+        )
+    return table
+
+
+def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Videos and how far each is."""
+    table = _table("video", "external id", "camera", "state", "progress", "updated", "message")
+    colours = {"done": "green", "failed": "red", "running": "cyan"}
+    for row in rows:
+        colour = colours.get(row["state"], "default")
+        failure = f"{row['failure_class']}: {row['message']}" if row["failure_class"] else ""
+        table.add_row(
+            row["video_id"],
+            row["external_id"] or "",
+            row["camera"],
+            f"[{colour}]{row['state']}[/]",
+            f"{row['progress']:.0%}",
+            local_time(row["updated_at"]),
+            failure,
+        )
+    return table
+
+
+def clock(ms: int) -> str:
+    """Milliseconds of video as `m:ss.s`."""
+    minutes, rest = divmod(ms, 60_000)
+    return f"{minutes}:{rest / 1000:04.1f}"
+
+
+def local_time(time: datetime | None) -> str:
+    """A moment in this machine's zone; nothing for None."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else ""
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    right = {"start", "end", "track", "seen", "best", "face", "progress"}
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False)
+    return value.isoformat() if isinstance(value, datetime) else value
