@@ -42,6 +42,11 @@ _TIMESTAMP_ROUNDING = Fraction(1, 1000)
 # Used only where neither frame nor stream says how long a frame lasts (raw streams without a header).
 _ASSUMED_FRAME_S = Fraction(1, 25)
 
+# MPEG-TS counts 33 bits at 90 kHz and starts over after 26.5 hours, which is what FFmpeg takes a step back
+# for: it reports a jump forward. One of more than half the period is better explained by a clock that was
+# set back.
+_CLOCK_RESTARTED_S = Fraction(1 << 32, 90_000)
+
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
@@ -155,6 +160,7 @@ class VideoReader:
             self._first: av.VideoFrame = first
             self._quarter_turns = round(first.rotation / 90) % 4
             self._size = (first.width, first.height)
+            self._stated_s = self._stated_duration(of_pictures_only=True)
             self.info = self._describe(first)
         except BaseException:
             self._container.close()
@@ -171,9 +177,8 @@ class VideoReader:
     @property
     def truncated(self) -> bool:
         """Whether decoding ended in an error, or clearly before the end that the container states."""
-        stated = self._stated_duration(of_pictures_only=True)
         # Stated durations are rounded, and trimmed by edit lists: half a second and 2 % are no loss.
-        missing = stated is not None and self.last_frame_end_ms < stated * 980 - 500
+        missing = self._stated_s is not None and self.last_frame_end_ms < self._stated_s * 980 - 500
         return self._error_at_the_end or missing
 
     def frames(self, *, sample_fps: float) -> Iterator[Frame]:
@@ -285,7 +290,7 @@ class _Timeline:
             self._origin, seconds = stamp, Fraction(0)
         elif stamp is None:
             seconds = self._last + self.frame_s
-        elif self._origin is None or stamp - self._origin < self._last:
+        elif self._origin is None or not 0 <= stamp - self._origin - self._last < _CLOCK_RESTARTED_S:
             # Timestamps begin late, or restart where recordings were joined: time goes on from the last
             # frame.
             seconds = self._last + self.frame_s

@@ -1,0 +1,312 @@
+"""One streaming pass: exact counts and times, bounded memory, and one end to everything."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from capstone_dagster.analysis import (
+    DETECTIONS_SCHEMA,
+    FRAMES_SCHEMA,
+    AnalysisSettings,
+    Detections,
+    DetectionSummary,
+    EventRules,
+    Frame,
+    Progress,
+    analyze_video,
+    build_events,
+    read_detections,
+    read_frames,
+)
+from capstone_dagster.analysis.engine import DECODE_THREAD
+from capstone_dagster.analysis.video import Image, VideoReader
+
+from .conftest import COLOURS, MakeClip, Square, SquareDetector
+
+EVERY_FRAME = AnalysisSettings(sample_fps=0)
+AT_25_FPS = [index * 40 for index in range(100)]
+
+
+def visitor(first: int, last: int) -> object:
+    """A person who walks through from frame `first` to frame `last`."""
+
+    def scene(index: int) -> Sequence[Square]:
+        left = 10 + index
+        return [("person", left, 40, left + 24, 100)] if first <= index <= last else ()
+
+    return scene
+
+
+def decoding_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == DECODE_THREAD]
+
+
+def test_a_visit_becomes_tables_pictures_and_one_event(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    clip, out = make_clip("a.mp4", AT_25_FPS, visitor(20, 69)), tmp_path / "out"
+    summary = analyze_video(clip, out, detector=detector, settings=EVERY_FRAME)
+
+    assert (summary.frames_decoded, summary.frames_analyzed) == (100, 100)
+    assert (summary.detections, summary.tracks) == (50, 1)
+    assert (summary.width, summary.height, summary.codec) == (192, 128, "h264")
+    assert (summary.duration_ms, summary.first_pts_ms, summary.last_pts_ms) == (4000, 0, 3960)
+    assert summary.sample_interval_ms == 40
+    assert summary.fps == pytest.approx(25)
+    assert not summary.truncated
+    assert json.loads(json.dumps(asdict(summary)))["model"] == "squares"
+
+    frames = read_frames(out / "frames.parquet")
+    assert frames.schema == FRAMES_SCHEMA
+    assert frames["frame_index"].to_pylist() == list(range(100))
+    assert frames["pts_ms"].to_pylist() == AT_25_FPS
+    assert frames["analyzed"].to_pylist() == [True] * 100
+    assert frames["detections"].to_pylist() == [int(20 <= index <= 69) for index in range(100)]
+
+    detections = read_detections(out / "detections.parquet")
+    assert detections.schema == DETECTIONS_SCHEMA
+    assert detections["frame_index"].to_pylist() == list(range(20, 70))
+    # The first sighting too, although a track is believed only at the second.
+    assert detections["track_id"].to_pylist() == [1] * 50
+    assert set(detections["label"].to_pylist()) == {"person"}
+    for column, at_frame_20 in (("x1", 30), ("y1", 40), ("x2", 54), ("y2", 100)):
+        assert detections[column][0].as_py() == pytest.approx(at_frame_20, abs=2)
+
+    (event,) = events_of(summary, detections)
+    assert (event.start_ms, event.end_ms) == (800, 2760)
+    assert (event.first_frame, event.last_frame, event.detections) == (20, 69, 50)
+    assert not event.truncated_start
+    assert not event.truncated_end
+
+    thumbnail = cv2.imread(str(out / event.thumbnail_key))
+    assert thumbnail is not None
+    middle = thumbnail[thumbnail.shape[0] // 2, thumbnail.shape[1] // 2].astype(int)
+    assert np.abs(middle - COLOURS["person"]).max() < 60
+    assert cv2.imread(str(out / "contact_sheet.jpg")) is not None
+    assert sorted(path.name for path in out.iterdir()) == [
+        "contact_sheet.jpg", "detections.parquet", "frames.parquet", "thumbnails"
+    ]  # fmt: skip
+
+
+def events_of(summary: DetectionSummary, detections: pa.Table) -> list[object]:
+    return build_events(
+        detections,
+        analysis_id="analysis",
+        rules=EventRules(),
+        width=summary.width,
+        height=summary.height,
+        first_pts_ms=summary.first_pts_ms,
+        last_pts_ms=summary.last_pts_ms,
+        sample_interval_ms=summary.sample_interval_ms,
+    )
+
+
+def test_sampling_by_time_analyses_a_part_and_records_every_frame(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    shown_ms = [0, 40, 80, 500, 540, 1700, 1740, 1780, 3000, 3333, 3400]
+    clip = make_clip("a.mp4", shown_ms, lambda index: [("person", 60, 40, 84, 100)])
+    summary = analyze_video(
+        clip, tmp_path / "out", detector=detector, settings=AnalysisSettings(sample_fps=1)
+    )
+    assert (summary.frames_decoded, summary.frames_analyzed, summary.detections) == (11, 3, 3)
+    assert sum(detector.batches) == 3
+    assert summary.sample_interval_ms == 1500  # the median of 1700 and 1300
+    assert read_detections(tmp_path / "out/detections.parquet")["pts_ms"].to_pylist() == [0, 1700, 3000]
+    table = read_frames(tmp_path / "out/frames.parquet")
+    assert table["pts_ms"].to_pylist() == shown_ms
+    assert [shown_ms[i] for i, analyzed in enumerate(table["analyzed"].to_pylist()) if analyzed] == [
+        0,
+        1700,
+        3000,
+    ]
+
+
+def test_nothing_found_still_gives_every_file(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    summary = analyze_video(
+        make_clip("a.mp4", AT_25_FPS), tmp_path, detector=detector, settings=AnalysisSettings()
+    )
+    assert (summary.detections, summary.tracks) == (0, 0)
+    assert read_detections(tmp_path / "detections.parquet").num_rows == 0
+    assert cv2.imread(str(tmp_path / "contact_sheet.jpg")) is not None
+    assert list((tmp_path / "thumbnails").iterdir()) == []
+
+
+@pytest.mark.parametrize("frame_count", [1, 2, 9])
+def test_very_short_videos(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector, frame_count: int
+) -> None:
+    clip = make_clip("a.mp4", AT_25_FPS[:frame_count], visitor(0, 99))
+    summary = analyze_video(clip, tmp_path / "out", detector=detector, settings=EVERY_FRAME)
+    assert summary.frames_analyzed == summary.detections == frame_count
+    assert summary.sample_interval_ms == (40 if frame_count > 1 else 0)
+
+
+def test_weak_detections_are_seen_by_the_tracker_and_not_kept(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    detector.score = 0.2
+    settings = AnalysisSettings(sample_fps=0, min_score=0.25)
+    summary = analyze_video(
+        make_clip("a.mp4", AT_25_FPS, visitor(0, 99)), tmp_path, detector=detector, settings=settings
+    )
+    assert (summary.detections, summary.tracks) == (0, 0)
+
+
+def test_results_do_not_depend_on_the_batch_size(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    clip = make_clip("a.mp4", AT_25_FPS, visitor(10, 80))
+    tables = []
+    for batch_size in (1, 7, 200):
+        settings = AnalysisSettings(sample_fps=0, batch_size=batch_size)
+        analyze_video(clip, tmp_path / str(batch_size), detector=detector, settings=settings)
+        tables.append(read_detections(tmp_path / str(batch_size) / "detections.parquet"))
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
+    assert detector.batches[-2:] == [1, 99]
+
+
+def test_a_second_pass_replaces_the_first(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    clip = make_clip("a.mp4", AT_25_FPS, visitor(10, 80))
+    out = tmp_path / "out"
+    (out / "thumbnails").mkdir(parents=True)
+    (out / "thumbnails" / "77.jpg").write_bytes(b"of an earlier pass")
+    analyze_video(clip, out, detector=detector, settings=EVERY_FRAME)
+    assert [path.name for path in (out / "thumbnails").iterdir()] == ["1.jpg"]
+
+
+def test_progress_begins_with_the_first_frame_and_ends_at_the_end(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    seen: list[Progress] = []
+    clip = make_clip("a.mp4", AT_25_FPS, visitor(0, 99))
+    analyze_video(clip, tmp_path, detector=detector, settings=EVERY_FRAME, progress=seen.append)
+    first, last = seen[0], seen[-1]
+    assert (first.frames_decoded, first.frames_analyzed, first.pts_ms, first.fraction) == (1, 1, 0, 0)
+    assert (last.frames_decoded, last.frames_analyzed, last.fraction, last.detections) == (100, 100, 1, 100)
+    assert last.duration_ms == 4000
+    assert [step.fraction for step in seen] == sorted(step.fraction for step in seen)
+
+
+def test_progress_of_a_video_that_does_not_tell_its_length(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    seen: list[Progress] = []
+    clip = make_clip("a.h264", AT_25_FPS, format="h264")
+    analyze_video(clip, tmp_path, detector=detector, settings=EVERY_FRAME, progress=seen.append)
+    assert {step.duration_ms for step in seen} == {None}
+    assert [step.fraction for step in seen][-1] == 1
+    assert {step.fraction for step in seen[:-1]} == {0}
+
+
+class Failing(SquareDetector):
+    """Fails on its third batch."""
+
+    failure: BaseException = RuntimeError("the model gave up")
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        if len(self.batches) == 2:
+            raise self.failure
+        return super().detect(images)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("the model gave up"), KeyboardInterrupt()])
+def test_a_failing_detector_stops_everything_and_is_reported_once(
+    make_clip: MakeClip, tmp_path: Path, failure: BaseException
+) -> None:
+    clip, out = make_clip("a.mp4", AT_25_FPS, visitor(0, 99)), tmp_path / "out"
+    detector = Failing()
+    detector.failure = failure
+    with pytest.raises(type(failure)) as raised:
+        analyze_video(clip, out, detector=detector, settings=EVERY_FRAME)
+    assert raised.value is failure
+    assert decoding_threads() == []
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+    assert detector.batches == [1, 8]
+
+
+def test_an_error_in_the_decoding_thread_reaches_the_caller(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = VideoReader.frames
+
+    def breaking(self: VideoReader, *, sample_fps: float) -> Iterator[Frame]:
+        for frame in real(self, sample_fps=sample_fps):
+            if frame.index == 30:
+                raise OSError("the disk is gone")
+            yield frame
+
+    monkeypatch.setattr(VideoReader, "frames", breaking)
+    with pytest.raises(OSError, match="the disk is gone"):
+        analyze_video(
+            make_clip("a.mp4", AT_25_FPS), tmp_path / "out", detector=detector, settings=EVERY_FRAME
+        )
+    assert decoding_threads() == []
+    assert sum(detector.batches) >= 25  # what was decoded before was not thrown away unseen
+
+
+def test_a_caller_can_stop_the_pass_from_its_progress_callback(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        analyze_video(
+            make_clip("a.mp4", AT_25_FPS),
+            tmp_path / "out",
+            detector=detector,
+            settings=EVERY_FRAME,
+            progress=stop,
+        )
+    assert decoding_threads() == []
+
+
+def test_the_decoder_is_never_further_ahead_than_its_queue(
+    make_clip: MakeClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = 0
+    real = VideoReader.frames
+
+    def counting(self: VideoReader, *, sample_fps: float) -> Iterator[Frame]:
+        nonlocal decoded
+        for frame in real(self, sample_fps=sample_fps):
+            decoded += 1
+            yield frame
+
+    batch_size = 4
+    # Two batches wait, and one frame is in the decoder's hands, waiting for room.
+    allowed = 2 * batch_size + 1
+
+    class Slow(SquareDetector):
+        most_ahead = 0
+
+        def detect(self, images: Sequence[Image]) -> list[Detections]:
+            found = super().detect(images)
+            analysed = sum(self.batches)
+            deadline = time.monotonic() + 10  # until the decoder is as far ahead as it may be
+            while decoded < min(analysed + allowed, len(AT_25_FPS)) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            self.most_ahead = max(self.most_ahead, decoded - analysed)
+            return found
+
+    monkeypatch.setattr(VideoReader, "frames", counting)
+    slow = Slow()
+    settings = AnalysisSettings(sample_fps=0, batch_size=batch_size)
+    analyze_video(make_clip("a.mp4", AT_25_FPS), tmp_path / "out", detector=slow, settings=settings)
+    assert slow.most_ahead == allowed

@@ -1,0 +1,56 @@
+"""The real model on real footage: people who are there are found, and followed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+
+from capstone_dagster.analysis import (
+    AnalysisSettings,
+    EventRules,
+    analyze_video,
+    build_events,
+    load_detector,
+    read_detections,
+    read_frames,
+)
+
+
+@pytest.fixture(scope="module")
+def analysed(test_data: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    settings = AnalysisSettings(sample_fps=2)
+    detector = load_detector(test_data / "models/yolo11n_int8_openvino_model", settings)
+    assert detector.backend == "ultralytics-openvino"
+    out = tmp_path_factory.mktemp("analysed")
+    summary = analyze_video(test_data / "data/eval/vtest.mp4", out, detector=detector, settings=settings)
+    return summary, out
+
+
+def test_people_are_found_in_nearly_every_frame(analysed) -> None:  # type: ignore[no-untyped-def]
+    summary, out = analysed
+    assert (summary.frames_decoded, summary.frames_analyzed) == (795, 159)
+    assert (summary.width, summary.height, summary.duration_ms) == (480, 360, 79_500)
+    frames = read_frames(out / "frames.parquet").to_pylist()
+    found = [frame["detections"] > 0 for frame in frames if frame["analyzed"]]
+    assert sum(found) / len(found) >= 0.95
+
+
+def test_people_are_followed_and_shown(analysed) -> None:  # type: ignore[no-untyped-def]
+    summary, out = analysed
+    events = build_events(
+        read_detections(out / "detections.parquet"),
+        analysis_id="analysis",
+        rules=EventRules(),
+        width=summary.width,
+        height=summary.height,
+        first_pts_ms=summary.first_pts_ms,
+        last_pts_ms=summary.last_pts_ms,
+        sample_interval_ms=summary.sample_interval_ms,
+    )
+    # 19 people walk through; how often each is lost and found again is not for this test to judge.
+    assert 19 <= len(events) <= 120
+    assert max(event.end_ms - event.start_ms for event in events) > 10_000
+    for event in events:
+        assert cv2.imread(str(out / event.thumbnail_key)) is not None

@@ -1,0 +1,274 @@
+"""Frames carry the file's presentation time, whatever the file is like; what is no video is refused."""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capstone_dagster.analysis import InvalidAnalysisSettings, UndecodableVideo, frames, probe
+from capstone_dagster.analysis.video import Sampling, VideoReader
+
+from .conftest import COLOURS, MakeClip
+
+STEADY = [index * 40 for index in range(30)]
+VARYING = [0, 40, 80, 500, 540, 1700, 1740, 1780, 3000, 3333, 3400]
+
+
+def times(path: Path, sample_fps: float = 0) -> list[int]:
+    return [frame.pts_ms for frame in frames(path, sample_fps=sample_fps)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {}),
+        ("a.mov", {}),
+        ("a.mkv", {}),
+        ("a.webm", {"codec": "libvpx"}),
+        ("a.ts", {"format": "mpegts"}),
+    ],
+)
+@pytest.mark.parametrize("shown_ms", [STEADY, VARYING], ids=["steady", "varying"])
+@pytest.mark.parametrize("start_ms", [0, 7_000], ids=["from-zero", "from-seven-seconds"])
+def test_timestamps_are_those_of_the_container(
+    make_clip: MakeClip, name: str, options: dict[str, str], shown_ms: list[int], start_ms: int
+) -> None:
+    clip = make_clip(name, [start_ms + time_ms for time_ms in shown_ms], **options)
+    decoded = list(frames(clip, sample_fps=0))
+    assert [frame.index for frame in decoded] == list(range(len(shown_ms)))
+    assert [frame.pts_ms for frame in decoded] == shown_ms
+
+
+def test_a_stream_without_timestamps_is_spaced_by_its_frame_rate(make_clip: MakeClip) -> None:
+    assert times(make_clip("a.h264", STEADY, format="h264")) == STEADY
+
+
+def test_joined_recordings_go_on_where_the_first_ended(make_clip: MakeClip, tmp_path: Path) -> None:
+    parts = [make_clip(f"{part}.ts", [part * 90_000 + t for t in STEADY], format="mpegts") for part in (1, 0)]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert times(joined) == [index * 40 for index in range(2 * len(STEADY))]
+
+
+@pytest.mark.parametrize(
+    ("sample_fps", "taken_ms"),
+    [
+        (0, VARYING),
+        (5, [0, 500, 1700, 3000, 3333, 3400]),
+        (1, [0, 1700, 3000]),
+        (0.5, [0, 3000]),
+        (1000, VARYING),
+    ],
+)
+def test_sampling_goes_by_time(make_clip: MakeClip, sample_fps: float, taken_ms: list[int]) -> None:
+    decoded = list(frames(make_clip("a.mp4", VARYING), sample_fps=sample_fps))
+    assert [frame.pts_ms for frame in decoded if frame.image is not None] == taken_ms
+    assert len(decoded) == len(VARYING)
+
+
+def test_timestamps_rounded_to_milliseconds_do_not_shift_the_samples() -> None:
+    sampling = Sampling(15)
+    rounded_ms = [
+        round(index * 1000 / 30) for index in range(300)
+    ]  # 30 frames a second, as Matroska stores it
+    taken = [index for index, time_ms in enumerate(rounded_ms) if sampling.takes(Fraction(time_ms, 1000))]
+    assert taken == list(range(0, 300, 2))
+
+
+@given(
+    times_ms=st.lists(st.integers(0, 60_000), min_size=1, max_size=60).map(sorted),
+    sample_fps=st.sampled_from([0.1, 0.5, 1, 5, 7.5, 29.97]),
+)
+def test_each_tick_of_the_clock_takes_one_frame_at_most(times_ms: list[int], sample_fps: float) -> None:
+    sampling = Sampling(sample_fps)
+    taken = [time_ms for time_ms in times_ms if sampling.takes(Fraction(time_ms - times_ms[0], 1000))]
+    ticks = {int((time_ms - times_ms[0] + 1) * sample_fps / 1000 + 1e-9) for time_ms in times_ms}
+    assert taken[0] == times_ms[0]
+    assert len(taken) == len(ticks)
+
+
+@pytest.mark.parametrize("sample_fps", [-1, float("nan"), float("inf")])
+def test_impossible_sampling_is_refused(sample_fps: float) -> None:
+    with pytest.raises(InvalidAnalysisSettings, match="sample_fps"):
+        Sampling(sample_fps)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "size", "rows", "columns"),
+    [
+        (0, (192, 128), slice(0, 24), slice(0, 24)),
+        (90, (128, 192), slice(0, 24), slice(-24, None)),
+        (180, (192, 128), slice(-24, None), slice(-24, None)),
+        (270, (128, 192), slice(-24, None), slice(0, 24)),
+    ],
+)
+def test_rotation_metadata_is_honoured(
+    make_clip: MakeClip, degrees: int, size: tuple[int, int], rows: slice, columns: slice
+) -> None:
+    """A marker in the corner of a sensor that lay on its side must land where an upright viewer sees it."""
+    clip = make_clip("phone.mp4", STEADY, lambda index: [("person", 0, 0, 32, 32)])
+    _write_display_matrix(clip, degrees)
+    info = probe(clip)
+    assert (info.width, info.height) == size
+    image = next(frames(clip, sample_fps=0)).image
+    assert image is not None
+    assert image.shape == (size[1], size[0], 3)
+    assert np.abs(image[rows, columns].astype(int) - COLOURS["person"]).max() < 60
+
+
+def _write_display_matrix(mp4: Path, degrees_clockwise: int) -> None:
+    """As a phone does: the rotation stands in the track header, the pictures stay as the sensor saw them."""
+    turns = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+    a, b, c, d = turns[degrees_clockwise]
+    content = bytearray(mp4.read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40  # version 0: 40 bytes stand before the matrix
+    one = 1 << 16
+    struct.pack_into(">9i", content, matrix, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    mp4.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.mp4", {"container_options": {"movflags": "faststart"}}), ("a.mkv", {})],
+)
+def test_a_truncated_tail_ends_the_video_with_what_there_is(
+    make_clip: MakeClip, name: str, options: dict[str, object]
+) -> None:
+    def scene(index: int) -> list[tuple[str, int, int, int, int]]:
+        return [("person", 3 * index, 20, 3 * index + 30, 90)]
+
+    shown_ms = [index * 40 for index in range(50)]
+    clip = make_clip(name, shown_ms, scene, **options)
+    with VideoReader(clip) as whole:
+        complete = list(whole.frames(sample_fps=1))
+        assert not whole.truncated
+    clip.write_bytes(clip.read_bytes()[: int(clip.stat().st_size * 0.6)])
+    with VideoReader(clip) as cut:
+        rest = list(cut.frames(sample_fps=1))
+        assert cut.truncated
+    assert 0 < len(rest) < len(complete)
+    assert [frame.pts_ms for frame in rest] == [frame.pts_ms for frame in complete[: len(rest)]]
+
+
+def test_damage_in_the_middle_costs_frames_and_not_the_rest(make_clip: MakeClip) -> None:
+    clip = make_clip("a.ts", [index * 40 for index in range(400)], format="mpegts")
+    content = bytearray(clip.read_bytes())
+    third = len(content) // 3
+    content[third : third + 4000] = bytes(4000)
+    clip.write_bytes(content)
+    shown = times(clip)
+    assert shown[-1] == 399 * 40
+    assert len(shown) > 300
+    assert shown == sorted(shown)
+
+
+def test_frames_that_change_size_keep_the_size_of_the_first(make_clip: MakeClip, tmp_path: Path) -> None:
+    parts = [
+        make_clip(f"{size[0]}.h264", STEADY, format="h264", size=size) for size in ((192, 128), (320, 240))
+    ]
+    joined = tmp_path / "joined.h264"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    shapes = [frame.image.shape for frame in frames(joined, sample_fps=0) if frame.image is not None]
+    assert shapes == [(128, 192, 3)] * (2 * len(STEADY))
+
+
+def test_motion_is_the_change_of_the_picture(make_clip: MakeClip) -> None:
+    clip = make_clip("a.mp4", STEADY, lambda index: [("person", 0, 0, 192, 128)] if index >= 20 else ())
+    motion = [frame.motion for frame in frames(clip, sample_fps=1)]
+    assert motion[0] == 0
+    assert np.argmax(motion) == 20
+    assert 0.05 < motion[20] <= 1
+    assert max(*motion[:20], *motion[21:]) < 0.01
+
+
+def test_an_animated_picture_is_a_video(make_clip: MakeClip) -> None:
+    clip = make_clip("a.gif", [index * 100 for index in range(10)], codec="gif")
+    assert times(clip) == [index * 100 for index in range(10)]
+
+
+def test_probe_tells_what_the_container_says(make_clip: MakeClip) -> None:
+    info = probe(make_clip("a.mp4", STEADY, metadata={"creation_time": "2025-05-26T19:37:26+09:00"}))
+    assert (info.width, info.height, info.codec) == (192, 128, "h264")
+    assert info.fps == pytest.approx(25)
+    assert info.duration_ms == 1200
+    assert info.frame_count == 30
+    assert info.creation_time == datetime(2025, 5, 26, 10, 37, 26, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("tag", [None, "yesterday", "1904-01-01T00:00:00Z"])
+def test_an_impossible_creation_time_is_none(make_clip: MakeClip, tag: str | None) -> None:
+    # Matroska keeps the text as it is; MP4 would turn it into a number.
+    metadata = {} if tag is None else {"creation_time": tag}
+    assert probe(make_clip("a.mkv", STEADY, metadata=metadata)).creation_time is None
+
+
+def _audio_only(path: Path) -> None:
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=8000)
+        for _ in range(10):
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
+            )
+            frame.sample_rate = 8000
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.mp4", b"", "empty"),
+        ("text.mp4", b"hello world\n" * 50, "not of a known video format"),
+        # FFmpeg would play a text file as terminal art ...
+        ("text.txt", b"hello world\n" * 50, "not of a known video format"),
+        ("error.mp4", b"<!doctype html><html><body>404</body></html>" * 20, "not of a known video format"),
+        # ... and would follow these to other files and addresses.
+        (
+            "list.m3u8",
+            b"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:2.4,\na.ts\n#EXT-X-ENDLIST\n",
+            "known video format",
+        ),
+        ("script.mp4", b"ffconcat version 1.0\nfile a.ts\n", "known video format"),
+        ("noise.mp4", np.random.default_rng(0).bytes(20_000), "not of a known video format"),
+    ],
+)
+def test_what_is_no_video_is_said_to_be_none(
+    make_clip: MakeClip, tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    make_clip("a.ts", STEADY, format="mpegts")  # what the play lists name is there to be found
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UndecodableVideo, match=reason) as refusal:
+        probe(path)
+    assert name in str(refusal.value)
+    assert refusal.value.failure_class == "undecodable-video"
+
+
+def test_a_file_with_sound_only_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "sound.mp4"
+    _audio_only(path)
+    with pytest.raises(UndecodableVideo, match=r"no video track \(found: audio\)"):
+        probe(path)
+
+
+def test_a_video_without_one_whole_frame_is_undecodable(make_clip: MakeClip) -> None:
+    clip = make_clip("a.mp4", STEADY, container_options={"movflags": "faststart"})
+    content = bytearray(clip.read_bytes())
+    pictures = content.index(b"mdat") + 4
+    content[pictures:] = bytes(len(content) - pictures)
+    clip.write_bytes(content)
+    with pytest.raises(UndecodableVideo, match="none of its frames can be decoded"):
+        list(frames(clip, sample_fps=5))
+
+
+def test_a_missing_file_is_not_called_undecodable(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        probe(tmp_path / "nothing.mp4")
