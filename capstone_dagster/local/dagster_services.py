@@ -7,6 +7,7 @@ of 5.0 s until ready and 470 MB instead of 540 MB in 4 processes instead of 5, a
 
 import json
 import signal
+import subprocess
 import sys
 import time
 import urllib.error
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capstone_dagster.local.errors import CodeLocationError
+from capstone_dagster.local.errors import CodeLocationError, LocalStackError
 from capstone_dagster.local.processes import LOOPBACK, ChildProcess, Command, require_free_port, start
 
+# One table of each of Dagster's three storages; each makes all of its own when its first is missing.
+STORAGE_TABLES = ("runs", "event_logs", "instigators")
 UI_PORT = 3000
 UI_PORT_VARIABLE = "CAPSTONE_UI_PORT"
 # About 3 s when warm; a first import of everything from a cold disk on a busy small machine takes minutes.
@@ -63,11 +66,17 @@ class DagsterServices:
             process.stop()
 
 
+def require_free_ui_port(port: int) -> None:
+    """Raise `PortInUseError`, with the way out, if somebody else listens on `port`."""
+    remedy = f"Stop that process, or choose another port: `{UI_PORT_VARIABLE}={port + 1} make dev`."
+    require_free_port(port, "Dagster UI", remedy)
+
+
 def start_dagster(
     workspace: Path,
     environment: Mapping[str, str],
     logs: Path,
-    port: int = UI_PORT,
+    port: int,
     keep_open: Sequence[int] = (),
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> DagsterServices:
@@ -75,12 +84,9 @@ def start_dagster(
     the daemon's heartbeats have arrived.
 
     Raises:
-        PortInUseError: somebody else listens on `port`.
         CodeLocationError: the definitions cannot be loaded; the message says why.
         ProcessEndedError, NotReadyError: one of the processes failed; the message has its last log lines.
     """
-    remedy = f"Stop that process, or choose another port: `{UI_PORT_VARIABLE}={port + 1} make dev`."
-    require_free_port(port, "Dagster UI", remedy)
     started_at = time.time()
     running: list[ChildProcess] = []
 
@@ -109,6 +115,21 @@ def start_dagster(
             process.stop()
         raise
     return services
+
+
+def create_storage(instance: Path, environment: Mapping[str, str]) -> None:
+    """Let one process create Dagster's tables: webserver and daemon doing so at once fail now and then."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import dagster; dagster.DagsterInstance.get()"],
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode != 0:
+        last = "\n".join(done.stderr.splitlines()[-10:])
+        raise LocalStackError(f"Dagster could not set up its storage as {instance} says:\n{last}")
 
 
 def _wait(services: DagsterServices, started_at: float, on_progress: Callable[[str], None]) -> None:

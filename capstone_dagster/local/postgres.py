@@ -61,6 +61,15 @@ class PostgresServer:
         """An SQLAlchemy URL; `driver` is psycopg2 or psycopg, named because the default varies by version."""
         return f"postgresql+{driver}://{SUPERUSER}:{self.password}@{LOOPBACK}:{self.port}/{database}"
 
+    def has_tables(self, database: str, names: Sequence[str]) -> bool:
+        """Whether all of these tables exist."""
+        import psycopg
+
+        with psycopg.connect(_libpq_url(self, database)) as connection:
+            query = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename = ANY(%s)"
+            (found,) = connection.execute(query, [list(names)]).fetchone() or (0,)
+        return bool(found == len(names))
+
 
 @contextmanager
 def postgres_server(data: Path, log: Path, keep_open: Sequence[int] = ()) -> Iterator[PostgresServer]:
@@ -239,5 +248,5 @@ def _create_databases(server: PostgresServer) -> None:
                 connection.execute(f"CREATE DATABASE {database}")
 
 
-def _libpq_url(server: PostgresServer) -> str:
-    return server.url(SUPERUSER, "psycopg").replace("+psycopg", "", 1)
+def _libpq_url(server: PostgresServer, database: str = SUPERUSER) -> str:
+    return server.url(database, "psycopg").replace("+psycopg", "", 1)

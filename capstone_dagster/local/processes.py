@@ -1,6 +1,7 @@
 """Start a process that cannot outlive this one, notice when it ends, stop it cleanly; and find ports."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +21,9 @@ WARDEN = Path(__file__).with_name("warden.py")
 WARDEN_MARGIN_S = 10.0
 # Short enough not to be felt, long enough to cost nothing: all waiting here is for other processes.
 POLL_INTERVAL_S = 0.05
+# Below the ports that the kernel gives to outgoing connections (32768 and up on Linux), so that none of
+# those can take a port between its choice here and the server's start.
+OWN_PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -156,13 +160,16 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port(preferred: int | None = None) -> int:
-    """A free loopback port: `preferred` if it is free, otherwise one that the kernel picks."""
+    """A free loopback port: `preferred` if it is free, otherwise any of `OWN_PORTS`."""
     if preferred is not None and port_is_free(preferred):
         return preferred
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in random.sample(OWN_PORTS, 100):
+        if port_is_free(port):
+            return port
+    raise LocalStackError(
+        f"No free port on {LOOPBACK}: 100 tried between {OWN_PORTS.start} and {OWN_PORTS.stop}, all taken. "
+        "Does this machine allow servers on loopback ports?"
+    )
 
 
 def require_free_port(port: int, wanted_by: str, remedy: str) -> None:

@@ -15,7 +15,14 @@ from capstone_dagster.local.aws import (
     create_resources,
     ministack_server,
 )
-from capstone_dagster.local.dagster_services import UI_PORT, DagsterServices, start_dagster
+from capstone_dagster.local.dagster_services import (
+    STORAGE_TABLES,
+    UI_PORT,
+    DagsterServices,
+    create_storage,
+    require_free_ui_port,
+    start_dagster,
+)
 from capstone_dagster.local.errors import LocalStackError
 from capstone_dagster.local.postgres import DAGSTER_DATABASE, EVENT_DATABASE, PostgresServer, postgres_server
 from capstone_dagster.local.processes import LOOPBACK, free_port
@@ -92,6 +99,9 @@ def local_stack(
         if fresh:
             clear_state(state)
         running.callback(remove_environment, state)
+        ui_port = free_port() if webserver_port is None else webserver_port
+        if with_dagster:
+            require_free_ui_port(ui_port)  # before anything that takes time
         clock = time.monotonic()
 
         def report(what: str) -> None:
@@ -111,11 +121,15 @@ def local_stack(
         write_environment(state, stack.environment)
         before_dagster(stack)
         if with_dagster:
+            joined = join_environment(stack.environment)
+            if not postgres.has_tables(DAGSTER_DATABASE, STORAGE_TABLES):
+                create_storage(files.instance, joined)
+                report("Dagster's storage is made")
             stack.dagster = start_dagster(
                 files.workspace,
-                join_environment(stack.environment),
+                joined,
                 stack.logs,
-                port=free_port() if webserver_port is None else webserver_port,
+                port=ui_port,
                 keep_open=[lock],
                 on_progress=on_progress,
             )

@@ -16,7 +16,7 @@ from capstone_dagster.local.errors import (
     PortInUseError,
     ProcessEndedError,
 )
-from capstone_dagster.local.processes import Command, free_port, require_free_port, start
+from capstone_dagster.local.processes import ChildProcess, Command, free_port, require_free_port, start
 from tests.support.waiting import wait_for
 
 # A process with a child in a session of its own, both deaf to SIGTERM and SIGINT: the worst to stop.
@@ -35,7 +35,7 @@ while True:
 OWNER = """
 import signal, sys
 from pathlib import Path
-from capstone_dagster.local.processes import Command, start
+from capstone_dagster.local.processes import ChildProcess, Command, start
 folder = Path(sys.argv[1])
 start(Command("family", [sys.executable, str(folder / "family.py"), str(folder / "pids"), "parent"],
               folder / "family.log", {}, grace_s=0.2))
@@ -65,6 +65,11 @@ def both_pids(folder: Path) -> list[int]:
             and [int(path.name) for path in folder.iterdir()]
         ),
     )
+
+
+def ended_after(process: ChildProcess) -> ChildProcess:
+    wait_for("the process's end", lambda: not process.running)
+    return process
 
 
 def test_stop_ends_the_grandchildren_too(tmp_path: Path, family: Path) -> None:
@@ -97,8 +102,7 @@ def test_the_grandchildren_of_a_process_that_ended_by_itself_end_too(tmp_path: P
 
 
 def test_the_end_of_a_process_is_told_with_its_last_lines(tmp_path: Path) -> None:
-    process = start(command(tmp_path, "import sys; print('the disk is full'); sys.exit(3)"))
-    wait_for("its end", lambda: not process.running)
+    process = ended_after(start(command(tmp_path, "import sys; print('the disk is full'); sys.exit(3)")))
     with pytest.raises(ProcessEndedError, match=r"(?s)exit code 3.*worker\.log.*the disk is full"):
         process.check()
     process.stop()
@@ -119,9 +123,7 @@ def test_a_program_that_does_not_exist_is_an_error_with_its_name(tmp_path: Path)
 
 def test_the_log_of_the_last_start_is_kept_beside_the_new_one(tmp_path: Path) -> None:
     for number in ("first", "second"):
-        process = start(command(tmp_path, f"print('{number}')"))
-        wait_for("its end", lambda process=process: not process.running)
-        process.stop()
+        ended_after(start(command(tmp_path, f"print('{number}')")))
     assert (tmp_path / "worker.log").read_text() == "second\n"
     assert (tmp_path / "worker.log.previous").read_text() == "first\n"
 

@@ -55,6 +55,12 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One directory for one stack after the other, as in a checkout: the databases are made once."""
+    return tmp_path_factory.mktemp("checkout") / "state with a blank"
+
+
 def run_owner(state: Path, files: DagsterFiles, **variables: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", OWNER, str(state), str(files.workspace.parent)],
@@ -85,13 +91,12 @@ def users_of(state: Path) -> list[str]:
     return found
 
 
-def test_the_stack_starts_tells_its_environment_and_leaves_nothing(
-    tmp_path: Path, dagster_project: Project, monkeypatch: pytest.MonkeyPatch
+def test_the_stack_starts_tells_its_environment_notices_a_death_and_leaves_nothing(
+    state: Path, dagster_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPSTONE_SAMPLE_FPS", "2")
     monkeypatch.setenv("CAPSTONE_RAW_BUCKET", "the-users-production-bucket")
     monkeypatch.setenv("AWS_PROFILE", "production")
-    state = tmp_path / "state with a blank"
     steps: list[str] = []
     seen: list[bool] = []
 
@@ -128,6 +133,12 @@ def test_the_stack_starts_tells_its_environment_and_leaves_nothing(
             pass
         assert len(users_of(state)) >= 4, "the check for left-overs must be able to fail"
 
+        daemon = stack.dagster.daemon
+        os.kill(daemon.pid, signal.SIGKILL)
+        wait_for("the daemon's end", lambda: not daemon.running)
+        with pytest.raises(ProcessEndedError, match=r"(?s)Dagster daemon.*signal 9.*dagster-daemon\.log"):
+            stack.check()
+
     assert users_of(state) == []
     assert read_environment(state) is None
     assert not (state / ENVIRONMENT_FILE).exists()
@@ -149,35 +160,35 @@ def test_what_the_stack_remembers_outlives_it_until_a_fresh_start(tmp_path: Path
 
 
 def test_definitions_that_cannot_be_imported_are_told_with_the_reason(
-    tmp_path: Path, dagster_project: Project
+    state: Path, dagster_project: Project
 ) -> None:
     files = dagster_project("import a_package_that_is_missing\n")
     with (
         pytest.raises(CodeLocationError, match="No module named 'a_package_that_is_missing'") as caught,
-        local_stack(tmp_path / "state", webserver_port=None, dagster_files=files),
+        local_stack(state, webserver_port=None, dagster_files=files),
     ):
         pass
     assert caught.value.location == "throw-away"
     assert "throw_away.py" in str(caught.value), "the user's own line is shown"
-    assert users_of(tmp_path / "state") == []
+    assert users_of(state) == []
 
 
-def test_a_taken_ui_port_is_refused_with_the_way_out(tmp_path: Path, dagster_project: Project) -> None:
+def test_a_taken_ui_port_is_refused_with_the_way_out(state: Path, dagster_project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with (
             pytest.raises(PortInUseError, match=rf"port {port}.*CAPSTONE_UI_PORT={port + 1}"),
-            local_stack(tmp_path / "state", webserver_port=port, dagster_files=dagster_project()),
+            local_stack(state, webserver_port=port, dagster_files=dagster_project()),
         ):
             pass
-    assert users_of(tmp_path / "state") == []
+    assert users_of(state) == []
 
 
 def test_an_owner_killed_outright_leaves_no_process_not_even_a_run(
-    tmp_path: Path, dagster_project: Project
+    state: Path, tmp_path: Path, dagster_project: Project
 ) -> None:
     """And the next stack on the same state waits until the last one is gone, instead of failing."""
-    state, files, run_pid = tmp_path / "state", dagster_project(), tmp_path / "run.pid"
+    files, run_pid = dagster_project(), tmp_path / "run.pid"
     owner = run_owner(state, files, RUN_PID_FILE=str(run_pid))
     assert owner.stdout is not None
     url = owner.stdout.readline().strip()
@@ -194,10 +205,7 @@ def test_an_owner_killed_outright_leaves_no_process_not_even_a_run(
     assert users_of(state) == []
 
 
-def test_ctrl_c_stops_the_stack_once_and_without_a_traceback(
-    tmp_path: Path, dagster_project: Project
-) -> None:
-    state = tmp_path / "state"
+def test_ctrl_c_stops_the_stack_once_and_without_a_traceback(state: Path, dagster_project: Project) -> None:
     owner = run_owner(state, dagster_project())
     assert owner.stdout is not None
     assert owner.stdout.readline().startswith("http://")
@@ -206,20 +214,6 @@ def test_ctrl_c_stops_the_stack_once_and_without_a_traceback(
     assert (owner.returncode, output, errors) == (0, "interrupted\n", "")
     for log in (state / "logs").glob("*.log"):
         assert "Traceback" not in log.read_text(), log
-    assert users_of(state) == []
-
-
-def test_a_part_that_dies_is_noticed_and_the_rest_still_stops(
-    tmp_path: Path, dagster_project: Project
-) -> None:
-    state = tmp_path / "state"
-    with local_stack(state, webserver_port=None, dagster_files=dagster_project()) as stack:
-        assert stack.dagster is not None
-        daemon = stack.dagster.daemon
-        os.kill(daemon.pid, signal.SIGKILL)
-        wait_for("the daemon's end", lambda: not daemon.running)
-        with pytest.raises(ProcessEndedError, match=r"(?s)Dagster daemon.*signal 9.*dagster-daemon\.log"):
-            stack.check()
     assert users_of(state) == []
 
 
