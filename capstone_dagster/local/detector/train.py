@@ -1,0 +1,436 @@
+"""Train the embedded detector: teachers label videos, pictures are made of them, a small YOLO learns those.
+
+    python -m capstone_dagster.local.detector.train --data VIDEOS --teachers TEACHERS --out DIR --minutes 55
+
+`--data` is a folder of videos and animated pictures, `--teachers` holds the two teacher models (see
+`teachers.py`). The last fifth of every video is never trained on; `evaluate.py` measures there. A GPU is
+used if one is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+# Before ultralytics is imported: it reads them once. Training must not install, report or fetch anything.
+os.environ.setdefault("YOLO_OFFLINE", "1")
+os.environ.setdefault("YOLO_AUTOINSTALL", "0")
+
+import cv2
+import numpy as np
+
+from capstone_dagster.local import clip
+from capstone_dagster.local.detector import INFERENCE_SIZE
+from capstone_dagster.local.detector.pictures import (
+    SIZE,
+    Cutout,
+    Labelled,
+    crop,
+    cut_out,
+    hide,
+    paste,
+    weather,
+)
+from capstone_dagster.local.detector.teachers import (
+    CLASS_NAMES,
+    FACE,
+    PERSON,
+    Labels,
+    Teachers,
+    duration_s,
+    read_moments,
+)
+
+HELD_OUT = 0.2
+"""The last part of every video, in time, kept for evaluation."""
+
+GAP_S = 0.5
+"""Between the trained and the held-out part: neighbouring frames are nearly the same picture."""
+
+NOBODY_VIDEOS = frozenset({"bottle-detection.mp4", "car-detection.mp4", "fruit-and-vegetable-detection.gif"})
+"""Scenes of things. Frames in which a teacher sees somebody (a hand, mostly) are left out."""
+
+PROGRESS_PICTURES = 100
+"""Pictures set apart because Ultralytics wants a validation set; what counts is measured by evaluate.py."""
+
+WIDTH_MULTIPLE = 0.125
+"""Half the width of YOLO11n: 0.8 M parameters, which two CPU cores train in under an hour."""
+
+LAST_CHECKPOINT = Path("run", "weights", "last.pt")
+"""Written after every epoch, so a run that is cut short is not lost: `--export-only` makes a model of it."""
+
+VIDEO_EXTENSIONS = frozenset({".mp4", ".mkv", ".gif", ".avi", ".mov", ".webm"})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the stages asked for; the labelled pictures are kept in `--out` and reused."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of training videos")
+    parser.add_argument("--teachers", type=Path, required=True, help="folder of the teacher models")
+    parser.add_argument("--out", type=Path, required=True, help="working folder; the model appears in it")
+    parser.add_argument("--pictures", type=int, default=6000, help="training pictures to make")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs, unless --minutes is given")
+    parser.add_argument("--minutes", type=float, help="train this long instead of --epochs")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2, help="torch CPU threads")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", type=Path, help="go on from this checkpoint instead of from nothing")
+    parser.add_argument("--rate", type=float, default=0.002, help="learning rate of AdamW at its peak")
+    parser.add_argument("--export-only", action="store_true", help="write the model from the last checkpoint")
+    args = parser.parse_args(arguments)
+
+    out: Path = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    dataset = out / "pictures"
+    trained = out / LAST_CHECKPOINT
+    if not args.export_only:
+        if not (dataset / "data.yaml").exists():
+            make_pictures(args.data, args.teachers, dataset, args.pictures, args.seed)
+        fit(dataset, out, args)
+    model = out / "person_face.pt"
+    print(f"{model}: {export(trained, model)}")
+
+
+def held_out_from_s(video: Path) -> float:
+    """Second from which a video's frames are for evaluation only."""
+    return duration_s(video) * (1 - HELD_OUT)
+
+
+def training_videos(directory: Path) -> list[Path]:
+    """The videos of a folder, by name."""
+    videos = sorted(path for path in directory.iterdir() if path.suffix.lower() in VIDEO_EXTENSIONS)
+    if not videos:
+        raise SystemExit(
+            f"no videos in {directory}; --data needs a folder of {', '.join(sorted(VIDEO_EXTENSIONS))}"
+        )
+    return videos
+
+
+def sampling_s(video: Path) -> float:
+    """How far apart frames are taken: short clips are sampled densely, long ones hold much of the same."""
+    return min(max(duration_s(video) / 120, 0.1), 1.0)
+
+
+# --- making the pictures ------------------------------------------------------------------------------
+
+
+def make_pictures(data: Path, teachers_dir: Path, dataset: Path, count: int, seed: int) -> None:
+    """Label the sources and write `count` training pictures with YOLO label files under `dataset`."""
+    rng = np.random.default_rng(seed)
+    teachers = Teachers(teachers_dir)
+    started = time.monotonic()
+    scenes = [scene for video in training_videos(data) for scene in labelled_frames(video, teachers)]
+    print(f"labelled {len(scenes)} frames in {time.monotonic() - started:.0f} s")
+    views = list(labelled_views(teachers, rng, 500))
+    print(f"labelled {len(views)} camera views, {time.monotonic() - started:.0f} s")
+    people = [*_cutouts(scenes, rng, 260), *_cutouts(views, rng, 60)]
+    print(f"cut out {len(people)} people, {time.monotonic() - started:.0f} s")
+
+    shutil.rmtree(dataset, ignore_errors=True)
+    for kind in ("images", "labels"):
+        for split in ("train", "val"):
+            (dataset / kind / split).mkdir(parents=True)
+    empty = [scene for scene in [*scenes, *views] if not len(scene.boxes)]
+    busy = [scene for scene in scenes if len(scene.boxes)]
+    kept = {PERSON: 0, FACE: 0}
+    for index in range(count):
+        item = _picture(busy, views, empty, people, rng)
+        item = Labelled(weather(item.picture, rng), item.classes, item.boxes)
+        _write(dataset, "val" if index < PROGRESS_PICTURES else "train", f"{index:05d}", item)
+        for kind_id in kept:
+            kept[kind_id] += int((item.classes == kind_id).sum())
+    (dataset / "data.yaml").write_text(
+        f"path: {dataset}\ntrain: images/train\nval: images/val\nnames: {{0: person, 1: face}}\n"
+    )
+    seconds = time.monotonic() - started
+    print(f"{count} pictures with {kept[PERSON]} persons and {kept[FACE]} faces, {seconds:.0f} s")
+
+
+def labelled_frames(video: Path, teachers: Teachers) -> Iterator[Labelled]:
+    """The frames of a video that may be trained on, labelled; what the teachers doubt is smeared over."""
+    limit = held_out_from_s(video) - GAP_S
+    for moment in read_moments(video, sampling_s(video)):
+        if moment.time_s >= limit:
+            return
+        labels = teachers.label(moment.picture)
+        somebody = len(labels.classes) + len(labels.doubtful_classes)
+        if video.name in NOBODY_VIDEOS and somebody:
+            continue
+        yield Labelled(hide_doubtful(moment.picture, labels), labels.classes, labels.boxes, video.name)
+
+
+def hide_doubtful(picture: np.ndarray, labels: Labels) -> np.ndarray:
+    """Smear what is doubtful, except where it overlaps somebody who is sure and must stay visible."""
+    free = [box for box in labels.doubtful_boxes if not any(_touch(box, sure) for sure in labels.boxes)]
+    return hide(picture, np.array(free).reshape(-1, 4))
+
+
+def _touch(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool((np.minimum(a[2:], b[2:]) > np.maximum(a[:2], b[:2])).all())
+
+
+def labelled_views(teachers: Teachers, rng: np.random.Generator, count: int) -> Iterator[Labelled]:
+    """Random virtual cameras over the demo clip's photographs, at half the clip's size.
+
+    The hand-checked boxes decide who is there; of somebody only partly in view the teachers say where the box
+    is, because that is what the detector is compared with later.
+    """
+    pictures = {p.file: clip.load_photograph(p) for p in (clip.STREET, clip.TOUCHLINE)}
+    made = 0
+    while made < count:
+        if rng.random() < 0.5:
+            view = clip.camera_at(rng.uniform(0, clip.DURATION_MS))
+            jitter = rng.normal(0, 0.04 * view.width, 2)
+            view = clip.View(view.photograph, view.cx + jitter[0], view.cy + jitter[1], view.width)
+        else:
+            photograph = (clip.STREET, clip.TOUCHLINE)[made % 2]
+            width = float(np.exp(rng.uniform(np.log(250), np.log(photograph.width))))
+            half = width / 2, width * clip.HEIGHT / clip.WIDTH / 2
+            cx = rng.uniform(half[0], photograph.width - half[0])
+            view = clip.View(photograph, cx, rng.uniform(half[1], photograph.height - half[1]), width)
+        picture = clip.render_view(pictures[view.photograph.file], view, clip.WIDTH // 2, clip.HEIGHT // 2)
+        labels = teachers.label(picture)
+        item = _agreed(picture, labels, clip.visible_in(view))
+        if item is not None:
+            made += 1
+            yield item
+
+
+def _agreed(picture: np.ndarray, labels: Labels, visible: tuple[clip.Visible, ...]) -> Labelled | None:
+    """Teachers and truth together; None where they contradict each other: nothing is to be taught then."""
+    classes: list[int] = []
+    boxes: list[np.ndarray] = []
+    taken: set[int] = set()
+    offered = [
+        *zip(labels.classes, labels.boxes, strict=True),
+        *zip(labels.doubtful_classes, labels.doubtful_boxes, strict=True),
+    ]
+    sure = len(labels.classes)
+    for seen in visible:
+        kind = CLASS_NAMES.index(seen.subject.label)
+        true = np.array(seen.box, dtype=np.float32) / 2
+        matches = [
+            (_iou(box, true), i)
+            for i, (c, box) in enumerate(offered)
+            if c == kind and i not in taken and _iou(box, true) > 0.4
+        ]
+        if matches:
+            taken.add(max(matches)[1])
+        if matches and (max(matches)[1] < sure or seen.present):
+            classes.append(kind)
+            boxes.append(np.asarray(offered[max(matches)[1]][1]) if kind == PERSON else true)
+        elif seen.present or (kind == FACE and seen.part > 0.5):
+            classes.append(kind)
+            boxes.append(true)
+        elif seen.part > 0.12 and min(true[2] - true[0], true[3] - true[1]) > 20:
+            return None  # a good part of somebody whom the teachers do not see: neither yes nor no
+    persons_missing = any(i not in taken and c == PERSON for i, (c, _) in enumerate(offered[:sure]))
+    if persons_missing:
+        return None
+    return Labelled(
+        picture, np.array(classes, dtype=np.int64), np.array(boxes, np.float32).reshape(-1, 4), "view"
+    )
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    inter = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
+    return float(inter / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inter + 1e-6))
+
+
+def _cutouts(items: list[Labelled], rng: np.random.Generator, tries: int) -> Iterator[Cutout]:
+    """People to paste, taken evenly from the scenes, from boxes that stand alone."""
+    by_source: dict[str, list[tuple[Labelled, int]]] = {}
+    for item in items:
+        for index in np.flatnonzero(item.classes == PERSON).tolist():
+            others = [b for j, b in enumerate(item.boxes) if j != index and item.classes[j] == PERSON]
+            if not any(_iou(item.boxes[index], other) > 0.1 for other in others):
+                by_source.setdefault(item.source, []).append((item, index))
+    for attempt in range(tries if by_source else 0):
+        candidates = by_source[sorted(by_source)[attempt % len(by_source)]]
+        item, number = candidates[rng.integers(len(candidates))]
+        cutout = cut_out(item, number)
+        if cutout is not None:
+            yield cutout
+
+
+def _picture(
+    busy: list[Labelled],
+    views: list[Labelled],
+    empty: list[Labelled],
+    people: list[Cutout],
+    rng: np.random.Generator,
+) -> Labelled:
+    """One training picture before weather: a scene, a clip view, people in an empty scene, or nobody."""
+    kind = rng.choice(4, p=[0.36, 0.26, 0.30, 0.08])
+    if kind == 0:
+        sources = sorted({item.source for item in busy})
+        source = sources[rng.integers(len(sources))]
+        candidates = [item for item in busy if item.source == source]
+        return crop(candidates[rng.integers(len(candidates))], rng)
+    if kind == 1:
+        return crop(views[rng.integers(len(views))], rng)
+    scene = crop(empty[rng.integers(len(empty))], rng, fill=True)
+    if kind == 3 or not people:
+        return scene
+    several = int(rng.choice([1, 2, 3, 5, 8], p=[0.3, 0.25, 0.2, 0.15, 0.1]))
+    return paste(scene, [people[i] for i in rng.integers(len(people), size=several)], rng)
+
+
+def _write(dataset: Path, split: str, name: str, item: Labelled) -> None:
+    cv2.imwrite(str(dataset / "images" / split / f"{name}.jpg"), item.picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    lines = []
+    for kind, (x1, y1, x2, y2) in zip(item.classes, item.boxes / SIZE, strict=True):
+        lines.append(f"{kind} {(x1 + x2) / 2:.5f} {(y1 + y2) / 2:.5f} {x2 - x1:.5f} {y2 - y1:.5f}")
+    (dataset / "labels" / split / f"{name}.txt").write_text("\n".join(lines))
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def fit(dataset: Path, out: Path, args: argparse.Namespace) -> None:
+    """Train with Ultralytics' trainer, which keeps its last state in `LAST_CHECKPOINT` below `out`."""
+    import torch
+    import ultralytics
+    from ultralytics import YOLO, settings
+    from ultralytics.utils import YAML
+
+    settings.update({"sync": False})
+    torch.set_num_threads(args.threads)
+    architecture = out / "person_face.yaml"
+    design = YAML.load(Path(ultralytics.__file__).parent / "cfg/models/11/yolo11.yaml")
+    design |= {"nc": len(CLASS_NAMES), "scales": {"n": [0.5, WIDTH_MULTIPLE, 1024]}, "scale": "n"}
+    YAML.save(architecture, design)
+
+    model = YOLO(str(args.weights or architecture), task="detect")
+    cuda = torch.cuda.is_available()
+    if not cuda and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        model.add_callback("on_train_start", _use_bfloat16)
+        model.add_callback("on_train_end", _use_float32)
+    model.train(
+        data=str(dataset / "data.yaml"),
+        imgsz=SIZE,
+        epochs=args.epochs,
+        time=args.minutes / 60 if args.minutes else None,
+        batch=args.batch,
+        device=0 if cuda else "cpu",
+        workers=8 if cuda else 1,
+        cache="ram",
+        optimizer="AdamW",
+        lr0=args.rate,
+        lrf=0.01,
+        cos_lr=True,
+        warmup_epochs=1.0,
+        weight_decay=0.0005,
+        # The pictures are crops, pasted and weathered already; what remains is mirroring, colour and mixing.
+        fliplr=0.5,
+        mosaic=0.4,
+        close_mosaic=4,
+        scale=0.25,
+        translate=0.05,
+        hsv_h=0.02,
+        hsv_s=0.5,
+        hsv_v=0.3,
+        erasing=0.0,
+        val=False,
+        plots=False,
+        save_period=-1,
+        seed=args.seed,
+        project=str(out),
+        name="run",
+        exist_ok=True,
+        verbose=False,
+    )
+
+
+def _use_bfloat16(trainer: Any) -> None:
+    """Run the network (not the loss) in bfloat16: Ultralytics trains in float32 on CPUs, at half the speed.
+
+    Only this one object is changed, not its class: the averaged copy that is saved stays an ordinary one.
+    """
+    import torch
+
+    network = trainer.model
+    forward = network.forward
+
+    def quick(pictures: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(
+            pictures, dict
+        ):  # a batch: computes the loss, and comes back here for the network's part
+            return forward(pictures, *args, **kwargs)
+        with torch.autocast("cpu", torch.bfloat16):
+            return _to_float32(forward(pictures, *args, **kwargs))
+
+    network.forward = quick
+
+
+def _use_float32(trainer: Any) -> None:
+    trainer.model.__dict__.pop("forward", None)
+
+
+def _to_float32(value: Any) -> Any:
+    """The same nested structure with float32 tensors."""
+    if isinstance(value, dict):
+        return {key: _to_float32(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_float32(item) for item in value)
+    return value.float()
+
+
+def export(trained: Path, model: Path) -> str:
+    """Write the weights alone, half precision, without optimizer, paths or dates; returns their SHA-256.
+
+    Only what `YOLO(path)` needs to predict stays: the network, its class names, and the picture size to use.
+    """
+    import torch
+    from ultralytics.nn.tasks import DetectionModel
+
+    checkpoint: dict[str, Any] = torch.load(trained, map_location="cpu", weights_only=False)
+    source = checkpoint.get("ema") or checkpoint["model"]
+    network: Any = DetectionModel(_without_paths(source.yaml), nc=len(CLASS_NAMES), verbose=False)
+    network.load_state_dict(source.float().state_dict())
+    network.names = dict(enumerate(CLASS_NAMES))
+    settings = {"task": "detect", "imgsz": INFERENCE_SIZE, "single_cls": False}
+    network.args = copy.copy(settings)
+    network.half().eval()
+    for parameter in network.parameters():
+        parameter.requires_grad = False
+    model.parent.mkdir(parents=True, exist_ok=True)
+    import ultralytics
+
+    torch.save(
+        {
+            "epoch": -1,
+            "best_fitness": None,
+            "model": network,
+            "ema": None,
+            "updates": None,
+            "optimizer": None,
+            "train_args": settings,
+            "train_metrics": {},
+            "date": datetime.fromtimestamp(0, UTC).isoformat(),  # the same weights give the same file
+            "version": ultralytics.__version__,
+            "license": "AGPL-3.0 (https://ultralytics.com/license)",
+        },
+        model,
+    )
+    return hashlib.sha256(model.read_bytes()).hexdigest()
+
+
+def _without_paths(design: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: copy.deepcopy(value) for key, value in design.items() if key not in {"yaml_file", "channels"}
+    }
+
+
+if __name__ == "__main__":
+    main()
