@@ -215,7 +215,7 @@ class _Tick:
             del self._new[key]
         self.counts.duplicate += len(recorded)
         self.counts.new = len(self._new)
-        done = []
+        done: list[Pending] = []
         for item in waiting:
             asks = any(key in self._new for key in item.run_keys.values())
             (self._pending if asks else done).append(item)

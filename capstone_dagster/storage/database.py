@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from capstone_dagster.settings import ConfigurationError
@@ -20,6 +21,11 @@ _CONNECT_TIMEOUT_S = 5
 _STATEMENT_TIMEOUT_MS = 60_000
 # Any constant will do, as long as nobody else takes the same advisory lock.
 _MIGRATION_LOCK = 0x6361_7073
+_MISSING = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedColumn,
+)
 
 
 class SchemaMissing(StorageError):
@@ -66,25 +72,24 @@ def database_errors(engine: sa.Engine) -> Iterator[None]:
     where = engine.url.render_as_string(hide_password=True)
     try:
         yield
-    except ProgrammingError as error:
-        state = getattr(error.orig, "sqlstate", None)
-        if state in ("42P01", "3F000", "42703"):  # undefined table, schema, column
+    except (DBAPIError, psycopg.Error, PoolTimeout) as error:
+        # COPY goes past SQLAlchemy, so the driver's own errors arrive bare there.
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        told = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        if isinstance(cause, _MISSING):
             raise SchemaMissing(
                 f"The event store {where} lacks tables or columns of this version. Run `capstone migrate`."
             ) from error
-        if state == "42501":
+        if isinstance(cause, psycopg.errors.InsufficientPrivilege):
             raise PermissionDenied(
-                f"The event store {where} forbids this user the statement: {error.orig}. Grant it."
+                f"The event store {where} forbids this user the statement: {told}. Grant it."
             ) from error
-        raise DatabaseError(f"The event store {where} refused a statement: {error.orig}") from error
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise DatabaseUnavailable(
-            f"The event store {where} does not answer: {cause}. Check that it runs, its security group, and "
-            "its connection limit; the work is tried again."
-        ) from error
-    except DBAPIError as error:
-        raise DatabaseError(f"The event store {where} refused a statement: {error.orig}") from error
+        if isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)):
+            raise DatabaseUnavailable(
+                f"The event store {where} does not answer: {told}. Check that it runs, its security group, "
+                "and its connection limit; the work is tried again."
+            ) from error
+        raise DatabaseError(f"The event store {where} refused a statement: {told}.") from error
 
 
 def migrate(engine: sa.Engine) -> None:

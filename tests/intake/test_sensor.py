@@ -1,0 +1,239 @@
+"""The sensor against real SQS, S3 and PostgreSQL: what is requested, when a message goes, what stays."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from capstone_dagster.intake.sensor import RUN_KEY_TAG, upload_sensor
+from capstone_dagster.services import Services
+from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.event_store import EventStore
+from tests.conftest import Aws
+from tests.support.waiting import wait_for
+
+
+@dataclass
+class Intake:
+    """The sensor with everything around it; `tick` evaluates it once as Dagster's daemon would."""
+
+    aws: Aws
+    services: Services
+    instance: dg.DagsterInstance
+    cursor: str | None = None
+    requests: list[dg.RunRequest] = field(default_factory=list)
+
+    def upload(self, key: str, body: bytes = b"video", **metadata: str) -> str:
+        put = self.aws.client("s3").put_object(Bucket="capstone-raw", Key=key, Body=body, Metadata=metadata)
+        return str(put["VersionId"])
+
+    def send(self, message: object) -> None:
+        body = message if isinstance(message, str) else json.dumps(message)
+        self.aws.client("sqs").send_message(QueueUrl=self.aws.resources.queue_url, MessageBody=body)
+
+    def tick(self, *, create_runs: bool = True) -> dg.SensorResult:
+        """One tick; the runs it asks for are put on record, unless the daemon dies before that."""
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, resources={"services": self.services}
+        )
+        result = upload_sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        if create_runs:
+            self.cursor = result.cursor
+            for added in result.dynamic_partitions_requests or []:
+                self.instance.add_dynamic_partitions("videos", list(added.partition_keys))
+            for request in result.run_requests or []:
+                self.requests.append(request)
+                self.record_run(request)
+        return result
+
+    def record_run(self, request: dg.RunRequest) -> None:
+        self.instance.create_run_for_job(
+            _job, status=dg.DagsterRunStatus.STARTED, tags={**request.tags, RUN_KEY_TAG: str(request.run_key)}
+        )
+
+    def ticks_until(self, what: str, reached: Any) -> None:
+        """Tick until something holds; notifications of emulators arrive a moment after the upload."""
+
+        def once() -> bool:
+            self.tick()
+            return bool(reached())
+
+        wait_for(what, once)
+
+    def messages(self, url: str | None = None) -> int:
+        """How many messages the queue holds, those in flight included."""
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        answer = self.aws.client("sqs").get_queue_attributes(
+            QueueUrl=url or self.aws.resources.queue_url, AttributeNames=names
+        )
+        return sum(int(answer["Attributes"][name]) for name in names)
+
+    def dead_letters(self) -> list[dict[str, Any]]:
+        answer = self.aws.client("sqs").receive_message(
+            QueueUrl=self.aws.resources.dead_letter_queue_url,
+            MaxNumberOfMessages=10,
+            MessageAttributeNames=["All"],
+        )
+        return list(answer.get("Messages", []))
+
+
+@dg.job
+def _job() -> None:
+    pass
+
+
+@pytest.fixture
+def intake(aws: Aws, event_store: EventStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Intake]:
+    url = event_store.engine.url.render_as_string(hide_password=False)
+    settings = read_settings(
+        queue_url=aws.resources.queue_url, raw_bucket="capstone-raw", database_url=url, poll_wait_s=0.0
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Intake(aws, Services(settings), instance)
+
+
+def test_an_upload_becomes_one_run_and_its_message_goes_when_the_run_is_on_record(intake: Intake) -> None:
+    intake.upload("gate/20250526_193726 정문.mp4", **{"video-id": "84"})
+
+    intake.ticks_until("a run request", lambda: intake.requests)
+    [request] = intake.requests
+    upload = request.run_config["ops"]["video_analysis"]["ops"]["analyze_video"]["config"]["upload"]
+    assert upload["key"] == "gate/20250526_193726 정문.mp4"
+    assert request.tags["capstone/external_id"] == "84"
+    assert request.tags["capstone/s3_uri"] == "s3://capstone-raw/gate/20250526_193726 정문.mp4"
+    assert request.partition_key == upload["video_id"] in intake.instance.get_dynamic_partitions("videos")
+    assert request.run_key == upload["upload_id"][:32]
+    assert intake.messages() >= 1  # never acknowledged in the tick that asks for the run
+
+    intake.ticks_until("the message to go", lambda: intake.messages() == 0)
+    assert len(intake.requests) == 1
+    [status] = intake.services.events.current_status("84")
+    assert (status["state"], status["upload_id"]) == ("queued", upload["upload_id"])
+
+
+def test_s3_and_the_back_end_meet_in_one_run(intake: Intake) -> None:
+    intake.upload("gate/a.mp4")
+    intake.send({"bucket": "capstone-raw", "key": "gate/a.mp4", "video_id": 84})
+    intake.send({"bucket": "capstone-raw", "key": "gate/a.mp4"})
+
+    intake.ticks_until("all messages to go", lambda: intake.requests and intake.messages() == 0)
+
+    assert len(intake.requests) == 1
+    assert len(intake.services.events.current_status("84")) == 1
+
+
+def test_a_tick_that_dies_before_its_runs_exist_loses_nothing(intake: Intake) -> None:
+    # One second instead of three minutes until what the dead tick received is delivered again.
+    intake.aws.client("sqs").set_queue_attributes(
+        QueueUrl=intake.aws.resources.queue_url, Attributes={"VisibilityTimeout": "1"}
+    )
+    intake.upload("gate/a.mp4")
+
+    died = wait_for("a doomed tick", lambda: intake.tick(create_runs=False).run_requests)
+
+    intake.ticks_until("the run after all", lambda: intake.requests and intake.messages() == 0)
+    assert [request.run_key for request in intake.requests] == [died[0].run_key]
+
+
+def test_another_upload_of_the_same_key_is_another_run(intake: Intake) -> None:
+    for body in (b"one", b"two"):
+        version = intake.upload("gate/a.mp4", body)
+        intake.ticks_until(
+            "its run",
+            lambda version=version: any(
+                _upload(request)["version_id"] == version for request in intake.requests
+            ),
+        )
+
+    assert len({request.run_key for request in intake.requests}) == 2
+    assert len({request.partition_key for request in intake.requests}) == 1
+
+
+def test_forced_and_changed_requests_are_runs_of_their_own(intake: Intake) -> None:
+    intake.upload("gate/a.mp4")
+    plain = {"bucket": "capstone-raw", "key": "gate/a.mp4"}
+    for extra in (
+        {},
+        {"sample_fps": 2},
+        {"sample_fps": 2},
+        {"force": True},
+        {"force": True},
+        {"priority": 7},
+    ):
+        intake.send({**plain, **extra})
+
+    intake.ticks_until("all messages to go", lambda: intake.requests and intake.messages() == 0)
+
+    configs = [
+        request.run_config["ops"]["video_analysis"]["ops"]["analyze_video"]["config"]
+        for request in intake.requests
+    ]
+    assert sorted(
+        (config["sample_fps"], config["nonce"] is not None) for config in configs if config["sample_fps"]
+    ) == [(2.0, False)]
+    assert sum(config["nonce"] is not None for config in configs) == 2
+    assert len(intake.requests) == 4
+
+
+def test_malformed_messages_go_to_the_dead_letters_with_the_reason(intake: Intake) -> None:
+    intake.upload("gate/a.mp4")
+    intake.send("not json")
+    good = {"eventSource": "aws:s3", "eventName": "ObjectCreated:Put"}
+    good["s3"] = {"bucket": {"name": "capstone-raw"}, "object": {"key": "gate/a.mp4"}}  # type: ignore[assignment]
+    intake.send({"Records": [good, {"eventSource": "aws:s3"}]})
+
+    intake.ticks_until("all messages to go", lambda: intake.requests and intake.messages() == 0)
+
+    letters = {letter["Body"]: letter["MessageAttributes"] for letter in intake.dead_letters()}
+    assert set(letters) == {"not json", '{"Records": [{"eventSource": "aws:s3"}]}'}
+    assert letters["not json"]["reason"]["StringValue"].startswith("not JSON")
+    assert len(intake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param({"Service": "Amazon S3", "Event": "s3:TestEvent"}, id="test-event"),
+        pytest.param({"bucket": "capstone-raw", "key": "notes.txt"}, id="no-video"),
+        pytest.param({"bucket": "capstone-raw", "key": "vanished.mp4"}, id="vanished"),
+    ],
+)
+def test_what_asks_for_nothing_is_acknowledged_at_once(intake: Intake, message: dict[str, str]) -> None:
+    wait_for("S3's own test event", lambda: (intake.tick(), intake.messages() == 0)[1])
+    intake.send(message)
+
+    result = wait_for(
+        "the tick that sees it", lambda: (r := intake.tick()) and "received" in str(r.skip_reason) and r
+    )
+
+    assert intake.messages() == 0
+    assert not intake.requests
+    assert not intake.dead_letters()
+    assert "1 acknowledged" in str(result.skip_reason)
+
+
+def test_a_dead_database_keeps_messages_in_the_queue(intake: Intake) -> None:
+    intake.upload("gate/a.mp4")
+    settings = intake.services.settings.model_copy(
+        update={"database_url": None, "postgres_host": "127.0.0.1", "postgres_port": 1}
+    )
+    broken = Intake(intake.aws, Services(settings), intake.instance)
+
+    def dies() -> bool:
+        try:
+            broken.tick()
+        except Exception as error:
+            return "does not answer" in str(error)
+        return False
+
+    wait_for("a tick that meets the upload", dies)
+    assert intake.messages() >= 1
+
+
+def _upload(request: dg.RunRequest) -> dict[str, Any]:
+    config = request.run_config["ops"]["video_analysis"]["ops"]["analyze_video"]["config"]
+    return dict(config["upload"])

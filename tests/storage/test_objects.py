@@ -1,0 +1,190 @@
+"""Objects behave alike as files and in S3, and S3's refusals arrive as classes."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from capstone_dagster.settings import ConfigurationError
+from capstone_dagster.storage.errors import (
+    ObjectNotFound,
+    PermissionDenied,
+    SourceChanged,
+    SourceMissing,
+    StorageUnavailable,
+)
+from capstone_dagster.storage.models import ModelUnavailable, locate_model
+from capstone_dagster.storage.objects import ObjectStore, open_object_store
+from capstone_dagster.storage.sources import download_source, head_source
+from tests.conftest import Aws
+
+
+def never() -> None:
+    raise AssertionError("no S3 client is needed here")
+
+
+def check_object_store(store: ObjectStore, tmp_path: Path) -> None:
+    assert store.keys("") == []
+    assert not store.exists("a/b.json")
+    with pytest.raises(ObjectNotFound, match=r"a/b\.json"):
+        store.get_bytes("a/b.json")
+
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"file")
+    store.put_bytes("a/b.json", b"old")
+    store.put_bytes("a/b.json", b"bytes")
+    store.put_file("a/휴게실 1+2.jpg", source)
+    store.put_bytes("ab", b"")
+    store.get_file("a/휴게실 1+2.jpg", target)
+
+    assert store.get_bytes("a/b.json") == b"bytes"
+    assert target.read_bytes() == b"file"
+    assert store.exists("a/b.json")
+    assert store.keys("a/") == ["a/b.json", "a/휴게실 1+2.jpg"]
+    assert store.keys("") == ["a/b.json", "a/휴게실 1+2.jpg", "ab"]
+    with pytest.raises(ObjectNotFound):
+        store.get_file("nothing", target)
+    assert target.read_bytes() == b"file"
+
+
+def test_files(tmp_path: Path) -> None:
+    store = open_object_store((tmp_path / "with blank").as_uri(), never)  # type: ignore[arg-type]
+
+    check_object_store(store, tmp_path)
+    assert store.url("a/b") == (tmp_path / "with blank" / "a" / "b").as_uri()
+
+
+def test_s3(aws: Aws, tmp_path: Path) -> None:
+    s3 = aws.client("s3")
+    store = open_object_store("s3://capstone-derived/some/prefix", lambda: s3)
+
+    check_object_store(store, tmp_path)
+    assert store.url("a/b.json") == "s3://capstone-derived/some/prefix/a/b.json"
+    head = s3.head_object(Bucket="capstone-derived", Key="some/prefix/a/b.json")
+    assert head["ContentType"] == "application/json"
+
+
+def test_an_interrupted_write_leaves_the_old_object(tmp_path: Path) -> None:
+    store = open_object_store(tmp_path.as_uri(), never)  # type: ignore[arg-type]
+    store.put_bytes("a", b"old")
+
+    with pytest.raises(StorageUnavailable):
+        store.put_file("a", tmp_path / "missing")
+
+    assert store.get_bytes("a") == b"old"
+    assert store.keys("") == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_other_addresses_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="https://x"):
+        open_object_store("https://x", never)  # type: ignore[arg-type]
+
+
+def test_head_source_names_the_version(aws: Aws) -> None:
+    s3 = aws.client("s3")
+    put = [
+        s3.put_object(Bucket="capstone-raw", Key="cam/v 1.mp4", Body=body, Metadata={"Video-Id": "84"})
+        for body in (b"one", b"other")
+    ]
+
+    latest = head_source(s3, "capstone-raw", "cam/v 1.mp4")
+    first = head_source(s3, "capstone-raw", "cam/v 1.mp4", put[0]["VersionId"])
+
+    assert (latest.version_id, latest.size_bytes) == (put[1]["VersionId"], 5)
+    assert (first.version_id, first.size_bytes) == (put[0]["VersionId"], 3)
+    assert f'"{first.etag}"' == put[0]["ETag"]
+    assert latest.metadata == {"video-id": "84"}
+    assert abs(latest.last_modified - datetime.now(UTC)) < timedelta(minutes=5)
+
+
+def test_download_is_of_that_upload_or_fails(aws: Aws, tmp_path: Path) -> None:
+    s3 = aws.client("s3")
+    s3.put_object(Bucket="capstone-raw", Key="d.mp4", Body=b"one")
+    old = head_source(s3, "capstone-raw", "d.mp4")
+    s3.put_object(Bucket="capstone-raw", Key="d.mp4", Body=b"two")
+    target = tmp_path / "video"
+
+    def download(version_id: str | None) -> None:
+        download_source(
+            s3, bucket="capstone-raw", key="d.mp4", version_id=version_id, etag=old.etag, path=target
+        )
+
+    download(old.version_id)
+    assert target.read_bytes() == b"one"
+    with pytest.raises(SourceChanged, match="overwritten"):
+        download(None)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda s3, path: head_source(s3, "capstone-raw", "gone.mp4"), id="head"),
+        pytest.param(
+            lambda s3, path: download_source(
+                s3, bucket="capstone-raw", key="gone.mp4", version_id=None, etag="x", path=path
+            ),
+            id="download",
+        ),
+    ],
+)
+def test_missing_source(aws: Aws, tmp_path: Path, call: Callable[[object, Path], object]) -> None:
+    with pytest.raises(SourceMissing, match="gone"):
+        call(aws.client("s3"), tmp_path / "video")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "source", "expected"),
+    [
+        ("AccessDenied", 403, False, PermissionDenied),
+        ("InternalError", 500, False, StorageUnavailable),
+        ("SlowDown", 503, True, StorageUnavailable),
+        ("403", 403, True, "source-forbidden"),
+        ("412", 412, True, "source-changed"),
+        ("NoSuchVersion", 404, True, "source-missing"),
+    ],
+)
+def test_s3s_answers_have_classes(code: str, status: int, source: bool, expected: type | str) -> None:
+    from botocore.exceptions import ClientError
+
+    from capstone_dagster.storage.errors import StorageError, explained
+
+    answer = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    with pytest.raises(StorageError) as caught, explained("s3://b/k", source=source):
+        raise ClientError(answer, "GetObject")  # type: ignore[arg-type]
+    assert (
+        caught.value.failure_class == expected
+        if isinstance(expected, str)
+        else type(caught.value) is expected
+    )
+    assert "s3://b/k" in str(caught.value)
+
+
+def test_models_are_found_and_fetched_once(aws: Aws, tmp_path: Path) -> None:
+    s3 = aws.client("s3")
+    s3.put_object(Bucket="capstone-derived", Key="models/m.pt", Body=b"weights")
+    local = tmp_path / "own.pt"
+    local.write_bytes(b"own")
+    cache = tmp_path / "cache"
+
+    assert locate_model(str(local), cache=cache, s3=never) == local  # type: ignore[arg-type]
+    fetched = locate_model("s3://capstone-derived/models/m.pt", cache=cache, s3=lambda: s3)
+    assert (fetched.name, fetched.read_bytes()) == ("m.pt", b"weights")
+    fetched.write_bytes(b"cached")
+    again = locate_model("s3://capstone-derived/models/m.pt", cache=cache, s3=lambda: s3)
+    assert again.read_bytes() == b"cached"
+    s3.put_object(Bucket="capstone-derived", Key="models/m.pt", Body=b"newer")
+    newer = locate_model("s3://capstone-derived/models/m.pt", cache=cache, s3=lambda: s3)
+    assert newer.read_bytes() == b"newer"
+
+
+@pytest.mark.parametrize("name", ["/nowhere/m.pt", "some/m.pt", "no-such-export_openvino_model"])
+def test_models_that_are_not_there(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match=r"\.pt file"):
+        locate_model(name, cache=tmp_path, s3=never)  # type: ignore[arg-type]
+
+
+def test_models_that_s3_does_not_have(aws: Aws, tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="no such object"):
+        locate_model("s3://capstone-derived/none.pt", cache=tmp_path, s3=lambda: aws.client("s3"))
