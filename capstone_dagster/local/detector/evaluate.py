@@ -188,7 +188,7 @@ def _score(
             boxes[label] += len(truth)
             answers[label] += match(found_boxes[mine], scores[mine], truth, doubtful)
     return [
-        Score(name, label, pictures, boxes[label], *_ratios(answers[label], boxes[label])) for label in labels
+        Score(name, label, pictures, boxes[label], *ratios(answers[label], boxes[label])) for label in labels
     ]
 
 
@@ -221,7 +221,7 @@ def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(shared / np.maximum(area_a[:, None] + area_b[None, :] - shared, 1e-9))
 
 
-def _ratios(answers: list[tuple[float, bool]], boxes: int) -> tuple[float | None, float | None, float | None]:
+def ratios(answers: list[tuple[float, bool]], boxes: int) -> tuple[float | None, float | None, float | None]:
     """Precision and recall at `CONFIDENCE`, and the area under the whole precision-recall curve."""
     if boxes == 0:
         return None, None, None

@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Before ultralytics is imported: it reads them once. Training must not install, report or fetch anything.
+# Before ultralytics is imported: it reads them once. Training must not install, report or fetch anything
+# (offline, it sends no usage events either).
 os.environ.setdefault("YOLO_OFFLINE", "1")
 os.environ.setdefault("YOLO_AUTOINSTALL", "0")
 
@@ -200,13 +201,13 @@ def labelled_views(teachers: Teachers, rng: np.random.Generator, count: int) -> 
             view = clip.View(photograph, cx, rng.uniform(half[1], photograph.height - half[1]), width)
         picture = clip.render_view(pictures[view.photograph.file], view, clip.WIDTH // 2, clip.HEIGHT // 2)
         labels = teachers.label(picture)
-        item = _agreed(picture, labels, clip.visible_in(view))
+        item = agreed(picture, labels, clip.visible_in(view))
         if item is not None:
             made += 1
             yield item
 
 
-def _agreed(picture: np.ndarray, labels: Labels, visible: tuple[clip.Visible, ...]) -> Labelled | None:
+def agreed(picture: np.ndarray, labels: Labels, visible: tuple[clip.Visible, ...]) -> Labelled | None:
     """Teachers and truth together; None where they contradict each other: nothing is to be taught then."""
     classes: list[int] = []
     boxes: list[np.ndarray] = []
@@ -301,10 +302,9 @@ def fit(dataset: Path, out: Path, args: argparse.Namespace) -> None:
     """Train with Ultralytics' trainer, which keeps its last state in `LAST_CHECKPOINT` below `out`."""
     import torch
     import ultralytics
-    from ultralytics import YOLO, settings
+    from ultralytics import YOLO
     from ultralytics.utils import YAML
 
-    settings.update({"sync": False})
     torch.set_num_threads(args.threads)
     architecture = out / "person_face.yaml"
     design = YAML.load(Path(ultralytics.__file__).parent / "cfg/models/11/yolo11.yaml")
