@@ -154,15 +154,23 @@ def test_very_short_videos(
     assert summary.sample_interval_ms == (40 if frame_count > 1 else 0)
 
 
-def test_weak_detections_are_seen_by_the_tracker_and_not_kept(
-    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
-) -> None:
-    detector.score = 0.2
-    settings = AnalysisSettings(sample_fps=0, min_score=0.25)
-    summary = analyze_video(
-        make_clip("a.mp4", AT_25_FPS, visitor(0, 99)), tmp_path, detector=detector, settings=settings
-    )
-    assert (summary.detections, summary.tracks) == (0, 0)
+class Hesitating(SquareDetector):
+    """Sure of every second picture only."""
+
+    def _find(self, image: Image) -> Detections:
+        self.score = 0.9 if self.score < 0.5 else 0.15
+        return super()._find(image)
+
+
+def test_weak_detections_hold_a_track_together_and_are_not_kept(make_clip: MakeClip, tmp_path: Path) -> None:
+    clip = make_clip("a.mp4", AT_25_FPS, visitor(0, 99))
+    detector = Hesitating(score=0.15)
+    summary = analyze_video(clip, tmp_path, detector=detector, settings=EVERY_FRAME)
+    detections = read_detections(tmp_path / "detections.parquet")
+    assert detections["frame_index"].to_pylist() == list(range(0, 100, 2))
+    assert detections["track_id"].to_pylist() == [1] * 50
+    assert (summary.detections, summary.tracks) == (50, 1)
+    assert sum(read_frames(tmp_path / "frames.parquet")["detections"].to_pylist()) == 50
 
 
 def test_results_do_not_depend_on_the_batch_size(
