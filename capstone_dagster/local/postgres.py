@@ -15,8 +15,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import stat
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +23,15 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from capstone_dagster.local.errors import LocalStackError
-from capstone_dagster.local.processes import LOOPBACK, ChildProcess, Command, User, free_port, start
+from capstone_dagster.local.processes import (
+    LOOPBACK,
+    ChildProcess,
+    Command,
+    User,
+    free_port,
+    last_lines,
+    start,
+)
 
 DAGSTER_DATABASE = "dagster"
 EVENT_DATABASE = "capstone"
@@ -77,12 +83,8 @@ def postgres_server(data: Path, log: Path, keep_open: Sequence[int] = ()) -> Ite
     data = data.resolve()
     user = _unprivileged_user()
     programs = _programs(data)
-    if user is not None:
-        _let_others_read(programs.parent)
-        _let_others_pass(programs.parent)
-        _let_others_pass(data.parent)
     if not data.exists():
-        _initialise(data, programs, user)
+        _initialise(data, programs, user, log)
     _end_left_over(data)
     server = _start(data, programs, user, log, keep_open)
     try:
@@ -124,24 +126,7 @@ def _programs(data: Path) -> Path:
     return installed[version]
 
 
-def _let_others_pass(folder: Path) -> None:
-    """Root only: let `nobody` pass through (not list) the folders above and including `folder`."""
-    for each in [folder, *folder.parents]:
-        mode = each.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            each.chmod(mode | stat.S_IXOTH)
-
-
-def _let_others_read(installation: Path) -> None:
-    """Root only: let `nobody` run the wheel's programs where pip wrote them under a strict umask."""
-    if (installation / "bin" / "postgres").stat().st_mode & stat.S_IXOTH:
-        return
-    for path in [installation, *installation.rglob("*")]:
-        mode = path.stat().st_mode
-        path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
-
-
-def _initialise(data: Path, programs: Path, user: User | None) -> None:
+def _initialise(data: Path, programs: Path, user: User | None, log: Path) -> None:
     """Make a database cluster; it appears under its name only when it is complete."""
     unfinished = data.with_name(data.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -157,13 +142,11 @@ def _initialise(data: Path, programs: Path, user: User | None) -> None:
     command += ["--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"]
     # Stretching protects guessable passwords; 128 random bits need none, and Dagster connects often.
     command += ["--set", "scram_iterations=1"]
-    credentials = {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": []}
-    done = subprocess.run(  # type: ignore[call-overload]
-        command, capture_output=True, text=True, env={"PATH": os.defpath, "TZ": "UTC"}, cwd="/", **credentials
+    process = start(
+        Command("initdb", command, log, {"PATH": os.defpath, "TZ": "UTC"}, cwd=Path("/"), user=user)
     )
-    if done.returncode != 0:
-        reason = done.stderr.strip() or done.stdout
-        raise LocalStackError(f"initdb could not make the database in {data}: {reason}")
+    if process.wait() != 0:
+        raise LocalStackError(f"initdb could not make the database in {data}: {last_lines(log)}")
     password.rename(unfinished / PASSWORD_FILE)
     unfinished.rename(data)
 

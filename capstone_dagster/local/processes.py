@@ -81,6 +81,12 @@ class ChildProcess:
             time.sleep(POLL_INTERVAL_S)
         self.check()
 
+    def wait(self) -> int:
+        """Wait until the process ended by itself; its exit code, or 128 + the signal that ended it."""
+        code = self._warden.wait()
+        self.begin_stop()
+        return code
+
     def begin_stop(self) -> None:
         """Ask the process to stop, without waiting, so that several can stop at the same time."""
         if self._warden.stdin is not None:

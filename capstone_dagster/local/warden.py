@@ -20,7 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+PR_SET_KEEPCAPS = 8
 PR_SET_CHILD_SUBREAPER = 36
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2
+CAPABILITIES_VERSION = 0x20080522
+# Reading and passing anywhere; containers often lack it and have the second, which includes it.
+CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE = 2, 1
 # Left-overs of a command that ended have nothing to finish but their own interrupt handlers: a Dagster run
 # needs about a second to report that it was interrupted.
 LEFT_OVERS_GRACE_S = 5.0
@@ -66,22 +71,43 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def start(options: argparse.Namespace) -> int:
     """Start the command in its own session and return its pid."""
 
-    def end_with_the_warden() -> None:
+    def last_before_the_command() -> None:
+        if options.uid is not None:
+            keep_the_way_free()
         # After the change of user, which would clear it. Covers the one case that the pipe cannot: the
         # warden itself being killed.
         LIBC.prctl(PR_SET_PDEATHSIG, options.stop_signal, 0, 0, 0)
 
+    if options.uid is not None:
+        LIBC.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
     process = subprocess.Popen(
         options.command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=end_with_the_warden,
+        preexec_fn=last_before_the_command,
         user=options.uid,
         group=options.gid,
         extra_groups=None if options.gid is None else [],
     )
     process.returncode = 0  # from here on os.waitpid below is the only one that reaps
     return process.pid
+
+
+def keep_the_way_free() -> None:
+    """Of root's powers, keep for the other user only that of passing through folders it may not enter.
+
+    A checkout often lies where only root may go (/root, a `mktemp -d`). Opening those folders for everybody
+    would change what is not ours, and others (pytest for one) close them again while the command runs.
+    """
+    header = (ctypes.c_uint32 * 2)(CAPABILITIES_VERSION, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; lower 32 bits, then upper
+    LIBC.capget(header, sets)
+    for capability in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
+        bit = 1 << capability
+        if sets[1] & bit:
+            LIBC.capset(header, (ctypes.c_uint32 * 6)(bit, bit, bit, 0, 0, 0))
+            LIBC.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+            return
 
 
 class Ward:

@@ -1,13 +1,11 @@
-"""Real servers for the tests of the local stack: both AWS emulators, and a throw-away Dagster project."""
+"""A throw-away Dagster project for the tests of the local stack."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from capstone_dagster.local.aws import ministack_server
 from capstone_dagster.local.stack import DagsterFiles
-from tests.support.moto import moto_server
 
 INSTANCE = """
 storage:
@@ -44,17 +42,6 @@ def endless():
 
 defs = dg.Definitions(jobs=[endless])
 """
-
-
-@pytest.fixture(scope="module", params=["ministack", "moto"])
-def aws_endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an empty emulator; every test that uses it runs against each."""
-    if request.param == "moto":
-        with moto_server() as endpoint_url:
-            yield endpoint_url
-    else:
-        with ministack_server(tmp_path_factory.mktemp("aws")) as emulator:
-            yield emulator.endpoint_url
 
 
 @pytest.fixture

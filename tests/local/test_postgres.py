@@ -23,13 +23,15 @@ def ask(
 
 def test_both_databases_answer_both_drivers_from_a_folder_deeper_than_a_socket_path(tmp_path: Path) -> None:
     data = tmp_path / ("deep" * 30) / "postgres"
-    data.parent.mkdir()
+    data.parent.mkdir(mode=0o700)
     with postgres_server(data, tmp_path / "postgres.log") as server:
         for database in (DAGSTER_DATABASE, EVENT_DATABASE):
             for driver in ("psycopg", "psycopg2"):
                 assert ask(server, "SELECT current_database()", database, driver) == database
         assert ask(server, "SHOW listen_addresses") == "127.0.0.1"
         assert ask(server, "SHOW timezone") == "UTC"
+    # PostgreSQL may run as another user than its owner (root): its folder is not opened for that.
+    assert data.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_connection_without_the_password_is_refused(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ mutation Launch {
 }
 """
 OWNER = """
-import signal, sys
+import sys, time
 from pathlib import Path
 from capstone_dagster.local.stack import DagsterFiles, local_stack
 state, project = map(Path, sys.argv[1:])
@@ -49,7 +49,9 @@ files = DagsterFiles(project / "workspace.yaml", project / "dagster.yaml")
 try:
     with local_stack(state, webserver_port=None, dagster_files=files) as stack:
         print(stack.dagster.url, flush=True)
-        signal.pause()
+        while True:  # signal.pause() would miss a signal that comes just before it
+            stack.check()
+            time.sleep(0.1)
 except KeyboardInterrupt:
     print("interrupted")
 """
@@ -210,7 +212,7 @@ def test_ctrl_c_stops_the_stack_once_and_without_a_traceback(state: Path, dagste
     assert owner.stdout is not None
     assert owner.stdout.readline().startswith("http://")
     owner.send_signal(signal.SIGINT)
-    output, errors = owner.communicate()
+    output, errors = owner.communicate(timeout=90)
     assert (owner.returncode, output, errors) == (0, "interrupted\n", "")
     for log in (state / "logs").glob("*.log"):
         assert "Traceback" not in log.read_text(), log
