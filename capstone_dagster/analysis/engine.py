@@ -33,6 +33,9 @@ _BATCHES_AHEAD = 2
 # Frames that are not sampled travel without pictures; so many of them fit into one hand-over.
 _FRAMES_PER_CHUNK = 64
 
+# However sparse the sampling, frames go on and progress is told after so many: about 20 s of ordinary video.
+_FRAMES_PER_BATCH = 512
+
 _PROGRESS_INTERVAL_S = 0.5
 
 
@@ -358,13 +361,13 @@ class _Results:
 
 
 def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """Frames in groups that hold `size` pictures; the first only one, so that progress shows at once."""
+    """Frames in groups of `size` pictures, never endless; the first of one, to show progress at once."""
     batch: list[Frame] = []
     pictures, wanted = 0, 1
     for frame in frames:
         batch.append(frame)
         pictures += frame.image is not None
-        if pictures == wanted:
+        if pictures == wanted or len(batch) == _FRAMES_PER_BATCH:
             yield batch
             batch, pictures, wanted = [], 0, size
     if batch:

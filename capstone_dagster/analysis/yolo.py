@@ -127,7 +127,7 @@ class YoloDetector:
             self._yolo.predict([np.zeros((64, 64, 3), dtype=np.uint8)], **self._arguments)
         if self.device == "cpu":
             # Ultralytics leaves torch one core less than there are; on two cores that is half the speed.
-            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            torch.set_num_threads(_usable_cores())
 
 
 def _choose_device(wanted: str, *, backend: str) -> str:
@@ -179,6 +179,14 @@ def _translated(what: str, otherwise: type[AnalysisError] | None) -> Iterator[No
             f"{what} ({type(error).__name__}: {_first_line(error)}); give a detection model that Ultralytics "
             "can load. One with classes of your own needs ULTRALYTICS_SAFE_LOAD=false: do so if you trust it."
         ) from error
+
+
+def _usable_cores() -> int:
+    if hasattr(
+        os, "sched_getaffinity"
+    ):  # not on every system; a container may have fewer cores than the machine
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _first_line(error: BaseException) -> str:

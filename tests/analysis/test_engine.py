@@ -25,10 +25,11 @@ from capstone_dagster.analysis import (
     Progress,
     analyze_video,
     build_events,
+    frames,
     read_detections,
     read_frames,
 )
-from capstone_dagster.analysis.engine import DECODE_THREAD
+from capstone_dagster.analysis.engine import DECODE_THREAD, _batches
 from capstone_dagster.analysis.video import Image, VideoReader
 
 from .conftest import COLOURS, MakeClip, Square, SquareDetector
@@ -66,12 +67,12 @@ def test_a_visit_becomes_tables_pictures_and_one_event(
     assert not summary.truncated
     assert json.loads(json.dumps(asdict(summary)))["model"] == "squares"
 
-    frames = read_frames(out / "frames.parquet")
-    assert frames.schema == FRAMES_SCHEMA
-    assert frames["frame_index"].to_pylist() == list(range(100))
-    assert frames["pts_ms"].to_pylist() == AT_25_FPS
-    assert frames["analyzed"].to_pylist() == [True] * 100
-    assert frames["detections"].to_pylist() == [int(20 <= index <= 69) for index in range(100)]
+    table = read_frames(out / "frames.parquet")
+    assert table.schema == FRAMES_SCHEMA
+    assert table["frame_index"].to_pylist() == list(range(100))
+    assert table["pts_ms"].to_pylist() == AT_25_FPS
+    assert table["analyzed"].to_pylist() == [True] * 100
+    assert table["detections"].to_pylist() == [int(20 <= index <= 69) for index in range(100)]
 
     detections = read_detections(out / "detections.parquet")
     assert detections.schema == DETECTIONS_SCHEMA
@@ -185,6 +186,25 @@ def test_results_do_not_depend_on_the_batch_size(
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])
     assert detector.batches[-2:] == [1, 99]
+
+
+def test_sparse_sampling_does_not_pile_up_frames(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    clip = make_clip("a.mp4", [index * 10 for index in range(1200)], size=(32, 32))
+    shown: list[int] = []
+    analyze_video(
+        clip,
+        tmp_path,
+        detector=detector,
+        settings=AnalysisSettings(sample_fps=0.1),
+        progress=lambda progress: shown.append(progress.frames_decoded),
+    )
+    assert detector.batches == [1, 1]
+    sizes = [len(batch) for batch in _batches(frames(clip, sample_fps=0.1), 8)]
+    assert sizes == [1, 512, 512, 175]
+    assert shown[0] == 1
+    assert shown[-1] == 1200
 
 
 def test_a_second_pass_replaces_the_first(

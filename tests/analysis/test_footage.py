@@ -9,6 +9,7 @@ import pytest
 
 from capstone_dagster.analysis import (
     AnalysisSettings,
+    DetectionSummary,
     EventRules,
     analyze_video,
     build_events,
@@ -17,9 +18,11 @@ from capstone_dagster.analysis import (
     read_frames,
 )
 
+Analysed = tuple[DetectionSummary, Path]
+
 
 @pytest.fixture(scope="module")
-def analysed(test_data: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def analysed(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Analysed:
     settings = AnalysisSettings(sample_fps=2)
     detector = load_detector(test_data / "models/yolo11n_int8_openvino_model", settings)
     assert detector.backend == "ultralytics-openvino"
@@ -28,7 +31,7 @@ def analysed(test_data: Path, tmp_path_factory: pytest.TempPathFactory):  # type
     return summary, out
 
 
-def test_people_are_found_in_nearly_every_frame(analysed) -> None:  # type: ignore[no-untyped-def]
+def test_people_are_found_in_nearly_every_frame(analysed: Analysed) -> None:
     summary, out = analysed
     assert (summary.frames_decoded, summary.frames_analyzed) == (795, 159)
     assert (summary.width, summary.height, summary.duration_ms) == (480, 360, 79_500)
@@ -37,7 +40,7 @@ def test_people_are_found_in_nearly_every_frame(analysed) -> None:  # type: igno
     assert sum(found) / len(found) >= 0.95
 
 
-def test_people_are_followed_and_shown(analysed) -> None:  # type: ignore[no-untyped-def]
+def test_people_are_followed_and_shown(analysed: Analysed) -> None:
     summary, out = analysed
     events = build_events(
         read_detections(out / "detections.parquet"),
