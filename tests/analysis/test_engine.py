@@ -305,9 +305,22 @@ def test_a_caller_can_stop_the_pass_from_its_progress_callback(
     assert decoding_threads() == []
 
 
+@pytest.mark.parametrize(
+    ("bytes_ahead", "pictures_ahead"),
+    [
+        (1 << 30, 8),  # two batches of four
+        (3 * 192 * 128 * 3, 3),  # only three pictures fit
+        (1, 1),
+    ],
+)
 def test_the_decoder_is_never_further_ahead_than_its_queue(
-    make_clip: MakeClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_clip: MakeClip,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bytes_ahead: int,
+    pictures_ahead: int,
 ) -> None:
+    monkeypatch.setattr("capstone_dagster.analysis.engine._BYTES_AHEAD", bytes_ahead)
     decoded = 0
     real = VideoReader.frames
 
@@ -317,9 +330,8 @@ def test_the_decoder_is_never_further_ahead_than_its_queue(
             decoded += 1
             yield frame
 
-    batch_size = 4
-    # Two batches wait, and one frame is in the decoder's hands, waiting for room.
-    allowed = 2 * batch_size + 1
+    # What waits in the queue, and one more frame in the decoder's hands, waiting for room.
+    allowed = pictures_ahead + 1
 
     class Slow(SquareDetector):
         most_ahead = 0
@@ -335,6 +347,6 @@ def test_the_decoder_is_never_further_ahead_than_its_queue(
 
     monkeypatch.setattr(VideoReader, "frames", counting)
     slow = Slow()
-    settings = AnalysisSettings(sample_fps=0, batch_size=batch_size)
+    settings = AnalysisSettings(sample_fps=0, batch_size=4)
     analyze_video(make_clip("a.mp4", AT_25_FPS), tmp_path / "out", detector=slow, settings=settings)
     assert slow.most_ahead == allowed
