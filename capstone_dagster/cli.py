@@ -220,7 +220,7 @@ def main() -> None:
     # dagster.yaml and the commands speak; library chatter would drown them.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     try:
-        app()
+        app(prog_name="capstone")
     except KeyboardInterrupt:
         terminal.err.print("Interrupted.")
         sys.exit(130)

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 Format = Literal["table", "json", "csv"]
 
@@ -58,7 +59,7 @@ def progress(what: str) -> Iterator[Report]:
         yield report
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, table: Table) -> None:
+def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, table: RenderableType) -> None:
     """Print rows as JSON (a list of objects), CSV with a header, or the table made from them."""
     if form == "json":
         print(json.dumps([dict(row) for row in rows], default=_plain, ensure_ascii=False, indent=2))
@@ -98,13 +99,12 @@ def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Videos and how far each is."""
-    table = _table("video", "external id", "camera", "state", "progress", "updated", "message")
+def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Videos and how far each is; below them, in full, why those failed that did."""
+    table = _table("video", "external id", "camera", "state", "progress", "updated")
     colours = {"done": "green", "failed": "red", "running": "cyan"}
     for row in rows:
         colour = colours.get(row["state"], "default")
-        failure = f"{row['failure_class']}: {row['message']}" if row["failure_class"] else ""
         table.add_row(
             row["video_id"],
             row["external_id"] or "",
@@ -112,9 +112,13 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"[{colour}]{row['state']}[/]",
             f"{row['progress']:.0%}",
             local_time(row["updated_at"]),
-            failure,
         )
-    return table
+    reasons = [
+        Text.assemble("\n", (row["video_id"], "bold"), f" failed ({row['failure_class']}): {row['message']}")
+        for row in rows
+        if row["failure_class"]
+    ]
+    return Group(table, *reasons)
 
 
 def clock(ms: int) -> str:

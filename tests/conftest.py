@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+# Imported here although unused: pytest's plugin for it would import it when everything is over, and
+# compiling it then trips over a fault of CPython 3.11 ("AST constructor recursion depth mismatch").
+import hypothesis  # noqa: F401
 import psycopg
 import pytest
 from sqlalchemy.engine import make_url
@@ -22,6 +25,7 @@ from capstone_dagster.local.aws import (
     create_resources,
     ministack_server,
 )
+from capstone_dagster.local.clip import make_demo_clip
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer, postgres_server
 from capstone_dagster.storage.event_store import EventStore
 from tests.support.moto import moto_server
@@ -118,3 +122,9 @@ def _forget_everything(endpoint_url: str) -> None:
         # Each emulator knows one of the two.
         with contextlib.suppress(urllib.error.HTTPError):
             opener.open(request, timeout=30).close()
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo clip: real people, H.264."""
+    return make_demo_clip(tmp_path_factory.mktemp("clip") / "clip.mp4").path

@@ -5,7 +5,16 @@ import pytest
 
 from capstone_dagster.local import clip
 from capstone_dagster.local.detector.evaluate import match, ratios
-from capstone_dagster.local.detector.pictures import SIZE, Cutout, Labelled, crop, hide, paste
+from capstone_dagster.local.detector.pictures import (
+    SQUARE,
+    WIDE,
+    Cutout,
+    Labelled,
+    crop,
+    fit_whole,
+    hide,
+    paste,
+)
 from capstone_dagster.local.detector.teachers import FACE, PERSON, Labels
 from capstone_dagster.local.detector.train import agreed
 
@@ -16,15 +25,27 @@ def bright_box(picture: np.ndarray) -> np.ndarray:
     return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_crop_moves_boxes_with_the_pixels(seed: int) -> None:
+@pytest.mark.parametrize("shape", [SQUARE, WIDE])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_crop_moves_boxes_with_the_pixels(seed: int, shape: tuple[int, int]) -> None:
     picture = np.zeros((432, 768, 3), np.uint8)
     picture[100:260, 300:380] = 255
     item = Labelled(picture, np.array([PERSON]), np.array([[300, 100, 380, 260]], np.float32))
-    out = crop(item, np.random.default_rng(seed))
-    assert out.picture.shape == (SIZE, SIZE, 3)
+    out = crop(item, np.random.default_rng(seed), shape)
+    assert out.picture.shape == (*shape, 3)
     if len(out.boxes):  # otherwise the crop shows too little of it to be taught
         assert bright_box(out.picture) == pytest.approx(out.boxes[0], abs=2)
+
+
+@pytest.mark.parametrize("size", [(360, 640), (480, 640), (1080, 810)])
+def test_a_whole_frame_is_padded_as_the_detector_gets_it(size: tuple[int, int]) -> None:
+    picture = np.zeros((*size, 3), np.uint8)
+    picture[100:260, 300:380] = 255
+    item = Labelled(picture, np.array([PERSON]), np.array([[300, 100, 380, 260]], np.float32))
+    out = fit_whole(item, WIDE)
+    assert out.picture.shape == (*WIDE, 3)
+    assert bright_box(out.picture) == pytest.approx(out.boxes[0], abs=2)
+    assert np.ptp(out.boxes[0][::2]) / np.ptp(out.boxes[0][1::2]) == pytest.approx(80 / 160, rel=0.1)
 
 
 def test_a_crop_without_padding_shows_the_scene_only() -> None:
@@ -35,7 +56,7 @@ def test_a_crop_without_padding_shows_the_scene_only() -> None:
 
 
 def test_pasted_people_are_where_their_labels_say() -> None:
-    empty = Labelled(np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros(0, int), np.zeros((0, 4), np.float32))
+    empty = Labelled(np.zeros((*SQUARE, 3), np.uint8), np.zeros(0, int), np.zeros((0, 4), np.float32))
     figure = np.full((120, 50, 3), 255, np.uint8)
     whole = np.array([[0, 0, 50, 120], [15, 5, 35, 30]], np.float32)
     person = Cutout(figure, np.ones((120, 50), np.float32), np.array([PERSON, FACE]), whole)

@@ -37,8 +37,10 @@ def explained(
         failure = classify(error)
         policy, told = POLICIES[failure], sentence(error)
         retries = context.op_def.retry_policy.max_retries if context.op_def.retry_policy else 0
-        if not policy.transient or context.retry_number >= retries:
-            context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
+        last_try = retries == 0 or context.retry_number >= retries
+        if last_try or not policy.transient:
+            if context.instance.has_run(context.run_id):  # an op called on its own, as in a test, has none
+                context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
             if subject.upload_id:
                 _mark_failed(context, services, subject.upload_id, failure, told)
         raise dg.Failure(

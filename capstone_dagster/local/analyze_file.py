@@ -20,6 +20,7 @@ from capstone_dagster.analysis import (
 from capstone_dagster.assets.analyze import analysis_settings
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
+from capstone_dagster.storage.errors import SourceMissing
 from capstone_dagster.terminal import Report
 
 
@@ -46,6 +47,8 @@ def analyze_file(video: Path, out: Path, settings: Settings, report: Report) -> 
     Raises:
         AnalysisError, StorageError, ConfigurationError: each with its sentence.
     """
+    if not video.is_file():
+        raise SourceMissing(f"Expected a video file, but there is none at {video}.")
     chosen = analysis_settings(settings)
     rules = EventRules()
     model = Services(settings).model_path()

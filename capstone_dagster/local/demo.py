@@ -325,7 +325,7 @@ def _compare_with_truth(events: Sequence[Mapping[str, Any]]) -> None:
     found = [event for event in events if event["label"] == "person"]
 
     def overlap(event: Mapping[str, Any], presence: clips.Presence) -> int:
-        return min(event["end_ms"], presence.end_ms) - max(event["start_ms"], presence.start_ms)
+        return int(min(event["end_ms"], presence.end_ms) - max(event["start_ms"], presence.start_ms))
 
     seen = sum(any(overlap(event, presence) > 0 for event in found) for presence in people)
     true = sum(any(overlap(event, presence) > 0 for presence in people) for event in found)

@@ -77,6 +77,10 @@ def _from_ultralytics(name: str, cache: Path) -> Path:
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
+    # Ultralytics asks the network nothing by itself here; this one download is meant.
+    from capstone_dagster.analysis.yolo import import_ultralytics
+
+    import_ultralytics()
     from ultralytics.utils.downloads import attempt_download_asset
 
     # Ultralytics writes to the path it is given, in place; a killed download must not pass for a model.

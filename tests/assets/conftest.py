@@ -1,0 +1,73 @@
+"""The assets as Dagster runs them, over real S3 emulators, PostgreSQL, the embedded model and a real clip."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
+from capstone_dagster.assets.references import ReferenceIOManager
+from capstone_dagster.intake.identity import identify
+from capstone_dagster.intake.messages import AnalysisRequest
+from capstone_dagster.intake.queue import ReceivedMessage
+from capstone_dagster.intake.sensor import NewUpload, _run_request
+from capstone_dagster.services import Services
+from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.event_store import EventStore, VideoUpload
+from capstone_dagster.storage.sources import head_source
+from tests.conftest import Aws
+
+
+@dataclass
+class Pipeline:
+    """Uploads and the runs that analyse them, without queue and daemon."""
+
+    aws: Aws
+    services: Services
+    instance: dg.DagsterInstance
+    results: list[dg.ExecuteInProcessResult] = field(default_factory=list)
+
+    def upload(self, key: str, body: bytes) -> VideoUpload:
+        s3 = self.aws.client("s3")
+        s3.put_object(Bucket="capstone-raw", Key=key, Body=body)
+        source = head_source(s3, "capstone-raw", key)
+        upload = identify(AnalysisRequest("capstone-raw", key), source, self.services.settings)
+        self.services.events.record_upload(upload)
+        self.instance.add_dynamic_partitions("videos", [upload.video_id])
+        return upload
+
+    def run(self, upload: VideoUpload, *, configured: bool = True, **asked: Any) -> dg.ExecuteInProcessResult:
+        """One run, configured as the sensor does it, or empty as from the UI."""
+        message = ReceivedMessage("m1", "", "", 0, 1)
+        request = _run_request(
+            NewUpload("k", upload, AnalysisRequest(upload.bucket, upload.key, **asked), message)
+        )
+        definitions = dg.Definitions(
+            assets=[raw_videos, video_analysis, events],
+            jobs=[analyze_upload],
+            resources={"services": self.services, "io_manager": ReferenceIOManager(self.services.objects)},
+            executor=dg.in_process_executor,
+        )
+        result = definitions.resolve_job_def("analyze_upload").execute_in_process(
+            partition_key=upload.video_id,
+            run_config=dict(request.run_config) if configured else {},
+            tags=dict(request.tags) if configured else {},
+            instance=self.instance,
+            raise_on_error=False,
+        )
+        self.results.append(result)
+        return result
+
+
+@pytest.fixture
+def pipeline(aws: Aws, event_store: EventStore) -> Iterator[Pipeline]:
+    settings = read_settings(
+        database_url=event_store.engine.url.render_as_string(hide_password=False),
+        derived_url=aws.resources.derived_url,
+        # One frame a second keeps a test at seconds; nothing here depends on how many there are.
+        sample_fps=1.0,
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Pipeline(aws, Services(settings), instance)

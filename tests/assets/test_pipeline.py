@@ -1,0 +1,207 @@
+"""From an upload to published events, op by op, as Dagster executes them."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from capstone_dagster.analysis import EventRules, read_events
+from capstone_dagster.assets.analyze import AnalysisOrder, detect
+from capstone_dagster.assets.ops import persist_events
+from capstone_dagster.assets.publish import IntegrityViolation, check_integrity, derive, publish
+from capstone_dagster.assets.references import DetectionsReference, EventsReference, ReferenceIOManager
+from capstone_dagster.services import Services
+from tests.assets.conftest import Pipeline
+
+
+def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
+    [materialization] = result.asset_materializations_for_node(
+        {
+            "extracted_frames": "video_analysis.analyze_video",
+            "detections": "video_analysis.analyze_video",
+        }.get(asset, f"{asset}.persist_events")
+    )[-1:]
+    return {name: value.value for name, value in materialization.metadata.items()}
+
+
+def status(pipeline: Pipeline, video_id: str) -> dict[str, Any]:
+    [row] = pipeline.services.events.current_status(video_id)
+    return row
+
+
+def test_an_upload_becomes_events_exactly_once(pipeline: Pipeline, clip: Path, tmp_path: Path) -> None:
+    body = clip.read_bytes()
+    upload = pipeline.upload("gate/20250526_193726.mp4", body)
+
+    first = pipeline.run(upload)
+
+    assert first.success
+    published = pipeline.services.events.current_events(upload.video_id)
+    [analysis] = pipeline.services.events.analyses(upload.video_id)
+    assert analysis["events"] == len(published) > 0
+    assert status(pipeline, upload.video_id)["state"] == "done"
+    objects = pipeline.services.objects
+    prefix = f"detections/{analysis['detection_id']}/"
+    names = {key.removeprefix(prefix) for key in objects.keys(prefix)}
+    assert {"frames.parquet", "detections.parquet", "contact_sheet.jpg", "manifest.json"} <= names
+    for event in published:
+        assert objects.exists(event["thumbnail_key"])
+        assert event["camera"] == "gate"
+    # The name tells the wall clock: 19:37:26 in Seoul is 10:37:26 UTC.
+    began = datetime(2025, 5, 26, 10, 37, 26, tzinfo=UTC).timestamp()
+    assert published[0]["started_at"].timestamp() == pytest.approx(began + published[0]["start_ms"] / 1000)
+    objects.get_file(f"analyses/{analysis['analysis_id']}/events.parquet", tmp_path / "events.parquet")
+    assert {event.event_id for event in read_events(tmp_path / "events.parquet")} == {
+        event["event_id"] for event in published
+    }
+
+    # The same bytes under the same key: another upload, another run, and nothing is added or inferred.
+    again = pipeline.upload("gate/20250526_193726.mp4", body)
+    second = pipeline.run(again)
+
+    assert second.success
+    assert again.upload_id != upload.upload_id
+    assert metadata(second, "detections")["reused"] is True
+    assert pipeline.services.events.analyses(upload.video_id)[0]["published_at"] == analysis["published_at"]
+    assert pipeline.services.events.current_events(upload.video_id) == published
+
+    # From the UI nothing is configured: the partition's latest upload is meant.
+    third = pipeline.run(again, configured=False)
+    assert third.success
+    assert len(pipeline.services.events.analyses(upload.video_id)) == 1
+
+
+def test_forced_work_is_done_again(pipeline: Pipeline, clip: Path) -> None:
+    upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
+
+    assert pipeline.run(upload).success
+    forced = pipeline.run(upload, force=True)
+
+    assert metadata(forced, "detections")["reused"] is False
+    analyses = pipeline.services.events.analyses(upload.video_id)
+    assert [analysis["is_current"] for analysis in analyses] == [False, True]
+
+
+def test_the_same_bytes_elsewhere_are_detected_once(pipeline: Pipeline, clip: Path) -> None:
+    one = pipeline.upload("gate/a.mp4", clip.read_bytes())
+    other = pipeline.upload("yard/b.mp4", clip.read_bytes())
+
+    assert pipeline.run(one).success
+    second = pipeline.run(other)
+
+    assert metadata(second, "detections")["reused"] is True
+    [analysis] = pipeline.services.events.analyses(one.video_id)
+    [another] = pipeline.services.events.analyses(other.video_id)
+    assert analysis["detection_id"] == another["detection_id"]
+    assert analysis["analysis_id"] != another["analysis_id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "deleted", "failure", "told"),
+    [
+        pytest.param(b"this is no video", False, "undecodable-video", "video", id="not-a-video"),
+        pytest.param(b"", False, "undecodable-video", "", id="empty"),
+        pytest.param(b"x", True, "source-missing", "does not exist", id="deleted-before-the-run"),
+    ],
+)
+def test_a_bad_upload_fails_with_its_reason_and_leaves_nothing(
+    pipeline: Pipeline, body: bytes, deleted: bool, failure: str, told: str
+) -> None:
+    upload = pipeline.upload("gate/bad.mp4", body)
+    if deleted:
+        pipeline.aws.client("s3").delete_object(
+            Bucket="capstone-raw", Key="gate/bad.mp4", VersionId=upload.version_id
+        )
+
+    result = pipeline.run(upload)
+
+    assert not result.success
+    row = status(pipeline, upload.video_id)
+    assert (row["state"], row["failure_class"]) == ("failed", failure)
+    assert told in row["message"]
+    [run] = pipeline.instance.get_runs()
+    assert run.tags["capstone/failure"] == failure
+    assert pipeline.services.events.analyses(upload.video_id) == []
+    assert [key for key in pipeline.services.objects.keys("") if key.startswith("detections/")] == []
+    # A permanent failure is not tried again.
+    retries = [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+    assert retries == []
+    [failed] = [event for event in result.all_events if event.is_step_failure]
+    assert "What to do:" in str(failed.step_failure_data.user_failure_data.description)
+
+
+def _published(pipeline: Pipeline, clip: Path) -> tuple[DetectionsReference, EventsReference]:
+    upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
+    order = AnalysisOrder(upload)
+    detections = detect(order, pipeline.services, say=lambda _: None, progress=lambda _: None)
+    return detections, derive(detections, pipeline.services, EventRules())
+
+
+def test_a_database_outage_fails_the_last_op_only_and_it_can_be_repeated(
+    pipeline: Pipeline, clip: Path
+) -> None:
+    _, derived = _published(pipeline, clip)
+    settings = pipeline.services.settings.model_copy(
+        update={"database_url": None, "postgres_host": "127.0.0.1", "postgres_port": 1}
+    )
+    cut_off = Services(settings.model_copy())
+
+    with pytest.raises(dg.Failure) as caught:
+        persist_events(dg.build_op_context(resources={"services": cut_off}), derived)
+    assert caught.value.metadata["failure_class"].value == "database-unavailable"
+    assert caught.value.allow_retries
+
+    output = persist_events(dg.build_op_context(resources={"services": pipeline.services}), derived)
+    assert output.value.current
+    assert output.value.events == len(pipeline.services.events.current_events()) == derived.events
+
+
+def test_publishing_refuses_events_that_cannot_be_true(pipeline: Pipeline, clip: Path) -> None:
+    detections, derived = _published(pipeline, clip)
+    _, found = publish(derived, pipeline.services, run_id="r", requested_at=datetime.now(UTC))
+    summary = dict(detections.summary)
+
+    check_integrity(found, expected=len(found), summary=summary)
+    for wrong, told in (
+        ({"expected": len(found) + 1}, "read back"),
+        ({"summary": {**summary, "detections": 1}}, "more detections"),
+        ({"summary": {**summary, "last_pts_ms": 1}}, "outside the video"),
+    ):
+        with pytest.raises(IntegrityViolation, match=told):
+            check_integrity(found, **{"expected": len(found), "summary": summary, **wrong})  # type: ignore[arg-type]
+    with pytest.raises(IntegrityViolation, match="ids repeat"):
+        check_integrity([found[0], found[0]], expected=2, summary=summary)
+
+
+def test_references_are_those_of_the_run_that_made_them(pipeline: Pipeline) -> None:
+    upload = pipeline.upload("gate/a.mp4", b"x")
+    manager = ReferenceIOManager(pipeline.services.objects)
+    key = dg.AssetKey("detections")
+
+    def reference(identity: str) -> DetectionsReference:
+        return DetectionsReference(identity, upload, f"detections/{identity}/", {"a": 1.5}, {}, 1, False)
+
+    def output(run_id: str | None) -> dg.OutputContext:
+        return dg.build_output_context(
+            step_key="video_analysis.analyze_video" if run_id else None,
+            name="detections",
+            run_id=run_id,
+            asset_key=key,
+            partition_key=upload.video_id,
+        )
+
+    manager.handle_output(output("run-1"), reference("one"))
+    manager.handle_output(output("run-2"), reference("two"))
+
+    def load(upstream: dg.OutputContext | None) -> object:
+        return manager.load_input(
+            dg.build_input_context(upstream_output=upstream, asset_key=key, partition_key=upload.video_id)
+        )
+
+    assert load(output("run-1")) == reference("one")
+    assert load(output("run-2")) == reference("two")
+    assert load(output(None)) == reference("two")
+    with pytest.raises(TypeError, match="DetectionsReference"):
+        manager.handle_output(output("run-1"), {"not": "a reference"})

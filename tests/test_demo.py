@@ -1,0 +1,208 @@
+"""The demo and the running stack as a new user has them: real processes, cold start to clean stop."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import sqlalchemy as sa
+
+from capstone_dagster.local.postgres import EVENT_DATABASE, postgres_server
+from capstone_dagster.local.processes import free_port
+from capstone_dagster.local.state import read_environment
+from tests.support.waiting import wait_for
+
+CAPSTONE = [sys.executable, "-m", "capstone_dagster.cli"]
+# Far above what it takes (a minute on two busy cores): reaching it means that it hangs.
+DEADLINE_S = 240
+ASSETS = """
+{ assetNodes {
+    assetKey { path }
+    dependencyKeys { path }
+    assetMaterializations(limit: 1) { partition }
+} }
+"""
+RUNS = "{ runsOrError { ... on Runs { results { status jobName tags { key value } } } } }"
+
+
+def environment() -> dict[str, str]:
+    """As in a fresh shell: what this test process was given for emulators must not leak into the stack."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CAPSTONE_", "AWS_"))}
+    return {**kept, "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stack's directory that the tests of this file share, in order: the demo's second run is faster."""
+    return tmp_path_factory.mktemp("stack") / "state"
+
+
+def demo(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CAPSTONE, "demo", "--state", str(state), "--port", str(free_port()), *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def contents(state: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Everything in the event store that a second demo must not add to."""
+    queries = {
+        "analyses": "SELECT analysis_id, published_at, run_id FROM capstone.analyses ORDER BY 1",
+        "events": "SELECT event_id, start_ms, end_ms FROM capstone.events ORDER BY 1",
+        "status": "SELECT state FROM capstone.video_status ORDER BY uploaded_at",
+    }
+    with postgres_server(state / "postgres", state / "logs" / "test.log") as server:
+        engine = sa.create_engine(server.url(EVENT_DATABASE, "psycopg"))
+        with engine.connect() as connection:
+            found = {name: [tuple(r) for r in connection.execute(sa.text(q))] for name, q in queries.items()}
+        engine.dispose()
+    return found
+
+
+@pytest.mark.timeout(2 * DEADLINE_S)
+def test_the_demo_shows_a_videos_whole_way_and_a_second_one_adds_nothing(state: Path) -> None:
+    first = demo(state)
+
+    assert first.returncode == 0, first.stderr + first.stdout
+    legs = dict(re.findall(r"^  (.*\S)\s+(\d+\.\d\d) s$", first.stdout, re.MULTILINE))
+    assert list(legs) == [
+        "upload → message in the queue",
+        "message → run started",
+        "run started → first frame analysed",
+        "first frame → last frame",
+        "last frame → events persisted",
+        "in all",
+    ]
+    before = contents(state)
+    assert len(before["analyses"]) == 1
+    assert before["events"]
+    assert all(0 <= start < end <= 17_000 for _, start, end in before["events"])
+    for name in ("contact_sheet.jpg", "frames.parquet", "detections.parquet", "events.parquet"):
+        path = re.search(rf"^  (/.*{name})$", first.stdout, re.MULTILINE)
+        assert path is not None
+        assert Path(path[1]).stat().st_size > 0
+    assert not [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if str(state) in str(process.cmdline())
+    ]
+
+    second = demo(state)
+
+    assert second.returncode == 0, second.stderr + second.stdout
+    assert "no inference ran" in second.stdout
+    after = contents(state)
+    assert (after["analyses"], after["events"]) == (before["analyses"], before["events"])
+    assert after["status"] == [("done",), ("done",)]
+
+
+@pytest.mark.timeout(DEADLINE_S)
+def test_a_file_that_is_no_video_fails_with_its_reason(state: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video at all")
+
+    outcome = demo(state, str(broken))
+
+    assert outcome.returncode == 1
+    assert "undecodable-video" in outcome.stderr
+    assert str(state / "logs") in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+@pytest.fixture
+def running(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`capstone dev`, and the address of its UI."""
+    port = free_port()
+    process = subprocess.Popen(
+        [*CAPSTONE, "dev", "--state", str(state), "--port", str(port)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        ui = f"http://127.0.0.1:{port}"
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Ctrl-C stops everything" in line:
+                break
+        assert process.poll() is None, "".join(said)
+        yield process, ui
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+def ask(ui: str, query: str) -> Any:
+    request = urllib.request.Request(
+        f"{ui}/graphql",
+        data=json.dumps({"query": query}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=30) as answer:
+        return json.load(answer)["data"]
+
+
+@pytest.mark.timeout(DEADLINE_S)
+def test_dev_serves_the_ui_and_other_terminals_until_ctrl_c(
+    state: Path, running: tuple[subprocess.Popen[str], str], clip: Path
+) -> None:
+    process, ui = running
+
+    def capstone(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*CAPSTONE, *arguments, "--state", str(state)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=True,
+        )
+
+    # What the demo left is still there after the restart, in PostgreSQL and in Dagster's UI.
+    nodes = {node["assetKey"]["path"][0]: node for node in ask(ui, ASSETS)["assetNodes"]}
+    lineage = {name: [key["path"][0] for key in node["dependencyKeys"]] for name, node in nodes.items()}
+    assert lineage == {
+        "raw_videos": [],
+        "extracted_frames": ["raw_videos"],
+        "detections": ["raw_videos"],
+        "events": ["detections"],
+    }
+    for name, node in nodes.items():
+        assert node["assetMaterializations"], name
+    runs = ask(ui, RUNS)["runsOrError"]["results"]
+    assert {run["jobName"] for run in runs} == {"analyze_upload"}
+    assert "SUCCESS" in {run["status"] for run in runs}
+
+    # Another terminal joins by the state directory alone.
+    capstone("submit", str(clip), "--camera", "gate", "--external-id", "84")
+
+    def analysed() -> bool:
+        rows = json.loads(capstone("status", "--format", "json").stdout)
+        return any(row["external_id"] == "84" and row["state"] == "done" for row in rows)
+
+    wait_for("the submitted video to be analysed", analysed, DEADLINE_S / 2)
+    events = json.loads(capstone("events", "--video", "84", "--format", "json").stdout)
+    assert {event["camera"] for event in events} == {"gate"}
+
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert read_environment(state) is None
