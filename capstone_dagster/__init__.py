@@ -1,1 +1,1 @@
-"""Capstone: uploaded videos become persisted events, exactly once; this package is the Dagster code location."""
+"""A Dagster project: uploaded videos become persisted events, exactly once, where operators can see why."""

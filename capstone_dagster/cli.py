@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,9 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Uploaded videos become persisted events.\n\n"
-    "Begin with **capstone demo**, which shows the whole way on this machine. **capstone dev** keeps the same "
-    "stack running; then **submit** videos and watch **status** and **events** from another terminal. Settings "
-    "are environment variables, see `docs/configuration.md`; **doctor** checks them.",
+    "Begin with **capstone demo**, which shows the whole way on this machine. **capstone dev** keeps the "
+    "same stack running; then **submit** videos and watch **status** and **events** from another terminal. "
+    "Settings are environment variables, listed in the README; **doctor** checks them.",
 )
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -67,12 +68,17 @@ def dev(
     from capstone_dagster.local.demo import prepare
     from capstone_dagster.local.stack import local_stack
 
-    with terminal.progress("Starting the local stack") as report:
-        stack_context = local_stack(
-            state.resolve(), webserver_port=port, fresh=fresh, before_dagster=prepare, on_progress=report
-        )
-        stack = stack_context.__enter__()
-    try:
+    with ExitStack() as running:
+        with terminal.progress("Starting the local stack") as report:
+            stack = running.enter_context(
+                local_stack(
+                    state.resolve(),
+                    webserver_port=port,
+                    fresh=fresh,
+                    before_dagster=prepare,
+                    on_progress=report,
+                )
+            )
         assert stack.dagster is not None
         terminal.out.print(f"Dagster UI   {stack.dagster.url}")
         terminal.out.print(f"Logs         {stack.logs}")
@@ -81,13 +87,12 @@ def dev(
         terminal.out.print("             .venv/bin/capstone status")
         terminal.out.print("             .venv/bin/capstone events")
         terminal.out.print("Ctrl-C stops everything.")
-        while True:
-            stack.check()
-            time.sleep(1)
-    except KeyboardInterrupt:
-        terminal.err.print("Stopping …")
-    finally:
-        stack_context.__exit__(*sys.exc_info())
+        try:
+            while True:
+                stack.check()
+                time.sleep(1)
+        except KeyboardInterrupt:
+            terminal.err.print("Stopping …")
 
 
 @app.command()
@@ -190,16 +195,18 @@ def analyze(
 
 @app.command()
 def doctor(state: StateOption = DEFAULT_STATE) -> None:
-    """Check settings, model, decoder, GPU, database and AWS, one by one; exit 1 if something needed is missing."""
+    """Check settings, model, decoder, GPU, database and AWS, one by one.
+
+    Exits 1 if something needed is missing; what is merely absent is a warning.
+    """
     from capstone_dagster.doctor import MARKS, examine
 
     _join_local_stack(state)
     failed = False
     for finding in examine():
         colour, mark = MARKS[finding.state]
-        terminal.out.print(
-            f"[{colour}]{mark}[/]  [bold]{finding.subject:<12}[/] {escape(finding.detail)}", soft_wrap=True
-        )
+        told = f"[{colour}]{mark}[/]  [bold]{finding.subject:<12}[/] {escape(finding.detail)}"
+        terminal.out.print(told, soft_wrap=True)
         if finding.remedy:
             terminal.out.print(f"{'':<19}→ {escape(finding.remedy)}", soft_wrap=True)
         failed = failed or finding.state == "fail"

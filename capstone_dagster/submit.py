@@ -63,8 +63,8 @@ def submit_video(
         raise NotSubmitted(f"{path} is empty: there is nothing to analyse.")
     if not path.name.lower().endswith(tuple(suffix.lower() for suffix in settings.key_suffixes)):
         raise NotSubmitted(
-            f"{path.name} does not end in one of {', '.join(settings.key_suffixes)} (CAPSTONE_KEY_SUFFIXES), so "
-            "its upload would be ignored. Rename the file or widen the setting."
+            f"{path.name} does not end in one of {', '.join(settings.key_suffixes)} (CAPSTONE_KEY_SUFFIXES), "
+            "so its upload would be ignored. Rename the file or widen the setting."
         )
     bucket = settings.required("raw_bucket")
     key = f"{settings.key_prefix}{camera or 'uploads'}/{path.name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,7 @@ from rich.markup import escape
 from capstone_dagster import terminal
 from capstone_dagster.clients import aws_client
 from capstone_dagster.local import clip as clips
-from capstone_dagster.local.errors import LocalStackError
+from capstone_dagster.local.dagster_services import UI_PORT_VARIABLE
 from capstone_dagster.local.stack import LocalStack, enter_environment, local_stack
 from capstone_dagster.local.state import read_environment
 from capstone_dagster.settings import read_settings
@@ -71,12 +71,27 @@ def run_demo(video: Path | None, state: Path, port: int) -> None:
     with terminal.progress("Preparing") as report:
         _choose_model(video is not None, report)
         source = video or _clip(state, report)
-        with _stack(state, port, report) as ui:
+        with _running_stack(state, port, report) as running:
             submission, sent_at = _submit(source, is_clip=video is None, report=report)
-            record = _wait(submission, report, state)
+            record = _wait(submission, running, report)
             outcome = _outcome(record, submission, sent_at)
             files = _fetch(outcome, state, report)
-    _show(outcome, files, is_clip=video is None, ui=ui, seconds=time.monotonic() - began)
+    _show(outcome, files, is_clip=video is None, running=running, seconds=time.monotonic() - began)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStack:
+    """The stack that the demo works with.
+
+    Attributes:
+        stays: another process runs it, so its UI is there when the demo is over.
+        check: raises if a part of it ended.
+    """
+
+    ui: str
+    logs: Path
+    stays: bool
+    check: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +121,9 @@ def _choose_model(own_video: bool, report: Report) -> None:
         found = locate_model(SMALL_MODEL, cache=cache, s3=lambda: aws_client("s3"))
     except ModelUnavailable as error:
         terminal.err.print(
-            f"[yellow]Warning:[/] {escape(str(error))}\nThe embedded demo detector is used instead. It knows the "
-            "demo's own scenes and little else: [bold]expect poor results[/] on your video. Set CAPSTONE_MODEL "
-            "to a YOLO model file for real ones.",
+            f"[yellow]Warning:[/] {escape(str(error))}\nThe embedded demo detector is used instead. It knows "
+            "the demo's own scenes and little else: [bold]expect poor results[/] on your video. Set "
+            "CAPSTONE_MODEL to a YOLO model file for real ones.",
             soft_wrap=True,
         )
         os.environ["CAPSTONE_MODEL"] = EMBEDDED_MODEL
@@ -128,30 +143,20 @@ def _clip(state: Path, report: Report) -> Path:
 
 
 @contextmanager
-def _stack(state: Path, port: int, report: Report) -> Iterator[str | None]:
-    """A stack to work with: the one that runs on `state`, else one for the time of the block.
-
-    Yields the address of a Dagster UI that stays, or None when it stops with the block.
-    """
-    running = read_environment(state)
-    if running is not None:
+def _running_stack(state: Path, port: int, report: Report) -> Iterator[RunningStack]:
+    """The stack that runs on `state`, else one for the time of the block."""
+    environment = read_environment(state)
+    if environment is not None:
         report("Using the local stack that is running")
-        enter_environment(running)
-        yield f"http://127.0.0.1:{port}"
+        enter_environment(environment)
+        ui = f"http://127.0.0.1:{environment[UI_PORT_VARIABLE]}"
+        yield RunningStack(ui, state / "logs", stays=True, check=lambda: None)
         return
     with local_stack(state, webserver_port=port, before_dagster=prepare, on_progress=report) as stack:
         assert stack.dagster is not None
         enter_environment(stack.environment)
         terminal.err.print(f"Dagster UI, while this runs: {stack.dagster.url}")
-        _watched.append(stack)
-        try:
-            yield None
-        finally:
-            _watched.remove(stack)
-
-
-# The stack that this process runs, to notice that a part of it ended; empty when another process runs it.
-_watched: list[LocalStack] = []
+        yield RunningStack(stack.dagster.url, stack.logs, stays=False, check=stack.check)
 
 
 def _submit(path: Path, *, is_clip: bool, report: Report) -> tuple[Submission, float]:
@@ -162,7 +167,7 @@ def _submit(path: Path, *, is_clip: bool, report: Report) -> tuple[Submission, f
     return submission, sent_at
 
 
-def _wait(submission: Submission, report: Report, state: Path) -> RunRecord:
+def _wait(submission: Submission, running: RunningStack, report: Report) -> RunRecord:
     """Follow the upload until its run is over.
 
     Raises:
@@ -175,8 +180,7 @@ def _wait(submission: Submission, report: Report, state: Path) -> RunRecord:
     with DagsterInstance.get() as instance:
         seen, since = None, time.monotonic()
         while True:
-            for stack in _watched:
-                stack.check()
+            running.check()
             row = next((r for r in store.current_status(submission.video_id)), None)
             known = row is not None and row["upload_id"] == submission.upload_id
             sight = (row["state"], row["progress"]) if row is not None and known else ("waiting", 0.0)
@@ -190,14 +194,14 @@ def _wait(submission: Submission, report: Report, state: Path) -> RunRecord:
             if time.monotonic() - since > _STALL_S:
                 raise DemoFailed(
                     f"Nothing has moved for {_STALL_S:.0f} s: the video is {sight[0]}. See the logs in "
-                    f"{state / 'logs'}; `make dev` shows the same in Dagster's UI."
+                    f"{running.logs}; `make dev` shows the same in Dagster's UI."
                 )
             time.sleep(_POLL_S)
         if record.dagster_run.status != DagsterRunStatus.SUCCESS:
             assert row is not None
             raise DemoFailed(
                 f"The analysis failed ({row['failure_class'] or row['state']}): {row['message'] or ''} "
-                f"Run {record.dagster_run.run_id}; logs are in {state / 'logs'}, and `make dev` shows the run."
+                f"Run {record.dagster_run.run_id}; logs are in {running.logs}, and `make dev` shows the run."
             )
         return record
 
@@ -290,7 +294,7 @@ def _fetch(outcome: Outcome, state: Path, report: Report) -> Path:
     return target
 
 
-def _show(outcome: Outcome, files: Path, *, is_clip: bool, ui: str | None, seconds: float) -> None:
+def _show(outcome: Outcome, files: Path, *, is_clip: bool, running: RunningStack, seconds: float) -> None:
     say = terminal.out.print
     say(f"\n[bold]{outcome.submission.url}[/] → video {outcome.submission.video_id}\n", soft_wrap=True)
     say("[bold]How long each leg took[/]")
@@ -310,12 +314,15 @@ def _show(outcome: Outcome, files: Path, *, is_clip: bool, ui: str | None, secon
         say(f"  {files / name}", soft_wrap=True)
     say(f"  {files / 'thumbnails'}/", soft_wrap=True)
     say("\n[bold]How to go on[/]")
-    if ui is None:
-        say("  make dev                       the same stack, left running; the UI is http://127.0.0.1:3000")
+    if running.stays:
+        say(f"  {running.ui:<30} Dagster's UI, still running")
     else:
-        say(f"  {ui}          Dagster's UI, still running")
+        say(
+            f"  make dev                       the same stack, left running, with the UI at {running.ui}",
+            soft_wrap=True,
+        )
     say("  make demo VIDEO=my-video.mp4   the same with your own video")
-    say(f"  run {outcome.run_id} is in the UI under Runs")
+    say(f"  The UI shows this run under Runs as {outcome.run_id[:8]}.")
     say(f"\nDone in {seconds:.0f} s.")
 
 
@@ -337,6 +344,3 @@ def _compare_with_truth(events: Sequence[Mapping[str, Any]]) -> None:
 
 def _seconds(time: datetime) -> float:
     return time.timestamp()
-
-
-__all__ = ["DemoFailed", "LocalStackError", "prepare", "run_demo"]

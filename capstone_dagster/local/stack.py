@@ -18,6 +18,7 @@ from capstone_dagster.local.aws import (
 from capstone_dagster.local.dagster_services import (
     STORAGE_TABLES,
     UI_PORT,
+    UI_PORT_VARIABLE,
     DagsterServices,
     create_storage,
     require_free_ui_port,
@@ -117,7 +118,8 @@ def local_stack(
         resources = create_resources(aws.endpoint_url)
         report(f"S3, SQS, SNS and CloudWatch are ready at {aws.endpoint_url}")
         home = _dagster_home(state, files.instance)
-        stack = LocalStack(state, _environment(postgres, aws, resources, home), postgres, aws, resources)
+        environment = {**_environment(postgres, aws, resources, home), UI_PORT_VARIABLE: str(ui_port)}
+        stack = LocalStack(state, environment, postgres, aws, resources)
         write_environment(state, stack.environment)
         before_dagster(stack)
         if with_dagster:
