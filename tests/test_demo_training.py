@@ -124,3 +124,14 @@ def test_a_view_that_the_teachers_and_the_truth_see_differently_is_not_taught() 
     assert sorted(agreeing.classes) == [PERSON] * 4 + [FACE] * 2
     stranger = (PERSON, np.array([300, 10, 340, 90]))
     assert agreed(picture, Labels.of([*true, stranger], []), clip.visible_in(view)) is None
+
+
+def test_a_teachers_box_goes_to_whom_it_fits_best() -> None:
+    """Close to the man watching, the clipped rest of the man pointing overlaps his box, and is nobody."""
+    view = clip.View(clip.TOUCHLINE, 1010, 185, 540)
+    picture = np.zeros((360, 640, 3), np.uint8)
+    watching = next(v for v in clip.visible_in(view) if v.present and v.subject.label == "person")
+    item = agreed(picture, Labels.of([(PERSON, np.array(watching.box) / 2)], []), clip.visible_in(view))
+    assert item is not None
+    assert sorted(item.classes) == [PERSON, FACE]
+    assert item.boxes[item.classes == PERSON][0] == pytest.approx(np.array(watching.box) / 2)

@@ -2,7 +2,7 @@
 
 Pure functions over arrays: no files, no teachers. Everything random comes from the generator passed in, so
 one seed gives one data set. Object sizes follow what the detector meets at `INFERENCE_SIZE`, where a whole
-frame is 480 pixels wide: a training picture is mostly a crop of such a frame, not a shrunken frame.
+frame is 480 pixels wide: a square picture is mostly a crop of such a frame, a wide one mostly a whole frame.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import numpy as np
 
 from capstone_dagster.local.detector.teachers import FACE, PERSON
 
-SIZE = 320
-"""Side of a training picture in pixels: a quarter of the work of 640, wider than most people in the clip."""
+SQUARE = (320, 320)
+"""Height and width of the pictures that most is learned from: a quarter of the work of 640 pixels."""
+
+WIDE = (288, 480)
+"""Height and width of the pictures to finish with: a 16:9 frame as the detector sees it, padding included."""
 
 MIN_PART = 0.3
 """A box of which less than this part is left by a crop is no longer taught as somebody."""
@@ -64,20 +67,22 @@ def hide(picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return picture
 
 
-def crop(item: Labelled, rng: np.random.Generator, *, fill: bool = False) -> Labelled:
-    """A `SIZE`² crop of the picture scaled to a frame width of 220 to 900 pixels, often around somebody.
+def crop(
+    item: Labelled, rng: np.random.Generator, shape: tuple[int, int] = SQUARE, *, fill: bool = False
+) -> Labelled:
+    """A crop of (height, width) `shape` of the picture scaled to at most 900 pixels, often around somebody.
 
     `fill` asks for a scale at which no grey padding is left.
     """
     height, width = item.picture.shape[:2]
-    narrow, wide = (SIZE, 900) if rng.random() < 0.75 else (220, SIZE)
+    narrow, wide = (shape[1], 900) if rng.random() < 0.75 else (0.7 * shape[1], shape[1])
     frame_width = float(np.exp(rng.uniform(np.log(narrow), np.log(wide))))
     if fill:
-        frame_width = max(frame_width, 1.15 * SIZE * max(width / height, 1.0))
+        frame_width = max(frame_width, 1.15 * max(shape[1], shape[0] * width / height))
     # Nobody is shown much larger than the training picture: nothing would be left of the outline.
     if len(item.boxes):
         largest = float((item.boxes[:, 2:] - item.boxes[:, :2]).max())
-        frame_width = min(frame_width, 1.6 * SIZE * width / largest)
+        frame_width = min(frame_width, 1.6 * shape[0] * width / largest)
     scale = frame_width / width
     stretch = float(np.exp(rng.uniform(-0.12, 0.12)))
     sx, sy = scale * stretch, scale / stretch
@@ -86,28 +91,47 @@ def crop(item: Labelled, rng: np.random.Generator, *, fill: bool = False) -> Lab
         cx, cy = rng.uniform(x1, x2), rng.uniform(y1, y2)
     else:
         cx, cy = rng.uniform(0, width), rng.uniform(0, height)
-    left = _place(cx * sx - rng.uniform(0.15, 0.85) * SIZE, width * sx, rng)
-    top = _place(cy * sy - rng.uniform(0.15, 0.85) * SIZE, height * sy, rng)
+    left = _place(cx * sx - rng.uniform(0.15, 0.85) * shape[1], width * sx, shape[1], rng)
+    top = _place(cy * sy - rng.uniform(0.15, 0.85) * shape[0], height * sy, shape[0], rng)
     area = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
     resized = cv2.resize(
         item.picture, (max(round(width * sx), 1), max(round(height * sy), 1)), interpolation=area
     )
-    out = np.full(
-        (SIZE, SIZE, 3), 114, dtype=np.uint8
-    )  # the grey with which Ultralytics pads what is too narrow
-    ox, oy = round(left), round(top)
+    return _cut(item, resized, (sx, sy), (round(left), round(top)), shape)
+
+
+def fit_whole(item: Labelled, shape: tuple[int, int] = WIDE) -> Labelled:
+    """The whole picture, scaled and padded to (height, width) `shape` as the detector gets it."""
+    height, width = item.picture.shape[:2]
+    scale = min(shape[0] / height, shape[1] / width)
+    size = (round(width * scale), round(height * scale))
+    resized = cv2.resize(item.picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    origin = (-((shape[1] - size[0]) // 2), -((shape[0] - size[1]) // 2))
+    return _cut(item, resized, (scale, scale), origin, shape)
+
+
+def _cut(
+    item: Labelled,
+    resized: np.ndarray,
+    scale: tuple[float, float],
+    origin: tuple[int, int],
+    shape: tuple[int, int],
+) -> Labelled:
+    """The part of `resized` that starts at `origin` (x, y), padded to `shape`, with the boxes of `item`."""
+    (sx, sy), (ox, oy) = scale, origin
+    out = np.full((*shape, 3), 114, dtype=np.uint8)  # the grey with which Ultralytics pads what is too narrow
     x0, y0 = max(ox, 0), max(oy, 0)
-    x1, y1 = min(ox + SIZE, resized.shape[1]), min(oy + SIZE, resized.shape[0])
+    x1, y1 = min(ox + shape[1], resized.shape[1]), min(oy + shape[0], resized.shape[0])
     out[y0 - oy : y1 - oy, x0 - ox : x1 - ox] = resized[y0:y1, x0:x1]
     boxes = item.boxes * np.array([sx, sy, sx, sy]) - np.array([ox, oy, ox, oy])
     return _inside(replace(item, picture=out, boxes=boxes))
 
 
-def _place(wanted: float, length: float, rng: np.random.Generator) -> float:
+def _place(wanted: float, length: float, room: int, rng: np.random.Generator) -> float:
     """Where the crop starts along one axis: inside a picture that is long enough, else anywhere around it."""
-    if length >= SIZE:
-        return min(max(wanted, 0.0), length - SIZE)
-    return float(-rng.uniform(0, SIZE - length))
+    if length >= room:
+        return min(max(wanted, 0.0), length - room)
+    return float(-rng.uniform(0, room - length))
 
 
 def _inside(item: Labelled) -> Labelled:
@@ -163,7 +187,8 @@ def cut_out(item: Labelled, index: int) -> Cutout | None:
 
 
 def paste(scene: Labelled, people: list[Cutout], rng: np.random.Generator) -> Labelled:
-    """`scene` (a `SIZE`² picture) with people put into it, the farther (higher) ones first."""
+    """`scene` with people put into it, the farther (higher) ones first."""
+    height, width = scene.picture.shape[:2]
     picture = scene.picture.astype(np.float32)
     classes, boxes = [*scene.classes], [*scene.boxes]
     # One scene has one scale: heights vary around it and shrink towards the top, as from a raised camera.
@@ -185,8 +210,8 @@ def paste(scene: Labelled, people: list[Cutout], rng: np.random.Generator) -> La
             pixels, opacity = pixels[:, ::-1], opacity[:, ::-1]
             own = np.stack([size[0] - own[:, 2], own[:, 1], size[0] - own[:, 0], own[:, 3]], axis=1)
         pixels = np.clip((pixels - 128) * rng.uniform(0.7, 1.2) + 128 + rng.uniform(-35, 25), 0, 255)
-        x, y = round(rng.uniform(-0.3 * size[0], SIZE - 0.7 * size[0])), round(foot * SIZE - size[1])
-        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + size[0], SIZE), min(y + size[1], SIZE)
+        x, y = round(rng.uniform(-0.3 * size[0], width - 0.7 * size[0])), round(foot * height - size[1])
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + size[0], width), min(y + size[1], height)
         if x1 - x0 < 3 or y1 - y0 < 3:
             continue
         own = own + np.array([x, y, x, y])

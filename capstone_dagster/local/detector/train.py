@@ -16,6 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,13 @@ import numpy as np
 from capstone_dagster.local import clip
 from capstone_dagster.local.detector import INFERENCE_SIZE
 from capstone_dagster.local.detector.pictures import (
-    SIZE,
+    SQUARE,
+    WIDE,
     Cutout,
     Labelled,
     crop,
     cut_out,
+    fit_whole,
     hide,
     paste,
     weather,
@@ -65,8 +68,32 @@ PROGRESS_PICTURES = 100
 WIDTH_MULTIPLE = 0.125
 """Half the width of YOLO11n: 0.8 M parameters, which two CPU cores train in under an hour."""
 
-LAST_CHECKPOINT = Path("run", "weights", "last.pt")
-"""Written after every epoch, so a run that is cut short is not lost: `--export-only` makes a model of it."""
+
+@dataclass(frozen=True)
+class Stage:
+    """One round of training: `shape` (height, width) of its pictures, how many, and what Ultralytics is told.
+
+    `part` is the number of pictures relative to `--pictures`, `rate` AdamW's learning rate at its peak.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    part: float
+    rate: float
+    mosaic: float
+    whole: float
+
+    def checkpoint(self, out: Path) -> Path:
+        """Written after every epoch, so a run that is cut short is not lost: `--export-only` takes it."""
+        return out / f"{self.name}-run" / "weights" / "last.pt"
+
+
+STAGES = (
+    # Small, cheap, varied: learns what people look like, in about two thirds of the time.
+    Stage("squares", SQUARE, part=1.0, rate=0.002, mosaic=0.4, whole=0.0),
+    # Frames as they come in use: learns how large people and faces get there, and to box them once.
+    Stage("wide", WIDE, part=0.5, rate=0.0008, mosaic=0.0, whole=0.6),
+)
 
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mkv", ".gif", ".avi", ".mov", ".webm"})
 
@@ -79,25 +106,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of training videos")
     parser.add_argument("--teachers", type=Path, required=True, help="folder of the teacher models")
     parser.add_argument("--out", type=Path, required=True, help="working folder; the model appears in it")
-    parser.add_argument("--pictures", type=int, default=6000, help="training pictures to make")
-    parser.add_argument("--epochs", type=int, default=60, help="epochs, unless --minutes is given")
-    parser.add_argument("--minutes", type=float, help="train this long instead of --epochs")
+    parser.add_argument("--stage", choices=("squares", "wide", "both"), default="both")
+    parser.add_argument("--pictures", type=int, default=6000, help="square pictures; half as many wide")
+    parser.add_argument("--epochs", type=int, default=40, help="of each stage, unless --minutes is given")
+    parser.add_argument("--minutes", type=float, help="train each stage this long instead of --epochs")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2, help="torch CPU threads")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--weights", type=Path, help="go on from this checkpoint instead of from nothing")
-    parser.add_argument("--rate", type=float, default=0.002, help="learning rate of AdamW at its peak")
     parser.add_argument("--export-only", action="store_true", help="write the model from the last checkpoint")
     args = parser.parse_args(arguments)
 
     out: Path = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    dataset = out / "pictures"
-    trained = out / LAST_CHECKPOINT
+    stages = [stage for stage in STAGES if args.stage in (stage.name, "both")]
     if not args.export_only:
-        if not (dataset / "data.yaml").exists():
-            make_pictures(args.data, args.teachers, dataset, args.pictures, args.seed)
-        fit(dataset, out, args)
+        if any(not (out / stage.name / "data.yaml").exists() for stage in stages):
+            make_pictures(args.data, args.teachers, out, stages, args.pictures, args.seed)
+        for stage in stages:
+            fit(stage, out, args)
+    trained = next(path for stage in reversed(STAGES) if (path := stage.checkpoint(out)).exists())
     model = out / "person_face.pt"
     print(f"{model}: {export(trained, model)}")
 
@@ -125,8 +152,10 @@ def sampling_s(video: Path) -> float:
 # --- making the pictures ------------------------------------------------------------------------------
 
 
-def make_pictures(data: Path, teachers_dir: Path, dataset: Path, count: int, seed: int) -> None:
-    """Label the sources and write `count` training pictures with YOLO label files under `dataset`."""
+def make_pictures(
+    data: Path, teachers_dir: Path, out: Path, stages: list[Stage], pictures: int, seed: int
+) -> None:
+    """Label the sources once and write each stage's training pictures with YOLO label files below `out`."""
     rng = np.random.default_rng(seed)
     teachers = Teachers(teachers_dir)
     started = time.monotonic()
@@ -137,6 +166,20 @@ def make_pictures(data: Path, teachers_dir: Path, dataset: Path, count: int, see
     people = [*_cutouts(scenes, rng, 260), *_cutouts(views, rng, 60)]
     print(f"cut out {len(people)} people, {time.monotonic() - started:.0f} s")
 
+    for stage in stages:
+        _write_stage(stage, out / stage.name, round(pictures * stage.part), (scenes, views, people), rng)
+        print(f"made the {stage.name} pictures, {time.monotonic() - started:.0f} s")
+
+
+def _write_stage(
+    stage: Stage,
+    dataset: Path,
+    count: int,
+    sources: tuple[list[Labelled], list[Labelled], list[Cutout]],
+    rng: np.random.Generator,
+) -> None:
+    """One stage's pictures in the layout that Ultralytics reads."""
+    scenes, views, people = sources
     shutil.rmtree(dataset, ignore_errors=True)
     for kind in ("images", "labels"):
         for split in ("train", "val"):
@@ -145,7 +188,7 @@ def make_pictures(data: Path, teachers_dir: Path, dataset: Path, count: int, see
     busy = [scene for scene in scenes if len(scene.boxes)]
     kept = {PERSON: 0, FACE: 0}
     for index in range(count):
-        item = _picture(busy, views, empty, people, rng)
+        item = _picture(stage, busy, views, empty, people, rng)
         item = Labelled(weather(item.picture, rng), item.classes, item.boxes)
         _write(dataset, "val" if index < PROGRESS_PICTURES else "train", f"{index:05d}", item)
         for kind_id in kept:
@@ -153,8 +196,7 @@ def make_pictures(data: Path, teachers_dir: Path, dataset: Path, count: int, see
     (dataset / "data.yaml").write_text(
         f"path: {dataset}\ntrain: images/train\nval: images/val\nnames: {{0: person, 1: face}}\n"
     )
-    seconds = time.monotonic() - started
-    print(f"{count} pictures with {kept[PERSON]} persons and {kept[FACE]} faces, {seconds:.0f} s")
+    print(f"{count} {stage.name} pictures with {kept[PERSON]} persons and {kept[FACE]} faces")
 
 
 def labelled_frames(video: Path, teachers: Teachers) -> Iterator[Labelled]:
@@ -209,38 +251,54 @@ def labelled_views(teachers: Teachers, rng: np.random.Generator, count: int) -> 
 
 def agreed(picture: np.ndarray, labels: Labels, visible: tuple[clip.Visible, ...]) -> Labelled | None:
     """Teachers and truth together; None where they contradict each other: nothing is to be taught then."""
-    classes: list[int] = []
-    boxes: list[np.ndarray] = []
-    taken: set[int] = set()
     offered = [
         *zip(labels.classes, labels.boxes, strict=True),
         *zip(labels.doubtful_classes, labels.doubtful_boxes, strict=True),
     ]
     sure = len(labels.classes)
-    for seen in visible:
-        kind = CLASS_NAMES.index(seen.subject.label)
-        true = np.array(seen.box, dtype=np.float32) / 2
-        matches = [
-            (_iou(box, true), i)
-            for i, (c, box) in enumerate(offered)
-            if c == kind and i not in taken and _iou(box, true) > 0.4
-        ]
-        if matches:
-            taken.add(max(matches)[1])
-        if matches and (max(matches)[1] < sure or seen.present):
+    kinds = [CLASS_NAMES.index(seen.subject.label) for seen in visible]
+    truths = [np.array(seen.box, dtype=np.float32) / 2 for seen in visible]
+    partners = _partners(kinds, truths, offered)
+    if any(kind == PERSON and i not in partners.values() for i, (kind, _) in enumerate(offered[:sure])):
+        return None
+
+    classes: list[int] = []
+    boxes: list[np.ndarray] = []
+    for index, seen in enumerate(visible):
+        kind, true, partner = kinds[index], truths[index], partners.get(index)
+        if partner is not None and (partner < sure or seen.present):
             classes.append(kind)
-            boxes.append(np.asarray(offered[max(matches)[1]][1]) if kind == PERSON else true)
+            # Where both agree on a person's extent, ours does not change from one view to the next.
+            same = kind == FACE or _iou(offered[partner][1], true) > 0.5
+            boxes.append(true if same else np.asarray(offered[partner][1]))
         elif seen.present or (kind == FACE and seen.part > 0.5):
             classes.append(kind)
             boxes.append(true)
         elif seen.part > 0.12 and min(true[2] - true[0], true[3] - true[1]) > 20:
             return None  # a good part of somebody whom the teachers do not see: neither yes nor no
-    persons_missing = any(i not in taken and c == PERSON for i, (c, _) in enumerate(offered[:sure]))
-    if persons_missing:
-        return None
     return Labelled(
         picture, np.array(classes, dtype=np.int64), np.array(boxes, np.float32).reshape(-1, 4), "view"
     )
+
+
+def _partners(
+    kinds: list[int], truths: list[np.ndarray], offered: list[tuple[int, np.ndarray]]
+) -> dict[int, int]:
+    """Which true box (index) goes with which of the teachers' boxes (index), the best overlap first.
+
+    Best first, because where two people stand close the box of one overlaps what is in view of the other.
+    """
+    pairs = [
+        (_iou(box, true), t, o)
+        for t, true in enumerate(truths)
+        for o, (kind, box) in enumerate(offered)
+        if kind == kinds[t] and _iou(box, true) > 0.4
+    ]
+    partners: dict[int, int] = {}
+    for _, t, o in sorted(pairs, key=lambda pair: -pair[0]):
+        if t not in partners and o not in partners.values():
+            partners[t] = o
+    return partners
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -265,6 +323,7 @@ def _cutouts(items: list[Labelled], rng: np.random.Generator, tries: int) -> Ite
 
 
 def _picture(
+    stage: Stage,
     busy: list[Labelled],
     views: list[Labelled],
     empty: list[Labelled],
@@ -277,20 +336,27 @@ def _picture(
         sources = sorted({item.source for item in busy})
         source = sources[rng.integers(len(sources))]
         candidates = [item for item in busy if item.source == source]
-        return crop(candidates[rng.integers(len(candidates))], rng)
+        return _shown(stage, candidates[rng.integers(len(candidates))], rng)
     if kind == 1:
-        return crop(views[rng.integers(len(views))], rng)
-    scene = crop(empty[rng.integers(len(empty))], rng, fill=True)
+        return _shown(stage, views[rng.integers(len(views))], rng)
+    scene = crop(empty[rng.integers(len(empty))], rng, stage.shape, fill=True)
     if kind == 3 or not people:
         return scene
     several = int(rng.choice([1, 2, 3, 5, 8], p=[0.3, 0.25, 0.2, 0.15, 0.1]))
     return paste(scene, [people[i] for i in rng.integers(len(people), size=several)], rng)
 
 
+def _shown(stage: Stage, item: Labelled, rng: np.random.Generator) -> Labelled:
+    if rng.random() < stage.whole:
+        return fit_whole(item, stage.shape)
+    return crop(item, rng, stage.shape)
+
+
 def _write(dataset: Path, split: str, name: str, item: Labelled) -> None:
     cv2.imwrite(str(dataset / "images" / split / f"{name}.jpg"), item.picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
     lines = []
-    for kind, (x1, y1, x2, y2) in zip(item.classes, item.boxes / SIZE, strict=True):
+    height, width = item.picture.shape[:2]
+    for kind, (x1, y1, x2, y2) in zip(item.classes, item.boxes / [width, height, width, height], strict=True):
         lines.append(f"{kind} {(x1 + x2) / 2:.5f} {(y1 + y2) / 2:.5f} {x2 - x1:.5f} {y2 - y1:.5f}")
     (dataset / "labels" / split / f"{name}.txt").write_text("\n".join(lines))
 
@@ -298,8 +364,8 @@ def _write(dataset: Path, split: str, name: str, item: Labelled) -> None:
 # --- training -----------------------------------------------------------------------------------------
 
 
-def fit(dataset: Path, out: Path, args: argparse.Namespace) -> None:
-    """Train with Ultralytics' trainer, which keeps its last state in `LAST_CHECKPOINT` below `out`."""
+def fit(stage: Stage, out: Path, args: argparse.Namespace) -> None:
+    """Train one stage with Ultralytics' trainer, from the stage before where there is one."""
     import torch
     import ultralytics
     from ultralytics import YOLO
@@ -311,14 +377,17 @@ def fit(dataset: Path, out: Path, args: argparse.Namespace) -> None:
     design |= {"nc": len(CLASS_NAMES), "scales": {"n": [0.5, WIDTH_MULTIPLE, 1024]}, "scale": "n"}
     YAML.save(architecture, design)
 
-    model = YOLO(str(args.weights or architecture), task="detect")
+    before = STAGES[0].checkpoint(out)
+    start = before if stage is not STAGES[0] and before.exists() else architecture
+    model = YOLO(str(start), task="detect")
     cuda = torch.cuda.is_available()
     if not cuda and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         model.add_callback("on_train_start", _use_bfloat16)
         model.add_callback("on_train_end", _use_float32)
     model.train(
-        data=str(dataset / "data.yaml"),
-        imgsz=SIZE,
+        data=str(out / stage.name / "data.yaml"),
+        imgsz=max(stage.shape),
+        rect=stage.shape[0] != stage.shape[1],
         epochs=args.epochs,
         time=args.minutes / 60 if args.minutes else None,
         batch=args.batch,
@@ -326,14 +395,14 @@ def fit(dataset: Path, out: Path, args: argparse.Namespace) -> None:
         workers=8 if cuda else 1,
         cache="ram",
         optimizer="AdamW",
-        lr0=args.rate,
+        lr0=stage.rate,
         lrf=0.01,
         cos_lr=True,
         warmup_epochs=1.0,
         weight_decay=0.0005,
         # The pictures are crops, pasted and weathered already; what remains is mirroring, colour and mixing.
         fliplr=0.5,
-        mosaic=0.4,
+        mosaic=stage.mosaic,
         close_mosaic=4,
         scale=0.25,
         translate=0.05,
@@ -346,7 +415,7 @@ def fit(dataset: Path, out: Path, args: argparse.Namespace) -> None:
         save_period=-1,
         seed=args.seed,
         project=str(out),
-        name="run",
+        name=f"{stage.name}-run",
         exist_ok=True,
         verbose=False,
     )
