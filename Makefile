@@ -1,18 +1,27 @@
 # The project's front door. `make help` lists what there is; every target sets up what it needs.
 
 PYTHON ?= python3
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# The lock file is complete, so nothing is resolved: --no-deps.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --no-deps
+# pip's several hundred lines as a few that show how far it is; the rest is in the log.
+SHOW_PIP = /^Collecting|^Requirement already/ { n++; if (n % 20 == 0) { print "  " n " packages fetched"; fflush() } } \
+	/^Installing collected/ { print "  " n " packages fetched, unpacking them"; fflush() }
+
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint lock clean
+.PHONY: help demo dev test lint docs lock clean
 
 help:  ## show this list
 	@echo "make demo                    one video's whole way on this machine: upload to events (VIDEO=path for yours)"
 	@echo "make dev                     the same stack with Dagster's UI, until Ctrl-C (FRESH=1 forgets everything first)"
 	@echo "make test                    the whole test suite"
 	@echo "make lint                    style, types"
+	@echo "make docs                    renew the parts of the documentation that the code knows"
 	@echo "make lock                    renew requirements.lock after a change in pyproject.toml"
 	@echo "make clean                   remove .venv and .capstone (the local stack's data)"
 	@echo
@@ -21,9 +30,10 @@ help:  ## show this list
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing some 170 pinned packages, about 6 GB with PyTorch: minutes on the first run, never again."
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input --require-hashes --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input --no-deps --no-build-isolation -e .
+	@echo "Installing the packages that requirements.lock pins, some 7 GB with PyTorch: minutes once, then never again."
+	@$(PIP) --require-hashes -r requirements.lock 2>&1 | tee $(VENV)/install.log | awk '$(SHOW_PIP)' \
+		|| { tail -n 20 $(VENV)/install.log; echo "Installing failed; the whole log is $(VENV)/install.log"; exit 1; }
+	@$(PIP) --quiet --no-build-isolation -e .
 	@touch $@
 
 demo: $(INSTALLED)
@@ -39,6 +49,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/render.py
 
 lock: $(INSTALLED)
 	$(BIN)/python -m venv $(VENV)/lock

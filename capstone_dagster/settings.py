@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     )
 
     poll_wait_s: float = Field(
-        default=10.0, ge=0, le=20, description="Seconds a sensor tick waits for a first message (long poll)."
+        default=20.0, ge=0, le=20, description="Seconds a sensor tick waits for a first message (long poll)."
     )
     messages_per_tick: int = Field(
         default=500, ge=1, le=5000, description="Most messages taken from the queue in one tick."

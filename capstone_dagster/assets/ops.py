@@ -30,7 +30,7 @@ videos = dg.DynamicPartitionsDefinition(name="videos")
 raw_videos = dg.AssetSpec(
     "raw_videos",
     description="Uploaded videos, as the intake sensor saw them. One partition is one object in S3.",
-    group_name="intake",
+    group_name="videos",
     kinds={"s3"},
     partitions_def=videos,
 )
@@ -159,15 +159,14 @@ def persist_events(
     outs={
         "extracted_frames": dg.AssetOut(
             description="Which frames of a video were decoded and analysed, when, and how much moved.",
-            group_name="analysis",
             kinds={"parquet", "s3"},
         ),
         "detections": dg.AssetOut(
             description="Every single detection of a video, tracked, as Parquet in object storage.",
-            group_name="analysis",
             kinds={"ultralytics", "parquet", "s3"},
         ),
     },
+    group_name="videos",
     partitions_def=videos,
 )
 def video_analysis(raw_videos):  # type: ignore[no-untyped-def]  # a graph's arguments are wires, not values
@@ -178,7 +177,7 @@ def video_analysis(raw_videos):  # type: ignore[no-untyped-def]  # a graph's arg
 
 @dg.graph_asset(
     description="Presences of people and faces, published to PostgreSQL: what consumers read.",
-    group_name="events",
+    group_name="videos",
     kinds={"postgres"},
     partitions_def=videos,
 )

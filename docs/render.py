@@ -1,0 +1,71 @@
+"""Renders the parts of the documentation that the code knows best, between their markers.
+
+`make docs` writes them; a test runs this with `--check`, which changes nothing and fails if they are stale.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from capstone_dagster.observability.failures import POLICIES
+from capstone_dagster.settings import Settings, variable_name
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def settings_table() -> str:
+    """Every setting: variable, default, meaning."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        rows.append(f"| `{variable_name(name)}` | {_shown(field.default)} | {field.description} |")
+    return "\n".join(rows)
+
+
+def failures_table() -> str:
+    """Every failure class: whether trying again can help, and what to do."""
+    rows = ["| class | passes by itself? | what to do |", "|---|---|---|"]
+    for failure, policy in POLICIES.items():
+        rows.append(f"| `{failure}` | {'can' if policy.transient else 'no'} | {policy.remedy} |")
+    return "\n".join(rows)
+
+
+PARTS = {
+    ROOT / "README.md": {"settings": settings_table},
+    ROOT / "docs" / "failures.md": {"failures": failures_table},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if a file would change")
+    check = parser.parse_args().check
+    stale = []
+    for path, parts in PARTS.items():
+        text = before = path.read_text()
+        for name, render in parts.items():
+            opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+            part = f"{opening}\n{render()}\n{closing}"
+            pattern = re.escape(opening) + ".*?" + re.escape(closing)
+            text, found = re.subn(pattern, lambda _, part=part: part, text, flags=re.DOTALL)  # type: ignore[misc]
+            if found != 1:
+                raise SystemExit(f"{path} should hold the markers of {name} once, found {found}")
+        if text != before:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(text)
+    if stale:
+        print(("stale, run `make docs`: " if check else "wrote ") + ", ".join(stale))
+    return int(check and bool(stale))
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == "":
+        return ""
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    return f"`{text.replace('|', '&#124;')}`"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
