@@ -4,16 +4,22 @@ import json
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from capstone_dagster import terminal
 from capstone_dagster.settings import read_settings
+
+if TYPE_CHECKING:  # what a command needs it imports itself, so that --help stays quick
+    from collections.abc import Iterator, Sequence
+
+    from capstone_dagster.intake.queue import DeadLetter, UploadQueue
+    from capstone_dagster.storage.event_store import EventStore
 
 app = typer.Typer(
     name="capstone",
@@ -214,6 +220,66 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
         raise typer.Exit(1)
 
 
+dlq = typer.Typer(
+    no_args_is_help=True,
+    help="Look at messages that could not be understood, or were delivered too often, and send them again.",
+)
+app.add_typer(dlq, name="dlq")
+
+
+@dlq.command("list")
+def dlq_list(
+    form: Annotated[
+        Literal["table", "json", "csv"], typer.Option("--format", help="How to print.")
+    ] = "table",
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """List the dead letters, oldest first, each with the reason."""
+    with _dead_letters(state) as (_, letters):
+        rows = [
+            {name: value for name, value in asdict(letter).items() if name != "receipt"} for letter in letters
+        ]
+    if not rows and form == "table":
+        terminal.err.print("There are no dead letters.")
+        return
+    terminal.print_rows(rows, form, terminal.dead_letters_table(rows))
+
+
+@dlq.command("show")
+def dlq_show(
+    message: Annotated[str, typer.Argument(help="A message id from the list, or its beginning.")],
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Print one dead letter's text."""
+    with _dead_letters(state) as (_, letters):
+        letter = _one_letter(letters, message)
+        terminal.err.print(
+            f"{letter.message_id}: {escape(letter.reason or 'delivered too often')}", soft_wrap=True
+        )
+        print(letter.body)
+
+
+@dlq.command("redrive")
+def dlq_redrive(
+    messages: Annotated[
+        list[str] | None, typer.Argument(help="Message ids from the list, or their beginnings.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Send dead letters to the upload queue again, for example after a permission was granted."""
+    if everything == bool(messages):
+        raise typer.BadParameter("name the messages, or give --all")
+    with _dead_letters(state) as (queue, letters):
+        chosen = (
+            list(letters) if everything else [_one_letter(letters, message) for message in messages or []]
+        )
+        for letter in chosen:
+            queue.redrive(letter)
+            letters.remove(letter)
+    terminal.err.print(f"{len(chosen)} sent again.")
+
+
 @app.command()
 def migrate(state: StateOption = DEFAULT_STATE) -> None:
     """Create or upgrade the event store's tables; safe to repeat."""
@@ -256,7 +322,31 @@ def _join_local_stack(state: Path) -> None:
         enter_environment(environment)
 
 
-def _event_store(state: Path):  # type: ignore[no-untyped-def]  # its type would import SQLAlchemy for --help
+@contextmanager
+def _dead_letters(state: Path) -> "Iterator[tuple[UploadQueue, list[DeadLetter]]]":
+    """The upload queue and its dead letters; those still in the list afterwards are put back."""
+    from capstone_dagster.clients import aws_client
+    from capstone_dagster.intake.queue import UploadQueue
+
+    _join_local_stack(state)
+    queue = UploadQueue(aws_client("sqs"), read_settings().required("queue_url"))
+    letters = queue.dead_letters()
+    try:
+        yield queue, letters
+    finally:
+        queue.put_back(letters)
+
+
+def _one_letter(letters: "Sequence[DeadLetter]", message: str) -> "DeadLetter":
+    found = [letter for letter in letters if letter.message_id.startswith(message)]
+    if len(found) != 1:
+        raise typer.BadParameter(
+            f"{len(found)} dead letters begin with {message!r}; `capstone dlq list` shows them"
+        )
+    return found[0]
+
+
+def _event_store(state: Path) -> "EventStore":
     from capstone_dagster.storage.event_store import EventStore
 
     _join_local_stack(state)

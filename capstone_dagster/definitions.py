@@ -8,6 +8,7 @@ import dagster as dg
 from capstone_dagster.assets.failing import cancellation_status_sensor, failure_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.references import ReferenceIOManager
+from capstone_dagster.intake.pruning import prune_partitions, prune_schedule
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
@@ -22,7 +23,8 @@ def reference_io_manager(_: dg.InitResourceContext) -> ReferenceIOManager:
 
 defs = dg.Definitions(
     assets=[raw_videos, video_analysis, events],
-    jobs=[analyze_upload],
+    jobs=[analyze_upload, prune_partitions],
+    schedules=[prune_schedule],
     sensors=[upload_sensor, failure_status_sensor, cancellation_status_sensor],
     resources={
         "services": dg.ResourceDefinition.hardcoded_resource(services),

@@ -127,6 +127,17 @@ class Settings(BaseSettings):
     messages_per_tick: int = Field(
         default=500, ge=1, le=5000, description="Most messages taken from the queue in one tick."
     )
+    max_queued_runs: int = Field(
+        default=1000,
+        ge=1,
+        description="While more runs than this wait for their turn, new messages stay in the queue.",
+    )
+    partition_retention_days: int = Field(
+        default=365,
+        ge=1,
+        description="Days after its last upload that a finished video stays listed as a partition in "
+        "Dagster; its rows and files stay.",
+    )
 
     @field_validator("labels", "key_suffixes", mode="before")
     @classmethod

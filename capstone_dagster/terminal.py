@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -119,6 +120,21 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         if row["failure_class"]
     ]
     return Group(table, *reasons)
+
+
+def dead_letters_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Messages that were given up."""
+    table = _table("message", "since", "reason", "text")
+    for row in rows:
+        since = datetime.fromtimestamp(row["sent_ms"] / 1000).astimezone()
+        text = row["body"] if len(row["body"]) <= 60 else row["body"][:59] + "…"
+        table.add_row(
+            row["message_id"][:8],
+            local_time(since),
+            escape(row["reason"] or "delivered too often"),
+            escape(text),
+        )
+    return table
 
 
 def clock(ms: int) -> str:

@@ -1,9 +1,7 @@
 """Real servers for every test: PostgreSQL, and two AWS emulators that must agree."""
 
-import contextlib
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,23 +103,20 @@ class Aws:
         return client(service, self.endpoint_url)
 
 
+# How each emulator is told to forget everything.
+_RESET = {"ministack": "/_ministack/reset", "moto": "/moto-api/reset"}
+
+
 @pytest.fixture
-def aws(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
+def aws(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Aws:
     """The emulator with nothing but the project's resources in it."""
     for name, value in aws_environment(aws_endpoint).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    _forget_everything(aws_endpoint)
-    return Aws(aws_endpoint, create_resources(aws_endpoint))
-
-
-def _forget_everything(endpoint_url: str) -> None:
+    path = _RESET[request.node.callspec.params["aws_endpoint"]]
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for path in ("/moto-api/reset", "/_ministack/reset"):
-        request = urllib.request.Request(endpoint_url + path, method="POST")
-        # Each emulator knows one of the two.
-        with contextlib.suppress(urllib.error.HTTPError):
-            opener.open(request, timeout=30).close()
+    opener.open(urllib.request.Request(aws_endpoint + path, method="POST"), timeout=30).close()
+    return Aws(aws_endpoint, create_resources(aws_endpoint))
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from capstone_dagster import cli
+from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.storage.event_store import EventStore
 from tests.conftest import Aws
 from tests.storage.test_event_store import ANALYSIS, FACTS, ROWS, UPLOAD
+from tests.support.waiting import wait_for
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def capstone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
     def run(*arguments: str | Path) -> Outcome:
         words = [str(argument) for argument in arguments]
-        if words[0] in ("submit", "status", "events", "doctor", "migrate"):
+        if words[0] in ("submit", "status", "events", "doctor", "migrate", "dlq"):
             words += ["--state", str(tmp_path / "no-stack")]
         monkeypatch.setattr("sys.argv", ["capstone", *words])
         capsys.readouterr()
@@ -193,6 +195,35 @@ def test_a_wrong_setting_is_told_by_any_command(capstone: Capstone, monkeypatch:
 
     assert outcome.code == 1
     assert "CAPSTONE_SAMPLE_FPS is 'often'" in outcome.err
+
+
+def test_dead_letters_can_be_looked_at_and_sent_again(
+    capstone: Capstone, aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPSTONE_QUEUE_URL", aws.resources.queue_url)
+    sqs = aws.client("sqs")
+    queue = UploadQueue(sqs, aws.resources.queue_url)
+    queue.reject("not json", "not JSON: at all", "m-1")
+    sqs.send_message(QueueUrl=aws.resources.dead_letter_queue_url, MessageBody="too often")
+
+    # Looking takes nothing away, however often.
+    for _ in range(2):
+        letters = json.loads(capstone("dlq", "list", "--format", "json").out)
+        assert [(letter["body"], letter["reason"]) for letter in letters] == [
+            ("not json", "not JSON: at all"),
+            ("too often", None),
+        ]
+    assert "delivered too often" in capstone("dlq", "list").out
+    assert capstone("dlq", "show", letters[0]["message_id"][:8]).out == "not json\n"
+    assert capstone("dlq", "redrive").code == 2
+    assert capstone("dlq", "redrive", "nothing").code == 2
+
+    assert capstone("dlq", "redrive", letters[1]["message_id"]).code == 0
+    assert "too often" in wait_for(
+        "the message", lambda: [m.body for m in queue.receive(wait_s=1) if "Event" not in m.body]
+    )
+    assert [letter.body for letter in queue.dead_letters()] == ["not json"]
+    queue.put_back(queue.dead_letters())
 
 
 def test_analyze_ends_with_one_json_object(capstone: Capstone, clip: Path, tmp_path: Path) -> None:

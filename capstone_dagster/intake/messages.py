@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import unquote_plus
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,12 @@ def _parse_eventbridge(content: Mapping[str, Any], body: str, keys: KeyFilter) -
     return ParsedMessage(requests=(request,))
 
 
+def _no_nul(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("expected a text without NUL, which PostgreSQL cannot keep")
+    return value
+
+
 def _not_a_flag(value: Any) -> Any:
     # Python takes true for 1; an id or a number that was sent as a flag is a mistake.
     if isinstance(value, bool):
@@ -163,6 +169,8 @@ def _not_a_flag(value: Any) -> Any:
 
 class _BackEndRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    _keepable = field_validator("*", mode="before")(_no_nul)
 
     bucket: str = Field(min_length=1)
     key: str = Field(min_length=1)

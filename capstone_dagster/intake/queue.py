@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +18,31 @@ if TYPE_CHECKING:
 
 # SQS's own limits: ten messages a call.
 _BATCH = 10
+# How long a look at the dead letters hides them: long enough to redrive those that were listed.
+_LOOK_S = 30
 
 
 class QueueUnavailable(Exception):
     """SQS does not answer, or refuses; messages stay where they are."""
 
     failure_class = "storage-unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was given up: why, where it came from, and its text.
+
+    Attributes:
+        reason: what intake found wrong with it; None if SQS moved it after too many deliveries.
+        source_message_id: of the message it was, or was a part of; None as above.
+    """
+
+    message_id: str
+    body: str
+    receipt: str
+    sent_ms: int
+    reason: str | None
+    source_message_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +131,60 @@ class UploadQueue:
             )
         except (ClientError, BotoCoreError) as error:
             raise self._unavailable("send to the dead-letter queue of", error) from error
+
+    def dead_letters(self, *, limit: int = 1000) -> list[DeadLetter]:
+        """Up to `limit` messages of the dead-letter queue, which stay there.
+
+        SQS shows a message only by delivering it: each is hidden from other readers for half a minute.
+        """
+        found: dict[str, DeadLetter] = {}
+        try:
+            while len(found) < limit:
+                answer = self._client.receive_message(
+                    QueueUrl=self.dead_letter_url,
+                    MaxNumberOfMessages=_BATCH,
+                    VisibilityTimeout=_LOOK_S,
+                    WaitTimeSeconds=0,
+                    MessageAttributeNames=["All"],
+                    MessageSystemAttributeNames=["SentTimestamp"],
+                )
+                messages = answer.get("Messages", [])
+                if not messages:
+                    break
+                for message in messages:
+                    given = message.get("MessageAttributes", {})
+                    told = {name: value.get("StringValue") for name, value in given.items()}
+                    found[message["MessageId"]] = DeadLetter(
+                        message_id=message["MessageId"],
+                        body=message["Body"],
+                        receipt=message["ReceiptHandle"],
+                        sent_ms=int(message.get("Attributes", {}).get("SentTimestamp", 0)),
+                        reason=told.get("reason"),
+                        source_message_id=told.get("source_message_id"),
+                    )
+        except (ClientError, BotoCoreError) as error:
+            raise self._unavailable("read the dead letters of", error) from error
+        return sorted(found.values(), key=lambda letter: (letter.sent_ms, letter.message_id))[:limit]
+
+    def put_back(self, letters: Sequence[DeadLetter]) -> None:
+        """Let dead letters be seen by others at once, after a look at them."""
+        for letter in letters:
+            # One that was looked at for too long is visible already.
+            with contextlib.suppress(ClientError, BotoCoreError):
+                self._client.change_message_visibility(
+                    QueueUrl=self.dead_letter_url, ReceiptHandle=letter.receipt, VisibilityTimeout=0
+                )
+
+    def redrive(self, letter: DeadLetter) -> None:
+        """Send a dead letter to the upload queue again, then delete it from the dead ones.
+
+        A crash in between leaves it in both, which is one delivery more, and no run more.
+        """
+        try:
+            self._client.send_message(QueueUrl=self.url, MessageBody=letter.body)
+            self._client.delete_message(QueueUrl=self.dead_letter_url, ReceiptHandle=letter.receipt)
+        except (ClientError, BotoCoreError) as error:
+            raise self._unavailable("redrive a dead letter to", error) from error
 
     @cached_property
     def dead_letter_url(self) -> str:

@@ -7,18 +7,25 @@ again finds its run on record.
 
 import json
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from capstone_dagster.intake.identity import identify, run_key
-from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, Malformed, parse_message
+from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, parse_message
 from capstone_dagster.intake.queue import ReceivedMessage, UploadQueue
 from capstone_dagster.services import Services
-from capstone_dagster.storage.errors import SourceMissing, StorageError
+from capstone_dagster.storage.database import DatabaseError
+from capstone_dagster.storage.errors import (
+    PermissionDenied,
+    SourceForbidden,
+    SourceMissing,
+    StorageUnavailable,
+)
 from capstone_dagster.storage.event_store import VideoUpload
 from capstone_dagster.storage.sources import head_source
 
@@ -28,8 +35,10 @@ PARTITIONS_NAME = "videos"
 # Dagster's own tag on every run that a sensor asked for with a run key.
 RUN_KEY_TAG = "dagster/run_key"
 
-# Dagster cuts a tick off after 60 s; receiving stops early enough for the rest to be done in time.
+# Dagster cuts a tick off after 60 s. Receiving ends after this long, asking S3 after that long; what follows
+# is bounded by the number of messages and takes a few seconds.
 _RECEIVE_BUDGET_S = 25.0
+_IDENTIFY_BUDGET_S = 32.0
 # The queue's visibility time-out is 180 s: a receipt older than this is not worth keeping.
 _RECEIPT_LIFE_S = 170.0
 # HeadObject takes some 20 ms; sixteen at once keep a tick of 500 messages under a second of waiting.
@@ -94,8 +103,8 @@ def upload_sensor(
     tick = _Tick(context, services)
     try:
         tick.acknowledge_recorded(_read_cursor(context.cursor))
-        messages = tick.receive()
-        tick.understand(messages)
+        if tick.may_take_more():
+            tick.understand(tick.receive())
     except Exception as error:
         # Whatever went wrong, no message is lost: those not acknowledged come back by themselves.
         context.log.error(f"{error} So far: {tick.counts}.")
@@ -110,6 +119,8 @@ class _Tick:
         self._context = context
         self._services = services
         self._queue = UploadQueue(services.sqs, services.settings.required("queue_url"))
+        self._started = time.monotonic()
+        self._waiting_runs: int | None = None
         self.counts = Counts()
         self._pending: list[Pending] = []
         self._new: dict[str, NewUpload] = {}
@@ -125,13 +136,21 @@ class _Tick:
                 self._pending.append(item)
         self._finish(done, recorded)
 
+    def may_take_more(self) -> bool:
+        """Whether the run queue has room; otherwise messages wait in SQS, where they cost nothing."""
+        waiting = dg.RunsFilter(job_name=JOB_NAME, statuses=[dg.DagsterRunStatus.QUEUED])
+        queued = self._context.instance.get_runs_count(waiting)
+        if queued <= self._services.settings.max_queued_runs:
+            return True
+        self._waiting_runs = queued
+        return False
+
     def receive(self) -> list[ReceivedMessage]:
         """Take what is in the queue, waiting for a first message, bounded in number and time."""
         settings = self._services.settings
         # With messages to acknowledge there is no time to lose: their receipts run out.
         messages = self._queue.receive(wait_s=1 if self._pending else settings.poll_wait_s)
-        deadline = time.monotonic() + _RECEIVE_BUDGET_S
-        while messages and len(messages) < settings.messages_per_tick and time.monotonic() < deadline:
+        while messages and len(messages) < settings.messages_per_tick and self._within(_RECEIVE_BUDGET_S):
             more = self._queue.receive(wait_s=0)
             if not more:
                 break
@@ -144,27 +163,32 @@ class _Tick:
         settings = self._services.settings
         keys = KeyFilter(settings.key_prefix, settings.key_suffixes)
         parsed = [(message, parse_message(message.body, keys)) for message in messages]
-        requests = [(message, request) for message, content in parsed for request in content.requests]
-        with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
-            uploads = iter(list(pool.map(self._identify, [request for _, request in requests])))
+        answers = self._identify([request for _, content in parsed for request in content.requests])
 
         waiting: list[Pending] = []
         for message, content in parsed:
             self.counts.ignored += len(content.ignored)
-            self.counts.malformed += len(content.malformed)
-            item = self._pend(message, content.malformed)
+            item = Pending(message.message_id, message.receipt, {}, time.time() + _RECEIPT_LIFE_S)
+            item.rejected += [(part.reason, part.body) for part in content.malformed]
             complete = True
-            for request, upload in zip(content.requests, uploads, strict=False):
-                if isinstance(upload, SourceMissing):
+            for request in content.requests:
+                try:
+                    upload = next(answers)()
+                    self._services.events.record_upload(upload)
+                except SourceMissing as error:
                     self.counts.vanished += 1
-                    self._context.log.warning(f"{upload} Its message is acknowledged.")
-                elif isinstance(upload, StorageError):
+                    self._context.log.warning(f"{error} Its message is acknowledged.")
+                except DatabaseError as error:
+                    # The database answers and will not have this upload, now or ever.
+                    item.rejected.append((str(error), message.body))
+                except (SourceForbidden, PermissionDenied, StorageUnavailable) as error:
                     complete = False
-                    self._context.log.error(f"{upload} Its message stays in the queue.")
+                    self._context.log.error(f"{error} Its message stays in the queue.")
                 else:
                     key = run_key(upload.upload_id, request, message.message_id)
                     item.run_keys[upload.upload_id] = key
                     self._note(NewUpload(key, upload, request, message))
+            self.counts.malformed += len(item.rejected)
             if complete:
                 waiting.append(item)
             else:
@@ -173,36 +197,60 @@ class _Tick:
 
     def result(self) -> dg.SensorResult:
         """What Dagster stores and does, and the account of this tick."""
-        self._context.log.info(f"Uploads: {self.counts}.")
         cursor = json.dumps([asdict(item) for item in self._pending])
+        if self._waiting_runs is not None:
+            limit = self._services.settings.max_queued_runs
+            told = (
+                f"{self._waiting_runs} runs wait, more than CAPSTONE_MAX_QUEUED_RUNS ({limit}): messages "
+                f"stay in the queue until some have run. {self.counts}."
+            )
+            self._context.log.warning(told)
+            return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=cursor)
+        self._context.log.info(f"Uploads: {self.counts}.")
         if not self._new:
             reason = dg.SkipReason(f"Nothing to analyse: {self.counts}.")
             return dg.SensorResult(skip_reason=reason, cursor=cursor)
-        known = set(self._context.instance.get_dynamic_partitions(PARTITIONS_NAME))
-        videos = {new.upload.video_id for new in self._new.values()}
-        added = dg.DynamicPartitionsDefinition(name=PARTITIONS_NAME).build_add_request(sorted(videos - known))
+        # Those that exist already are sorted out by Dagster, at a cost of the new ones only.
+        videos = sorted({new.upload.video_id for new in self._new.values()})
         return dg.SensorResult(
             run_requests=[_run_request(new) for new in self._new.values()],
-            dynamic_partitions_requests=[added] if added.partition_keys else [],
+            dynamic_partitions_requests=[
+                dg.DynamicPartitionsDefinition(name=PARTITIONS_NAME).build_add_request(videos)
+            ],
             asset_events=[_materialization(new) for new in self._new.values()],
             cursor=cursor,
         )
 
-    def _identify(self, request: AnalysisRequest) -> VideoUpload | StorageError:
-        """The upload, or why it cannot be identified; called from several threads."""
-        try:
-            source = head_source(self._services.s3, request.bucket, request.key, request.version_id)
-        except StorageError as error:
-            return error
-        return identify(request, source, self._services.settings)
+    def _within(self, budget_s: float) -> bool:
+        return time.monotonic() - self._started < budget_s
 
-    def _pend(self, message: ReceivedMessage, malformed: Iterable[Malformed]) -> Pending:
-        rejected = [(part.reason, part.body) for part in malformed]
-        return Pending(message.message_id, message.receipt, {}, time.time() + _RECEIPT_LIFE_S, rejected)
+    def _identify(self, requests: Sequence[AnalysisRequest]) -> Iterator[Callable[[], VideoUpload]]:
+        """For each request something that returns its upload or raises why there is none, in order.
+
+        S3 is asked for several at once. What it has not answered in time counts as not answered.
+        """
+
+        def ask(request: AnalysisRequest) -> VideoUpload:
+            source = head_source(self._services.s3, request.bucket, request.key, request.version_id)
+            return identify(request, source, self._services.settings)
+
+        pool = ThreadPoolExecutor(_HEADS_AT_ONCE)
+        asked = [pool.submit(ask, request) for request in requests]
+        wait(asked, timeout=max(0.0, self._started + _IDENTIFY_BUDGET_S - time.monotonic()))
+        # Without waiting for stragglers: their threads end by their own time-outs.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+        def answer(future: Future[VideoUpload], request: AnalysisRequest) -> VideoUpload:
+            if not future.done() or future.cancelled():
+                raise StorageUnavailable(
+                    f"S3 has not told of s3://{request.bucket}/{request.key} in this tick's time."
+                )
+            return future.result()
+
+        return (partial(answer, future, request) for future, request in zip(asked, requests, strict=True))
 
     def _note(self, new: NewUpload) -> None:
-        """Remember the upload in the event store, and the request once."""
-        self._services.events.record_upload(new.upload)
+        """Remember a request once, however many messages make it."""
         if new.key in self._new:
             self.counts.duplicate += 1
         else:

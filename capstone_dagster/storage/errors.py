@@ -56,7 +56,8 @@ class DatabaseUnavailable(StorageError):
 
 
 # HeadObject has no body, so S3 gives the bare status as the error code there.
-_NOT_FOUND = {"404", "NoSuchKey", "NoSuchVersion", "NoSuchBucket", "NotFound"}
+# 405 is S3's word for a version that is a delete marker.
+_NOT_FOUND = {"404", "NoSuchKey", "NoSuchVersion", "NoSuchBucket", "NotFound", "405", "MethodNotAllowed"}
 _FORBIDDEN = {"403", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _CHANGED = {"412", "PreconditionFailed"}
 

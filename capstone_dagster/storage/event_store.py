@@ -326,6 +326,17 @@ class EventStore:
             return None
         return VideoUpload(**{name: row[name] for name in VideoUpload.__dataclass_fields__})
 
+    def finished_before(self, cutoff: datetime) -> list[str]:
+        """Ids of videos whose every upload is older than `cutoff` and over, whichever way."""
+        final = video_status.c.state.in_(("done", "failed", "superseded", "cancelled"))
+        statement = (
+            sa.select(video_status.c.video_id)
+            .group_by(video_status.c.video_id)
+            .having(sa.func.max(video_status.c.uploaded_at) < cutoff, sa.func.bool_and(final))
+        )
+        with database_errors(self.engine), self.engine.connect() as connection:
+            return list(connection.execute(statement).scalars())
+
     def current_events(self, video: str | None = None, *, limit: int | None = None) -> list[dict[str, Any]]:
         """Rows of `current_events` in order of time, of all videos or of one (by its id or external id)."""
         return self._view("current_events", video, "video_id, start_ms, track_id", limit)

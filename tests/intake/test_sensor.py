@@ -7,7 +7,9 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from botocore.exceptions import ClientError
 
+from capstone_dagster.intake.pruning import prune_partitions
 from capstone_dagster.intake.sensor import RUN_KEY_TAG, upload_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
@@ -33,6 +35,12 @@ class Intake:
     def send(self, message: object) -> None:
         body = message if isinstance(message, str) else json.dumps(message)
         self.aws.client("sqs").send_message(QueueUrl=self.aws.resources.queue_url, MessageBody=body)
+
+    def redeliver_after_a_second(self) -> None:
+        """Instead of three minutes: what is received and not acknowledged comes again soon."""
+        self.aws.client("sqs").set_queue_attributes(
+            QueueUrl=self.aws.resources.queue_url, Attributes={"VisibilityTimeout": "1"}
+        )
 
     def tick(self, *, create_runs: bool = True) -> dg.SensorResult:
         """One tick; the runs it asks for are put on record, unless the daemon dies before that."""
@@ -127,10 +135,7 @@ def test_s3_and_the_back_end_meet_in_one_run(intake: Intake) -> None:
 
 
 def test_a_tick_that_dies_before_its_runs_exist_loses_nothing(intake: Intake) -> None:
-    # One second instead of three minutes until what the dead tick received is delivered again.
-    intake.aws.client("sqs").set_queue_attributes(
-        QueueUrl=intake.aws.resources.queue_url, Attributes={"VisibilityTimeout": "1"}
-    )
+    intake.redeliver_after_a_second()
     intake.upload("gate/a.mp4")
 
     died = wait_for("a doomed tick", lambda: intake.tick(create_runs=False).run_requests)
@@ -232,6 +237,83 @@ def test_a_dead_database_keeps_messages_in_the_queue(intake: Intake) -> None:
 
     wait_for("a tick that meets the upload", dies)
     assert intake.messages() >= 1
+
+
+def test_a_full_run_queue_leaves_messages_in_sqs_and_says_so(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake.send({"bucket": "capstone-raw", "key": "gate/a.mp4"})
+    monkeypatch.setattr(intake.instance, "get_runs_count", lambda filters: 1001)
+
+    result = intake.tick()
+
+    assert "1001 runs wait, more than CAPSTONE_MAX_QUEUED_RUNS (1000)" in str(result.skip_reason)
+    assert intake.messages() >= 1
+    monkeypatch.undo()
+
+
+def test_what_the_database_will_never_take_is_a_dead_letter_and_holds_nobody_up(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake.upload("gate/a.mp4")
+    intake.upload("gate/b.mp4")
+    intake.send({"bucket": "capstone-raw", "key": "gate/b.mp4", "video_id": "8\0004"})
+
+    intake.ticks_until("all messages to go", lambda: len(intake.requests) == 2 and intake.messages() == 0)
+
+    [letter] = intake.dead_letters()
+    assert "NUL" in letter["MessageAttributes"]["reason"]["StringValue"]
+
+
+def test_forbidden_objects_stay_in_the_queue(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Neither emulator knows IAM; the refusal is S3's own answer all the same.
+    intake.redeliver_after_a_second()
+    intake.upload("gate/a.mp4")
+
+    def refuse(**_: Any) -> None:
+        raise ClientError({"Error": {"Code": "403", "Message": "Forbidden"}}, "HeadObject")
+
+    def left() -> bool:
+        result = intake.tick()
+        return "1 left" in str(result.skip_reason)
+
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr(intake.services.s3, "head_object", refuse)
+        wait_for("the upload's tick", left)
+        assert intake.messages() >= 1
+        assert not intake.requests
+
+    intake.ticks_until("the run, once it is allowed", lambda: intake.requests and intake.messages() == 0)
+    assert len(intake.requests) == 1
+
+
+def test_pruning_old_partitions_runs_nothing_again(intake: Intake) -> None:
+    intake.upload("gate/a.mp4")
+    intake.ticks_until("its run", lambda: intake.requests and intake.messages() == 0)
+    [request] = intake.requests
+    upload = _upload(request)
+
+    def prune(days: float, **config: Any) -> int:
+        # A negative retention stands for time that went by.
+        settings = intake.services.settings.model_copy(update={"partition_retention_days": days})
+        result = prune_partitions.execute_in_process(
+            run_config={"ops": {"prune_old_partitions": {"config": config}}},
+            resources={"services": Services(settings)},
+            instance=intake.instance,
+        )
+        return int(result.output_for_node("prune_old_partitions"))
+
+    assert prune(-1) == 0  # its run is not over
+    intake.services.events.mark_failed(upload["upload_id"], "r", failure_class="internal", message="x")
+    assert prune(1) == 0  # too young
+    assert prune(-1, dry_run=True) == 1
+    assert intake.instance.get_dynamic_partitions("videos") == [upload["video_id"]]
+    assert prune(-1) == 1
+    assert intake.instance.get_dynamic_partitions("videos") == []
+
+    intake.send({"bucket": "capstone-raw", "key": "gate/a.mp4"})
+    wait_for("the late duplicate to go", lambda: (intake.tick(), intake.messages() == 0)[1])
+    assert len(intake.requests) == 1
 
 
 def _upload(request: dg.RunRequest) -> dict[str, Any]:

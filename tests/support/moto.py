@@ -1,5 +1,6 @@
 """moto's HTTP server: the second opinion on AWS, so that nothing leans on one emulator's quirks."""
 
+import logging
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ def moto_server() -> Iterator[str]:
     """Run moto's server on a free loopback port and yield its URL. One at a time: its state is global."""
     from moto.server import ThreadedMotoServer
 
+    # It logs every request, which would bury what a failing test says.
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
