@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capstone_dagster.clients import aws_client
+from capstone_dagster.models import locate_model
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.event_store import EventStore
-from capstone_dagster.storage.models import locate_model
 from capstone_dagster.storage.objects import ObjectStore, open_object_store
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from capstone_dagster.local import clip as clips
 from capstone_dagster.local.dagster_services import UI_PORT_VARIABLE
 from capstone_dagster.local.stack import LocalStack, enter_environment, local_stack
 from capstone_dagster.local.state import read_environment
+from capstone_dagster.models import EMBEDDED_MODEL, ModelUnavailable, locate_model
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore
-from capstone_dagster.storage.models import EMBEDDED_MODEL, ModelUnavailable, locate_model
 from capstone_dagster.storage.objects import open_object_store
 from capstone_dagster.submit import Submission, submit_video
 from capstone_dagster.terminal import Report

@@ -1,1 +1,1 @@
-"""Where things are kept: objects (S3 or local files), raw videos, models, and events (PostgreSQL)."""
+"""Where things are kept: objects (S3 or local files), raw videos, and events (PostgreSQL)."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from capstone_dagster.models import ModelUnavailable, locate_model
 from capstone_dagster.settings import ConfigurationError
 from capstone_dagster.storage.errors import (
     ObjectNotFound,
@@ -14,7 +15,6 @@ from capstone_dagster.storage.errors import (
     SourceMissing,
     StorageUnavailable,
 )
-from capstone_dagster.storage.models import ModelUnavailable, locate_model
 from capstone_dagster.storage.objects import ObjectStore, open_object_store
 from capstone_dagster.storage.sources import download_source, head_source
 from tests.conftest import Aws

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 EMBEDDED_MODEL = "embedded"
+# Package data beside the scripts that made it; none of their code is needed to use it.
+_EMBEDDED_FILE = Path(__file__).with_name("local") / "detector" / "person_face.pt"
 
 
 class ModelUnavailable(StorageError):
@@ -36,9 +38,7 @@ def locate_model(model: str, *, cache: Path, s3: Callable[[], S3Client]) -> Path
         ModelUnavailable: there is no such file, or it cannot be fetched.
     """
     if model == EMBEDDED_MODEL:
-        from capstone_dagster.local.detector import MODEL_PATH
-
-        return MODEL_PATH
+        return _EMBEDDED_FILE
     if model.startswith("s3://"):
         return _from_s3(model, cache, s3())
     path = Path(model).expanduser()
