@@ -8,7 +8,7 @@ from pathlib import Path
 MODEL_PATH: Path = Path(__file__).with_name("person_face.pt")
 """The weights: an Ultralytics checkpoint (half precision, no optimizer) with the classes person and face."""
 
-MODEL_SHA256: str = "c0cd8086a1087e8586de1d2dcc9299da88e3f68ea07a3e588776dd920919ddfe"
+MODEL_SHA256: str = "f064af169121704efbdd03c7d55ee154c88c9fb9d8c1eaa6fa157465fd2797e1"
 """SHA-256 of `MODEL_PATH`, so that nobody loads another pickle under this name."""
 
 INFERENCE_SIZE: int = 480
