@@ -116,8 +116,8 @@ class View:
 _PATH: tuple[tuple[float, View], ...] = (
     (0.0, View(STREET, 330, 165, 560)),  # house front and bus roof: nobody
     (1.0, View(STREET, 345, 168, 560)),
-    (3.0, View(STREET, 362, 592, 720)),  # tilt down to the pavement
-    (4.6, View(STREET, 270, 500, 520)),  # closer to the two men
+    (3.0, View(STREET, 330, 579, 652)),  # tilt down to the pavement
+    (4.6, View(STREET, 281, 510, 402)),  # closer to the two men; who stands left of them is out of view
     (6.6, View(STREET, 405, 622, 800)),  # back until all four are in the frame
     (7.3, View(STREET, 405, 625, 806)),
     (9.1, View(STREET, 560, 165, 490)),  # up to the balconies: nobody
