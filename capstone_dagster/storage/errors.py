@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 
@@ -50,7 +51,7 @@ class SourceChanged(StorageError):
 
 
 class DatabaseUnavailable(StorageError):
-    """The event store does not answer, or broke off the connection. Passing: try again."""
+    """The event store does not answer, may not be written now, or broke off. Passing: try again."""
 
     failure_class = "database-unavailable"
 
@@ -64,7 +65,7 @@ _CHANGED = {"412", "PreconditionFailed"}
 
 @contextmanager
 def explained(url: str, *, source: bool = False) -> Iterator[None]:
-    """Turn botocore's errors about the object at `url` into this room's classes.
+    """Turn botocore's and boto3's errors about the object at `url` into this room's classes.
 
     Args:
         url: the object, named in the message.
@@ -72,28 +73,43 @@ def explained(url: str, *, source: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        operation = error.operation_name
-        if code in _NOT_FOUND:
-            if source:
-                raise SourceMissing(
-                    f"The video {url} does not exist (S3 answered {code} to {operation}). It was deleted, or "
-                    "never there: upload it again."
-                ) from error
-            raise ObjectNotFound(f"There is no object {url} (S3 answered {code} to {operation}).") from error
-        if code in _FORBIDDEN:
-            remedy = f"Grant this role s3:{'GetObject' if operation == 'HeadObject' else operation} on it."
-            kind = SourceForbidden if source else PermissionDenied
-            raise kind(f"S3 forbids {operation} on {url} ({code}). {remedy}") from error
-        if code in _CHANGED:
-            raise SourceChanged(
-                f"{url} is not the upload that was asked for: it was overwritten since. The newer upload has "
-                "a run of its own; nothing is to be done."
-            ) from error
-        raise StorageUnavailable(f"S3 failed {operation} on {url}: {error}. It is tried again.") from error
-    except BotoCoreError as error:
-        raise StorageUnavailable(
+    except (ClientError, BotoCoreError, Boto3Error) as error:
+        raise _in_our_words(_real_error(error), url, source=source) from error
+
+
+def _real_error(error: BaseException) -> BaseException:
+    """What boto3's transfers wrap: S3's answer, or why there was none; the wrapper if it has neither."""
+    link: BaseException | None = error
+    while isinstance(link, Boto3Error):
+        # RetriesExceededError keeps the last try's error to itself; the others were raised while handling it.
+        link = getattr(link, "last_exception", None) or link.__cause__ or link.__context__
+    return error if link is None else link
+
+
+def _in_our_words(error: BaseException, url: str, *, source: bool) -> StorageError:
+    if isinstance(error, BotoCoreError):
+        return StorageUnavailable(
             f"S3 cannot be reached for {url}: {error}. Check AWS_ENDPOINT_URL, AWS_REGION, credentials and "
             "the network."
-        ) from error
+        )
+    if not isinstance(error, ClientError):
+        return StorageUnavailable(f"The transfer of {url} broke off: {error}. It is tried again.")
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    operation = error.operation_name
+    if code in _NOT_FOUND:
+        if source:
+            return SourceMissing(
+                f"The video {url} does not exist (S3 answered {code} to {operation}). It was deleted, or "
+                "never there: upload it again."
+            )
+        return ObjectNotFound(f"There is no object {url} (S3 answered {code} to {operation}).")
+    if code in _FORBIDDEN:
+        remedy = f"Grant this role s3:{'GetObject' if operation == 'HeadObject' else operation} on it."
+        kind = SourceForbidden if source else PermissionDenied
+        return kind(f"S3 forbids {operation} on {url} ({code}). {remedy}")
+    if code in _CHANGED:
+        return SourceChanged(
+            f"{url} is not the upload that was asked for: it was overwritten since. The newer upload has "
+            "a run of its own; nothing is to be done."
+        )
+    return StorageUnavailable(f"S3 failed {operation} on {url}: {error}. It is tried again.")

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from capstone_dagster.storage import recording, status
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
-from capstone_dagster.storage.schema import SCHEMA, analyses, events, outbox, video_status, videos
+from capstone_dagster.storage.database import ping as ping_engine
+from capstone_dagster.storage.schema import FINAL_STATES, SCHEMA, analyses, events, video_status, videos
 
 State = Literal[
     "received", "queued", "waiting-for-compute", "running", "done", "failed", "superseded", "cancelled"
 ]
 
 _EVENT_COLUMNS = tuple(column.name for column in events.columns)
-# JSON as PostgreSQL takes it; ensure_ascii off keeps keys in any script readable in psql.
-_json = partial(json.dumps, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ class EventStore:
     """Videos, their status, analyses and events in PostgreSQL.
 
     Every method raises the classes of :mod:`capstone_dagster.storage.database`:
-    `DatabaseUnavailable`, `SchemaMissing`, `PermissionDenied`, `DatabaseError`.
+    `DatabaseUnavailable`, `SchemaMissing`, `PermissionDenied`, `RefusedByDatabase`, `DatabaseError`.
     """
 
     def __init__(self, url: str) -> None:
@@ -135,41 +134,41 @@ class EventStore:
         """Create or upgrade the tables."""
         migrate_engine(self.engine)
 
-    def record_upload(self, upload: VideoUpload) -> None:
-        """Remember an upload and that it was received; again changes nothing but what was unknown.
+    def ping(self) -> None:
+        """Nothing, if the store answers, has the tables and may be written; in one round trip.
 
-        A newer upload of the same object replaces the older one's whereabouts; an external id or recording
-        time that arrives late is added.
+        Raises:
+            DatabaseUnavailable: it does not answer, is read-only, or is a standby.
+            SchemaMissing: it has not the tables, or not this version's columns.
+            PermissionDenied: this user may not write them.
         """
-        values = {
-            name: value for name, value in asdict(upload).items() if name in videos.c and name != "upload_id"
-        }
-        row = insert(videos).values(values)
-        newer = videos.c.uploaded_at <= row.excluded.uploaded_at
-        changed = {
-            name: sa.case((newer, row.excluded[name]), else_=videos.c[name])
-            for name in ("version_id", "etag", "size_bytes", "uploaded_at", "camera")
-        }
-        for name in ("external_id", "recorded_at", "recorded_at_source"):
-            changed[name] = sa.case(
-                (newer, sa.func.coalesce(row.excluded[name], videos.c[name])),
-                else_=sa.func.coalesce(videos.c[name], row.excluded[name]),
-            )
-        with database_errors(self.engine), self.engine.begin() as connection:
-            connection.execute(row.on_conflict_do_update(index_elements=["video_id"], set_=changed))
-            first = connection.execute(
-                insert(video_status)
-                .values(
-                    upload_id=upload.upload_id,
-                    video_id=upload.video_id,
-                    state="received",
-                    uploaded_at=upload.uploaded_at,
-                )
-                .on_conflict_do_nothing()
-                .returning(video_status.c.upload_id)
-            ).first()
-            if first is not None:
-                self._notify(connection, "video.received", upload.upload_id, upload.video_id, {})
+        ping_engine(self.engine)
+
+    def record_upload(self, upload: VideoUpload, told: Collection[str] = ()) -> None:
+        """Remember an upload and what is said of it; the same again changes nothing.
+
+        Of one upload, what a message told goes before what was derived, of the recording time the better
+        source counts (message, metadata, name, container), and what was unknown is filled. A newer upload of
+        the same object replaces whereabouts, camera and recording time; the external id stays unless it
+        brings one. Published events of the upload get its camera and times along with it.
+
+        Args:
+            told: which of `external_id`, `camera` and `recorded_at` the message itself gave.
+
+        Raises:
+            RefusedByDatabase: PostgreSQL will never take one of its values.
+        """
+        row = insert(videos).values(recording.first_row(upload, told))
+        # Changes nothing, but locks and returns the row that is there already.
+        row = row.on_conflict_do_update(index_elements=["video_id"], set_={"key": row.excluded.key})
+        with self._transaction() as connection:
+            video = dict(connection.execute(row.returning(*videos.c)).mappings().one())
+            new = status.receive(connection, upload)
+            latest = status.latest(connection, upload.video_id)
+            assert latest is not None
+            newest = new and latest["upload_id"] == upload.upload_id
+            changed = recording.learnt(video, upload, told, newest=newest)
+            recording.change(connection, upload.video_id, latest["upload_id"], changed)
 
     def mark_queued(self, run_ids: Mapping[str, str]) -> None:
         """Uploads whose run is on record move from `received` to `queued`.
@@ -179,17 +178,19 @@ class EventStore:
         """
         if not run_ids:
             return
-        statement = (
-            sa.update(video_status)
-            .where(video_status.c.upload_id == sa.bindparam("upload"), video_status.c.state == "received")
-            .values(state="queued", run_id=sa.bindparam("run"), updated_at=sa.func.now())
-        )
-        with database_errors(self.engine), self.engine.begin() as connection:
-            connection.execute(statement, [{"upload": upload, "run": run} for upload, run in run_ids.items()])
+        with self._transaction() as connection:
+            status.queue(connection, run_ids)
 
     def mark_running(self, upload_id: str, run_id: str, progress: float = 0.0) -> None:
-        """A run works on the upload; `progress` is the share of the video that is behind it, 0–1."""
-        self._set_status(upload_id, state="running", progress=progress, run_id=run_id)
+        """A run works on the upload.
+
+        Args:
+            progress: the share of the video that is behind it, 0–1. At 0 the run takes the upload over,
+                whatever was of it before; above, it only tells of an upload that it has still, so that a
+                worker given up for lost does not speak for the run that follows it.
+        """
+        with self._transaction() as connection:
+            status.run(connection, upload_id, run_id, progress)
 
     def mark_failed(
         self,
@@ -208,133 +209,100 @@ class EventStore:
         Returns:
             Whether the row was changed; the notice `video.failed` is queued with it.
         """
-        conditions = [video_status.c.upload_id == upload_id]
-        if only_if_unfinished:
-            conditions = _unfinished(upload_id, run_id)
-        statement = (
-            sa.update(video_status)
-            .where(*conditions)
-            .values(
-                state="failed",
-                failure_class=failure_class,
-                message=message,
-                run_id=run_id,
-                updated_at=sa.func.now(),
+        with self._transaction() as connection:
+            return status.fail(
+                connection, upload_id, run_id, failure_class, message, only_if_unfinished=only_if_unfinished
             )
-            .returning(video_status.c.video_id)
-        )
-        with database_errors(self.engine), self.engine.begin() as connection:
-            video_id = connection.execute(statement).scalar()
-            if video_id is None:
-                return False
-            payload = {"failure_class": failure_class, "message": message, "run_id": run_id}
-            self._notify(connection, "video.failed", upload_id, video_id, payload)
-            return True
+
+    def mark_superseded(self, upload_id: str, run_id: str) -> bool:
+        """The object was overwritten before the run could read it: no failure, and no notice of one.
+
+        Returns:
+            Whether the row was changed; it is not if another run has finished the upload.
+        """
+        with self._transaction() as connection:
+            return status.supersede(connection, upload_id, run_id)
 
     def mark_cancelled(self, upload_id: str, run_id: str) -> None:
         """An operator ended the upload's run; a finished upload, or one with another run, stays as it is."""
-        statement = (
-            sa.update(video_status)
-            .where(*_unfinished(upload_id, run_id))
-            .values(state="cancelled", run_id=run_id, updated_at=sa.func.now())
-        )
-        with database_errors(self.engine), self.engine.begin() as connection:
-            connection.execute(statement)
+        with self._transaction() as connection:
+            status.cancel(connection, upload_id, run_id)
+
+    def unfinished_runs(self) -> list[tuple[str, str]]:
+        """(upload id, run id) of every upload that is queued, waits for compute or runs, oldest first."""
+        with self._transaction() as connection:
+            return status.unfinished_runs(connection)
 
     def publish(
         self, analysis: Analysis, rows: Sequence[Mapping[str, Any]], video: VideoFacts
     ) -> Publication:
         """Write an analysis with its events and make it current, in one transaction.
 
-        The same analysis again writes nothing and only becomes current. An analysis of an older upload than
-        the current one is stored without becoming current; between analyses of one upload the one asked for
-        last wins.
+        The same analysis again writes nothing and only becomes current; a repeated call changes nothing at
+        all. An analysis of an older upload than the current one is stored without becoming current; between
+        analyses of one upload the one asked for last wins. Events of the latest upload get the camera and
+        the recording time that are known by now, which the caller may have missed.
 
         Args:
             rows: one mapping a row of `events`, without analysis_id and video_id.
         """
-        with database_errors(self.engine), self.engine.begin() as connection:
+        with self._transaction() as connection:
             # The video's row is the lock that puts publications of one video in order.
-            found = connection.execute(
-                sa.select(videos.c.video_id).where(videos.c.video_id == analysis.video_id).with_for_update()
-            ).first()
-            if found is None:
+            known = self._one(
+                connection, sa.select(videos).where(videos.c.video_id == analysis.video_id).with_for_update()
+            )
+            if known is None:
                 raise DatabaseError(f"There is no video {analysis.video_id!r}: it was deleted meanwhile.")
-            uploaded_at = connection.execute(
-                sa.select(video_status.c.uploaded_at).where(video_status.c.upload_id == analysis.upload_id)
-            ).scalar()
-            if uploaded_at is None:
+            upload = self._one(
+                connection, sa.select(video_status).where(video_status.c.upload_id == analysis.upload_id)
+            )
+            latest = status.latest(connection, analysis.video_id)
+            if upload is None or latest is None:
                 raise DatabaseError(f"There is no upload {analysis.upload_id!r}: it was deleted meanwhile.")
-            values = {**asdict(analysis), "uploaded_at": uploaded_at, "is_current": False}
-            published_at = connection.execute(
-                insert(analyses)
-                .values(values)
-                .on_conflict_do_nothing(index_elements=["analysis_id"])
-                .returning(analyses.c.published_at)
-            ).scalar()
-            inserted = published_at is not None
+            of_latest = latest["upload_id"] == analysis.upload_id
+
+            stored, inserted = self._store(connection, analysis, upload, of_latest=of_latest)
             if inserted:
                 self._copy_events(connection, analysis, rows)
-            else:
-                published_at = connection.execute(
-                    sa.update(analyses)
-                    .where(analyses.c.analysis_id == analysis.analysis_id)
-                    .values(
-                        uploaded_at=sa.func.greatest(analyses.c.uploaded_at, uploaded_at),
-                        requested_at=sa.func.greatest(analyses.c.requested_at, analysis.requested_at),
-                    )
-                    .returning(analyses.c.published_at)
-                ).scalar_one()
+            if of_latest:
+                changed = recording.found(known, video)
+                recording.change(connection, analysis.video_id, analysis.upload_id, changed, new_events=True)
             current = self._make_current(connection, analysis.analysis_id, analysis.video_id)
-            if current:
-                known = {
-                    name: sa.func.coalesce(videos.c[name], value) if name.startswith("recorded_at") else value
-                    for name, value in asdict(video).items()
+            anew = inserted or (current and not stored["is_current"])
+            done = status.finish(connection, analysis.upload_id, analysis.run_id, anew=anew)
+            if anew or done:
+                payload = {
+                    "analysis_id": analysis.analysis_id,
+                    "events": analysis.events,
+                    "current": current,
                 }
-                connection.execute(
-                    sa.update(videos).where(videos.c.video_id == analysis.video_id).values(known)
-                )
-            connection.execute(
-                sa.update(video_status)
-                .where(video_status.c.upload_id == analysis.upload_id)
-                .values(
-                    state="done",
-                    progress=1.0,
-                    failure_class=None,
-                    message=None,
-                    run_id=analysis.run_id,
-                    updated_at=sa.func.now(),
-                )
-            )
-            payload = {"analysis_id": analysis.analysis_id, "events": analysis.events, "current": current}
-            self._notify(connection, "video.analyzed", analysis.upload_id, analysis.video_id, payload)
-        assert published_at is not None
-        return Publication(inserted=inserted, current=current, published_at=published_at)
+                status.notify(connection, "video.analyzed", analysis.upload_id, analysis.video_id, payload)
+        return Publication(inserted=inserted, current=current, published_at=stored["published_at"])
 
     def latest_upload(self, video_id: str) -> VideoUpload | None:
         """The newest upload known of a video; None if the video is unknown."""
+        of_video = ("video_id", "external_id", "bucket", "key", "camera", "recorded_at", "recorded_at_source")
+        of_upload = ("upload_id", "version_id", "etag", "size_bytes", "uploaded_at")
         statement = (
-            sa.select(video_status.c.upload_id, *videos.c)
-            .join(videos, videos.c.video_id == video_status.c.video_id)
-            .where(video_status.c.video_id == video_id)
-            .order_by(video_status.c.uploaded_at.desc(), video_status.c.updated_at.desc())
+            sa.select(*(videos.c[name] for name in of_video), *(video_status.c[name] for name in of_upload))
+            .join_from(videos, video_status, videos.c.video_id == video_status.c.video_id)
+            .where(videos.c.video_id == video_id)
+            .order_by(*status.LATEST_FIRST)
             .limit(1)
         )
-        with database_errors(self.engine), self.engine.connect() as connection:
-            row = connection.execute(statement).mappings().first()
-        if row is None:
-            return None
-        return VideoUpload(**{name: row[name] for name in VideoUpload.__dataclass_fields__})
+        with self._transaction() as connection:
+            row = self._one(connection, statement)
+        return None if row is None else VideoUpload(**row)
 
     def finished_before(self, cutoff: datetime) -> list[str]:
         """Ids of videos whose every upload is older than `cutoff` and over, whichever way."""
-        final = video_status.c.state.in_(("done", "failed", "superseded", "cancelled"))
+        final = video_status.c.state.in_(FINAL_STATES)
         statement = (
             sa.select(video_status.c.video_id)
             .group_by(video_status.c.video_id)
             .having(sa.func.max(video_status.c.uploaded_at) < cutoff, sa.func.bool_and(final))
         )
-        with database_errors(self.engine), self.engine.connect() as connection:
+        with self._transaction() as connection:
             return list(connection.execute(statement).scalars())
 
     def current_events(self, video: str | None = None, *, limit: int | None = None) -> list[dict[str, Any]]:
@@ -350,17 +318,13 @@ class EventStore:
         statement = (
             sa.select(analyses).where(analyses.c.video_id == video_id).order_by(analyses.c.published_at)
         )
-        with database_errors(self.engine), self.engine.connect() as connection:
+        with self._transaction() as connection:
             return [dict(row) for row in connection.execute(statement).mappings()]
 
-    def _set_status(self, upload_id: str, **values: Any) -> None:
-        statement = (
-            sa.update(video_status)
-            .where(video_status.c.upload_id == upload_id)
-            .values(failure_class=None, message=None, updated_at=sa.func.now(), **values)
-        )
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
         with database_errors(self.engine), self.engine.begin() as connection:
-            connection.execute(statement)
+            yield connection
 
     def _view(self, view: str, video: str | None, order: str, limit: int | None) -> list[dict[str, Any]]:
         query = f"SELECT * FROM {SCHEMA}.{view}"
@@ -370,8 +334,34 @@ class EventStore:
         if limit is not None:
             query += " LIMIT :limit"
         parameters = {"video": video, "limit": limit}
-        with database_errors(self.engine), self.engine.connect() as connection:
+        with self._transaction() as connection:
             return [dict(row) for row in connection.execute(sa.text(query), parameters).mappings()]
+
+    @staticmethod
+    def _store(
+        connection: sa.Connection, analysis: Analysis, upload: Mapping[str, Any], *, of_latest: bool
+    ) -> tuple[Mapping[str, Any], bool]:
+        """Insert an analysis, or say once more that it was asked for: its row, and whether it is new."""
+        asked = {**asdict(analysis), "uploaded_at": upload["uploaded_at"]}
+        added = connection.execute(
+            insert(analyses)
+            .values(**asked, is_current=False)
+            .on_conflict_do_nothing(index_elements=["analysis_id"])
+            .returning(analyses)
+        ).mappings()
+        stored = added.first()
+        if stored is not None:
+            return dict(stored), True
+        this = analyses.c.analysis_id == analysis.analysis_id
+        stored = connection.execute(sa.select(analyses).where(this)).mappings().one()
+        changed = {"requested_at": max(analysis.requested_at, stored["requested_at"])}
+        if of_latest or upload["uploaded_at"] > stored["uploaded_at"]:
+            # The same bytes were uploaded again: from now on this is the analysis of that upload.
+            changed |= {name: asked[name] for name in ("upload_id", "uploaded_at")}
+        changed = {name: value for name, value in changed.items() if value != stored[name]}
+        if changed:
+            connection.execute(sa.update(analyses).where(this).values(changed))
+        return dict(stored), False
 
     @staticmethod
     def _copy_events(
@@ -392,15 +382,19 @@ class EventStore:
 
     @staticmethod
     def _make_current(connection: sa.Connection, analysis_id: str, video_id: str) -> bool:
-        asked = sa.tuple_(analyses.c.uploaded_at, analyses.c.requested_at)
         order = (
             sa.select(analyses.c.analysis_id)
+            .join(video_status, video_status.c.upload_id == analyses.c.upload_id)
             .where(
                 analyses.c.video_id == video_id,
                 sa.or_(analyses.c.is_current, analyses.c.analysis_id == analysis_id),
             )
             # On equal terms the one being published wins: it is what was asked for now.
-            .order_by(asked.desc(), (analyses.c.analysis_id == analysis_id).desc())
+            .order_by(
+                *status.LATEST_FIRST,
+                analyses.c.requested_at.desc(),
+                (analyses.c.analysis_id == analysis_id).desc(),
+            )
             .limit(1)
         )
         if connection.execute(order).scalar() != analysis_id:
@@ -408,30 +402,14 @@ class EventStore:
         # Two statements, because a unique index is checked row by row within one.
         others = sa.and_(analyses.c.video_id == video_id, analyses.c.analysis_id != analysis_id)
         connection.execute(sa.update(analyses).where(others, analyses.c.is_current).values(is_current=False))
-        connection.execute(
-            sa.update(analyses).where(analyses.c.analysis_id == analysis_id).values(is_current=True)
-        )
+        this = sa.and_(analyses.c.analysis_id == analysis_id, sa.not_(analyses.c.is_current))
+        connection.execute(sa.update(analyses).where(this).values(is_current=True))
         return True
 
     @staticmethod
-    def _notify(
-        connection: sa.Connection, kind: str, upload_id: str, video_id: str, payload: Mapping[str, Any]
-    ) -> None:
-        notice = {"kind": kind, "video_id": video_id, "upload_id": upload_id, **payload}
-        connection.execute(
-            insert(outbox).values(
-                kind=kind, video_id=video_id, upload_id=upload_id, payload=json.loads(_json(notice))
-            )
-        )
-
-
-def _unfinished(upload_id: str, run_id: str) -> list[sa.ColumnElement[bool]]:
-    """The upload's status row, if it is not final and no other run has it."""
-    return [
-        video_status.c.upload_id == upload_id,
-        video_status.c.state.in_(("received", "queued", "waiting-for-compute", "running")),
-        sa.or_(video_status.c.run_id == run_id, video_status.c.run_id.is_(None)),
-    ]
+    def _one(connection: sa.Connection, statement: sa.Select[Any]) -> Mapping[str, Any] | None:
+        row = connection.execute(statement).mappings().first()
+        return None if row is None else dict(row)
 
 
 def _copyable(value: Any) -> Any:

@@ -44,6 +44,9 @@ STATES = (
     "superseded",
     "cancelled",
 )
+FINAL_STATES = ("done", "failed", "superseded", "cancelled")
+# Those in which a run has the upload and is not over.
+UNFINISHED_STATES = ("queued", "waiting-for-compute", "running")
 
 
 def _time(name: str, *, nullable: bool = True, now: bool = False) -> Column[object]:
@@ -57,9 +60,11 @@ videos = Table(
     metadata,
     Column("video_id", Text, primary_key=True),
     Column("external_id", Text),
+    Column("external_id_source", Text),
     Column("bucket", Text, nullable=False),
     Column("key", Text, nullable=False),
     Column("camera", Text, nullable=False),
+    Column("camera_source", Text),
     Column("version_id", Text),
     Column("etag", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
@@ -151,11 +156,21 @@ video_status = Table(
     Column("failure_class", Text),
     Column("message", Text),
     Column("run_id", Text),
+    Column("version_id", Text),
+    Column("etag", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
     _time("uploaded_at", nullable=False),
     _time("updated_at", nullable=False, now=True),
+    # S3 tells the time of an upload in whole seconds; this tells apart those of one second.
+    Column("recorded_order", BigInteger, Identity(always=True), nullable=False),
     CheckConstraint(f"state IN ({', '.join(repr(state) for state in STATES)})", name="state"),
     CheckConstraint("progress >= 0 AND progress <= 1", name="progress"),
     Index("ix_video_status_video_id", "video_id", "uploaded_at"),
+    Index(
+        "ix_video_status_unfinished",
+        "recorded_order",
+        postgresql_where=text("state IN ('queued', 'waiting-for-compute', 'running')"),
+    ),
 )
 
 outbox = Table(

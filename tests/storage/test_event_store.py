@@ -1,124 +1,14 @@
 """The event store's promises, on a real PostgreSQL: one effect, whole or not at all, newest is current."""
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
-import psycopg
 import pytest
-import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy.engine import make_url
 
-from capstone_dagster.storage.database import DatabaseError, SchemaMissing
-from capstone_dagster.storage.errors import DatabaseUnavailable
-from capstone_dagster.storage.event_store import Analysis, EventStore, VideoFacts, VideoUpload
-from capstone_dagster.storage.schema import metadata
-
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-UPLOAD = VideoUpload(
-    upload_id="u1",
-    video_id="v1",
-    external_id=None,
-    bucket="raw",
-    key="gate/a.mp4",
-    version_id="1",
-    etag="e",
-    size_bytes=5,
-    camera="gate",
-    recorded_at=None,
-    recorded_at_source=None,
-    uploaded_at=NOON,
-)
-ANALYSIS = Analysis(
-    analysis_id="a1",
-    detection_id="d1",
-    video_id="v1",
-    upload_id="u1",
-    model="m",
-    model_sha256="0" * 64,
-    settings={"sample_fps": 5},
-    detection_version=1,
-    events_version=1,
-    run_id="r1",
-    frames_decoded=100,
-    frames_analyzed=50,
-    detections=20,
-    tracks=2,
-    events=2,
-    device="cpu",
-    backend="b",
-    gpu_seconds=0.0,
-    seconds=1.5,
-    objects_prefix="file:///x",
-    requested_at=NOON,
-)
-FACTS = VideoFacts(
-    duration_ms=4000, width=64, height=48, fps=25.0, codec="h264", recorded_at=None, recorded_at_source=None
-)
-
-
-def event_row(event_id: str, start_ms: int = 0) -> dict[str, Any]:
-    return {
-        "event_id": event_id,
-        "camera": "gate",
-        "track_id": 1,
-        "label": "person",
-        "start_ms": start_ms,
-        "end_ms": start_ms + 1000,
-        "started_at": None,
-        "ended_at": None,
-        "first_frame": 0,
-        "last_frame": 25,
-        "sample_interval_ms": 200.0,
-        "detections": 5,
-        "best_score": 0.9,
-        "mean_score": 0.8,
-        "best_ms": start_ms + 200,
-        "best_box": (0.1, 0.2, 0.3, 0.4),
-        "face_score": None,
-        "face_box": None,
-        "truncated_start": False,
-        "truncated_end": False,
-        "thumbnail_key": None,
-    }
-
-
-ROWS = [event_row("e1"), event_row("e2", 2000)]
-
-
-def count(store: EventStore, table: str) -> int:
-    with store.engine.connect() as connection:
-        return connection.execute(sa.text(f"SELECT count(*) FROM capstone.{table}")).scalar_one()
-
-
-def notices(store: EventStore) -> list[str]:
-    with store.engine.connect() as connection:
-        return list(
-            connection.execute(sa.text("SELECT kind FROM capstone.outbox ORDER BY notice_id")).scalars()
-        )
-
-
-def test_migrations_make_what_the_code_expects(event_store: EventStore) -> None:
-    def ours(name: str | None, kind: str, _: Mapping[str, Any]) -> bool:
-        return kind != "schema" or name == "capstone"
-
-    options = {"include_schemas": True, "include_name": ours, "compare_type": True}
-    with event_store.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
-
-
-def test_migrating_at_once_is_safe(database_url: str) -> None:
-    stores = [EventStore(database_url) for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(EventStore.migrate, stores))
-
-    assert count(stores[0], "videos") == 0
-    for store in stores:
-        store.close()
+from capstone_dagster.storage.database import DatabaseError
+from capstone_dagster.storage.event_store import EventStore
+from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, count, dump, event_row, notices
 
 
 def test_publishing_twice_changes_nothing(event_store: EventStore) -> None:
@@ -237,30 +127,84 @@ def test_another_runs_failure_is_not_this_ones(event_store: EventStore) -> None:
     )
 
 
-def test_readers_read_the_views_and_nothing_else(event_store: EventStore, database_url: str) -> None:
+def test_a_retried_publication_changes_nothing_at_all(event_store: EventStore) -> None:
+    event_store.record_upload(UPLOAD)
+    event_store.mark_running("u1", "r1")
+    event_store.publish(ANALYSIS, ROWS, FACTS)
+    before = dump(event_store)
+
+    event_store.publish(ANALYSIS, ROWS, FACTS)
+
+    assert dump(event_store) == before
+    assert notices(event_store) == ["video.received", "video.analyzed"]
+
+
+def test_publishing_is_told_once_for_each_thing_it_changed(event_store: EventStore) -> None:
+    def told() -> int:
+        return notices(event_store).count("video.analyzed")
+
     event_store.record_upload(UPLOAD)
     event_store.publish(ANALYSIS, ROWS, FACTS)
-    url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
-
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SET ROLE capstone_reader")
-        assert connection.execute("SELECT count(*) FROM capstone.current_events").fetchone() == (2,)
-        assert connection.execute("SELECT state FROM capstone.current_status").fetchone() == ("done",)
-        for forbidden in ("SELECT 1 FROM capstone.events", "DELETE FROM capstone.video_status"):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                connection.execute(forbidden)
-
-
-def test_missing_tables_say_what_to_do(database_url: str) -> None:
-    store = EventStore(database_url)
-    with pytest.raises(SchemaMissing, match="capstone migrate"):
-        store.current_events()
-    store.close()
+    assert told() == 1  # written
+    other = replace(ANALYSIS, analysis_id="a2", run_id="r2", requested_at=NOON + timedelta(minutes=1))
+    event_store.publish(other, [event_row("e9")], FACTS)
+    assert told() == 2  # written
+    event_store.publish(replace(ANALYSIS, run_id="r3", requested_at=NOON + timedelta(minutes=2)), ROWS, FACTS)
+    assert told() == 3  # current again
+    assert event_store.current_status("v1")[0]["run_id"] == "r3"
+    event_store.mark_running("u1", "r4")
+    event_store.publish(replace(ANALYSIS, run_id="r4", requested_at=NOON + timedelta(minutes=3)), ROWS, FACTS)
+    assert told() == 4  # a run that waited for it is done
+    event_store.publish(replace(ANALYSIS, run_id="r5", requested_at=NOON + timedelta(minutes=4)), ROWS, FACTS)
+    assert told() == 4
 
 
-def test_no_server_is_told_without_the_password() -> None:
-    store = EventStore("postgresql+psycopg://user:hunter2@127.0.0.1:1/capstone")
-    with pytest.raises(DatabaseUnavailable, match="does not answer") as caught:
-        store.current_events()
-    assert "hunter2" not in str(caught.value)
-    assert caught.value.failure_class == "database-unavailable"
+def test_a_zombies_progress_is_no_news(event_store: EventStore) -> None:
+    def state() -> tuple[str, float, str | None]:
+        row = event_store.current_status("v1")[0]
+        return row["state"], row["progress"], row["run_id"]
+
+    event_store.record_upload(UPLOAD)
+    event_store.mark_running("u1", "r1")
+    event_store.mark_running("u1", "r1", 0.5)
+    assert state() == ("running", 0.5, "r1")
+    event_store.mark_running("u1", "r2")
+    event_store.mark_running("u1", "r1", 0.6)
+    assert state() == ("running", 0.0, "r2")
+    event_store.publish(replace(ANALYSIS, run_id="r2"), ROWS, FACTS)
+    event_store.mark_running("u1", "r1", 0.7)
+    event_store.mark_running("u1", "r2", 0.8)
+    assert state() == ("done", 1.0, "r2")
+
+
+def test_a_superseded_upload_is_no_failure(event_store: EventStore) -> None:
+    event_store.record_upload(UPLOAD)
+    event_store.mark_running("u1", "r1")
+
+    assert event_store.mark_superseded("u1", "r1")
+
+    row = event_store.current_status("v1")[0]
+    assert (row["state"], row["failure_class"], row["run_id"]) == ("superseded", None, "r1")
+    assert "newer upload" in row["message"]
+    assert notices(event_store) == ["video.received"]
+    assert not event_store.mark_superseded("nobody", "r1")
+
+
+def test_another_runs_success_is_not_superseded(event_store: EventStore) -> None:
+    event_store.record_upload(UPLOAD)
+    event_store.publish(replace(ANALYSIS, run_id="r2"), ROWS, FACTS)
+
+    assert not event_store.mark_superseded("u1", "r1")
+    assert event_store.current_status("v1")[0]["state"] == "done"
+
+
+def test_unfinished_runs_are_those_that_somebody_waits_for(event_store: EventStore) -> None:
+    for number in range(6):
+        event_store.record_upload(replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}"))
+    event_store.mark_queued({f"u{number}": f"r{number}" for number in range(1, 6)})
+    event_store.mark_running("u2", "r2")
+    event_store.mark_failed("u3", "r3", failure_class="internal", message="why")
+    event_store.mark_superseded("u4", "r4")
+    event_store.mark_cancelled("u5", "r5")
+
+    assert sorted(event_store.unfinished_runs()) == [("u1", "r1"), ("u2", "r2")]

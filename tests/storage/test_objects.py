@@ -1,10 +1,15 @@
 """Objects behave alike as files and in S3, and S3's refusals arrive as classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import boto3
 import pytest
+from boto3.exceptions import Boto3Error, RetriesExceededError
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.config import Config
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 from capstone_dagster.models import ModelUnavailable, locate_model
 from capstone_dagster.settings import ConfigurationError
@@ -13,7 +18,9 @@ from capstone_dagster.storage.errors import (
     PermissionDenied,
     SourceChanged,
     SourceMissing,
+    StorageError,
     StorageUnavailable,
+    explained,
 )
 from capstone_dagster.storage.objects import ObjectStore, open_object_store
 from capstone_dagster.storage.sources import download_source, head_source
@@ -146,10 +153,6 @@ def test_missing_source(aws: Aws, tmp_path: Path, call: Callable[[object, Path],
     ],
 )
 def test_s3s_answers_have_classes(code: str, status: int, source: bool, expected: type | str) -> None:
-    from botocore.exceptions import ClientError
-
-    from capstone_dagster.storage.errors import StorageError, explained
-
     answer = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}
     with pytest.raises(StorageError) as caught, explained("s3://b/k", source=source):
         raise ClientError(answer, "GetObject")  # type: ignore[arg-type]
@@ -159,6 +162,70 @@ def test_s3s_answers_have_classes(code: str, status: int, source: bool, expected
         else type(caught.value) is expected
     )
     assert "s3://b/k" in str(caught.value)
+
+
+def test_uploading_to_a_missing_bucket_is_told_alike_whole_or_as_a_file(aws: Aws, tmp_path: Path) -> None:
+    store = open_object_store("s3://no-such-bucket/prefix", lambda: aws.client("s3"))
+    source = tmp_path / "source"
+    source.write_bytes(b"file")
+
+    with pytest.raises(ObjectNotFound, match="s3://no-such-bucket/prefix/a"):
+        store.put_bytes("a", b"bytes")
+    with pytest.raises(ObjectNotFound, match="s3://no-such-bucket/prefix/a"):
+        store.put_file("a", source)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [(403, "AccessDenied", PermissionDenied), (500, "InternalError", StorageUnavailable)],
+)
+def test_refused_transfers_are_told_alike_whole_or_as_a_file(
+    tmp_path: Path, status: int, code: str, expected: type[Exception]
+) -> None:
+    s3 = boto3.client(
+        "s3",
+        region_name="ap-northeast-2",
+        aws_access_key_id="x",
+        aws_secret_access_key="x",
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+    class Answer:
+        def stream(self, **_: object) -> Iterator[bytes]:
+            yield f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode()
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        return AWSResponse(request.url, status, {}, Answer())
+
+    s3.meta.events.register("before-send.s3", answer)
+    store = open_object_store("s3://bucket/prefix", lambda: s3)
+    source = tmp_path / "source"
+    source.write_bytes(b"file")
+
+    for put in (lambda: store.put_bytes("a", b"bytes"), lambda: store.put_file("a", source)):
+        with pytest.raises(expected, match="s3://bucket/prefix/a"):
+            put()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        pytest.param(
+            RetriesExceededError(ReadTimeoutError(endpoint_url="u")), StorageUnavailable, id="retries"
+        ),
+        pytest.param(
+            RetriesExceededError(
+                ClientError({"Error": {"Code": "AccessDenied", "Message": "m"}}, "GetObject")
+            ),
+            PermissionDenied,
+            id="refused at last",
+        ),
+        pytest.param(Boto3Error("something"), StorageUnavailable, id="any other"),
+    ],
+)
+def test_boto3s_own_errors_have_classes(error: Exception, expected: type[Exception]) -> None:
+    with pytest.raises(expected, match="s3://b/k"), explained("s3://b/k"):
+        raise error
 
 
 def test_models_are_found_and_fetched_once(aws: Aws, tmp_path: Path) -> None:

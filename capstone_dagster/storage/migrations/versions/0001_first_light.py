@@ -11,9 +11,11 @@ CREATE SCHEMA capstone;
 CREATE TABLE capstone.videos (
     video_id text CONSTRAINT pk_videos PRIMARY KEY,
     external_id text,
+    external_id_source text,
     bucket text NOT NULL,
     key text NOT NULL,
     camera text NOT NULL,
+    camera_source text,
     version_id text,
     etag text NOT NULL,
     size_bytes bigint NOT NULL,
@@ -105,10 +107,16 @@ CREATE TABLE capstone.video_status (
     failure_class text,
     message text,
     run_id text,
+    version_id text,
+    etag text NOT NULL,
+    size_bytes bigint NOT NULL,
     uploaded_at timestamptz NOT NULL,
-    updated_at timestamptz NOT NULL DEFAULT now()
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    recorded_order bigint GENERATED ALWAYS AS IDENTITY
 );
 CREATE INDEX ix_video_status_video_id ON capstone.video_status (video_id, uploaded_at);
+CREATE INDEX ix_video_status_unfinished ON capstone.video_status (recorded_order)
+    WHERE state IN ('queued', 'waiting-for-compute', 'running');
 
 CREATE TABLE capstone.outbox (
     notice_id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_outbox PRIMARY KEY,
@@ -139,24 +147,27 @@ SELECT DISTINCT ON (s.video_id)
     s.failure_class, s.message, s.run_id, s.uploaded_at, s.updated_at
 FROM capstone.video_status AS s
 JOIN capstone.videos AS v ON v.video_id = s.video_id
-ORDER BY s.video_id, s.uploaded_at DESC, s.updated_at DESC;
+ORDER BY s.video_id, s.uploaded_at DESC, s.recorded_order DESC;
 """
 
 # Roles belong to the whole server: another database of it may have made this one already (or be making it
-# now, in parallel), and a managed server may forbid making roles: neither keeps the tables from existing.
+# now, in parallel), an administrator may have made it for a user who may not create roles, and a managed
+# server may forbid making roles: none of that keeps the tables from existing, and who owns them may grant.
 READER = """
 DO $$
 BEGIN
-    BEGIN
-        CREATE ROLE capstone_reader NOLOGIN;
-    EXCEPTION
-        WHEN duplicate_object OR unique_violation THEN NULL;
-    END;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'capstone_reader') THEN
+        BEGIN
+            CREATE ROLE capstone_reader NOLOGIN;
+        EXCEPTION
+            WHEN duplicate_object OR unique_violation THEN NULL;
+            WHEN insufficient_privilege THEN
+                RAISE WARNING 'role capstone_reader was not made: this user may not create roles';
+                RETURN;
+        END;
+    END IF;
     GRANT USAGE ON SCHEMA capstone TO capstone_reader;
     GRANT SELECT ON capstone.current_events, capstone.current_status TO capstone_reader;
-EXCEPTION
-    WHEN insufficient_privilege THEN
-        RAISE WARNING 'role capstone_reader was not made: this user may not create roles';
 END
 $$;
 """

@@ -1,0 +1,178 @@
+"""The statements on `video_status` and `outbox`: one row an upload, and the notices of what became of it.
+
+Each takes the connection of a transaction that its caller ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from capstone_dagster.storage.schema import FINAL_STATES, UNFINISHED_STATES, outbox, video_status
+
+if TYPE_CHECKING:
+    from capstone_dagster.storage.event_store import VideoUpload
+
+# JSON as PostgreSQL takes it; ensure_ascii off keeps keys in any script readable in psql.
+_json = partial(json.dumps, ensure_ascii=False, default=str)
+
+# Of uploads within one second, which is all that S3's clock tells apart, the one recorded later is later.
+LATEST_FIRST = (video_status.c.uploaded_at.desc(), video_status.c.recorded_order.desc())
+
+
+def receive(connection: sa.Connection, upload: VideoUpload) -> bool:
+    """Give an upload its row; whether it is a new one."""
+    columns = ("upload_id", "video_id", "version_id", "etag", "size_bytes", "uploaded_at")
+    statement = (
+        insert(video_status)
+        .values(state="received", **{name: getattr(upload, name) for name in columns})
+        .on_conflict_do_nothing()
+        .returning(video_status.c.upload_id)
+    )
+    if connection.execute(statement).first() is None:
+        return False
+    notify(connection, "video.received", upload.upload_id, upload.video_id, {})
+    return True
+
+
+def latest(connection: sa.Connection, video_id: str) -> Mapping[str, Any] | None:
+    """The row of a video's latest upload."""
+    statement = (
+        sa.select(video_status).where(video_status.c.video_id == video_id).order_by(*LATEST_FIRST).limit(1)
+    )
+    row = connection.execute(statement).mappings().first()
+    return None if row is None else dict(row)
+
+
+def queue(connection: sa.Connection, run_ids: Mapping[str, str]) -> None:
+    """Uploads (ids to run ids) move from `received` to `queued`."""
+    statement = (
+        sa.update(video_status)
+        .where(video_status.c.upload_id == sa.bindparam("upload"), video_status.c.state == "received")
+        .values(state="queued", run_id=sa.bindparam("run"), updated_at=sa.func.now())
+    )
+    connection.execute(statement, [{"upload": upload, "run": run} for upload, run in run_ids.items()])
+
+
+def run(connection: sa.Connection, upload_id: str, run_id: str, progress: float) -> None:
+    """A run claims an upload (at progress 0), or tells how far it is if it has it still."""
+    conditions = [video_status.c.upload_id == upload_id]
+    if progress > 0:
+        conditions += [video_status.c.run_id == run_id, video_status.c.state.not_in(FINAL_STATES)]
+    _change(
+        connection,
+        *conditions,
+        state="running",
+        progress=progress,
+        run_id=run_id,
+        failure_class=None,
+        message=None,
+    )
+
+
+def fail(
+    connection: sa.Connection,
+    upload_id: str,
+    run_id: str,
+    failure_class: str,
+    message: str,
+    *,
+    only_if_unfinished: bool,
+) -> bool:
+    """A run of an upload failed; whether the row says so now."""
+    conditions = [video_status.c.upload_id == upload_id]
+    if only_if_unfinished:
+        conditions = _unfinished(upload_id, run_id)
+    video_id = _change(
+        connection,
+        *conditions,
+        state="failed",
+        failure_class=failure_class,
+        message=message,
+        run_id=run_id,
+    )
+    if video_id is None:
+        return False
+    payload = {"failure_class": failure_class, "message": message, "run_id": run_id}
+    notify(connection, "video.failed", upload_id, video_id, payload)
+    return True
+
+
+def supersede(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
+    """The object was overwritten before its run read it; whether the row says so now."""
+    ours = sa.or_(video_status.c.run_id == run_id, video_status.c.state != "done")
+    video_id = _change(
+        connection,
+        video_status.c.upload_id == upload_id,
+        ours,
+        state="superseded",
+        failure_class=None,
+        message="It was overwritten by a newer upload before it could be read; that one has its own run.",
+        run_id=run_id,
+    )
+    return video_id is not None
+
+
+def cancel(connection: sa.Connection, upload_id: str, run_id: str) -> None:
+    """An operator ended the run."""
+    _change(connection, *_unfinished(upload_id, run_id), state="cancelled", run_id=run_id)
+
+
+def finish(connection: sa.Connection, upload_id: str, run_id: str, *, anew: bool) -> bool:
+    """An analysis of the upload is published; whether the row changed.
+
+    Args:
+        anew: something was published just now, so that the row names this run even if it said `done`.
+    """
+    conditions = [video_status.c.upload_id == upload_id]
+    if not anew:
+        conditions.append(video_status.c.state != "done")
+    changed = {"state": "done", "progress": 1.0, "failure_class": None, "message": None, "run_id": run_id}
+    return _change(connection, *conditions, **changed) is not None
+
+
+def unfinished_runs(connection: sa.Connection) -> list[tuple[str, str]]:
+    """(upload id, run id) of the uploads whose run is not over, as far as their rows know."""
+    statement = (
+        sa.select(video_status.c.upload_id, video_status.c.run_id)
+        .where(video_status.c.state.in_(UNFINISHED_STATES), video_status.c.run_id.is_not(None))
+        .order_by(video_status.c.recorded_order)
+    )
+    return [(upload_id, run_id) for upload_id, run_id in connection.execute(statement)]
+
+
+def notify(
+    connection: sa.Connection, kind: str, upload_id: str, video_id: str, payload: Mapping[str, Any]
+) -> None:
+    """Put a notice into the outbox; it is sent when, and only if, the transaction is committed."""
+    notice = {"kind": kind, "video_id": video_id, "upload_id": upload_id, **payload}
+    connection.execute(
+        insert(outbox).values(
+            kind=kind, video_id=video_id, upload_id=upload_id, payload=json.loads(_json(notice))
+        )
+    )
+
+
+def _change(connection: sa.Connection, *conditions: sa.ColumnElement[bool], **values: Any) -> str | None:
+    """Change one row if it meets the conditions; the id of its video if it did."""
+    statement = (
+        sa.update(video_status)
+        .where(*conditions)
+        .values(updated_at=sa.func.now(), **values)
+        .returning(video_status.c.video_id)
+    )
+    return connection.execute(statement).scalar()
+
+
+def _unfinished(upload_id: str, run_id: str) -> list[sa.ColumnElement[bool]]:
+    """The upload's row, if it is not final and no other run has it."""
+    return [
+        video_status.c.upload_id == upload_id,
+        video_status.c.state.not_in(FINAL_STATES),
+        sa.or_(video_status.c.run_id == run_id, video_status.c.run_id.is_(None)),
+    ]
