@@ -2,23 +2,26 @@
 
 import json
 import os
+import signal
 import sys
 import time
+import traceback
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from capstone_dagster import terminal
-from capstone_dagster.settings import read_settings
+from capstone_dagster import dead_letters, terminal
+from capstone_dagster.joining import DEFAULT_STATE, START_STACK, FormatOption, StateOption, join_local_stack
+from capstone_dagster.settings import NotConfigured, read_settings
 
 if TYPE_CHECKING:  # what a command needs it imports itself, so that --help stays quick
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
+    from types import FrameType
 
-    from capstone_dagster.intake.queue import DeadLetter, UploadQueue
     from capstone_dagster.storage.event_store import EventStore
 
 app = typer.Typer(
@@ -33,14 +36,6 @@ app = typer.Typer(
     "Settings are environment variables, listed in the README; **doctor** checks them.",
 )
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
-StateOption = Annotated[
-    Path,
-    typer.Option(
-        "--state", help="Where the local stack keeps everything it remembers.", show_default=".capstone"
-    ),
-]
-DEFAULT_STATE = _REPOSITORY / ".capstone"
 PortOption = Annotated[
     int, typer.Option("--port", envvar="CAPSTONE_UI_PORT", min=1, max=65535, help="Port of the Dagster UI.")
 ]
@@ -71,7 +66,7 @@ def dev(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget everything earlier stacks left.")] = False,
 ) -> None:
     """Run the local stack with the Dagster UI until Ctrl-C."""
-    from capstone_dagster.local.demo import prepare
+    from capstone_dagster.local.demo import model_of, prepare
     from capstone_dagster.local.stack import local_stack
 
     with ExitStack() as running:
@@ -87,7 +82,8 @@ def dev(
             )
         assert stack.dagster is not None
         terminal.out.print(f"Dagster UI   {stack.dagster.url}")
-        terminal.out.print(f"Logs         {stack.logs}")
+        terminal.out.print(f"Logs         {stack.logs}", markup=False, soft_wrap=True)
+        terminal.out.print(f"Model        {model_of(stack.environment)}", markup=False, soft_wrap=True)
         terminal.out.print("Try, in another terminal:")
         terminal.out.print("             .venv/bin/capstone submit my-video.mp4")
         terminal.out.print("             .venv/bin/capstone status")
@@ -97,8 +93,9 @@ def dev(
             while True:
                 stack.check()
                 time.sleep(1)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             terminal.err.print("Stopping …")
+            raise
 
 
 @app.command()
@@ -123,8 +120,13 @@ def submit(
         raise typer.BadParameter("an external id names one video; submit them one by one")
     if recorded_at is not None:
         _iso_time(recorded_at)
-    _join_local_stack(state)
-    settings, s3 = read_settings(), aws_client("s3")
+    joined = join_local_stack(state)
+    settings = read_settings()
+    s3 = aws_client("s3")
+    if joined is not None:
+        from capstone_dagster.local.demo import warn_if_embedded
+
+        warn_if_embedded(joined)
     for path in videos:
         with terminal.progress(f"Uploading {path.name}") as report:
             submission = submit_video(
@@ -136,43 +138,43 @@ def submit(
                 recorded_at=recorded_at,
                 sent=lambda fraction, name=path.name: report(f"Uploading {name}", fraction),  # type: ignore[misc]
             )
-        terminal.out.print(f"{path.name} → {submission.url}", soft_wrap=True)
-        terminal.out.print(f"  capstone status {submission.video_id}", soft_wrap=True)
+        terminal.out.print(f"{path.name} → {submission.url}", markup=False, soft_wrap=True)
+        terminal.out.print(f"  capstone status {submission.video_id}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def status(
     video: Annotated[str | None, typer.Argument(help="A video's id or external id; all by default.")] = None,
-    form: Annotated[
-        Literal["table", "json", "csv"], typer.Option("--format", help="How to print.")
-    ] = "table",
+    form: FormatOption = "table",
     limit: Annotated[int, typer.Option(min=1, help="Most rows, latest first.")] = 50,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Show how far each video is, and why one failed."""
-    rows = _event_store(state).current_status(video, limit=limit)
+    store = _event_store(state)
+    rows = store.current_status(video, limit=limit)
     if not rows and video is not None:
         raise typer.BadParameter(f"no video {video!r} is known; `capstone status` lists those that are")
     if not rows and form == "table":
         terminal.err.print("No video was uploaded yet. Upload one with `capstone submit FILE`.")
         return
-    terminal.print_rows(rows, form, terminal.status_table(rows))
+    columns = _columns(store, "current_status")
+    terminal.print_rows(rows, form, terminal.status_table(rows), columns=columns)
 
 
 @app.command()
 def events(
     video: Annotated[str | None, typer.Option("--video", help="A video's id or external id.")] = None,
-    form: Annotated[
-        Literal["table", "json", "csv"], typer.Option("--format", help="How to print.")
-    ] = "table",
+    form: FormatOption = "table",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """List events: who was seen, when, how surely."""
-    rows = _event_store(state).current_events(video)
+    store = _event_store(state)
+    rows = store.current_events(video)
     if not rows and form == "table":
-        terminal.err.print("There are no events" + (f" of {video}." if video else " yet."))
+        terminal.err.print("There are no events" + (f" of {video}." if video else " yet."), markup=False)
         return
-    terminal.print_rows(rows, form, terminal.events_table(rows))
+    columns = _columns(store, "current_events")
+    terminal.print_rows(rows, form, terminal.events_table(rows), columns=columns)
 
 
 @app.command()
@@ -195,7 +197,7 @@ def analyze(
     settings = read_settings(**{name: value for name, value in overrides.items() if value is not None})
     with terminal.progress("Loading the model") as report:
         summary = analyze_file(video, out, settings, report)
-    terminal.err.print(f"Wrote {out}", soft_wrap=True)
+    terminal.err.print(f"Wrote {out}", markup=False, soft_wrap=True)
     print(json.dumps(asdict(summary)))
 
 
@@ -207,7 +209,7 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
     """
     from capstone_dagster.doctor import MARKS, examine
 
-    _join_local_stack(state)
+    join_local_stack(state)
     failed = False
     for finding in examine():
         colour, mark = MARKS[finding.state]
@@ -220,64 +222,7 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
         raise typer.Exit(1)
 
 
-dlq = typer.Typer(
-    no_args_is_help=True,
-    help="Look at messages that could not be understood, or were delivered too often, and send them again.",
-)
-app.add_typer(dlq, name="dlq")
-
-
-@dlq.command("list")
-def dlq_list(
-    form: Annotated[
-        Literal["table", "json", "csv"], typer.Option("--format", help="How to print.")
-    ] = "table",
-    state: StateOption = DEFAULT_STATE,
-) -> None:
-    """List the dead letters, oldest first, each with the reason."""
-    with _dead_letters(state) as (_, letters):
-        rows = [
-            {name: value for name, value in asdict(letter).items() if name != "receipt"} for letter in letters
-        ]
-    if not rows and form == "table":
-        terminal.err.print("There are no dead letters.")
-        return
-    terminal.print_rows(rows, form, terminal.dead_letters_table(rows))
-
-
-@dlq.command("show")
-def dlq_show(
-    message: Annotated[str, typer.Argument(help="A message id from the list, or its beginning.")],
-    state: StateOption = DEFAULT_STATE,
-) -> None:
-    """Print one dead letter's text."""
-    with _dead_letters(state) as (_, letters):
-        letter = _one_letter(letters, message)
-        terminal.err.print(
-            f"{letter.message_id}: {escape(letter.reason or 'delivered too often')}", soft_wrap=True
-        )
-        print(letter.body)
-
-
-@dlq.command("redrive")
-def dlq_redrive(
-    messages: Annotated[
-        list[str] | None, typer.Argument(help="Message ids from the list, or their beginnings.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-    state: StateOption = DEFAULT_STATE,
-) -> None:
-    """Send dead letters to the upload queue again, for example after a permission was granted."""
-    if everything == bool(messages):
-        raise typer.BadParameter("name the messages, or give --all")
-    with _dead_letters(state) as (queue, letters):
-        chosen = (
-            list(letters) if everything else [_one_letter(letters, message) for message in messages or []]
-        )
-        for letter in chosen:
-            queue.redrive(letter)
-            letters.remove(letter)
-    terminal.err.print(f"{len(chosen)} sent again.")
+app.add_typer(dead_letters.app, name="dlq")
 
 
 @app.command()
@@ -289,68 +234,99 @@ def migrate(state: StateOption = DEFAULT_STATE) -> None:
 
 
 def main() -> None:
-    """Run the command line; every expected failure ends in one sentence and exit code 1."""
+    """Run the command line; every failure ends in one sentence and exit code 1.
+
+    What ends it from outside ends it cleanly, with what it started: exit code 130 after Ctrl-C, 143 after
+    SIGTERM, 129 when the terminal is closed.
+    """
     # dagster.yaml and the commands speak; library chatter would drown them.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     try:
-        app(prog_name="capstone")
-    except KeyboardInterrupt:
-        terminal.err.print("Interrupted.")
-        sys.exit(130)
+        with _signals_end_cleanly():
+            app(prog_name="capstone")
     except Exception as error:
-        if not _speaks_for_itself(error):
-            raise
-        terminal.err.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        told = _sentence(error)
+        if told is None:
+            traceback.print_exc()
+            told = f"{type(error).__name__}: {error}. This is a defect: please report the lines above."
+        terminal.err.print(f"[bold red]Error:[/] {escape(told)}", soft_wrap=True)
         sys.exit(1)
 
 
-def _speaks_for_itself(error: Exception) -> bool:
+@contextmanager
+def _signals_end_cleanly() -> "Iterator[None]":
+    """SIGTERM and SIGHUP unwind the program as Ctrl-C does, instead of ending it where it stands."""
+    on_terminal = [stream for stream in (1, 2) if os.isatty(stream)]
+
+    def end(number: int, frame: "FrameType | None") -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)  # stopping is under way, and takes its time
+        if number == signal.SIGHUP:
+            # The terminal is gone; the sentences about stopping must not fail on it.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in on_terminal:
+                os.dup2(nowhere, stream)
+        raise SystemExit(128 + number)
+
+    # Whoever started this with `nohup` wants it to survive its terminal.
+    heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+    previous = {each: signal.signal(each, end) for each in heeded}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What went wrong and what to do about it; None if it is not known to happen."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
     from capstone_dagster.local.errors import LocalStackError
 
-    return hasattr(error, "failure_class") or isinstance(error, LocalStackError)
+    if isinstance(error, NotConfigured):
+        return f"{error} {START_STACK}"
+    if hasattr(error, "failure_class") or isinstance(error, LocalStackError):
+        return str(error)
+    if isinstance(error, ClientError):
+        return f"AWS refused: {error}. `capstone doctor` tells which permission or name is wrong."
+    if isinstance(error, (BotoCoreError, Boto3Error)):
+        told = str(error).rstrip(".")
+        return f"AWS cannot be used: {told}. Check the AWS_* variables, profile and region among them."
+    if isinstance(error, OSError):
+        if error.filename is None:
+            return f"The system refused: {error}. Check disk space, memory and network."
+        return f"{error.filename}: {error.strerror}. {_remedy(error)}"
+    return None
 
 
-def _join_local_stack(state: Path) -> None:
-    """Without a database and a queue in the environment, work with the local stack that runs here."""
-    from capstone_dagster.local.stack import enter_environment
-    from capstone_dagster.local.state import read_environment
-
-    if any(os.environ.get(name) for name in ("CAPSTONE_DATABASE_URL", "POSTGRES_HOST", "CAPSTONE_QUEUE_URL")):
-        return
-    environment = read_environment(state.resolve())
-    if environment is not None:
-        enter_environment(environment)
-
-
-@contextmanager
-def _dead_letters(state: Path) -> "Iterator[tuple[UploadQueue, list[DeadLetter]]]":
-    """The upload queue and its dead letters; those still in the list afterwards are put back."""
-    from capstone_dagster.clients import aws_client
-    from capstone_dagster.intake.queue import UploadQueue
-
-    _join_local_stack(state)
-    queue = UploadQueue(aws_client("sqs"), read_settings().required("queue_url"))
-    letters = queue.dead_letters()
-    try:
-        yield queue, letters
-    finally:
-        queue.put_back(letters)
-
-
-def _one_letter(letters: "Sequence[DeadLetter]", message: str) -> "DeadLetter":
-    found = [letter for letter in letters if letter.message_id.startswith(message)]
-    if len(found) != 1:
-        raise typer.BadParameter(
-            f"{len(found)} dead letters begin with {message!r}; `capstone dlq list` shows them"
-        )
-    return found[0]
+def _remedy(error: OSError) -> str:
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return "A directory is needed there: name another path, or move that file away."
+    if isinstance(error, PermissionError):
+        return "Give this user access to it, or name another path."
+    if isinstance(error, (FileNotFoundError, IsADirectoryError)):
+        return "Check the path."
+    return "Check the path, and the disk that it is on."
 
 
 def _event_store(state: Path) -> "EventStore":
     from capstone_dagster.storage.event_store import EventStore
 
-    _join_local_stack(state)
+    join_local_stack(state)
     return EventStore(read_settings().event_store_url())
+
+
+def _columns(store: "EventStore", view: str) -> list[str]:
+    """The columns of a view for consumers, in its order."""
+    import sqlalchemy as sa
+
+    from capstone_dagster.storage.database import database_errors
+    from capstone_dagster.storage.schema import SCHEMA
+
+    with database_errors(store.engine), store.engine.connect() as connection:
+        return list(connection.execute(sa.text(f"SELECT * FROM {SCHEMA}.{view} LIMIT 0")).keys())
 
 
 def _iso_time(text: str) -> None:

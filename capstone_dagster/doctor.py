@@ -11,8 +11,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from capstone_dagster.clients import aws_client
+from capstone_dagster.joining import START_STACK
 from capstone_dagster.services import Services
-from capstone_dagster.settings import ConfigurationError, Settings, read_settings
+from capstone_dagster.settings import ConfigurationError, Settings, read_settings, unknown_variables
 
 State = Literal["pass", "warn", "fail"]
 MARKS: Mapping[State, tuple[str, str]] = {
@@ -20,7 +21,6 @@ MARKS: Mapping[State, tuple[str, str]] = {
     "warn": ("yellow", "warn"),
     "fail": ("red", "FAIL"),
 }
-_START_STACK = "Locally: start the stack with `make dev`, and look again from a second terminal."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,9 @@ class _Wrong(Exception):
 
 def examine() -> Iterator[Finding]:
     """Look at everything in turn; each finding comes as soon as it is known."""
+    for name, nearest in unknown_variables(os.environ).items():
+        remedy = f"Is {nearest} meant?" if nearest else "The README lists the settings."
+        yield Finding("settings", "warn", f"{name} is none of the settings and changes nothing", remedy)
     try:
         settings = read_settings()
     except ConfigurationError as error:
@@ -59,7 +62,9 @@ def examine() -> Iterator[Finding]:
         ("s3 derived", lambda: _derived(services)),
         ("sqs", lambda: _queue(services)),
     ]
-    yield _gpu(settings)
+    # Whoever names a GPU needs it; `auto` does without.
+    gpu_needed = settings.device.startswith("cuda")
+    yield _look("gpu", lambda: _gpu(settings), otherwise="fail" if gpu_needed else "warn")
     for subject, check in needed:
         yield _look(subject, check, otherwise="fail")
     yield _look("sns", lambda: _topic(settings), otherwise="warn")
@@ -73,7 +78,7 @@ def _look(subject: str, check: Callable[[], str], *, otherwise: State) -> Findin
     except _Wrong as wrong:
         return Finding(subject, otherwise, str(wrong), wrong.remedy)
     except ConfigurationError as error:
-        return Finding(subject, otherwise, str(error), _START_STACK)
+        return Finding(subject, otherwise, str(error), START_STACK)
     except Exception as error:
         told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "" if hasattr(error, "failure_class") else "Check the address, credentials and network."
@@ -82,7 +87,7 @@ def _look(subject: str, check: Callable[[], str], *, otherwise: State) -> Findin
 
 def _model(services: Services) -> str:
     from capstone_dagster.analysis import load_detector
-    from capstone_dagster.assets.analyze import analysis_settings
+    from capstone_dagster.models import analysis_settings
 
     settings = services.settings
     detector = load_detector(
@@ -119,16 +124,16 @@ def _decoder() -> str:
     return f"PyAV {av.__version__} writes and reads {info.codec}"
 
 
-def _gpu(settings: Settings) -> Finding:
+def _gpu(settings: Settings) -> str:
     import torch
 
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
-        return Finding("gpu", "pass", f"{torch.cuda.device_count()} × {', '.join(sorted(names))}")
+        return f"{torch.cuda.device_count()} × {', '.join(sorted(names))}"
     if settings.device.startswith("cuda"):
         remedy = "Install NVIDIA's driver, or set CAPSTONE_DEVICE=auto."
-        return Finding("gpu", "fail", f"CAPSTONE_DEVICE is {settings.device}, but torch sees no GPU", remedy)
-    return Finding("gpu", "warn", "none that torch can use: analysis runs on the CPU, more slowly")
+        raise _Wrong(f"CAPSTONE_DEVICE is {settings.device}, but torch sees no GPU", remedy)
+    raise _Wrong("none that torch can use: analysis runs on the CPU, more slowly", "")
 
 
 def _database(services: Services) -> str:
@@ -149,7 +154,7 @@ def _dagster_storage() -> str:
 
     url = os.environ.get("DAGSTER_POSTGRES_URL")
     if not url:
-        raise _Wrong("DAGSTER_POSTGRES_URL is not set: Dagster has nowhere to keep its runs.", _START_STACK)
+        raise _Wrong("DAGSTER_POSTGRES_URL is not set: Dagster has nowhere to keep its runs.", START_STACK)
     engine = sa.create_engine(url, connect_args={"connect_timeout": 5})
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))

@@ -1,4 +1,5 @@
-"""The detection model's file: found locally, fetched once from S3, or left to Ultralytics by name."""
+"""The detection model: its file, found locally, fetched once from S3 or left to Ultralytics by name, and the
+analysis that the settings ask of it. Needs neither Dagster nor a database."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from capstone_dagster.analysis import AnalysisSettings
 from capstone_dagster.storage.errors import ObjectNotFound, StorageError, explained
 
 if TYPE_CHECKING:
@@ -15,15 +17,34 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
+    from capstone_dagster.settings import Settings
+
 EMBEDDED_MODEL = "embedded"
+POOR_RESULTS = (
+    "The embedded demo detector knows the demo's own scenes and little else: "
+    "expect poor results on your video."
+)
 # Package data beside the scripts that made it; none of their code is needed to use it.
 _EMBEDDED_FILE = Path(__file__).with_name("local") / "detector" / "person_face.pt"
+
+# Who names a model is not known where it is looked for.
+_ASKED_BY = "CAPSTONE_MODEL, --model or the request names it"
 
 
 class ModelUnavailable(StorageError):
     """The configured model cannot be had."""
 
     failure_class = "model-unavailable"
+
+
+def analysis_settings(settings: Settings, sample_fps: float | None = None) -> AnalysisSettings:
+    """The analysis library's settings out of the environment's."""
+    return AnalysisSettings(
+        labels=settings.labels,
+        sample_fps=settings.sample_fps if sample_fps is None else sample_fps,
+        min_score=settings.min_score,
+        tracker=settings.tracker,
+    )
 
 
 def locate_model(model: str, *, cache: Path, s3: Callable[[], S3Client]) -> Path:
@@ -48,8 +69,9 @@ def locate_model(model: str, *, cache: Path, s3: Callable[[], S3Client]) -> Path
     if path.name == model and path.suffix == ".pt":
         return _from_ultralytics(model, cache)
     raise ModelUnavailable(
-        f"CAPSTONE_MODEL is {model!r}, and there is no such file or directory. Expected a .pt file, an "
-        "exported model's directory, an s3:// address, an Ultralytics name such as yolov8x.pt, or embedded."
+        f"The model is {model!r} ({_ASKED_BY}), and there is no such file or directory. Expected a .pt file, "
+        "an exported model's directory, an s3:// address, an Ultralytics name such as yolov8x.pt, or "
+        "embedded."
     )
 
 
@@ -68,7 +90,7 @@ def _from_s3(url: str, cache: Path, client: S3Client) -> Path:
                 client.download_file(bucket, key, temporary)
                 os.replace(temporary, target)
     except ObjectNotFound as error:
-        raise ModelUnavailable(f"CAPSTONE_MODEL is {url}, and S3 has no such object.") from error
+        raise ModelUnavailable(f"The model is {url} ({_ASKED_BY}), and S3 has no such object.") from error
     return target
 
 
@@ -90,13 +112,13 @@ def _from_ultralytics(name: str, cache: Path) -> Path:
             attempt_download_asset(fetched)
         except (OSError, RuntimeError) as error:
             raise ModelUnavailable(
-                f"CAPSTONE_MODEL is {name!r}; Ultralytics could not download it: {error}. Give a local path "
-                "or an s3:// address on machines without a way to the internet."
+                f"The model is {name!r} ({_ASKED_BY}); Ultralytics could not download it: {error}. Give a "
+                "local path or an s3:// address on machines without a way to the internet."
             ) from error
         if not fetched.exists():
             raise ModelUnavailable(
-                f"CAPSTONE_MODEL is {name!r}, which is no file here and no model that Ultralytics publishes. "
-                "Give a local path, an s3:// address, or a published name such as yolov8x.pt."
+                f"The model is {name!r} ({_ASKED_BY}), which is no file here and none that Ultralytics "
+                "publishes. Give a local path, an s3:// address, or a published name such as yolov8x.pt."
             )
         os.replace(fetched, target)
     return target

@@ -6,8 +6,11 @@ name, the value found and what is allowed (:class:`ConfigurationError`).
 
 from __future__ import annotations
 
+import difflib
 import re
-from typing import Annotated, Any, Literal
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
@@ -15,12 +18,19 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+# Variables of this project that are none of these settings: read by the tests, the Makefile, dagster.yaml.
+_OTHER_VARIABLES = ("CAPSTONE_TEST_DATA", "CAPSTONE_UI_PORT", "CAPSTONE_LOG_BUCKET")
+_TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[\w-]{1,256}(\.fifo)?", re.ASCII)
 
 
 class ConfigurationError(Exception):
     """A setting is missing or wrong; the message names the variable and what it takes."""
 
     failure_class = "configuration"
+
+
+class NotConfigured(ConfigurationError):
+    """A setting that is needed here is not set at all."""
 
 
 class Settings(BaseSettings):
@@ -70,6 +80,11 @@ class Settings(BaseSettings):
     )
     model_sha256: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="Pins the model; another file is refused."
+    )
+    request_models: CommaSeparated = Field(
+        default=(),
+        description="Models that a request may name beside CAPSTONE_MODEL: Ultralytics names, `embedded`, or "
+        "`s3://` prefixes, separated by commas; other requests are refused.",
     )
     model_cache: str = Field(
         default="~/.cache/capstone/models", description="Directory for models fetched from elsewhere."
@@ -139,7 +154,7 @@ class Settings(BaseSettings):
         "Dagster; its rows and files stay.",
     )
 
-    @field_validator("labels", "key_suffixes", mode="before")
+    @field_validator("labels", "key_suffixes", "request_models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -151,6 +166,28 @@ class Settings(BaseSettings):
     def _some_label(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("at least one label is needed, as in person,face")
+        repeated = [label for label, times in Counter(value).items() if times > 1]
+        if repeated:
+            raise ValueError(f"each label is wanted once, but {', '.join(repeated)} is there more often")
+        return value
+
+    @field_validator("queue_url")
+    @classmethod
+    def _queue_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s]+/\S+", value):
+            raise ValueError(
+                "expected the URL that SQS gives the queue, as in "
+                "https://sqs.ap-northeast-2.amazonaws.com/123456789012/capstone-uploads"
+            )
+        return value
+
+    @field_validator("alert_topic_arn")
+    @classmethod
+    def _topic_arn(cls, value: str | None) -> str | None:
+        if value is not None and not _TOPIC_ARN.fullmatch(value):
+            raise ValueError(
+                "expected an SNS topic's ARN, as in arn:aws:sns:ap-northeast-2:123456789012:capstone-alerts"
+            )
         return value
 
     @field_validator("derived_url")
@@ -196,12 +233,12 @@ class Settings(BaseSettings):
         """The event store's SQLAlchemy URL, with its password; never log it.
 
         Raises:
-            ConfigurationError: neither CAPSTONE_DATABASE_URL nor POSTGRES_HOST is set.
+            NotConfigured: neither CAPSTONE_DATABASE_URL nor POSTGRES_HOST is set.
         """
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         if self.postgres_host is None:
-            raise ConfigurationError(
+            raise NotConfigured(
                 "No event store is configured: set CAPSTONE_DATABASE_URL "
                 "(postgresql+psycopg://user:password@host:5432/capstone) or POSTGRES_HOST and its companions."
             )
@@ -217,12 +254,12 @@ class Settings(BaseSettings):
         """The value of an optional text setting that this caller cannot work without.
 
         Raises:
-            ConfigurationError: it is not set.
+            NotConfigured: it is not set.
         """
         value = getattr(self, name)
         if value is None:
             description = type(self).model_fields[name].description
-            raise ConfigurationError(f"{variable_name(name)} is not set. It is needed here: {description}")
+            raise NotConfigured(f"{variable_name(name)} is not set. It is needed here: {description}")
         return str(value)
 
 
@@ -233,30 +270,45 @@ def variable_name(field: str) -> str:
 
 
 def read_settings(**overrides: Any) -> Settings:
-    """Read and check the environment afresh; keyword arguments win over it.
+    """Read and check the environment afresh; keyword arguments, which command-line options are, win over it.
 
     Raises:
-        ConfigurationError: one sentence per wrong variable.
+        ConfigurationError: one sentence per wrong variable or option.
     """
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise ConfigurationError(_explain(error)) from None
+        raise ConfigurationError(_explain(error, overrides)) from None
 
 
-def _explain(error: ValidationError) -> str:
+def unknown_variables(environment: Iterable[str]) -> Mapping[str, str | None]:
+    """Names that begin like a setting's and are none, mistyped probably; each with the nearest known one."""
+    prefix = "CAPSTONE_"  # left out of the comparison: what all share makes strangers look alike
+    known = {*map(variable_name, Settings.model_fields), *_OTHER_VARIABLES}
+    endings = [name.removeprefix(prefix) for name in sorted(known) if name.startswith(prefix)]
+    found = {}
+    for name in sorted(environment):
+        if name.startswith(prefix) and name not in known:
+            near = difflib.get_close_matches(name.removeprefix(prefix), endings, n=1)
+            found[name] = prefix + near[0] if near else None
+    return found
+
+
+def _explain(error: ValidationError, overrides: Mapping[str, Any]) -> str:
     sentences = []
     for problem in error.errors():
         # An error's location is the alias where there is one, else the field; model-wide ones have none.
         location = str(problem["loc"][0]) if problem["loc"] else ""
-        reason = problem["msg"].removeprefix("Value error, ")
+        reason = problem["msg"].removeprefix("Value error, ").rstrip(".")
         if not location:
-            sentences.append(reason)
+            sentences.append(f"{reason}.")
             continue
-        name = variable_name(location) if location in Settings.model_fields else location
         field = location if location in Settings.model_fields else location.lower()
-        secret = "url" in field or "password" in field
+        name = variable_name(field)
+        if field in overrides:
+            name = f"--{field.replace('_', '-')} (in place of {name})"
+        # A database's URL has a password in it.
+        secret = SecretStr in get_args(Settings.model_fields[field].annotation)
         shown = "" if secret else f" is {problem['input']!r}"
-        described = Settings.model_fields[field].description if field in Settings.model_fields else ""
-        sentences.append(f"{name}{shown}: {reason}. {described}".strip())
+        sentences.append(f"{name}{shown}: {reason}. {Settings.model_fields[field].description}")
     return "Wrong configuration. " + " ".join(sentences)

@@ -12,15 +12,16 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 Format = Literal["table", "json", "csv"]
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names and messages from outside hold brackets and colons: no emoji codes anywhere, and markup only in
+# sentences of our own.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 class Report(Protocol):
@@ -41,13 +42,14 @@ def progress(what: str) -> Iterator[Report]:
         def tell(what: str, fraction: float | None = None) -> None:
             nonlocal last
             if what != last:
-                err.print(f"… {what}")
+                err.print(f"… {what}", markup=False, soft_wrap=True)
                 last = what
 
         tell(what)
         yield tell
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TimeElapsedColumn())
+    said = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), said, BarColumn(30), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bars:
         task = bars.add_task(what, total=None)
 
@@ -60,15 +62,20 @@ def progress(what: str) -> Iterator[Report]:
         yield report
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], form: Format, table: RenderableType) -> None:
-    """Print rows as JSON (a list of objects), CSV with a header, or the table made from them."""
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], form: Format, table: RenderableType, *, columns: Sequence[str]
+) -> None:
+    """Print rows as JSON (a list of objects), CSV with a header, or the table made from them.
+
+    Args:
+        columns: the header of CSV, there without any row too.
+    """
     if form == "json":
         print(json.dumps([dict(row) for row in rows], default=_plain, ensure_ascii=False, indent=2))
     elif form == "csv":
-        if rows:
-            writer = csv.writer(sys.stdout, lineterminator="\n")
-            writer.writerow(rows[0])
-            writer.writerows([_cell(value) for value in row.values()] for row in rows)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row[name]) for name in columns] for row in rows)
     else:
         out.print(table)
 
@@ -84,12 +91,12 @@ def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
             for word, is_cut in ((" start", event["truncated_start"]), (" end", event["truncated_end"]))
             if is_cut
         )
-        cells = [event["video_id"]] if several else []
+        cells = [Text(event["video_id"])] if several else []
         table.add_row(
             *cells,
             clock(event["start_ms"]),
             clock(event["end_ms"]),
-            event["label"],
+            Text(event["label"]),
             str(event["track_id"]),
             f"{event['detections']}×",
             f"{event['best_score']:.2f}",
@@ -107,10 +114,10 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     for row in rows:
         colour = colours.get(row["state"], "default")
         table.add_row(
-            row["video_id"],
-            row["external_id"] or "",
-            row["camera"],
-            f"[{colour}]{row['state']}[/]",
+            Text(row["video_id"]),
+            Text(row["external_id"] or ""),
+            Text(row["camera"]),
+            Text(row["state"], style=colour),
             f"{row['progress']:.0%}",
             local_time(row["updated_at"]),
         )
@@ -129,10 +136,10 @@ def dead_letters_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         since = datetime.fromtimestamp(row["sent_ms"] / 1000).astimezone()
         text = row["body"] if len(row["body"]) <= 60 else row["body"][:59] + "…"
         table.add_row(
-            row["message_id"][:8],
+            Text(row["message_id"][:8]),
             local_time(since),
-            escape(row["reason"] or "delivered too often"),
-            escape(text),
+            Text(row["reason"] or "delivered too often"),
+            Text(text),
         )
     return table
 

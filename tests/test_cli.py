@@ -3,14 +3,20 @@
 import csv
 import io
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
-from capstone_dagster import cli
+from capstone_dagster import cli, doctor
 from capstone_dagster.intake.queue import UploadQueue
+from capstone_dagster.local.state import own_state, write_environment
 from capstone_dagster.storage.event_store import EventStore
 from tests.conftest import Aws
 from tests.storage.test_event_store import ANALYSIS, FACTS, ROWS, UPLOAD
@@ -90,6 +96,16 @@ def test_no_events_is_an_empty_list(capstone: Capstone, store: EventStore) -> No
     told = capstone("events")
     assert (told.code, told.out) == (0, "")
     assert "no events yet" in told.err
+
+
+@pytest.mark.parametrize("command", ["events", "status"])
+def test_no_rows_as_csv_are_a_header(capstone: Capstone, store: EventStore, command: str) -> None:
+    [header] = csv.reader(io.StringIO(capstone(command, "--format", "csv").out))
+    store.record_upload(UPLOAD)
+    store.publish(ANALYSIS, ROWS, FACTS)
+
+    assert {"video_id", "external_id", "camera"} <= set(header)
+    assert next(csv.reader(io.StringIO(capstone(command, "--format", "csv").out))) == header
 
 
 def test_status_tells_why(capstone: Capstone, store: EventStore) -> None:
@@ -188,6 +204,142 @@ def test_what_is_missing_is_named(
     assert not list(tmp_path.glob("out/*.parquet"))
 
 
+@pytest.mark.parametrize("command", [["submit", "a.mp4"], ["status"], ["events"], ["dlq", "list"]])
+def test_without_a_stack_the_way_to_one_is_told(
+    capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.mp4").write_bytes(b"video")
+
+    outcome = capstone(*command)
+
+    assert outcome.code == 1
+    assert "is not set" in outcome.err or "No event store is configured" in outcome.err
+    assert "make dev" in outcome.err
+
+
+def test_a_wrong_option_is_named(capstone: Capstone, clip: Path, tmp_path: Path) -> None:
+    outcome = capstone("analyze", clip, "--out", tmp_path / "out", "--sample-fps", "5000")
+
+    assert outcome.code == 1
+    assert "--sample-fps" in outcome.err
+    assert "--model" in capstone("analyze", clip, "--out", tmp_path / "out", "--model", "no/model.pt").err
+
+
+@pytest.mark.parametrize(
+    ("variables", "command", "told"),
+    [
+        ({"AWS_PROFILE": "nobody"}, ["submit", "a.mp4"], "nobody"),
+        ({"CAPSTONE_QUEUE_URL": "https://sqs.example.com/1/q"}, ["dlq", "list"], "region"),
+        ({}, ["analyze", "a.mp4", "--out", "a.mp4"], "a.mp4"),
+        ({}, ["analyze", "a.mp4", "--out", "a.mp4/below"], "a.mp4/below"),
+    ],
+)
+def test_what_the_surroundings_refuse_is_one_sentence(
+    capstone: Capstone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    command: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("CAPSTONE_RAW_BUCKET", "capstone-raw")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    Path("a.mp4").write_bytes(b"video")
+
+    outcome = capstone(*command)
+
+    assert outcome.code == 1
+    assert "Error:" in outcome.err
+    assert told in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_missing_bucket_is_named_with_its_setting(
+    capstone: Capstone, aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPSTONE_RAW_BUCKET", "capstone-nowhere")
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"video")
+
+    outcome = capstone("submit", video)
+
+    assert outcome.code == 1
+    assert "CAPSTONE_RAW_BUCKET is 'capstone-nowhere'" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ClientError({"Error": {"Code": "AccessDenied"}}, "SendMessage"), "AccessDenied"),
+        (PermissionError(13, "Permission denied", "/out"), "/out: Permission denied. Give this user access"),
+        (OSError(28, "No space left on device"), "disk space"),
+    ],
+)
+def test_errors_of_aws_and_the_system_come_with_a_remedy(
+    capstone: Capstone, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    monkeypatch.setattr(cli, "read_settings", _raising(error))
+
+    outcome = capstone("events")
+
+    assert outcome.code == 1
+    assert told in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_defect_shows_where_it_is_and_says_that_it_is_one(
+    capstone: Capstone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "read_settings", _raising(KeyError("[/lost]")))
+
+    outcome = capstone("events")
+
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("Error: KeyError: '[/lost]'. This is a defect")
+
+
+def _raising(error: Exception) -> Callable[..., None]:
+    def fail(**_: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signals_unwind_what_runs(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    program = """
+import sys, time
+from capstone_dagster import cli
+def endless(**_):
+    try:
+        print("running", flush=True)
+        while True:
+            time.sleep(0.1)
+    finally:
+        print("cleaned up", flush=True)
+cli.read_settings = endless
+sys.argv = ["capstone", "events"]
+cli.main()
+"""
+    environment = {**os.environ, "CAPSTONE_DATABASE_URL": "postgresql+psycopg://nowhere/x"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(number)
+        assert process.stdout.read() == "cleaned up\n"
+        assert process.wait(60) == code
+
+
 def test_a_wrong_setting_is_told_by_any_command(capstone: Capstone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPSTONE_SAMPLE_FPS", "often")
 
@@ -255,6 +407,68 @@ def test_analyze_ends_with_one_json_object(capstone: Capstone, clip: Path, tmp_p
     }
 
 
+def test_analyze_needs_neither_dagster_nor_a_database(clip: Path, tmp_path: Path) -> None:
+    program = """
+import sys
+from capstone_dagster import cli
+sys.argv = ["capstone", "analyze", sys.argv[1], "--out", sys.argv[2], "--sample-fps", "0.5"]
+try:
+    cli.main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print(sorted({"dagster", "sqlalchemy", "psycopg", "alembic"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, clip, tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.fixture
+def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aws: Aws) -> Iterator[Callable[..., None]]:
+    """Makes it look as if a stack with these variables ran where the commands look for one."""
+    before = dict(os.environ)
+    state = tmp_path / "no-stack"
+
+    def describe(**variables: str) -> None:
+        own = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        write_environment(state, {**own, "CAPSTONE_RAW_BUCKET": aws.resources.raw_bucket, **variables})
+
+    with own_state(state):
+        yield describe
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize(("model", "warned"), [(None, True), ("embedded", True), ("yolo11n.pt", False)])
+def test_submit_warns_of_the_demos_own_model(
+    capstone: Capstone, joined: Callable[..., None], tmp_path: Path, model: str | None, warned: bool
+) -> None:
+    joined(**({"CAPSTONE_MODEL": model} if model else {}))
+    video = tmp_path / "mine.mp4"
+    video.write_bytes(b"video")
+
+    outcome = capstone("submit", video)
+
+    assert outcome.code == 0
+    assert ("expect poor results" in outcome.err) == warned
+
+
+def test_submit_shows_names_as_they_are(
+    capstone: Capstone, aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPSTONE_RAW_BUCKET", "capstone-raw")
+    video = tmp_path / "clip[final].mp4"
+    video.write_bytes(b"video")
+
+    outcome = capstone("submit", video, "--camera", "[x]gate")
+
+    assert outcome.code == 0
+    assert "clip[final].mp4 → s3://capstone-raw/[x]gate/clip[final].mp4" in outcome.out
+    assert "Uploading clip[final].mp4" in outcome.err
+
+
 def test_doctor_is_content_when_all_is_there(
     capstone: Capstone, store: EventStore, aws: Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -289,6 +503,26 @@ def test_doctor_is_content_when_all_is_there(
         "pass",
     )
     assert "us-east-1" in ill.out
+
+
+def test_doctor_tells_mistyped_variables(capstone: Capstone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPSTONE_SAMPLE_FSP", "1")
+
+    told = capstone("doctor").out
+
+    assert "warn  settings     CAPSTONE_SAMPLE_FSP" in told
+    assert "Is CAPSTONE_SAMPLE_FPS meant?" in told
+
+
+def test_doctor_goes_on_when_a_look_at_the_gpu_fails(
+    capstone: Capstone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_gpu", lambda _: 1 / 0)
+
+    told = capstone("doctor").out
+
+    assert "gpu          division by zero" in told
+    assert "database" in told
 
 
 def test_doctor_on_a_bare_machine_says_how_to_begin(capstone: Capstone) -> None:

@@ -15,9 +15,11 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from capstone_dagster.local import demo as demo_code
+from capstone_dagster.local.demo import DemoFailed, Patience, follow, run_demo, running_stack
 from capstone_dagster.local.postgres import EVENT_DATABASE, postgres_server
 from capstone_dagster.local.processes import free_port
-from capstone_dagster.local.state import read_environment
+from capstone_dagster.local.state import own_state, read_environment, remove_environment, write_environment
 from tests.support.waiting import wait_for
 
 CAPSTONE = [sys.executable, "-m", "capstone_dagster.cli"]
@@ -203,6 +205,128 @@ def test_dev_serves_the_ui_and_other_terminals_until_ctrl_c(
 
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=90)
-    assert process.returncode == 0, said
+    assert process.returncode == 130, said
+    assert "Stopping" in said
     assert "Traceback" not in said
     assert read_environment(state) is None
+
+
+@pytest.mark.timeout(DEADLINE_S)
+def test_a_terminated_demo_stops_what_it_started(state: Path) -> None:
+    with subprocess.Popen(
+        [*CAPSTONE, "demo", "--state", str(state), "--port", str(free_port())],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Dagster UI, while this runs" in line:
+                break
+        assert process.poll() is None, "".join(said)
+        process.terminate()
+        rest = process.stdout.read()
+        assert process.wait(90) == 143, rest
+
+    assert "Traceback" not in rest
+    assert read_environment(state) is None
+    assert not [each for each in psutil.process_iter(["cmdline"]) if str(state) in str(each.info["cmdline"])]
+
+
+@pytest.mark.parametrize(
+    ("sights", "others", "still_s"),
+    [
+        ("aaaaaaa", "", 180.0),  # nothing moves
+        ("aaabbbb", "", 90.0),  # the row is touched, then nothing more
+        ("aaaaaaa", "11111", 30.0),  # other runs go on until the last look but one
+        ("abcdefg", "", 0.0),
+    ],
+)
+def test_only_time_in_which_nothing_moves_counts_against_a_video(
+    sights: str, others: str, still_s: float
+) -> None:
+    now = 0.0
+    runs = iter(others)
+    patience = Patience(lambda: next(runs, "") == "1", clock=lambda: now)
+
+    for sight in sights:
+        waited = patience.still_s(sight)
+        now += 30.0
+
+    assert waited == still_s
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Iterator[Path]:
+    """A state directory on which, as far as can be seen, another process runs a stack."""
+    before = dict(os.environ)
+    state = tmp_path / "joined"
+    with own_state(state):
+        write_environment(state, {"CAPSTONE_UI_PORT": "3000", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+        yield state
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def silent(what: str, fraction: float | None = None) -> None:
+    del what, fraction
+
+
+def test_a_joined_stack_that_stops_is_noticed(joined: Path) -> None:
+    with running_stack(joined, 3000, silent) as stack:
+        stack.check()
+        remove_environment(joined)
+        with pytest.raises(DemoFailed, match="stopped by its own terminal"):
+            stack.check()
+
+
+def test_a_server_that_stops_first_is_told_as_the_stacks_stop(
+    joined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        remove_environment(joined)
+        raise ConnectionError("connection refused")
+
+    monkeypatch.setattr(demo_code, "submit_video", refused)
+    monkeypatch.setenv("AWS_REGION", "ap-northeast-2")
+    with (
+        running_stack(joined, 3000, silent) as stack,
+        pytest.raises(DemoFailed, match="stopped by its own terminal"),
+    ):
+        follow(tmp_path / "a.mp4", stack, silent)
+
+
+@pytest.mark.parametrize(
+    ("model", "own_video", "warned"),
+    [(None, True, True), (None, False, False), ("embedded", True, True), ("yolo11n.pt", True, False)],
+)
+def test_a_joined_stacks_model_is_told(
+    joined: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str | None,
+    own_video: bool,
+    warned: bool,
+) -> None:
+    variables = {"CAPSTONE_UI_PORT": "3000"} | ({"CAPSTONE_MODEL": model} if model else {})
+    write_environment(joined, variables)
+    monkeypatch.setenv("CAPSTONE_MODEL", "mine.pt")
+    video = tmp_path / "mine.mp4"
+    video.write_bytes(b"video")
+
+    def enough(*_: object, **__: object) -> None:
+        raise DemoFailed("enough")
+
+    monkeypatch.setattr(demo_code, "follow", enough)
+    monkeypatch.setattr(demo_code, "_clip", lambda state, report: video)
+    with pytest.raises(DemoFailed, match="enough"):
+        run_demo(video if own_video else None, joined, 3000)
+
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"analyses with the model {model or 'embedded'}" in told
+    assert "CAPSTONE_MODEL=mine.pt would count" in told
+    assert ("expect poor results" in told) == warned

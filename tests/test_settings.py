@@ -2,7 +2,13 @@
 
 import pytest
 
-from capstone_dagster.settings import ConfigurationError, Settings, read_settings, variable_name
+from capstone_dagster.settings import (
+    ConfigurationError,
+    Settings,
+    read_settings,
+    unknown_variables,
+    variable_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -14,7 +20,13 @@ from capstone_dagster.settings import ConfigurationError, Settings, read_setting
         ("CAPSTONE_COMPUTE", "cloud", ["'cloud'", "'local' or 'batch'"]),
         ("CAPSTONE_ENVIRONMENT", "staging", ["'staging'", "'prod'"]),
         ("CAPSTONE_LABELS", ",", ["at least one label"]),
-        ("CAPSTONE_DERIVED_URL", "http://x", ["s3://bucket/prefix"]),
+        ("CAPSTONE_LABELS", "person, face,person", ["'person, face,person'", "once", "person is there more"]),
+        ("CAPSTONE_DERIVED_URL", "http://x", ["'http://x'", "s3://bucket/prefix"]),
+        ("CAPSTONE_QUEUE_URL", "capstone-uploads", ["'capstone-uploads'", "https://sqs."]),
+        ("CAPSTONE_QUEUE_URL", "https://sqs.us-east-1.amazonaws.com", ["us-east-1.amazonaws.com'", "URL"]),
+        ("CAPSTONE_QUEUE_URL", "arn:aws:sqs:us-east-1:1:q", ["'arn:aws:sqs:us-east-1:1:q'", "URL"]),
+        ("CAPSTONE_ALERT_TOPIC_ARN", "alerts", ["'alerts'", "arn:aws:sns:"]),
+        ("CAPSTONE_ALERT_TOPIC_ARN", "arn:aws:sqs:us-east-1:123456789012:q", [":q'", "SNS"]),
         ("CAPSTONE_TIMEZONE", "Seoul", ["'Seoul'", "Asia/Seoul"]),
         ("CAPSTONE_MODEL_SHA256", "abc", ["'abc'"]),
         ("CAPSTONE_CAMERA_PATTERN", "(", ["'('", "regular expression"]),
@@ -33,6 +45,26 @@ def test_a_wrong_setting_is_named(
 
     for part in [variable, *told]:
         assert part in str(caught.value)
+
+
+def test_a_wrong_option_is_not_blamed_on_the_environment_alone() -> None:
+    with pytest.raises(ConfigurationError, match=r"--sample-fps \(in place of CAPSTONE_SAMPLE_FPS\) is 5000"):
+        read_settings(sample_fps=5000.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("CAPSTONE_SAMPLE_FSP", "CAPSTONE_SAMPLE_FPS"),
+        ("CAPSTONE_LABEL", "CAPSTONE_LABELS"),
+        ("CAPSTONE_XQ7", None),
+    ],
+)
+def test_a_mistyped_variable_is_found_with_its_nearest(name: str, nearest: str | None) -> None:
+    known = [variable_name(field) for field in Settings.model_fields]
+    others = ["CAPSTONE_TEST_DATA", "CAPSTONE_UI_PORT", "CAPSTONE_LOG_BUCKET", "PATH"]
+
+    assert unknown_variables([*known, *others, name]) == {name: nearest}
 
 
 def test_every_wrong_setting_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +107,13 @@ def test_the_event_store_from_its_parts(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPSTONE_LABELS", " person , bicycle ")
+    monkeypatch.setenv("CAPSTONE_REQUEST_MODELS", "yolo11n.pt,s3://models/")
     monkeypatch.setenv("CAPSTONE_SAMPLE_FPS", "")  # empty is unset
 
     settings = read_settings()
 
     assert settings.labels == ("person", "bicycle")
+    assert settings.request_models == ("yolo11n.pt", "s3://models/")
     assert settings.sample_fps == 5.0
 
 

@@ -21,6 +21,7 @@ from capstone_dagster.analysis import (
     model_sha256,
 )
 from capstone_dagster.assets.references import DetectionsReference
+from capstone_dagster.models import analysis_settings
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import ObjectNotFound
@@ -42,16 +43,6 @@ class AnalysisOrder:
     sample_fps: float | None = None
     model: str | None = None
     nonce: str | None = None
-
-
-def analysis_settings(settings: Settings, sample_fps: float | None = None) -> AnalysisSettings:
-    """The analysis library's settings out of the environment's."""
-    return AnalysisSettings(
-        labels=settings.labels,
-        sample_fps=settings.sample_fps if sample_fps is None else sample_fps,
-        min_score=settings.min_score,
-        tracker=settings.tracker,
-    )
 
 
 def detect(

@@ -17,8 +17,8 @@ from capstone_dagster.analysis import (
     read_detections,
     write_events,
 )
-from capstone_dagster.assets.analyze import analysis_settings
-from capstone_dagster.services import Services
+from capstone_dagster.clients import aws_client
+from capstone_dagster.models import analysis_settings, locate_model
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import SourceMissing
 from capstone_dagster.terminal import Report
@@ -51,7 +51,8 @@ def analyze_file(video: Path, out: Path, settings: Settings, report: Report) -> 
         raise SourceMissing(f"Expected a video file, but there is none at {video}.")
     chosen = analysis_settings(settings)
     rules = EventRules()
-    model = Services(settings).model_path()
+    cache = Path(settings.model_cache).expanduser()
+    model = locate_model(settings.model, cache=cache, s3=lambda: aws_client("s3"))
     detector = load_detector(model, chosen, device=settings.device, expected_sha256=settings.model_sha256)
 
     def follow(progress: Progress) -> None:

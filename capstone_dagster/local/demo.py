@@ -20,7 +20,7 @@ from capstone_dagster.local import clip as clips
 from capstone_dagster.local.dagster_services import UI_PORT_VARIABLE
 from capstone_dagster.local.stack import LocalStack, enter_environment, local_stack
 from capstone_dagster.local.state import read_environment
-from capstone_dagster.models import EMBEDDED_MODEL, ModelUnavailable, locate_model
+from capstone_dagster.models import EMBEDDED_MODEL, POOR_RESULTS, ModelUnavailable, locate_model
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.storage.objects import open_object_store
@@ -32,9 +32,15 @@ if TYPE_CHECKING:
 
 # What `make demo VIDEO=…` tries before the embedded detector, which knows only its own scenes.
 SMALL_MODEL = "yolo11n.pt"
-# Nothing the pipeline does takes this long without a sign of life; a queue behind other videos shows as such.
+# Nothing the pipeline does takes this long without a sign of life, its own or of a run that it waits for.
 _STALL_S = 180.0
 _POLL_S = 0.2
+# Dagster, the emulator and PostgreSQL may each take their time to stop.
+_STOPPING_S = 30.0
+# Failures that the end of a server does not explain.
+_FINDINGS = {"internal", "configuration", "undecodable-video"}
+# How often Dagster is asked for other runs while the video does not move.
+_LOOK_AROUND_S = 5.0
 _FINAL = {"done", "failed", "cancelled", "superseded"}
 
 
@@ -69,12 +75,14 @@ def run_demo(video: Path | None, state: Path, port: int) -> None:
     if video is not None and not video.is_file():
         raise DemoFailed(f"Expected a video file, but there is none at {video}.")
     with terminal.progress("Preparing") as report:
-        _choose_model(video is not None, report)
+        joined = read_environment(state)
+        if joined is not None:
+            _tell_model(joined, own_video=video is not None)
+        elif video is not None:
+            _choose_model(report)
         source = video or _clip(state, report)
-        with _running_stack(state, port, report) as running:
-            submission, sent_at = _submit(source, is_clip=video is None, report=report)
-            record = _wait(submission, running, report)
-            outcome = _outcome(record, submission, sent_at)
+        with running_stack(state, port, report) as running:
+            outcome = follow(source, running, report, camera="demo" if video is None else None)
             files = _fetch(outcome, state, report)
     _show(outcome, files, is_clip=video is None, running=running, seconds=time.monotonic() - began)
 
@@ -110,9 +118,35 @@ class Outcome:
     reused: bool
 
 
-def _choose_model(own_video: bool, report: Report) -> None:
+def model_of(environment: Mapping[str, str]) -> str:
+    """The model that a local stack analyses with, out of its variables."""
+    return environment.get("CAPSTONE_MODEL") or EMBEDDED_MODEL
+
+
+def warn_if_embedded(environment: Mapping[str, str]) -> None:
+    """Say that a running stack's model is not made for somebody's own video, where that is so."""
+    if model_of(environment) == EMBEDDED_MODEL:
+        terminal.err.print(
+            f"[yellow]Warning:[/] {escape(POOR_RESULTS)} For real ones stop the stack and start it with a "
+            f"YOLO model: CAPSTONE_MODEL={SMALL_MODEL} make dev",
+            soft_wrap=True,
+        )
+
+
+def _tell_model(environment: Mapping[str, str], *, own_video: bool) -> None:
+    """Whoever joins a running stack gets that one's model, whatever was chosen here."""
+    model, own = model_of(environment), os.environ.get("CAPSTONE_MODEL")
+    told = f"The stack that is running analyses with the model {model}"
+    if own and own != model:
+        told += f"; CAPSTONE_MODEL={own} would count for a stack of the demo's own only"
+    terminal.err.print(f"{told}.", markup=False, soft_wrap=True)
+    if own_video:
+        warn_if_embedded(environment)
+
+
+def _choose_model(report: Report) -> None:
     """For somebody's own video the embedded detector is the last resort, and that is said."""
-    if not own_video or os.environ.get("CAPSTONE_MODEL"):
+    if os.environ.get("CAPSTONE_MODEL"):
         return
     report(f"Fetching the model {SMALL_MODEL}")
     settings = read_settings()
@@ -121,9 +155,8 @@ def _choose_model(own_video: bool, report: Report) -> None:
         found = locate_model(SMALL_MODEL, cache=cache, s3=lambda: aws_client("s3"))
     except ModelUnavailable as error:
         terminal.err.print(
-            f"[yellow]Warning:[/] {escape(str(error))}\nThe embedded demo detector is used instead. It knows "
-            "the demo's own scenes and little else: [bold]expect poor results[/] on your video. Set "
-            "CAPSTONE_MODEL to a YOLO model file for real ones.",
+            f"[yellow]Warning:[/] {escape(str(error))}\nThe embedded model is used instead. "
+            f"{escape(POOR_RESULTS)} Set CAPSTONE_MODEL to a YOLO model file for real ones.",
             soft_wrap=True,
         )
         os.environ["CAPSTONE_MODEL"] = EMBEDDED_MODEL
@@ -143,14 +176,22 @@ def _clip(state: Path, report: Report) -> Path:
 
 
 @contextmanager
-def _running_stack(state: Path, port: int, report: Report) -> Iterator[RunningStack]:
+def running_stack(state: Path, port: int, report: Report) -> Iterator[RunningStack]:
     """The stack that runs on `state`, else one for the time of the block."""
     environment = read_environment(state)
     if environment is not None:
         report("Using the local stack that is running")
         enter_environment(environment)
         ui = f"http://127.0.0.1:{environment[UI_PORT_VARIABLE]}"
-        yield RunningStack(ui, state / "logs", stays=True, check=lambda: None)
+
+        def check() -> None:
+            if read_environment(state) != environment:  # gone, or another one since
+                raise DemoFailed(
+                    "The local stack that the demo worked with was stopped by its own terminal. Start it "
+                    "again with `make dev`, which goes on with the video, or run the demo without one."
+                )
+
+        yield RunningStack(ui, state / "logs", stays=True, check=check)
         return
     with local_stack(state, webserver_port=port, before_dagster=prepare, on_progress=report) as stack:
         assert stack.dagster is not None
@@ -159,12 +200,33 @@ def _running_stack(state: Path, port: int, report: Report) -> Iterator[RunningSt
         yield RunningStack(stack.dagster.url, stack.logs, stays=False, check=stack.check)
 
 
-def _submit(path: Path, *, is_clip: bool, report: Report) -> tuple[Submission, float]:
+def follow(path: Path, running: RunningStack, report: Report, *, camera: str | None = None) -> Outcome:
+    """Upload a file and follow it until its events are persisted.
+
+    Raises:
+        DemoFailed: its run failed, or nothing moved for long.
+    """
     report(f"Uploading {path.name}")
     sent_at = time.time()
-    camera = "demo" if is_clip else None
-    submission = submit_video(path, aws_client("s3"), read_settings(), camera=camera)
-    return submission, sent_at
+    with _naming_a_stop(running):
+        submission = submit_video(path, aws_client("s3"), read_settings(), camera=camera)
+        record = _wait(submission, running, report)
+        return _outcome(record, submission, sent_at)
+
+
+@contextmanager
+def _naming_a_stop(running: RunningStack) -> Iterator[None]:
+    """A stack that another terminal stops loses its servers one by one and is known to be gone last: what
+    fails meanwhile is told as what it is."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "failure_class", "") not in _FINDINGS:
+            give_up = time.monotonic() + (_STOPPING_S if running.stays else 0)
+            while time.monotonic() < give_up:
+                running.check()
+                time.sleep(_POLL_S)
+        raise
 
 
 def _wait(submission: Submission, running: RunningStack, report: Report) -> RunRecord:
@@ -178,20 +240,26 @@ def _wait(submission: Submission, running: RunningStack, report: Report) -> RunR
     store = EventStore(read_settings().event_store_url())
     mine = RunsFilter(tags={"capstone/upload_id": submission.upload_id})
     with DagsterInstance.get() as instance:
-        seen, since = None, time.monotonic()
+
+        def others_run() -> bool:
+            active = RunsFilter(statuses=[DagsterRunStatus.STARTING, DagsterRunStatus.STARTED])
+            runs = instance.get_runs(active, limit=10)
+            return any(run.tags.get("capstone/upload_id") != submission.upload_id for run in runs)
+
+        patience = Patience(others_run)
         while True:
             running.check()
             row = next((r for r in store.current_status(submission.video_id)), None)
             known = row is not None and row["upload_id"] == submission.upload_id
             sight = (row["state"], row["progress"]) if row is not None and known else ("waiting", 0.0)
-            if sight != seen:
-                seen, since = sight, time.monotonic()
+            # Containers that do not say how long they are keep the share at 0, yet their row is touched.
+            still_s = patience.still_s((*sight, row["updated_at"] if row is not None and known else None))
             _tell(sight, report)
             if sight[0] in _FINAL:
                 record = next(iter(instance.get_run_records(mine, limit=1)), None)
                 if record is not None and record.dagster_run.is_finished:
                     break
-            if time.monotonic() - since > _STALL_S:
+            if still_s > _STALL_S:
                 raise DemoFailed(
                     f"Nothing has moved for {_STALL_S:.0f} s: the video is {sight[0]}. See the logs in "
                     f"{running.logs}; `make dev` shows the same in Dagster's UI."
@@ -204,6 +272,32 @@ def _wait(submission: Submission, running: RunningStack, report: Report) -> RunR
                 f"Run {record.dagster_run.run_id}; logs are in {running.logs}, and `make dev` shows the run."
             )
         return record
+
+
+class Patience:
+    """Counts the seconds in which nothing moves: neither what is watched, nor a run that it may wait for.
+
+    Args:
+        others_run: whether another run is in progress; asked now and then while nothing moves.
+        clock: seconds from any beginning.
+    """
+
+    def __init__(self, others_run: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+        self._others_run = others_run
+        self._clock = clock
+        self._seen: object = None
+        self._since = self._asked = clock()
+
+    def still_s(self, sight: object) -> float:
+        """The seconds since `sight`, which can be anything comparable, or the other runs last moved."""
+        now = self._clock()
+        if sight != self._seen:
+            self._seen, self._since = sight, now
+        elif now - max(self._since, self._asked) >= _LOOK_AROUND_S:
+            self._asked = now
+            if self._others_run():
+                self._since = now
+        return now - self._since
 
 
 def _tell(sight: tuple[str, float], report: Report) -> None:
@@ -296,7 +390,8 @@ def _fetch(outcome: Outcome, state: Path, report: Report) -> Path:
 
 def _show(outcome: Outcome, files: Path, *, is_clip: bool, running: RunningStack, seconds: float) -> None:
     say = terminal.out.print
-    say(f"\n[bold]{outcome.submission.url}[/] → video {outcome.submission.video_id}\n", soft_wrap=True)
+    url = escape(outcome.submission.url)
+    say(f"\n[bold]{url}[/] → video {outcome.submission.video_id}\n", soft_wrap=True)
     say("[bold]How long each leg took[/]")
     for leg in outcome.legs:
         say(f"  {leg.name:<52}{leg.seconds:>7.2f} s")
@@ -311,8 +406,8 @@ def _show(outcome: Outcome, files: Path, *, is_clip: bool, running: RunningStack
         _compare_with_truth(outcome.events)
     say("\n[bold]Where the results are[/] (copies of what lies in the local S3)")
     for name in ("contact_sheet.jpg", "frames.parquet", "detections.parquet", "events.parquet"):
-        say(f"  {files / name}", soft_wrap=True)
-    say(f"  {files / 'thumbnails'}/", soft_wrap=True)
+        say(f"  {files / name}", markup=False, soft_wrap=True)
+    say(f"  {files / 'thumbnails'}/", markup=False, soft_wrap=True)
     say("\n[bold]How to go on[/]")
     if running.stays:
         say(f"  {running.ui:<30} Dagster's UI, still running")

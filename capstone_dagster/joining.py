@@ -1,0 +1,39 @@
+"""How a command finds the stack that it works with: the environment's, else the one that runs here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+DEFAULT_STATE = Path(__file__).resolve().parent.parent / ".capstone"
+StateOption = Annotated[
+    Path,
+    typer.Option(
+        "--state", help="Where the local stack keeps everything it remembers.", show_default=".capstone"
+    ),
+]
+FormatOption = Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="How to print.")]
+START_STACK = "Locally: start the stack with `make dev`, and try again from a second terminal."
+_SUFFICIENT = ("CAPSTONE_DATABASE_URL", "POSTGRES_HOST", "CAPSTONE_QUEUE_URL")
+
+
+def join_local_stack(state: Path) -> Mapping[str, str] | None:
+    """Without a database and a queue in the environment, work with the local stack that runs on `state`.
+
+    Returns:
+        The variables of that stack; None if the environment's settings count, or no stack runs.
+    """
+    if any(os.environ.get(name) for name in _SUFFICIENT):
+        return None
+    # Packages of the local stack, which an installation for the cloud goes without.
+    from capstone_dagster.local.stack import enter_environment
+    from capstone_dagster.local.state import read_environment
+
+    environment = read_environment(state.resolve())
+    if environment is not None:
+        enter_environment(environment)
+    return environment
