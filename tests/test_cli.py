@@ -19,7 +19,7 @@ from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.local.state import own_state, write_environment
 from capstone_dagster.storage.event_store import EventStore
 from tests.conftest import Aws
-from tests.storage.test_event_store import ANALYSIS, FACTS, ROWS, UPLOAD
+from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
 from tests.support.waiting import wait_for
 
 
