@@ -264,8 +264,11 @@ class _Player:
         ).outerjoin(notices, notices.c.upload_id == video_status.c.upload_id)
         with self._stage.events.engine.connect() as connection:
             statuses = {upload: Status(state, count) for upload, state, count in connection.execute(status)}
-            ids = connection.execute(sa.select(videos.c.video_id, videos.c.external_id)).all()
-        return {"statuses": statuses, "external_ids": {video: external for video, external in ids}}
+            external_ids = {
+                row.video_id: row.external_id
+                for row in connection.execute(sa.select(videos.c.video_id, videos.c.external_id))
+            }
+        return {"statuses": statuses, "external_ids": external_ids}
 
 
 def _run(record: Any) -> Run:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 from tests.intake.soak.history import Ask, DeadLetter, History, Message, Run
 
@@ -31,7 +32,7 @@ class Fault(StrEnum):
     DEAD_LETTER_UNEXPLAINED = "does not belong to the dead letters"
     LEFT_BEHIND = "still in the queue"
     NO_PARTITION = "a run whose video is no partition"
-    WRONG_STATUS = "the event store does not say that it is queued"
+    WRONG_STATUS = "the event store does not say that it got further than received"
     WRONG_NOTICES = "its arrival was not told exactly once"
     WRONG_EXTERNAL_ID = "the back end's id was lost"
 
@@ -116,7 +117,7 @@ def _check_runs(history: History) -> Iterator[Violation]:
             yield Violation(Fault.NEVER_SUBMITTED, f"run {run.run_id}")
     for runs in together.values():
         runs.sort(key=lambda run: run.created_at)
-        for first, second in zip(runs, runs[1:], strict=False):
+        for first, second in pairwise(runs):
             if first.deleted_at is None or first.deleted_at > second.created_at:
                 both = f"runs {first.run_id} and {second.run_id}"
                 yield Violation(Fault.DUPLICATED, f"upload {second.upload_id[:12]}: {both}")
@@ -147,7 +148,7 @@ def _check_event_store(history: History) -> Iterator[Violation]:
             if ask.forbidden or _was_gone(ask, acknowledged):
                 continue
             known = [history.statuses[upload] for upload in ask.run_keys if upload in history.statuses]
-            if queued.intersection(ask.run_keys) and not any(status.state == "queued" for status in known):
+            if queued.intersection(ask.run_keys) and not any(status.state != "received" for status in known):
                 yield Violation(Fault.WRONG_STATUS, f"upload of {ask.video_id}")
             if ask.external_id and history.external_ids.get(ask.video_id) != ask.external_id:
                 yield Violation(Fault.WRONG_EXTERNAL_ID, f"{ask.external_id} of {ask.video_id}")

@@ -1,4 +1,4 @@
-"""The code location that the harness's daemon loads: the real sensor, and a job whose runs are only recorded."""
+"""The code location that the harness's daemon loads: the real sensor, and a job that is never launched."""
 
 import os
 

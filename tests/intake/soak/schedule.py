@@ -239,22 +239,26 @@ class _Dealer:
         return put
 
     def _announce(self, put: Put) -> list[Announcement]:
-        """S3's notification of an upload, and what the back end has to say of it."""
+        """S3's notifications of an upload, by one way or two, and what the back end has to say of it."""
         chance = self._chance
-        shape = chance.choice([Shape.S3, Shape.S3, Shape.SNS, Shape.EVENTBRIDGE])
-        named = put.number if chance.random() < 0.6 else None
-        wants = [Want(put.key, named)]
-        if shape is Shape.S3 and chance.random() < 0.15:
-            other = chance.choice(self._keys)
-            wants.append(Want(other))
-        bad_record = shape in (Shape.S3, Shape.SNS) and chance.random() < 0.08
-        told = [Announcement(next(self._announcements), shape, tuple(wants), bad_record=bad_record)]
-        if chance.random() < 0.85:
+        told = [self._notification(put)]
+        if chance.random() < 0.8:
+            told.append(self._notification(put))
+        if chance.random() < 0.9:
             told.append(self._request(put.key))
-        for fields in ({"sample_fps": 2.5}, {"model": "yolo11n.pt"}, {"force": True}, {"priority": 5}):
+        for fields in ({"sample_fps": 2.5}, {"model": "embedded"}, {"force": True}, {"priority": 5}):
             if chance.random() < 0.04:
                 told.append(self._request(put.key, **fields))
         return told
+
+    def _notification(self, put: Put) -> Announcement:
+        chance = self._chance
+        shape = chance.choice([Shape.S3, Shape.S3, Shape.SNS, Shape.EVENTBRIDGE])
+        wants = [Want(put.key, put.number if chance.random() < 0.6 else None)]
+        if shape is Shape.S3 and chance.random() < 0.15:
+            wants.append(Want(chance.choice(self._keys)))
+        bad_record = shape in (Shape.S3, Shape.SNS) and chance.random() < 0.08
+        return Announcement(next(self._announcements), shape, tuple(wants), bad_record=bad_record)
 
     def _request(self, key: str, **fields: object) -> Announcement:
         fields = {"video_id": external_id(key), **fields}

@@ -113,7 +113,7 @@ def _database(postgres: PostgresServer) -> Iterator[str]:
     name = f"soak_{uuid4().hex}"
     with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
-        # The daemon is killed, not the server: what a commit promises is as good without waiting for the disk.
+        # The daemon is killed, not the server: commits hold without waiting for the disk.
         connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
         yield url.set(database=name).render_as_string(hide_password=False)
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from botocore.exceptions import ClientError
 from dagster import DagsterInstance
 from dagster._core.remote_origin import InProcessCodeLocationOrigin
 from dagster._core.remote_representation.code_location import InProcessCodeLocation
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
@@ -98,6 +101,12 @@ def _run_daemon(
     # As the webserver does: Dagster's daemon opens a connection for each statement, which takes four times
     # as long and is not what is tested here.
     instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=20)
+    # Asked of PostgreSQL six times a run, and the tables stay as they are: a seventh of the time.
+    for storage, question in (
+        (SqlRunStorage, "has_run_stats_index_cols"),
+        (SqlEventLogStorage, "has_asset_key_index_cols"),
+    ):
+        setattr(storage, question, cache(getattr(storage, question)))
     # The harness does not wait a second between two ticks.
     dagster._daemon.sensor.is_under_min_interval = lambda *_: False
     tally = _Tally()
