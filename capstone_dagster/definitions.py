@@ -5,7 +5,7 @@ A wrong setting stops the code location from loading, with the variable's name.
 
 import dagster as dg
 
-from capstone_dagster.assets.failing import cancellation_status_sensor, failure_status_sensor
+from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.intake.pruning import prune_partitions, prune_schedule
@@ -25,7 +25,7 @@ defs = dg.Definitions(
     assets=[raw_videos, video_analysis, events],
     jobs=[analyze_upload, prune_partitions],
     schedules=[prune_schedule],
-    sensors=[upload_sensor, failure_status_sensor, cancellation_status_sensor],
+    sensors=[upload_sensor, video_status_sensor],
     resources={
         "services": dg.ResourceDefinition.hardcoded_resource(services),
         "io_manager": reference_io_manager,

@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _shown(default: Any) -> str:
-    if default is None or default == "":
+    if default is None or default in ("", ()):
         return ""
     text = ",".join(default) if isinstance(default, tuple) else str(default)
     return f"`{text.replace('|', '&#124;')}`"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from capstone_dagster.analysis import (
     DETECTION_VERSION,
@@ -84,13 +85,15 @@ def detect(
         reused=True,
     )
     try:
-        manifest = json.loads(services.objects.get_bytes(reference.prefix + MANIFEST))
+        reference = replace(reference, summary=_manifest(reference, services))
         say(f"Detections {identity} exist already: nothing is analysed again.")
-        return replace(reference, summary=manifest)
+        return reference
     except ObjectNotFound:
         pass
 
-    detector = _detector(model, chosen, services.settings.device, _pin(order, services.settings))
+    # Whatever is pinned or not: what is loaded must be what the id was made from.
+    expected = _pin(order, services.settings) or sha256
+    detector = _detector(model, chosen, services.settings.device, expected)
     if detector.missing_labels:
         say(f"The model {detector.name} has no label {', '.join(detector.missing_labels)}: not looked for.")
     with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
@@ -108,10 +111,19 @@ def detect(
         say(f"Fetched {upload.size_bytes:,} bytes in {time.monotonic() - started:.1f} s.")
         out = Path(folder) / "detections"
         summary = asdict(analyze_video(video, out, detector=detector, settings=chosen, progress=progress))
+        if services.objects.exists(reference.prefix + MANIFEST):
+            # Another run of the same bytes finished first: what it wrote stands as it is.
+            say(f"Detections {identity} were finished by another run meanwhile.")
+            return replace(reference, summary=_manifest(reference, services))
         for file in sorted(path for path in out.rglob("*") if path.is_file()):
             services.objects.put_file(reference.prefix + file.relative_to(out).as_posix(), file)
     services.objects.put_bytes(reference.prefix + MANIFEST, json.dumps(summary, indent=1).encode())
     return replace(reference, summary=summary, reused=False)
+
+
+def _manifest(reference: DetectionsReference, services: Services) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(services.objects.get_bytes(reference.prefix + MANIFEST))
+    return manifest
 
 
 def _pin(order: AnalysisOrder, settings: Settings) -> str | None:

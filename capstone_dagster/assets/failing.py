@@ -1,6 +1,6 @@
 """Failures of ops and runs, in the words of the failure list: in the run, its tags and the event store."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,10 @@ from capstone_dagster.storage.errors import StorageError
 
 FAILURE_TAG = "capstone/failure"
 UPLOAD_TAG = "capstone/upload_id"
+# Dagster's own word on a failed run that it is about to start again.
+_WILL_RETRY_TAG = "dagster/will_retry"
+# A run is re-executed with its parent's tags; this takes the place of a failure that is not its own.
+_NO_FAILURE = "none"
 
 
 @dataclass(slots=True)
@@ -21,80 +25,120 @@ class FailureSubject:
     upload_id: str | None = None
 
 
+def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.Failure:
+    """A Dagster failure that says class, cause and remedy; only transient classes may be retried.
+
+    Args:
+        final: classes that are not to be retried here although they are transient.
+    """
+    failure = classify(error)
+    policy, told = POLICIES[failure], sentence(error)
+    return dg.Failure(
+        description=f"{failure.value}: {told} What to do: {policy.remedy}",
+        metadata={"failure_class": failure.value, "cause": told, "remedy": policy.remedy},
+        allow_retries=policy.transient and failure not in final,
+    )
+
+
 @contextmanager
 def explained(
-    context: dg.OpExecutionContext, services: Services, upload_id: str | None = None
+    context: dg.OpExecutionContext,
+    services: Services,
+    upload_id: str | None = None,
+    *,
+    final: Collection[FailureClass] = (),
 ) -> Iterator[FailureSubject]:
-    """Turn whatever goes wrong in an op into a Dagster failure with class, cause and remedy.
+    """Turn whatever goes wrong in an op into :func:`as_failure`.
 
-    Transient classes may be retried by the op's policy; the others end the run at once. After the last try,
-    the upload's status says failed, and why.
+    After the last try the run's tag and the upload's status say what failed, and why.
     """
-    subject = FailureSubject(upload_id or context.run.tags.get(UPLOAD_TAG))
+    tags = run_tags(context)
+    subject = FailureSubject(upload_id or tags.get(UPLOAD_TAG))
+    if tags.get(FAILURE_TAG, _NO_FAILURE) != _NO_FAILURE:
+        context.instance.add_run_tags(context.run_id, {FAILURE_TAG: _NO_FAILURE})
     try:
         yield subject
     except Exception as error:
-        failure = classify(error)
-        policy, told = POLICIES[failure], sentence(error)
+        failure = as_failure(error, final=final)
         retries = context.op_def.retry_policy.max_retries if context.op_def.retry_policy else 0
         last_try = retries == 0 or context.retry_number >= retries
-        if last_try or not policy.transient:
-            if context.instance.has_run(context.run_id):  # an op called on its own, as in a test, has none
-                context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
-            if subject.upload_id:
-                _mark_failed(context, services, subject.upload_id, failure, told)
-        raise dg.Failure(
-            description=f"{failure.value}: {told} What to do: {policy.remedy}",
-            metadata={"failure_class": failure.value, "cause": told, "remedy": policy.remedy},
-            allow_retries=policy.transient,
-        ) from error
+        if last_try or not failure.allow_retries:
+            _record(context, services, subject.upload_id, classify(error), sentence(error))
+        raise failure from error
 
 
-def _mark_failed(
-    context: dg.OpExecutionContext, services: Services, upload_id: str, failure: FailureClass, told: str
+def run_tags(context: dg.OpExecutionContext) -> Mapping[str, str]:
+    """The tags of the run that an op is part of; an op called on its own, as in a test, has none."""
+    run = context.instance.get_run_by_id(context.run_id)
+    return run.tags if run is not None else {}
+
+
+def _record(
+    context: dg.OpExecutionContext,
+    services: Services,
+    upload_id: str | None,
+    failure: FailureClass,
+    told: str,
 ) -> None:
+    if context.instance.has_run(context.run_id):
+        context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
+    if upload_id is None:
+        return
     try:
-        services.events.mark_failed(upload_id, context.run_id, failure_class=failure.value, message=told)
+        if failure == FailureClass.SOURCE_CHANGED:
+            services.events.mark_superseded(upload_id, context.run_id)
+        else:
+            services.events.mark_failed(upload_id, context.run_id, failure_class=failure.value, message=told)
     except StorageError as error:
-        # The sensor below says it when the database is back.
+        # The sensor below writes it when the database is back.
         context.log.warning(f"The failure could not be written to the event store: {error}")
 
 
-@dg.run_failure_sensor(
-    name="failure_status_sensor",
+@dg.sensor(
+    name="video_status_sensor",
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Writes failures into video_status that the failing run could not write itself: lost "
-    "workers, an event store that was away.",
+    description="Brings video_status up to date with runs that could not do so themselves: whose worker was "
+    "lost, that an operator ended, or that failed while the event store was away.",
 )
-def failure_status_sensor(
-    context: dg.RunFailureSensorContext, services: dg.ResourceParam[Services]
-) -> dg.SkipReason | None:
-    run = context.dagster_run
-    upload_id = run.tags.get(UPLOAD_TAG)
-    if upload_id is None:
-        return dg.SkipReason("The run is none of an upload.")
-    known = run.tags.get(FAILURE_TAG)
-    failure = FailureClass(known) if known in set(FailureClass) else FailureClass.WORKER_LOST
-    message = context.failure_event.message or "The run failed without a word."
-    services.events.mark_failed(
-        upload_id, run.run_id, failure_class=failure.value, message=message, only_if_unfinished=True
-    )
-    return None
+def video_status_sensor(
+    context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
+) -> dg.SkipReason:
+    """Compares the two records afresh each time, so that a tick which fails loses nothing."""
+    unfinished = dict(services.events.unfinished_runs())
+    if not unfinished:
+        return dg.SkipReason("Every upload's status is final.")
+    runs = context.instance.get_runs(dg.RunsFilter(run_ids=sorted(set(unfinished.values()))))
+    status = {run.run_id: run for run in runs}
+    written = 0
+    for upload_id, run_id in unfinished.items():
+        run = status.get(run_id)
+        if run is not None and run.status == dg.DagsterRunStatus.CANCELED:
+            services.events.mark_cancelled(upload_id, run_id)
+            written += 1
+        elif run is not None and run.status == dg.DagsterRunStatus.FAILURE:
+            if run.tags.get(_WILL_RETRY_TAG) == "true":
+                continue  # it is queued again: nothing has failed for good
+            failure, told = failure_of(context.instance, run)
+            context.instance.add_run_tags(run_id, {FAILURE_TAG: failure.value})
+            written += services.events.mark_failed(
+                upload_id, run_id, failure_class=failure.value, message=told, only_if_unfinished=True
+            )
+    return dg.SkipReason(f"{len(unfinished)} uploads are under way, {written} brought up to date.")
 
 
-@dg.run_status_sensor(
-    run_status=dg.DagsterRunStatus.CANCELED,
-    name="cancellation_status_sensor",
-    minimum_interval_seconds=5,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Writes into video_status that an operator cancelled an upload's run.",
-)
-def cancellation_status_sensor(
-    context: dg.RunStatusSensorContext, services: dg.ResourceParam[Services]
-) -> dg.SkipReason | None:
-    upload_id = context.dagster_run.tags.get(UPLOAD_TAG)
-    if upload_id is None:
-        return dg.SkipReason("The run is none of an upload.")
-    services.events.mark_cancelled(upload_id, context.dagster_run.run_id)
-    return None
+def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[FailureClass, str]:
+    """The class of a failed run and its sentence, from the run's own events."""
+    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+    told = "The run ended without a word: its worker was lost."
+    for record in instance.get_records_for_run(run.run_id, of_type=kinds).records:
+        event = record.event_log_entry.dagster_event
+        if event is None:
+            continue
+        if event.is_step_failure and (data := event.step_failure_data.user_failure_data) is not None:
+            known = data.metadata.get("failure_class")
+            cause = data.metadata.get("cause")
+            if known is not None and cause is not None:
+                return FailureClass(str(known.value)), str(cause.value)
+        told = event.message or told
+    return FailureClass.WORKER_LOST, told

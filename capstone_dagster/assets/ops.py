@@ -9,7 +9,7 @@ import dagster as dg
 
 from capstone_dagster.analysis import EventRules, Progress
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
-from capstone_dagster.assets.failing import explained
+from capstone_dagster.assets.failing import explained, run_tags
 from capstone_dagster.assets.publish import derive, publish
 from capstone_dagster.assets.references import (
     DetectionsReference,
@@ -17,6 +17,7 @@ from capstone_dagster.assets.references import (
     FramesReference,
     PublishedAnalysis,
 )
+from capstone_dagster.observability.failures import FailureClass
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import SourceMissing, StorageError
 from capstone_dagster.storage.event_store import VideoUpload
@@ -131,13 +132,14 @@ def derive_events(
     return derived
 
 
-@dg.op(tags={"batch_gpu/compute": "cpu"})
+@dg.op(retry_policy=RETRY, tags={"batch_gpu/compute": "cpu"})
 def persist_events(
     context: dg.OpExecutionContext, derived: EventsReference, services: dg.ResourceParam[Services]
 ) -> dg.Output[PublishedAnalysis]:
     """Publish the events in one transaction; what was published before only becomes current."""
     upload = derived.detections.upload
-    with explained(context, services, upload.upload_id):
+    # Publishing has tried a database that is away for long enough already, and a machine is held meanwhile.
+    with explained(context, services, upload.upload_id, final={FailureClass.DATABASE_UNAVAILABLE}):
         requested_at = _requested_at(context)
         published, events = publish(derived, services, run_id=context.run_id, requested_at=requested_at)
     if not published.current:
@@ -244,7 +246,10 @@ def _latest_upload(context: dg.OpExecutionContext, services: Services) -> VideoU
 
 
 def _requested_at(context: dg.OpExecutionContext) -> datetime:
-    record = context.instance.get_run_record_by_id(context.run_id)
+    # Dagster's own retry of a lost worker is no new request; somebody's re-execution is.
+    tags = run_tags(context)
+    asked = tags["dagster/root_run_id"] if "dagster/retry_number" in tags else context.run_id
+    record = context.instance.get_run_record_by_id(asked)
     return record.create_timestamp.astimezone(UTC) if record else datetime.now(UTC)
 
 

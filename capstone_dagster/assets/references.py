@@ -7,14 +7,18 @@ whatever container it is re-executed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.context.output import RUN_ID_PLACEHOLDER
 from pydantic import TypeAdapter
 
+from capstone_dagster.assets.failing import as_failure
+from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.event_store import VideoUpload
 from capstone_dagster.storage.objects import ObjectStore
 
@@ -88,22 +92,42 @@ class ReferenceIOManager(dg.IOManager):
         self._objects = objects
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        """Store a reference for the steps of this run's lineage, and as its asset's latest.
+
+        Raises:
+            Failure: the object store does not take it; with the class, as ops raise it.
+        """
         kind = type(obj)
         if kind.__name__ not in _KINDS:
             raise TypeError(f"expected one of {', '.join(_KINDS)} between ops, found {kind.__name__}")
         value = TypeAdapter(kind).dump_python(obj, mode="json")
         data = json.dumps({"kind": kind.__name__, "value": value}, ensure_ascii=False).encode()
-        self._objects.put_bytes(_run_key(context), data)
-        if context.has_asset_key:
-            self._objects.put_bytes(_asset_key(context), data)
+        with _explained():
+            self._objects.put_bytes(_run_key(context), data)
+            if context.has_asset_key:
+                self._objects.put_bytes(_asset_key(context), data)
 
     def load_input(self, context: dg.InputContext) -> object:
+        """The reference that this run's lineage made, else the asset's latest.
+
+        Raises:
+            Failure: there is none, or the object store does not answer; with the class, as ops raise it.
+        """
         upstream = context.upstream_output
-        # Outputs of this run and of the run it re-executes name their run; finished assets do not.
-        made_by_run = upstream is not None and upstream._run_id is not None and upstream._step_key is not None
-        key = _run_key(upstream) if upstream is not None and made_by_run else _asset_key(context)
-        envelope = json.loads(self._objects.get_bytes(key))
+        # An asset that is not made in this run comes with a context of which the run is a placeholder.
+        own = upstream is not None and upstream.run_id != RUN_ID_PLACEHOLDER
+        key = _run_key(upstream) if upstream is not None and own else _asset_key(context)
+        with _explained():
+            envelope = json.loads(self._objects.get_bytes(key))
         return TypeAdapter(_KINDS[envelope["kind"]]).validate_python(envelope["value"], strict=False)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        raise as_failure(error) from error
 
 
 def _run_key(context: dg.OutputContext) -> str:

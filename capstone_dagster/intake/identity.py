@@ -57,7 +57,7 @@ def identify(request: AnalysisRequest, source: SourceObject, settings: Settings)
         upload_id=upload_id(source),
         video_id=video_id(source.bucket, source.key),
         external_id=request.external_id
-        or source.metadata.get("video-id")
+        or _short(source.metadata.get("video-id"))
         or _search(settings.external_id_pattern, source.key, "external_id"),
         bucket=source.bucket,
         key=source.key,
@@ -65,7 +65,7 @@ def identify(request: AnalysisRequest, source: SourceObject, settings: Settings)
         etag=source.etag,
         size_bytes=source.size_bytes,
         camera=request.camera
-        or source.metadata.get("camera")
+        or _short(source.metadata.get("camera"))
         or _search(settings.camera_pattern, source.key, "camera")
         or "unknown",
         recorded_at=recorded_at,
@@ -83,9 +83,12 @@ def _recorded_at(
     told = source.metadata.get("recorded-at")
     if told is not None:
         try:
-            return _zoned(datetime.fromisoformat(told), zone), "metadata"
+            time = _zoned(datetime.fromisoformat(told), zone)
         except ValueError:
             pass  # a broken hint is no reason to refuse a video; the name may know better
+        else:
+            if 1970 <= time.year <= 2100:
+                return time, "metadata"
     named = _search(settings.recorded_at_pattern, PurePosixPath(source.key).name, "recorded_at")
     if named is not None:
         digits = re.sub(r"\D", "", named)
@@ -98,6 +101,11 @@ def _recorded_at(
 
 def _zoned(time: datetime, zone: ZoneInfo) -> datetime:
     return time if time.tzinfo is not None else time.replace(tzinfo=zone)
+
+
+def _short(text: str | None) -> str | None:
+    """Metadata as far as it is fit to be indexed and listed: 255 characters, as in messages."""
+    return text[:255] if text else None
 
 
 def _search(pattern: str | None, text: str, group: str) -> str | None:

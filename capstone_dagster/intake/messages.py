@@ -13,7 +13,15 @@ from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import unquote_plus
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +88,15 @@ class KeyFilter:
         return None
 
 
+# Python refuses to read integers of more than 4,300 digits by a plain ValueError.
+_UNREADABLE = (ValueError, RecursionError)
+
+
 def parse_message(body: str, keys: KeyFilter) -> ParsedMessage:
     """Understand one message body. Never raises: what cannot be understood is returned as malformed."""
     try:
         content = json.loads(body)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         return ParsedMessage(malformed=(Malformed(f"not JSON: {error}", body),))
     return _parse(content, body, keys, wrapped=False)
 
@@ -95,7 +107,7 @@ def _parse(content: Any, body: str, keys: KeyFilter, *, wrapped: bool) -> Parsed
     if content.get("Type") == "Notification" and isinstance(content.get("Message"), str) and not wrapped:
         try:
             inner = json.loads(content["Message"])
-        except (json.JSONDecodeError, RecursionError) as error:
+        except _UNREADABLE as error:
             return _malformed(f"an SNS notification whose Message is not JSON: {error}", body)
         return _parse(inner, content["Message"], keys, wrapped=True)
     if content.get("Event") == "s3:TestEvent":
@@ -126,7 +138,8 @@ def _parse_records(records: Any, body: str, keys: KeyFilter) -> ParsedMessage:
             # S3 encodes keys as HTML forms do: a space arrives as a plus.
             request = _object_request(bucket, unquote_plus(_text(key, "key"), errors="strict"), version_id)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            part = json.dumps({"Records": [record]}, ensure_ascii=False)
+            # ASCII, because half a surrogate pair is JSON but no text that a queue takes.
+            part = json.dumps({"Records": [record]})
             malformed.append(Malformed(f"not a record of S3: {_reason(error)}", part))
             continue
         if not str(name).removeprefix("s3:").startswith("ObjectCreated:"):
@@ -167,6 +180,17 @@ def _not_a_flag(value: Any) -> Any:
     return value
 
 
+# What is indexed or shown in lists: PostgreSQL's indexes take some 2,700 bytes, people far less.
+_Short = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+def _plausible(time: datetime | None) -> datetime | None:
+    # PostgreSQL and Python disagree at the ends of the calendar; no recording is from there.
+    if time is not None and not 1970 <= time.year <= 2100:
+        raise ValueError("expected a time between 1970 and 2100")
+    return time
+
+
 class _BackEndRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -174,13 +198,15 @@ class _BackEndRequest(BaseModel):
 
     bucket: str = Field(min_length=1)
     key: str = Field(min_length=1)
-    video_id: Annotated[int | str | None, BeforeValidator(_not_a_flag)] = None
-    recorded_at: Annotated[datetime | None, Field(strict=False)] = None
-    camera: str | None = Field(default=None, min_length=1)
+    video_id: Annotated[
+        Annotated[int, Field(ge=-(10**18), le=10**18)] | _Short | None, BeforeValidator(_not_a_flag)
+    ] = None
+    recorded_at: Annotated[datetime | None, Field(strict=False), AfterValidator(_plausible)] = None
+    camera: _Short | None = None
     # Dagster sorts by it as a number; the bounds keep it one that people can read.
     priority: Annotated[int, BeforeValidator(_not_a_flag)] = Field(default=0, ge=-1000, le=1000)
     sample_fps: Annotated[float | None, BeforeValidator(_not_a_flag)] = Field(default=None, ge=0, le=1000)
-    model: str | None = Field(default=None, min_length=1)
+    model: _Short | None = None
     force: bool = False
     traceparent: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"

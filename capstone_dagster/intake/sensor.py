@@ -17,9 +17,9 @@ import dagster as dg
 
 from capstone_dagster.intake.identity import identify, run_key
 from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, parse_message
-from capstone_dagster.intake.queue import ReceivedMessage, UploadQueue
+from capstone_dagster.intake.queue import QueueUnavailable, ReceivedMessage, UploadQueue
 from capstone_dagster.services import Services
-from capstone_dagster.storage.database import DatabaseError
+from capstone_dagster.storage.database import RefusedByDatabase
 from capstone_dagster.storage.errors import (
     PermissionDenied,
     SourceForbidden,
@@ -137,7 +137,12 @@ class _Tick:
         self._finish(done, recorded)
 
     def may_take_more(self) -> bool:
-        """Whether the run queue has room; otherwise messages wait in SQS, where they cost nothing."""
+        """Whether the run queue has room; otherwise messages wait in SQS, where they cost nothing.
+
+        A database that is away ends the tick here: each message received in vain is a step towards the
+        dead-letter queue.
+        """
+        self._services.events.ping()
         waiting = dg.RunsFilter(job_name=JOB_NAME, statuses=[dg.DagsterRunStatus.QUEUED])
         queued = self._context.instance.get_runs_count(waiting)
         if queued <= self._services.settings.max_queued_runs:
@@ -172,13 +177,17 @@ class _Tick:
             item.rejected += [(part.reason, part.body) for part in content.malformed]
             complete = True
             for request in content.requests:
+                answer = next(answers)
+                if reason := self._unwanted_model(request):
+                    item.rejected.append((reason, message.body))
+                    continue
                 try:
-                    upload = next(answers)()
-                    self._services.events.record_upload(upload)
+                    upload = answer()
+                    self._services.events.record_upload(upload, told=_told(request))
                 except SourceMissing as error:
                     self.counts.vanished += 1
                     self._context.log.warning(f"{error} Its message is acknowledged.")
-                except DatabaseError as error:
+                except RefusedByDatabase as error:
                     # The database answers and will not have this upload, now or ever.
                     item.rejected.append((str(error), message.body))
                 except (SourceForbidden, PermissionDenied, StorageUnavailable) as error:
@@ -249,6 +258,20 @@ class _Tick:
 
         return (partial(answer, future, request) for future, request in zip(asked, requests, strict=True))
 
+    def _unwanted_model(self, request: AnalysisRequest) -> str | None:
+        """Why the model that a request names may not be used; None if it may, or none is named.
+
+        Whoever may send a message must not choose what file a worker loads.
+        """
+        model, settings = request.model, self._services.settings
+        allowed = (settings.model, *settings.request_models)
+        if model is None or model in allowed:
+            return None
+        prefixes = tuple(name for name in allowed if name.startswith("s3://") and name.endswith("/"))
+        if prefixes and model.startswith(prefixes):
+            return None
+        return f"model {model!r} is neither CAPSTONE_MODEL nor allowed by CAPSTONE_REQUEST_MODELS"
+
     def _note(self, new: NewUpload) -> None:
         """Remember a request once, however many messages make it."""
         if new.key in self._new:
@@ -270,16 +293,26 @@ class _Tick:
         self._finish(done, recorded)
 
     def _finish(self, done: Sequence[Pending], recorded: dict[str, str]) -> None:
-        """Copy malformed parts to the dead-letter queue, then delete the messages."""
-        for item in done:
-            for reason, body in item.rejected:
-                self._context.log.warning(f"Message {item.message_id} is malformed: {reason}.")
-                self._queue.reject(body, reason, item.message_id)
+        """Say that uploads are queued, copy malformed parts to the dead-letter queue, delete the messages."""
         self._services.events.mark_queued(
             {upload: recorded[key] for item in done for upload, key in item.run_keys.items()}
         )
-        if done:
-            self.counts.acknowledged += self._queue.acknowledge([item.receipt for item in done])
+        receipts = [item.receipt for item in done if self._rejected_parts_are_kept(item)]
+        self.counts.left += len(done) - len(receipts)
+        if receipts:
+            self.counts.acknowledged += self._queue.acknowledge(receipts)
+
+    def _rejected_parts_are_kept(self, item: Pending) -> bool:
+        """Copy a message's malformed parts to the dead-letter queue; False leaves the message where it is."""
+        try:
+            for reason, body in item.rejected:
+                self._context.log.warning(f"Message {item.message_id} is malformed: {reason}.")
+                self._queue.reject(body, reason, item.message_id)
+        except QueueUnavailable as error:
+            # One that cannot be copied must not keep its neighbours from being acknowledged.
+            self._context.log.error(f"Message {item.message_id} stays in the queue: {error}")
+            return False
+        return True
 
     def _runs_on_record(self, keys: Iterable[str]) -> dict[str, str]:
         """Run key → run id, for those keys that have a run which Dagster will not create again."""
@@ -292,6 +325,11 @@ class _Tick:
             for record in records
             if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED
         }
+
+
+def _told(request: AnalysisRequest) -> set[str]:
+    """What the message itself says of the video: it goes before what is derived."""
+    return {name for name in ("external_id", "camera", "recorded_at") if getattr(request, name) is not None}
 
 
 def _run_request(new: NewUpload) -> dg.RunRequest:

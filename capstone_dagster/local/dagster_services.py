@@ -119,8 +119,17 @@ def start_dagster(
 
 def create_storage(instance: Path, environment: Mapping[str, str]) -> None:
     """Let one process create Dagster's tables: webserver and daemon doing so at once fail now and then."""
+    _run_once(["-c", "import dagster; dagster.DagsterInstance.get()"], instance, environment)
+
+
+def end_lost_runs(instance: Path, environment: Mapping[str, str]) -> None:
+    """Report the runs that an earlier stack left unfinished as failed, before a daemon looks at them."""
+    _run_once(["-m", "capstone_dagster.local.lost_runs"], instance, environment)
+
+
+def _run_once(arguments: Sequence[str], instance: Path, environment: Mapping[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import dagster; dagster.DagsterInstance.get()"],
+        [sys.executable, *arguments],
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -129,7 +138,7 @@ def create_storage(instance: Path, environment: Mapping[str, str]) -> None:
     )
     if done.returncode != 0:
         last = "\n".join(done.stderr.splitlines()[-10:])
-        raise LocalStackError(f"Dagster could not set up its storage as {instance} says:\n{last}")
+        raise LocalStackError(f"Dagster could not open its storage as {instance} says:\n{last}")
 
 
 def _wait(services: DagsterServices, started_at: float, on_progress: Callable[[str], None]) -> None:

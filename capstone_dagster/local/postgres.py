@@ -76,6 +76,15 @@ class PostgresServer:
             (found,) = connection.execute(query, [list(names)]).fetchone() or (0,)
         return bool(found == len(names))
 
+    def count_runs(self, database: str, statuses: Sequence[str]) -> int:
+        """How many of Dagster's runs are in one of these states."""
+        import psycopg
+
+        with psycopg.connect(_libpq_url(self, database)) as connection:
+            query = "SELECT count(*) FROM runs WHERE status = ANY(%s)"
+            (found,) = connection.execute(query, [list(statuses)]).fetchone() or (0,)
+        return int(found)
+
 
 @contextmanager
 def postgres_server(data: Path, log: Path, keep_open: Sequence[int] = ()) -> Iterator[PostgresServer]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import capstone_dagster
 from capstone_dagster.local.aws import (
+    DERIVED_BUCKET,
     AwsEmulator,
     AwsResources,
     aws_environment,
@@ -21,6 +22,7 @@ from capstone_dagster.local.dagster_services import (
     UI_PORT_VARIABLE,
     DagsterServices,
     create_storage,
+    end_lost_runs,
     require_free_ui_port,
     start_dagster,
 )
@@ -127,6 +129,9 @@ def local_stack(
             if not postgres.has_tables(DAGSTER_DATABASE, STORAGE_TABLES):
                 create_storage(files.instance, joined)
                 report("Dagster's storage is made")
+            elif lost := postgres.count_runs(DAGSTER_DATABASE, ("STARTING", "STARTED", "CANCELING")):
+                end_lost_runs(files.instance, joined)
+                report(f"{lost} runs that an earlier stop cut off are marked as failed, to be tried again")
             stack.dagster = start_dagster(
                 files.workspace,
                 joined,
@@ -200,6 +205,7 @@ def _environment(
         "CAPSTONE_DATABASE_URL": postgres.url(EVENT_DATABASE, "psycopg"),
         "DAGSTER_POSTGRES_URL": postgres.url(DAGSTER_DATABASE, "psycopg2"),
         "DAGSTER_HOME": str(home),
+        "CAPSTONE_LOG_BUCKET": DERIVED_BUCKET,
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "PYTHONUNBUFFERED": "1",  # logs are complete even when a process is killed
     }

@@ -1,5 +1,6 @@
 """The assets as Dagster runs them, over real S3 emulators, PostgreSQL, the embedded model and a real clip."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,8 +8,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
-from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.intake.identity import identify
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
@@ -17,6 +16,7 @@ from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore, VideoUpload
 from capstone_dagster.storage.sources import head_source
+from tests.assets import recovery_job
 from tests.conftest import Aws
 
 
@@ -38,19 +38,22 @@ class Pipeline:
         self.instance.add_dynamic_partitions("videos", [upload.video_id])
         return upload
 
-    def run(self, upload: VideoUpload, *, configured: bool = True, **asked: Any) -> dg.ExecuteInProcessResult:
+    def configured(self, upload: VideoUpload, **asked: Any) -> dict[str, Any]:
+        """The run configuration that the sensor gives a request for this upload."""
+        return copy.deepcopy(dict(self._request(upload, **asked).run_config))
+
+    def run(
+        self,
+        upload: VideoUpload,
+        *,
+        configured: bool = True,
+        services: Services | None = None,
+        **asked: Any,
+    ) -> dg.ExecuteInProcessResult:
         """One run, configured as the sensor does it, or empty as from the UI."""
-        message = ReceivedMessage("m1", "", "", 0, 1)
-        request = _run_request(
-            NewUpload("k", upload, AnalysisRequest(upload.bucket, upload.key, **asked), message)
-        )
-        definitions = dg.Definitions(
-            assets=[raw_videos, video_analysis, events],
-            jobs=[analyze_upload],
-            resources={"services": self.services, "io_manager": ReferenceIOManager(self.services.objects)},
-            executor=dg.in_process_executor,
-        )
-        result = definitions.resolve_job_def("analyze_upload").execute_in_process(
+        request = self._request(upload, **asked)
+        recovery_job.services.append(services or self.services)
+        result = recovery_job.recoverable_job().execute_in_process(
             partition_key=upload.video_id,
             run_config=dict(request.run_config) if configured else {},
             tags=dict(request.tags) if configured else {},
@@ -59,6 +62,12 @@ class Pipeline:
         )
         self.results.append(result)
         return result
+
+    def _request(self, upload: VideoUpload, **asked: Any) -> dg.RunRequest:
+        message = ReceivedMessage("m1", "", "", 0, 1)
+        return _run_request(
+            NewUpload("k", upload, AnalysisRequest(upload.bucket, upload.key, **asked), message)
+        )
 
 
 @pytest.fixture

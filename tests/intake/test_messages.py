@@ -147,6 +147,21 @@ def test_ignored_on_purpose(body: str, reason: str) -> None:
         pytest.param("", "not JSON", id="empty"),
         pytest.param("hello", "not JSON", id="text"),
         pytest.param("[" * 100_000, "not JSON", id="deeply-nested"),
+        pytest.param("9" * 5000, "not JSON", id="integer-beyond-python"),
+        pytest.param(
+            '{"bucket": "b", "key": "a.mp4", "video_id": "' + "x" * 300 + '"}', "video_id", id="long-id"
+        ),
+        pytest.param(
+            '{"bucket": "b", "key": "a.mp4", "video_id": 1' + "0" * 30 + "}", "video_id", id="huge-id"
+        ),
+        pytest.param(
+            '{"bucket": "b", "key": "a.mp4", "camera": "' + "x" * 300 + '"}', "camera", id="long-camera"
+        ),
+        pytest.param(
+            '{"bucket": "b", "key": "a.mp4", "recorded_at": "0001-01-01T00:00:00+09:00"}',
+            "1970",
+            id="ancient",
+        ),
         pytest.param("[]", "found a list", id="list"),
         pytest.param("{}", "no fields", id="empty-object"),
         pytest.param('{"Records": []}', "list of records", id="no-records"),
@@ -186,6 +201,18 @@ def test_one_bad_record_does_not_spoil_the_others() -> None:
     assert [request.key for request in parsed.requests] == ["a.mp4", "b.mp4"]
     assert len(parsed.ignored) == 1
     assert [json.loads(part.body) for part in parsed.malformed] == [{"Records": [{"eventSource": "aws:s3"}]}]
+
+
+def test_half_a_surrogate_pair_is_malformed_and_can_be_copied() -> None:
+    parsed = parse_message(
+        '{"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"},'
+        ' "object": {"key": "\\ud800.mp4"}}}]}',
+        VIDEOS,
+    )
+
+    [part] = parsed.malformed
+    part.body.encode()  # a queue takes it
+    assert "\\ud800" in part.body
 
 
 def test_prefix_is_respected() -> None:

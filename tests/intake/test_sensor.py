@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 from botocore.exceptions import ClientError
+from sqlalchemy.engine import make_url
 
 from capstone_dagster.intake.pruning import prune_partitions
 from capstone_dagster.intake.sensor import RUN_KEY_TAG, upload_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.errors import DatabaseUnavailable
 from capstone_dagster.storage.event_store import EventStore
 from tests.conftest import Aws
 from tests.support.waiting import wait_for
@@ -263,6 +266,58 @@ def test_what_the_database_will_never_take_is_a_dead_letter_and_holds_nobody_up(
 
     [letter] = intake.dead_letters()
     assert "NUL" in letter["MessageAttributes"]["reason"]["StringValue"]
+
+
+def test_a_read_only_database_loses_nothing(intake: Intake) -> None:
+    # What a fail-over looks like from here: it answers, and takes no writes for a while.
+    intake.upload("gate/a.mp4")
+    url = make_url(intake.services.settings.event_store_url())
+
+    def read_only(state: str) -> None:
+        admin = url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
+        with psycopg.connect(admin, autocommit=True) as connection:
+            connection.execute(
+                f'ALTER DATABASE "{url.database}" SET default_transaction_read_only = {state}'  # type: ignore[arg-type]
+            )
+        intake.services.events.close()  # settings of a database hold for new connections
+
+    read_only("on")
+    for _ in range(3):
+        with pytest.raises(DatabaseUnavailable):
+            intake.tick()
+    assert not intake.dead_letters()
+    read_only("off")
+
+    intake.ticks_until("its run after all", lambda: intake.requests and intake.messages() == 0)
+    assert len(intake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "allowed"),
+    [
+        ("embedded", True),  # the configured one
+        ("yolo11n.pt", True),
+        ("s3://models/team/new.pt", True),
+        ("s3://models-of-others/new.pt", False),
+        ("s3://elsewhere/evil.pt", False),
+        ("/etc/model.pt", False),
+        ("yolov8x.pt", False),
+    ],
+)
+def test_a_message_names_only_models_that_are_allowed(intake: Intake, model: str, allowed: bool) -> None:
+    settings = intake.services.settings.model_copy(update={"request_models": ("yolo11n.pt", "s3://models/")})
+    intake.services = Services(settings)
+    intake.aws.client("s3").put_object(Bucket="capstone-derived", Key="a.mp4", Body=b"video")
+    intake.send({"bucket": "capstone-derived", "key": "a.mp4", "model": model})
+
+    intake.ticks_until("the message to go", lambda: intake.messages() == 0)
+
+    assert len(intake.requests) == allowed
+    assert [letter["MessageAttributes"]["reason"]["StringValue"] for letter in intake.dead_letters()] == (
+        []
+        if allowed
+        else [f"model {model!r} is neither CAPSTONE_MODEL nor allowed by CAPSTONE_REQUEST_MODELS"]
+    )
 
 
 def test_forbidden_objects_stay_in_the_queue(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:

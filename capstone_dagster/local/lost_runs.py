@@ -1,0 +1,25 @@
+"""Runs that a stopped stack left unfinished: the owner of the stack's directory knows that none of them lives.
+
+Dagster's own launcher cannot tell, so such a run would stay "started" and keep its place on the GPU for good.
+"""
+
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+
+# As PostgreSQL holds them.
+UNFINISHED = tuple(
+    status.value
+    for status in (DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
+)
+
+
+def end_lost_runs() -> int:
+    """Report each unfinished run of the instance as failed, so that `run_retries` tries it again."""
+    with DagsterInstance.get() as instance:
+        lost = instance.get_runs(RunsFilter(statuses=[DagsterRunStatus(status) for status in UNFINISHED]))
+        for run in lost:
+            instance.report_run_failed(run, "The local stack was stopped while this run was under way.")
+    return len(lost)
+
+
+if __name__ == "__main__":
+    end_lost_runs()

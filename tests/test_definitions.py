@@ -1,0 +1,99 @@
+"""What Dagster loads: it validates, refuses a wrong setting by name, and each room keeps to its floor."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from sqlalchemy.engine import make_url
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "capstone_dagster"
+
+
+Validate = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def validate(database_url: str) -> Validate:
+    """Runs Dagster's own validation on the files of the repository, storage included."""
+    storage = make_url(database_url).set(drivername="postgresql+psycopg2")
+
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        instance = {
+            "DAGSTER_POSTGRES_URL": storage.render_as_string(hide_password=False),
+            "CAPSTONE_LOG_BUCKET": "capstone-derived",
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "dagster", "definitions", "validate", "-w", str(ROOT / "workspace.yaml")],
+            env={**os.environ, **instance, **environment},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    return run
+
+
+def test_definitions_validate(validate: Validate) -> None:
+    outcome = validate()
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+def test_a_wrong_setting_keeps_the_code_location_from_loading(validate: Validate) -> None:
+    outcome = validate(CAPSTONE_SAMPLE_FPS="often")
+    assert outcome.returncode != 0
+    assert "CAPSTONE_SAMPLE_FPS is 'often'" in outcome.stdout + outcome.stderr
+
+
+def test_monitoring_is_as_quick_as_promised() -> None:
+    instance = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    assert instance["run_coordinator"]["config"]["dequeue_interval_seconds"] == 1
+    assert instance["run_retries"]["retry_on_asset_or_op_failure"] is False
+    assert instance["concurrency"]["pools"]["granularity"] == "run"
+    assert instance["sensors"]["use_threads"] is True
+
+
+# What each room may know of the others; everything else of ours is out of its sight.
+ALLOWED = {
+    "settings": set(),
+    "clients": set(),
+    "analysis": set(),
+    "observability": {"settings"},
+    "storage": {"settings"},
+    "models": {"settings", "storage", "analysis"},
+    "services": {"settings", "clients", "storage", "models"},
+    "intake": {"settings", "storage", "observability", "services"},
+    "assets": {"settings", "analysis", "storage", "observability", "services", "models"},
+}
+FOREIGN = {"dagster", "boto3", "botocore", "sqlalchemy", "psycopg"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_rooms_keep_to_their_floor(room: str) -> None:
+    place = PACKAGE / room
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    assert files
+    for path in files:
+        for module in imports(path):
+            parts = module.split(".")
+            if parts[0] == "capstone_dagster" and len(parts) > 1 and parts[1] != room:
+                assert parts[1] in ALLOWED[room], f"{path.relative_to(ROOT)} imports {module}"
+            if room == "analysis":
+                assert parts[0] not in FOREIGN, f"{path.relative_to(ROOT)} imports {module}"
