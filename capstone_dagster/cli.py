@@ -93,9 +93,9 @@ def dev(
             while True:
                 stack.check()
                 time.sleep(1)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
+            # This is how it is meant to end: no failure, for make neither.
             terminal.err.print("Stopping …")
-            raise
 
 
 @app.command()

@@ -60,11 +60,17 @@ def explained(
         yield subject
     except Exception as error:
         failure = as_failure(error, final=final)
-        retries = context.op_def.retry_policy.max_retries if context.op_def.retry_policy else 0
-        last_try = retries == 0 or context.retry_number >= retries
-        if last_try or not failure.allow_retries:
+        if not failure.allow_retries or _tries_left(context) == 0:
             _record(context, services, subject.upload_id, classify(error), sentence(error))
         raise failure from error
+
+
+def _tries_left(context: dg.OpExecutionContext) -> int:
+    policy = context.op_def.retry_policy
+    # An op called on its own, as in a test, is not tried again, and cannot say how often it was.
+    if policy is None or not context.instance.has_run(context.run_id):
+        return 0
+    return max(0, policy.max_retries - context.retry_number)
 
 
 def run_tags(context: dg.OpExecutionContext) -> Mapping[str, str]:

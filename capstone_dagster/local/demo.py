@@ -18,6 +18,7 @@ from capstone_dagster import terminal
 from capstone_dagster.clients import aws_client
 from capstone_dagster.local import clip as clips
 from capstone_dagster.local.dagster_services import UI_PORT_VARIABLE
+from capstone_dagster.local.detector import DEMO_SCORE
 from capstone_dagster.local.stack import LocalStack, enter_environment, local_stack
 from capstone_dagster.local.state import read_environment
 from capstone_dagster.models import EMBEDDED_MODEL, POOR_RESULTS, ModelUnavailable, locate_model
@@ -80,6 +81,8 @@ def run_demo(video: Path | None, state: Path, port: int) -> None:
             _tell_model(joined, own_video=video is not None)
         elif video is not None:
             _choose_model(report)
+        elif model_of(os.environ) == EMBEDDED_MODEL:
+            os.environ.setdefault("CAPSTONE_MIN_SCORE", str(DEMO_SCORE))
         source = video or _clip(state, report)
         with running_stack(state, port, report) as running:
             outcome = follow(source, running, report, camera="demo" if video is None else None)

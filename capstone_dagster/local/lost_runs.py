@@ -1,4 +1,4 @@
-"""Runs that a stopped stack left unfinished: the owner of the stack's directory knows that none of them lives.
+"""Runs that a stopped stack left unfinished: the owner of its state knows that none of them lives.
 
 Dagster's own launcher cannot tell, so such a run would stay "started" and keep its place on the GPU for good.
 """

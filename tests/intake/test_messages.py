@@ -205,8 +205,8 @@ def test_one_bad_record_does_not_spoil_the_others() -> None:
 
 def test_half_a_surrogate_pair_is_malformed_and_can_be_copied() -> None:
     parsed = parse_message(
-        '{"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"},'
-        ' "object": {"key": "\\ud800.mp4"}}}]}',
+        '{"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": '
+        '{"bucket": {"name": "b"}, "object": {"key": "\\ud800.mp4"}}}]}',
         VIDEOS,
     )
 
