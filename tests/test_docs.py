@@ -47,10 +47,11 @@ def test_commands_exist_as_shown(line: str) -> None:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
         return
     assert words[0] == ".venv/bin/capstone"
-    group = get_command(app)
-    command = group.commands[words[1]]  # type: ignore[attr-defined]
+    command, rest = get_command(app), words[1:]
+    while hasattr(command, "commands"):
+        command, rest = command.commands[rest[0]], rest[1:]
     # Parses the arguments and options as typed, and runs nothing.
-    with command.make_context(words[1], words[2:]) as context:
+    with command.make_context(str(command.name), rest) as context:
         assert context.args == []
 
 
