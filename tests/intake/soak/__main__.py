@@ -83,7 +83,8 @@ def last_line(campaigns: Sequence[Campaign]) -> str:
     """The line that scripts read."""
     messages = sum(len(campaign.history.messages) for campaign in campaigns)
     uploads = sum(campaign.history.uploads for campaign in campaigns)
-    lost = sum(campaign.verdict.count(Fault.LOST) for campaign in campaigns)
+    # A run that stays behind unsubmitted analyses as little as one that is missing.
+    lost = sum(campaign.verdict.count(Fault.LOST, Fault.NEVER_SUBMITTED) for campaign in campaigns)
     duplicated = sum(campaign.verdict.count(Fault.DUPLICATED) for campaign in campaigns)
     exact = all(campaign.verdict.dead_letters_exact for campaign in campaigns)
     return (

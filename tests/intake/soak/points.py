@@ -37,6 +37,7 @@ class Point(StrEnum):
     LINGERING = "fault: the code server times out and goes on working beside the next tick"
     EVENT_STORE_DOWN = "fault: the event store breaks off"
     RUN_STORAGE_DOWN = "fault: Dagster's database breaks off while runs are created"
+    SUBMIT_DOWN = "fault: runs are created, and submitting them fails"
     QUEUE_DOWN = "fault: SQS fails while messages are acknowledged"
 
     @property
@@ -61,4 +62,5 @@ MOST_PASSES = {
     Point.ANY_STATEMENT: 300,
     Point.EVENT_STORE_DOWN: 20,
     Point.RUN_STORAGE_DOWN: 8,
+    Point.SUBMIT_DOWN: 4,
 }

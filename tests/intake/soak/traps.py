@@ -24,6 +24,8 @@ from tests.intake.soak.journal import JournalWriter
 from tests.intake.soak.points import Point
 
 Call = Callable[..., Any]
+# Several, so that not each of them is saved by some later duplicate if nobody cares for it.
+SUBMISSIONS_THAT_FAIL = 8
 
 
 class Fate:
@@ -177,7 +179,21 @@ def _around_runs(fate: Fate) -> None:
             raise sa.exc.OperationalError("INSERT INTO runs", {}, Exception("server closed the connection"))
 
     _around(instance, "create_run", before=before_run, after=lambda: fate.strikes(Point.AFTER_RUN_CREATED))
-    _around(instance, "submit_run", after=lambda: fate.strikes(Point.AFTER_RUN_SUBMITTED))
+
+    failing = 0
+
+    def before_submit() -> None:
+        # Dagster notes this error and calls the tick a success: the runs stay behind, not started.
+        nonlocal failing
+        if fate.strikes(Point.SUBMIT_DOWN):
+            failing = SUBMISSIONS_THAT_FAIL
+        if failing:
+            failing -= 1
+            raise sa.exc.OperationalError("INSERT INTO event_logs", {}, Exception("connection closed"))
+
+    _around(
+        instance, "submit_run", before=before_submit, after=lambda: fate.strikes(Point.AFTER_RUN_SUBMITTED)
+    )
     # A submission is an event and a change of the run's row, in two transactions: this is between them.
     _around(PostgresRunStorage, "handle_run_event", before=lambda: fate.strikes(Point.INSIDE_SUBMIT))
 
