@@ -14,12 +14,13 @@ SHOW_PIP = /^Collecting|^Requirement already/ { n++; if (n % 20 == 0) { print " 
 	/^Installing collected/ { print "  " n " packages fetched, unpacking them"; fflush() }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint docs lock clean
+.PHONY: help demo dev test soak lint docs lock clean
 
 help:  ## show this list
 	@echo "make demo                    one video's whole way on this machine: upload to events (VIDEO=path for yours)"
 	@echo "make dev                     the same stack with Dagster's UI, until Ctrl-C (FRESH=1 forgets everything first)"
 	@echo "make test                    the whole test suite"
+	@echo "make soak                    10,000 messages with crashes at every point of intake, many seeds: some minutes"
 	@echo "make lint                    style, types"
 	@echo "make docs                    renew the parts of the documentation that the code knows"
 	@echo "make lock                    renew requirements.lock after a change in pyproject.toml"
@@ -44,6 +45,9 @@ dev: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+soak: $(INSTALLED)
+	@$(BIN)/python -m tests.intake.soak --messages 10000 --seeds 1 2 3 4 5 --minutes 20
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -140,7 +140,11 @@ class Settings(BaseSettings):
         default=20.0, ge=0, le=20, description="Seconds a sensor tick waits for a first message (long poll)."
     )
     messages_per_tick: int = Field(
-        default=500, ge=1, le=5000, description="Most messages taken from the queue in one tick."
+        default=200,
+        ge=1,
+        le=5000,
+        description="Most messages taken from the queue in one tick. Their runs are submitted afterwards, "
+        "which must be over before the queue's visibility time-out.",
     )
     max_queued_runs: int = Field(
         default=1000,

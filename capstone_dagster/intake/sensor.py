@@ -160,6 +160,8 @@ class _Tick:
             if not more:
                 break
             messages += more
+        # One that came again meanwhile is the same message; its latest receipt is the one that works.
+        messages = list({message.message_id: message for message in messages}.values())
         self.counts.received = len(messages)
         return messages
 
@@ -241,7 +243,11 @@ class _Tick:
 
         def ask(request: AnalysisRequest) -> VideoUpload:
             source = head_source(self._services.s3, request.bucket, request.key, request.version_id)
-            return identify(request, source, self._services.settings)
+            try:
+                return identify(request, source, self._services.settings)
+            except Exception as error:
+                # A defect met by one message must not keep its neighbours waiting.
+                raise StorageUnavailable(f"{source.url} could not be identified: {error!r}") from error
 
         pool = ThreadPoolExecutor(_HEADS_AT_ONCE)
         asked = [pool.submit(ask, request) for request in requests]

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import psycopg
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -148,6 +146,10 @@ def migrate(engine: sa.Engine) -> None:
     Raises:
         DatabaseUnavailable, PermissionDenied, DatabaseError: as PostgreSQL answers.
     """
+    # Only here: every run's process imports this module, and none of them migrates.
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
     with database_errors(engine), engine.connect() as connection:
