@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -374,3 +375,31 @@ def test_pruning_old_partitions_runs_nothing_again(intake: Intake) -> None:
 def _upload(request: dg.RunRequest) -> dict[str, Any]:
     config = request.run_config["ops"]["video_analysis"]["ops"]["analyze_video"]["config"]
     return dict(config["upload"])
+
+
+def test_what_asks_for_nothing_does_not_end_the_wait_for_an_upload(intake: Intake) -> None:
+    wait_for("S3's own test event", lambda: (intake.tick(), intake.messages() == 0)[1])
+    intake.services = Services(intake.services.settings.model_copy(update={"poll_wait_s": 20.0}))
+    # In a bucket that announces nothing, so that only the message below speaks of it.
+    intake.aws.client("s3").put_object(Bucket="capstone-derived", Key="gate/a.mp4", Body=b"video")
+    intake.send({"Event": "s3:TestEvent"})
+    queue = intake.services.sqs
+    calls = 0
+
+    def receive(**how: Any) -> Any:
+        # The first call takes the test event, the second finds nothing more, the third is the further wait.
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            intake.send({"bucket": "capstone-derived", "key": "gate/a.mp4"})
+        return queue.receive_message(**how)
+
+    intake.services.__dict__["sqs"] = SimpleNamespace(
+        receive_message=receive,
+        delete_message_batch=queue.delete_message_batch,
+        get_queue_attributes=queue.get_queue_attributes,
+    )
+
+    result = intake.tick()
+
+    assert len(result.run_requests or []) == 1
