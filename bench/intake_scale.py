@@ -90,6 +90,7 @@ def side(server: PostgresServer, folder: Path, name: str) -> Iterator[tuple[dg.D
         queue_url=create_resources(os.environ["AWS_ENDPOINT_URL"]).queue_url,
         poll_wait_s=0.0,
         max_queued_runs=10**9,
+        messages_per_tick=5000,  # whatever --messages asks for is one tick
     )
     with dg.DagsterInstance.from_config(str(home)) as instance:
         yield instance, Services(settings)
