@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Literal, Self
 
 import av
 import av.error
-import cv2
-import numpy as np
-import numpy.typing as npt
-from av.video.reformatter import VideoReformatter
+from av.codec.hwaccel import HWAccel
 
-from .errors import InvalidAnalysisSettings, UndecodableVideo
-
-Image = npt.NDArray[np.uint8]
+from .deinterlacing import deinterlaced
+from .errors import UndecodableVideo
+from .pixels import BgrReader, Luma, LumaReader
+from .pixels import Image as Image
+from .sampling import Sampling
+from .timeline import Timeline, milliseconds
 
 # An upload is a stranger's file. FFmpeg also opens play lists and concatenation scripts, which name other
 # files and addresses, and plays text files as terminal art: only containers that hold their own pictures
@@ -31,21 +30,11 @@ _CONTAINERS = (
 )
 _OPEN_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 
-# Motion needs no detail: at 320 x 180 a walking person far away still covers tens of pixels, and sensor noise
-# averages out. The same size for every video makes its values comparable.
-_MOTION_WIDTH, _MOTION_HEIGHT = 320, 180
+# 16K, four times the area of 8K: no camera films more, and a small file can claim any size, and with it a
+# machine's memory.
+_MOST_PIXELS = 16384 * 8192
 
-# Matroska stores whole milliseconds: a frame due at 133.33 ms carries 133, and must not wait for the next
-# one.
-_TIMESTAMP_ROUNDING = Fraction(1, 1000)
-
-# Used only where neither frame nor stream says how long a frame lasts (raw streams without a header).
-_ASSUMED_FRAME_S = Fraction(1, 25)
-
-# MPEG-TS counts 33 bits at 90 kHz and starts over after 26.5 hours, which is what FFmpeg takes a step back
-# for: it reports a jump forward. One of more than half the period is better explained by a clock that was
-# set back.
-_CLOCK_RESTARTED_S = Fraction(1 << 32, 90_000)
+Decoder = Literal["software", "nvdec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +43,8 @@ class VideoInfo:
 
     Attributes:
         duration_ms: as stated by the container, which may be wrong; None when it says nothing.
-        width, height: in pixels, upright (rotation metadata applied).
+        width, height: in pixels as displayed: upright (rotation metadata applied) and with square pixels (the
+            side along which coded pixels are short is stretched), which is what frames and boxes are in.
         fps: mean frames per second as stated; None when it says nothing.
         codec: FFmpeg's name of the codec, such as `h264`.
         creation_time: the container's tag, in UTC; None when missing or impossible.
@@ -93,44 +83,26 @@ def probe(path: Path) -> VideoInfo:
         return video.info
 
 
-def frames(path: Path, *, sample_fps: float) -> Iterator[Frame]:
-    """Every decoded frame in order of presentation, with its image where sampling by time takes it."""
+def frames(path: Path, *, sample_fps: float, motion_gate: bool = False) -> Iterator[Frame]:
+    """Every decoded frame in order of presentation, with its image where `Sampling` takes it."""
     with VideoReader(path) as video:
-        yield from video.frames(sample_fps=sample_fps)
-
-
-class Sampling:
-    """Decides by time which frames to analyse: the first at or after each tick of a regular clock."""
-
-    def __init__(self, sample_fps: float) -> None:
-        if not (math.isfinite(sample_fps) and sample_fps >= 0):
-            raise InvalidAnalysisSettings(
-                f"sample_fps must be 0 (every frame) or more, but is {sample_fps!r}."
-            )
-        # From the decimal the user wrote: binary 0.1 would drift off the frames within an hour.
-        self._rate = Fraction(str(sample_fps))
-        self._last_tick = -1
-
-    def takes(self, seconds: Fraction) -> bool:
-        """Whether to analyse the frame shown at this time; to be asked once for each frame, in order."""
-        if self._rate == 0:
-            return True
-        tick = math.floor((seconds + _TIMESTAMP_ROUNDING) * self._rate)
-        if tick <= self._last_tick:
-            return False
-        self._last_tick = tick
-        return True
+        yield from video.frames(sample_fps=sample_fps, motion_gate=motion_gate)
 
 
 class VideoReader:
     """One video file, open for one pass over its frames.
 
     After the pass `last_frame_end_ms` is where the last frame ends, `decode_errors` how often decoding
-    stumbled, and `truncated` whether the file ended before what it promises, or in an error.
+    stumbled, and `truncated` whether the file ended before what it promises, or in an error. `decoder` says
+    what decodes.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Opens the file and decodes its first frame; raises `UndecodableVideo` where there is none."""
+    def __init__(self, path: Path, *, hardware: bool = False) -> None:
+        """Opens the file and decodes its first frame; raises `UndecodableVideo` where there is none.
+
+        With `hardware` NVIDIA's decoder is used where the machine has one that knows the codec, otherwise
+        software, as without.
+        """
         self.path = Path(path)
         self.decode_errors = 0
         self.last_frame_end_ms = 0
@@ -139,17 +111,12 @@ class VideoReader:
             raise UndecodableVideo(
                 f"A video was expected in {self.path.name}, but the file is empty; upload it again."
             )
-        try:
-            self._container = av.open(str(self.path), options=_OPEN_OPTIONS, metadata_errors="replace")
-        except av.error.FFmpegError as error:
-            raise UndecodableVideo(
-                f"A video was expected in {self.path.name}, but its content is not of a known video format "
-                f"({_reason(error)}); upload an MP4, MOV, MKV, WebM, AVI or MPEG-TS file."
-            ) from error
+        self._container = self._open(hardware)
         try:
             self._stream = self._video_stream()
             self._stream.thread_type = "AUTO"
-            self._decoded = self._decode()
+            self._stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}
+            self._decoded = deinterlaced(self._decode())
             first = next(self._decoded, None)
             if first is None:
                 raise UndecodableVideo(
@@ -158,10 +125,11 @@ class VideoReader:
                     "and upload it again."
                 )
             self._first: av.VideoFrame = first
-            self._quarter_turns = round(first.rotation / 90) % 4
-            self._size = (first.width, first.height)
+            self._bgr = BgrReader(first, self._stream.sample_aspect_ratio)
             self._stated_s = self._stated_duration(of_pictures_only=True)
-            self.info = self._describe(first)
+            # PyAV hands pictures over in main memory; only the decoder's own format tells of a device.
+            self.decoder: Decoder = "nvdec" if self._stream.codec_context.pix_fmt == "cuda" else "software"
+            self.info = self._describe()
         except BaseException:
             self._container.close()
             raise
@@ -181,30 +149,38 @@ class VideoReader:
         missing = self._stated_s is not None and self.last_frame_end_ms < self._stated_s * 980 - 500
         return self._error_at_the_end or missing
 
-    def frames(self, *, sample_fps: float) -> Iterator[Frame]:
+    def frames(self, *, sample_fps: float, motion_gate: bool = False) -> Iterator[Frame]:
         """Every frame from the first on; a truncated tail ends the stream. To be iterated once."""
-        sampling = Sampling(sample_fps)
-        to_luma, to_bgr = VideoReformatter(), VideoReformatter()
-        timeline = _Timeline(self._stream)
-        previous: Image | None = None
+        sampling = Sampling(sample_fps, motion_gate=motion_gate)
+        timeline = Timeline(self._stream)
+        read_luma = LumaReader().read
+        previous: Luma | None = None
         decoded: av.VideoFrame | None = self._first
         index = 0
         while decoded is not None:
             seconds = timeline.place(decoded)
-            luma = _pixels(to_luma.reformat(decoded, _MOTION_WIDTH, _MOTION_HEIGHT, "gray"))
-            motion = 0.0 if previous is None else cv2.norm(luma, previous, cv2.NORM_L1) / (luma.size * 255.0)
+            luma = read_luma(decoded)
+            motion = 0.0 if previous is None else luma.difference(previous)
             previous = luma
-            image = self._upright(to_bgr, decoded) if sampling.takes(seconds) else None
-            self.last_frame_end_ms = _milliseconds(seconds + timeline.frame_s)
-            yield Frame(index, _milliseconds(seconds), motion, image)
+            image = self._bgr.read(decoded) if sampling.takes(seconds, luma) else None
+            self.last_frame_end_ms = milliseconds(seconds + timeline.frame_s)
+            yield Frame(index, milliseconds(seconds), motion, image)
             index += 1
             decoded = next(self._decoded, None)
 
-    def _upright(self, to_bgr: VideoReformatter, decoded: av.VideoFrame) -> Image:
-        # A stream may change size midway; its frames keep the size of the first, so that boxes stay
-        # comparable.
-        image = _pixels(to_bgr.reformat(decoded, *self._size, "bgr24"))
-        return np.ascontiguousarray(np.rot90(image, self._quarter_turns)) if self._quarter_turns else image
+    def _open(self, hardware: bool) -> av.container.InputContainer:
+        accelerator = HWAccel("cuda", allow_software_fallback=True) if hardware else None
+        try:
+            return av.open(
+                str(self.path), options=_OPEN_OPTIONS, metadata_errors="replace", hwaccel=accelerator
+            )
+        except av.error.FFmpegError as error:
+            if hardware:  # no device, or a file that is none: software tells which
+                return self._open(hardware=False)
+            raise UndecodableVideo(
+                f"A video was expected in {self.path.name}, but its content is not of a known video format "
+                f"({_reason(error)}); upload an MP4, MOV, MKV, WebM, AVI or MPEG-TS file."
+            ) from error
 
     def _video_stream(self) -> av.VideoStream:
         for stream in self._container.streams.video:
@@ -247,14 +223,13 @@ class VideoReader:
         self.decode_errors += 1
         self._error_at_the_end = True
 
-    def _describe(self, first: av.VideoFrame) -> VideoInfo:
-        width, height = self._size if self._quarter_turns % 2 == 0 else self._size[::-1]
+    def _describe(self) -> VideoInfo:
         stated = self._stated_duration(of_pictures_only=False)
         rate = self._stream.average_rate or self._stream.guessed_rate
         return VideoInfo(
-            duration_ms=None if stated is None else _milliseconds(stated),
-            width=width,
-            height=height,
+            duration_ms=None if stated is None else milliseconds(stated),
+            width=self._bgr.width,
+            height=self._bgr.height,
             fps=float(rate) if rate else None,
             codec=self._stream.codec_context.name,
             creation_time=_creation_time({**self._stream.metadata, **self._container.metadata}),
@@ -269,44 +244,6 @@ class VideoReader:
         if self._container.duration and self._container.duration > 0 and (alone or not of_pictures_only):
             return Fraction(self._container.duration, av.time_base)
         return None
-
-
-class _Timeline:
-    """Turns timestamps into seconds since the first frame, repairing what is missing or runs backwards."""
-
-    def __init__(self, stream: av.VideoStream) -> None:
-        rate = stream.average_rate or stream.guessed_rate
-        self.frame_s = 1 / Fraction(rate) if rate else _ASSUMED_FRAME_S
-        self._stream_time_base = stream.time_base
-        self._origin: Fraction | None = None
-        self._last: Fraction | None = None
-
-    def place(self, frame: av.VideoFrame) -> Fraction:
-        time_base = frame.time_base or self._stream_time_base
-        if frame.duration and time_base:
-            self.frame_s = frame.duration * time_base
-        stamp = frame.pts * time_base if frame.pts is not None and time_base else None
-        if self._last is None:
-            self._origin, seconds = stamp, Fraction(0)
-        elif stamp is None:
-            seconds = self._last + self.frame_s
-        elif self._origin is None or not 0 <= stamp - self._origin - self._last < _CLOCK_RESTARTED_S:
-            # Timestamps begin late, or restart where recordings were joined: time goes on from the last
-            # frame.
-            seconds = self._last + self.frame_s
-            self._origin = stamp - seconds
-        else:
-            seconds = stamp - self._origin
-        self._last = seconds
-        return seconds
-
-
-def _pixels(frame: av.VideoFrame) -> Image:
-    return cast(Image, frame.to_ndarray())
-
-
-def _milliseconds(seconds: Fraction) -> int:
-    return round(seconds * 1000)
 
 
 def _creation_time(tags: dict[str, str]) -> datetime | None:

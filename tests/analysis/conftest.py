@@ -46,18 +46,26 @@ def make_clip(tmp_path: Path) -> MakeClip:
         format: str | None = None,
         container_options: dict[str, str] | None = None,
         metadata: dict[str, str] | None = None,
+        pix_fmt: str | None = None,
+        codec_options: dict[str, str] | None = None,
+        sample_aspect_ratio: Fraction | None = None,
+        picture: Callable[[int], Image] | None = None,
     ) -> Path:
         path = tmp_path / name
         with av.open(str(path), "w", format=format, options=container_options or {}) as container:
             container.metadata.update(metadata or {})
             stream = container.add_stream(codec, rate=25)
             stream.width, stream.height = size
-            stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+            stream.pix_fmt = pix_fmt or ("rgb8" if codec == "gif" else "yuv420p")
             stream.codec_context.time_base = Fraction(1, 1000)
             if codec == "libx264":
                 stream.options = {"preset": "ultrafast", "crf": "4"}
+            stream.options = {**stream.options, **(codec_options or {})}
+            if sample_aspect_ratio:
+                stream.codec_context.sample_aspect_ratio = sample_aspect_ratio
             for index, time_ms in enumerate(times_ms):
-                frame = av.VideoFrame.from_ndarray(paint(size, scene(index)), format="bgr24")
+                image = picture(index) if picture else paint(size, scene(index))
+                frame = av.VideoFrame.from_ndarray(image, format="bgr24")
                 frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
                 container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
             container.mux(stream.encode())

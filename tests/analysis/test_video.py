@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from datetime import UTC, datetime
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from capstone_dagster.analysis import InvalidAnalysisSettings, UndecodableVideo, frames, probe
-from capstone_dagster.analysis.video import Sampling, VideoReader
+from capstone_dagster.analysis import UndecodableVideo, frames, probe
+from capstone_dagster.analysis.video import VideoReader
 
-from .conftest import COLOURS, MakeClip
+from .conftest import MakeClip
 
 STEADY = [index * 40 for index in range(30)]
 VARYING = [0, 40, 80, 500, 540, 1700, 1740, 1780, 3000, 3333, 3400]
@@ -56,83 +52,6 @@ def test_joined_recordings_go_on_where_the_first_ended(make_clip: MakeClip, tmp_
     joined = tmp_path / "joined.ts"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert times(joined) == [index * 40 for index in range(2 * len(STEADY))]
-
-
-@pytest.mark.parametrize(
-    ("sample_fps", "taken_ms"),
-    [
-        (0, VARYING),
-        (5, [0, 500, 1700, 3000, 3333, 3400]),
-        (1, [0, 1700, 3000]),
-        (0.5, [0, 3000]),
-        (1000, VARYING),
-    ],
-)
-def test_sampling_goes_by_time(make_clip: MakeClip, sample_fps: float, taken_ms: list[int]) -> None:
-    decoded = list(frames(make_clip("a.mp4", VARYING), sample_fps=sample_fps))
-    assert [frame.pts_ms for frame in decoded if frame.image is not None] == taken_ms
-    assert len(decoded) == len(VARYING)
-
-
-def test_timestamps_rounded_to_milliseconds_do_not_shift_the_samples() -> None:
-    sampling = Sampling(15)
-    rounded_ms = [
-        round(index * 1000 / 30) for index in range(300)
-    ]  # 30 frames a second, as Matroska stores it
-    taken = [index for index, time_ms in enumerate(rounded_ms) if sampling.takes(Fraction(time_ms, 1000))]
-    assert taken == list(range(0, 300, 2))
-
-
-@given(
-    times_ms=st.lists(st.integers(0, 60_000), min_size=1, max_size=60).map(sorted),
-    sample_fps=st.sampled_from([0.1, 0.5, 1, 5, 7.5, 29.97]),
-)
-def test_each_tick_of_the_clock_takes_one_frame_at_most(times_ms: list[int], sample_fps: float) -> None:
-    sampling = Sampling(sample_fps)
-    taken = [time_ms for time_ms in times_ms if sampling.takes(Fraction(time_ms - times_ms[0], 1000))]
-    ticks = {int((time_ms - times_ms[0] + 1) * sample_fps / 1000 + 1e-9) for time_ms in times_ms}
-    assert taken[0] == times_ms[0]
-    assert len(taken) == len(ticks)
-
-
-@pytest.mark.parametrize("sample_fps", [-1, float("nan"), float("inf")])
-def test_impossible_sampling_is_refused(sample_fps: float) -> None:
-    with pytest.raises(InvalidAnalysisSettings, match="sample_fps"):
-        Sampling(sample_fps)
-
-
-@pytest.mark.parametrize(
-    ("degrees", "size", "rows", "columns"),
-    [
-        (0, (192, 128), slice(0, 24), slice(0, 24)),
-        (90, (128, 192), slice(0, 24), slice(-24, None)),
-        (180, (192, 128), slice(-24, None), slice(-24, None)),
-        (270, (128, 192), slice(-24, None), slice(0, 24)),
-    ],
-)
-def test_rotation_metadata_is_honoured(
-    make_clip: MakeClip, degrees: int, size: tuple[int, int], rows: slice, columns: slice
-) -> None:
-    """A marker in the corner of a sensor that lay on its side must land where an upright viewer sees it."""
-    clip = make_clip("phone.mp4", STEADY, lambda index: [("person", 0, 0, 32, 32)])
-    _write_display_matrix(clip, degrees)
-    info = probe(clip)
-    assert (info.width, info.height) == size
-    image = next(frames(clip, sample_fps=0)).image
-    assert image is not None
-    assert image.shape == (size[1], size[0], 3)
-    assert np.abs(image[rows, columns].astype(int) - COLOURS["person"]).max() < 60
-
-
-def _write_display_matrix(mp4: Path, degrees_clockwise: int) -> None:
-    """As a phone does: the rotation stands in the track header, the pictures stay as the sensor saw them."""
-    turns = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
-    a, b, c, d = turns[degrees_clockwise]
-    content = bytearray(mp4.read_bytes())
-    matrix = content.index(b"tkhd") + 4 + 40  # version 0: 40 bytes stand before the matrix
-    one = 1 << 16
-    struct.pack_into(">9i", content, matrix, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
-    mp4.write_bytes(content)
 
 
 @pytest.mark.parametrize(
