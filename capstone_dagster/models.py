@@ -42,6 +42,7 @@ def analysis_settings(settings: Settings, sample_fps: float | None = None) -> An
     return AnalysisSettings(
         labels=settings.labels,
         sample_fps=settings.sample_fps if sample_fps is None else sample_fps,
+        motion_gate=settings.motion_gate,
         min_score=settings.min_score,
         tracker=settings.tracker,
     )

@@ -95,6 +95,11 @@ class Settings(BaseSettings):
     sample_fps: float = Field(
         default=5.0, ge=0, le=1000, description="Frames analysed per second of video; 0 means every frame."
     )
+    motion_gate: bool = Field(
+        default=False,
+        description="Leave out sampled frames in which nothing has changed, apart from one a second: `true` "
+        "or `false`.",
+    )
     min_score: float = Field(
         default=0.25, gt=0, lt=1, description="Detections less sure than this are dropped."
     )

@@ -186,7 +186,9 @@ class _Pass:
     def _decode(self) -> Iterator[list[Frame]]:
         """Runs in the decoding thread: frames in chunks that hold one picture at most."""
         chunk: list[Frame] = []
-        frames = self._video.frames(sample_fps=self._settings.sample_fps)
+        frames = self._video.frames(
+            sample_fps=self._settings.sample_fps, motion_gate=self._settings.motion_gate
+        )
         while True:
             before = time.perf_counter()
             frame = next(frames, None)

@@ -25,6 +25,7 @@ class AnalysisSettings:
         labels: the classes of interest, by the names the model gives them.
         sample_fps: frames analysed per second of video; 0 means every frame. Sampling goes by presentation
             time.
+        motion_gate: whether to leave out sampled frames in which nothing has changed (see `Sampling`).
         min_score: detections below it are not kept (0-1).
         iou: two boxes of one label that overlap by more than this are one object (non-maximum suppression,
             0-1).
@@ -37,6 +38,7 @@ class AnalysisSettings:
 
     labels: tuple[str, ...] = ("person", "face")
     sample_fps: float = 5.0
+    motion_gate: bool = False
     min_score: float = 0.25
     iou: float = 0.7
     image_size: int | None = None
@@ -61,6 +63,7 @@ class AnalysisSettings:
         _require(
             0 <= self.sample_fps <= 1000, "sample_fps", self.sample_fps, "0 (every frame) to 1000 per second"
         )
+        _require(isinstance(self.motion_gate, bool), "motion_gate", self.motion_gate, "True or False")
         _require(0 < self.min_score <= 1, "min_score", self.min_score, "more than 0 and at most 1")
         _require(0 < self.iou <= 1, "iou", self.iou, "more than 0 and at most 1")
         _require(
@@ -95,6 +98,7 @@ class AnalysisSettings:
         return {
             "labels": sorted(self.labels),
             "sample_fps": self.sample_fps,
+            "motion_gate": self.motion_gate,
             "min_score": self.min_score,
             "iou": self.iou,
             "image_size": self.image_size,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -273,8 +274,8 @@ def test_an_error_in_the_decoding_thread_reaches_the_caller(
 ) -> None:
     real = VideoReader.frames
 
-    def breaking(self: VideoReader, *, sample_fps: float) -> Iterator[Frame]:
-        for frame in real(self, sample_fps=sample_fps):
+    def breaking(self: VideoReader, **sampling: Any) -> Iterator[Frame]:
+        for frame in real(self, **sampling):
             if frame.index == 30:
                 raise OSError("the disk is gone")
             yield frame
@@ -324,9 +325,9 @@ def test_the_decoder_is_never_further_ahead_than_its_queue(
     decoded = 0
     real = VideoReader.frames
 
-    def counting(self: VideoReader, *, sample_fps: float) -> Iterator[Frame]:
+    def counting(self: VideoReader, **sampling: Any) -> Iterator[Frame]:
         nonlocal decoded
-        for frame in real(self, sample_fps=sample_fps):
+        for frame in real(self, **sampling):
             decoded += 1
             yield frame
 

@@ -23,6 +23,7 @@ from capstone_dagster.analysis import AnalysisSettings, InvalidAnalysisSettings
         ("sample_fps", float("inf")),
         ("sample_fps", "5"),
         ("sample_fps", True),
+        ("motion_gate", 1),
         ("min_score", 0),
         ("min_score", 1.5),
         ("iou", 0),
