@@ -62,6 +62,7 @@ def test_the_same_work_has_the_same_id(same: dict[str, Any]) -> None:
         {"nonce": "once more"},
         {"settings": AnalysisSettings(labels=("person",))},
         {"settings": AnalysisSettings(sample_fps=0)},
+        {"settings": AnalysisSettings(motion_gate=True)},
         {"settings": AnalysisSettings(min_score=0.3)},
         {"settings": AnalysisSettings(iou=0.6)},
         {"settings": AnalysisSettings(image_size=320)},
