@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -191,3 +192,103 @@ def test_a_video_without_one_whole_frame_is_undecodable(make_clip: MakeClip) -> 
 def test_a_missing_file_is_not_called_undecodable(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         probe(tmp_path / "nothing.mp4")
+
+
+@pytest.mark.parametrize(
+    ("stated_ms", "truncated"),
+    [(0, False), (400, False), (1200, False), (3_600_000, True)],
+    ids=["nothing", "too short", "true", "an hour"],
+)
+def test_a_stated_duration_is_reported_and_not_believed(
+    make_clip: MakeClip, stated_ms: int, truncated: bool
+) -> None:
+    """Every frame is decoded whatever the header says; one that promises far more is called truncated."""
+    clip = make_clip("a.mkv", STEADY)
+    content = bytearray(clip.read_bytes())
+    field = content.index(b"\x44\x89\x88") + 3  # Matroska's Duration: 8 bytes of floating point, milliseconds
+    struct.pack_into(">d", content, field, stated_ms)
+    clip.write_bytes(content)
+    with VideoReader(clip) as video:
+        assert video.info.duration_ms == (stated_ms or None)
+        assert [frame.pts_ms for frame in video.frames(sample_fps=1)] == STEADY
+        assert video.last_frame_end_ms == 1200
+        assert video.truncated == truncated
+
+
+@pytest.mark.parametrize("stated", [0, 3, 1_000_000])
+def test_a_stated_frame_count_is_reported_and_not_believed(make_clip: MakeClip, stated: int) -> None:
+    clip = make_clip("a.avi", STEADY, codec="mpeg4")
+    content = bytearray(clip.read_bytes())
+    header = content.index(b"strh") + 8
+    struct.pack_into("<I", content, header + 32, stated)  # dwLength of the stream
+    struct.pack_into("<I", content, content.index(b"avih") + 8 + 16, stated)  # dwTotalFrames of the file
+    clip.write_bytes(content)
+    assert probe(clip).frame_count == (stated or None)
+    # AVI has no timestamps: places in a grid of 1/1000 s, as the clip was written.
+    assert times(clip) == STEADY
+
+
+def test_one_frame_is_a_video(make_clip: MakeClip) -> None:
+    with VideoReader(make_clip("a.mp4", [0])) as video:
+        (frame,) = video.frames(sample_fps=5)
+        assert (frame.index, frame.pts_ms, frame.motion) == (0, 0, 0)
+        assert frame.image is not None
+        assert not video.truncated
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
+def test_a_container_without_any_frame_is_undecodable(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 192, 128, "yuv420p"
+        container.start_encoding()
+    with pytest.raises(UndecodableVideo):
+        probe(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "pix_fmt"),
+    [((1, 1), "yuv444p"), ((1, 480), "yuv444p"), ((7680, 4320), "yuv420p")],
+    ids=["1x1", "1x480", "8K"],
+)
+def test_pictures_may_be_tiny_and_huge(make_clip: MakeClip, size: tuple[int, int], pix_fmt: str) -> None:
+    picture = np.full((size[1], size[0], 3), 120, dtype=np.uint8)
+    picture[size[1] // 2 :] = 30
+    clip = make_clip("a.mp4", [0, 40], picture=lambda index: picture, size=size, pix_fmt=pix_fmt)
+    info = probe(clip)
+    assert (info.width, info.height) == size
+    shown = list(frames(clip, sample_fps=0, motion_gate=True))
+    assert [frame.pts_ms for frame in shown] == [0, 40]
+    assert shown[0].image is not None
+    assert shown[0].image.shape == picture.shape
+    some = np.s_[:: max(1, size[1] // 50), :: max(1, size[0] // 50)]
+    assert np.abs(shown[0].image[some].astype(int) - picture[some]).max() <= 8
+    assert shown[1].image is None  # nothing changed
+
+
+def test_hours_of_sparse_frames_keep_their_times_to_the_millisecond(make_clip: MakeClip) -> None:
+    """A camera that takes a picture now and then for a day and a half: longer than MPEG-TS can count."""
+    shown_ms = [index * 77_777 + index % 3 for index in range(1700)]
+    clip = make_clip("a.mkv", shown_ms, size=(16, 16))
+    decoded = list(frames(clip, sample_fps=5))
+    assert [frame.pts_ms for frame in decoded] == shown_ms
+    assert all(frame.image is not None for frame in decoded)
+    assert probe(clip).duration_ms == pytest.approx(shown_ms[-1], abs=100_000)
+
+
+def test_hardware_decoding_that_is_not_there_falls_back_to_software_and_says_so(make_clip: MakeClip) -> None:
+    """Where there is a device, it says that instead; frames and times are the same."""
+    clip = make_clip("a.mp4", VARYING)
+    with VideoReader(clip) as software, VideoReader(clip, hardware=True) as asked:
+        assert software.decoder == "software"
+        assert asked.decoder == ("nvdec" if Path("/dev/nvidiactl").exists() else "software")
+        assert asked.info == software.info
+        assert [frame.pts_ms for frame in asked.frames(sample_fps=5)] == VARYING
+
+
+def test_what_is_no_video_is_refused_alike_when_hardware_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "text.mp4"
+    path.write_bytes(b"hello world\n" * 50)
+    with pytest.raises(UndecodableVideo, match="not of a known video format"):
+        VideoReader(path, hardware=True)
