@@ -103,8 +103,10 @@ class Settings(BaseSettings):
     min_score: float = Field(
         default=0.25, gt=0, lt=1, description="Detections less sure than this are dropped."
     )
-    tracker: Literal["bytetrack", "botsort"] = Field(
-        default="bytetrack", description="Ultralytics tracker that joins detections into tracks."
+    tracker: Literal["motion", "bytetrack", "botsort"] = Field(
+        default="motion",
+        description="What joins detections into tracks: `motion` makes one track of one visit; `bytetrack` and "
+        "`botsort` are Ultralytics' trackers as they are.",
     )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:0`."

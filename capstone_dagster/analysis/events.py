@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .identity import event_id
 from .settings import EventRules
@@ -142,9 +143,7 @@ class _Rows:
 
     @classmethod
     def tracked(cls, detections: pa.Table) -> _Rows:
-        columns: Mapping[str, Any] = detections.filter(
-            pa.compute.is_valid(detections["track_id"])
-        ).to_pydict()
+        columns: Mapping[str, Any] = detections.filter(pc.is_valid(detections["track_id"])).to_pydict()
         frame_index = np.array(columns["frame_index"], dtype=np.int64)
         pts_ms = np.array(columns["pts_ms"], dtype=np.int64)
         track_id = np.array(columns["track_id"], dtype=np.int64)

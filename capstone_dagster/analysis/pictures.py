@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,28 +46,45 @@ class ContactSheet:
     """
 
     def __init__(self) -> None:
-        self._tiles: list[Image] = []
+        self._tiles: list[_Tile] = []
         self._stride = 1
         self._offered = 0
 
     def offer(
-        self, image: Image, pts_ms: int, detections: Detections, track_ids: npt.NDArray[np.int32]
+        self, image: Image, pts_ms: int, detections: Detections, tracklets: npt.NDArray[np.int32]
     ) -> None:
-        """To be called for each analysed frame in order."""
+        """To be called for each analysed frame in order, with the tracklet of each detection."""
         if self._offered % self._stride == 0:
-            self._tiles.append(_tile(image, pts_ms, detections, track_ids))
+            # Always a new picture, because the frame itself is shared with others; small ones are enlarged to
+            # carry text.
+            scale = _TILE_SIDE / max(image.shape[:2])
+            self._tiles.append(_Tile(_resized(image, scale), scale, pts_ms, detections, tracklets))
             if len(self._tiles) == 2 * _SHEET_TILES:
                 self._tiles = self._tiles[::2]
                 self._stride *= 2
         self._offered += 1
 
-    def write(self, path: Path) -> None:
-        """Writes the sheet as a JPEG, tiles in order of time from left to right and down."""
+    def write(self, path: Path, visits: npt.NDArray[np.int32]) -> None:
+        """Writes the sheet as a JPEG, tiles in order of time from left to right and down.
+
+        `visits` tells for each tracklet, counted from 1, its visit: the number that is shown.
+        """
         shown = min(_SHEET_TILES, len(self._tiles))
         if shown == 0:
             raise ValueError("a contact sheet needs at least one frame, but none was offered")
         chosen = [self._tiles[round(place)] for place in np.linspace(0, len(self._tiles) - 1, shown)]
-        _write_jpeg(path, _grid(chosen))
+        _write_jpeg(path, _grid([_drawn(tile, visits) for tile in chosen]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tile:
+    """A frame made small, and what was found in it in pixels of the frame."""
+
+    picture: Image
+    scale: float
+    pts_ms: int
+    detections: Detections
+    tracklets: npt.NDArray[np.int32]
 
 
 @dataclass(slots=True)
@@ -77,54 +95,76 @@ class _Candidate:
 
 
 class Thumbnails:
-    """The best view of each track, written as soon as the track can no longer come back."""
+    """The best view of each visit.
+
+    That of each tracklet is written as soon as the tracklet can no longer go on; when it is known which
+    tracklets are one visit, the best of its views stays, under the visit's number.
+    """
 
     def __init__(self, folder: Path, *, keep_ms: float) -> None:
         self._folder = folder
         self._keep_ms = keep_ms
         self._candidates: dict[int, _Candidate] = {}
+        self._scores = array("f")  # of each tracklet's view; 0 where none was written
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("*.jpg"):
             stale.unlink()
 
     def offer(
-        self, image: Image, pts_ms: int, detections: Detections, track_ids: npt.NDArray[np.int32]
+        self, image: Image, pts_ms: int, detections: Detections, tracklets: npt.NDArray[np.int32]
     ) -> None:
-        """To be called for each analysed frame in order, with tracked detections only."""
-        for box, score, track_id in zip(
-            detections.boxes, detections.scores.tolist(), track_ids.tolist(), strict=True
+        """To be called for each analysed frame in order, with tracked detections and their tracklets."""
+        for box, score, tracklet in zip(
+            detections.boxes, detections.scores.tolist(), tracklets.tolist(), strict=True
         ):
-            candidate = self._candidates.get(track_id)
-            if candidate is None or score > candidate.score:
-                self._candidates[track_id] = _Candidate(score, _crop(image, box), pts_ms)
-            else:
-                candidate.last_seen_ms = pts_ms
-        for track_id in [
-            track_id
-            for track_id, candidate in self._candidates.items()
+            candidate = self._candidates.get(tracklet)
+            if candidate is None:
+                self._candidates[tracklet] = _Candidate(score, _crop(image, box), pts_ms)
+                continue
+            candidate.last_seen_ms = pts_ms
+            if score > candidate.score:
+                candidate.score, candidate.crop = score, _crop(image, box)
+        for tracklet in [
+            tracklet
+            for tracklet, candidate in self._candidates.items()
             if pts_ms - candidate.last_seen_ms > self._keep_ms
         ]:
-            self._write(track_id)
+            self._write(tracklet)
 
-    def close(self) -> None:
-        """Writes what is left."""
-        for track_id in list(self._candidates):
-            self._write(track_id)
+    def close(self, visits: npt.NDArray[np.int32]) -> None:
+        """Writes what is left. `visits` tells for each tracklet, counted from 1, its visit; negative: none.
 
-    def _write(self, track_id: int) -> None:
-        _write_jpeg(self._folder / f"{track_id}.jpg", self._candidates.pop(track_id).crop)
+        Visits are counted from 1 in order of their first tracklets.
+        """
+        for tracklet in list(self._candidates):
+            self._write(tracklet)
+        best: dict[int, int] = {}
+        for index, score in enumerate(self._scores):
+            visit = int(visits[index])
+            if score > 0 and visit > 0 and (visit not in best or score > self._scores[best[visit] - 1]):
+                best[visit] = index + 1
+        for index, score in enumerate(self._scores):
+            if score > 0 and best.get(int(visits[index])) != index + 1:
+                (self._folder / f"{index + 1}.jpg").unlink()
+        # A visit's number is at most that of any of its tracklets: in order of visits no name is taken.
+        for visit in sorted(best):
+            (self._folder / f"{best[visit]}.jpg").rename(self._folder / f"{visit}.jpg")
+
+    def _write(self, tracklet: int) -> None:
+        candidate = self._candidates.pop(tracklet)
+        _write_jpeg(self._folder / f"{tracklet}.jpg", candidate.crop)
+        self._scores.extend([0.0] * (tracklet - len(self._scores)))
+        self._scores[tracklet - 1] = candidate.score
 
 
-def _tile(image: Image, pts_ms: int, detections: Detections, track_ids: npt.NDArray[np.int32]) -> Image:
-    # Always a new picture, because the frame itself is shared with others; small ones are enlarged to carry
-    # text.
-    scale = _TILE_SIDE / max(image.shape[:2])
-    picture = _resized(image, scale)
+def _drawn(tile: _Tile, visits: npt.NDArray[np.int32]) -> Image:
+    picture, scale, detections = tile.picture.copy(), tile.scale, tile.detections
     for index in range(len(detections)):
         colour = _LABEL_COLOURS[int(detections.label_ids[index]) % len(_LABEL_COLOURS)]
         x1, y1, x2, y2 = (round(value) for value in (detections.boxes[index] * scale).tolist())
         cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
-        number = f" {track_ids[index]}" if track_ids[index] >= 0 else ""
+        tracklet = int(tile.tracklets[index])
+        number = f" {visits[tracklet - 1]}" if tracklet > 0 and visits[tracklet - 1] > 0 else ""
         _tag(picture, f"{detections.label(index)}{number}", (x1, y1), colour)
     caption = np.full((_CAPTION_HEIGHT, picture.shape[1], 3), _BACKGROUND, dtype=np.uint8)
     counts = [
@@ -132,7 +172,7 @@ def _tile(image: Image, pts_ms: int, detections: Detections, track_ids: npt.NDAr
         for label_id, name in enumerate(detections.names)
         if (detections.label_ids == label_id).any()
     ]
-    text = "   ".join([_clock(pts_ms), *counts])
+    text = "   ".join([_clock(tile.pts_ms), *counts])
     cv2.putText(caption, text, (4, _CAPTION_HEIGHT - 8), _FONT, 0.5, _CAPTION_COLOUR, 1, cv2.LINE_AA)
     return np.vstack([picture, caption])
 

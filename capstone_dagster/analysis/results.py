@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from .detections import Detections
 from .pictures import ContactSheet, Thumbnails
@@ -19,34 +19,44 @@ from .tables import DETECTIONS_SCHEMA, FRAMES_SCHEMA, TableWriter
 from .tracking import UNTRACKED, VideoTracker
 from .video import Frame, Image
 
+# Until the end it is not known which tracklets are one visit: until then detections lie here.
+_TRACKLETS = "tracklets.parquet"
+_ROWS_AT_ONCE = 16_384
+
 
 class Results:
     """Everything a pass writes and counts, fed frame by frame.
 
-    Detections are written one analysed frame late: only then is it known whether a first sighting is a track.
+    Detections are written with the numbers of their tracklets; when the video is over and it is known which
+    of those are one visit, they are written once more with the numbers of visits, a few thousand rows at a
+    time.
     """
 
     def __init__(self, out: Path, settings: AnalysisSettings, labels: tuple[str, ...]) -> None:
-        self.frames_decoded = self.frames_analyzed = self.detections = 0
+        self.frames_decoded = self.frames_analyzed = self.detections = self.tracks = 0
         self.last_decoded_ms = self.first_analyzed_ms = self.last_analyzed_ms = 0
         self._out = out
         self._settings = settings
         self._tracker = VideoTracker(settings, labels)
         self._sheet = ContactSheet()
-        # A track may come back within the tracker's buffer; after it, its best view is final.
+        # A tracklet may go on within the tracker's buffer; after it, its best view is final.
         self._thumbnails = Thumbnails(out / "thumbnails", keep_ms=settings.track_buffer_s * 1000)
-        self._waiting: _Analyzed | None = None
-        self._tracks_kept: set[int] = set()
         self._spacings: Counter[int] = Counter()
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
         (self._out / "contact_sheet.jpg").unlink(missing_ok=True)
+        self._files.callback((self._out / _TRACKLETS).unlink, missing_ok=True)
         self._frames_table = self._files.enter_context(
             TableWriter(self._out / "frames.parquet", FRAMES_SCHEMA)
         )
         self._detections_table = self._files.enter_context(
             TableWriter(self._out / "detections.parquet", DETECTIONS_SCHEMA)
+        )
+        self._tracklets = ExitStack()
+        self._files.push(self._tracklets)
+        self._tracklets_table = self._tracklets.enter_context(
+            TableWriter(self._out / _TRACKLETS, DETECTIONS_SCHEMA)
         )
         return self
 
@@ -54,10 +64,6 @@ class Results:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._files.__exit__(kind, error, trace)
-
-    @property
-    def tracks(self) -> int:
-        return len(self._tracks_kept)
 
     @property
     def sample_interval_ms(self) -> float:
@@ -98,10 +104,20 @@ class Results:
         self.detections += kept
 
     def finish(self) -> None:
-        """Writes what waits; to be called once after the last frame."""
-        self._write_waiting()
-        self._thumbnails.close()
-        self._sheet.write(self._out / "contact_sheet.jpg")
+        """Joins tracklets to visits and writes what waits; to be called once after the last frame.
+
+        `tracks`, the number of visits, is known from here on.
+        """
+        visits = self._tracker.finish()
+        self.tracks = int(visits.max(initial=0))
+        self._tracklets.close()
+        with pq.ParquetFile(self._out / _TRACKLETS) as file:
+            for rows in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+                columns = rows.to_pydict()
+                columns["track_id"] = _visits_of(columns["track_id"], visits)
+                self._detections_table.append(columns)
+        self._thumbnails.close(visits)
+        self._sheet.write(self._out / "contact_sheet.jpg", visits)
 
     def _analyzed(self, frame: Frame, image: Image, found: Detections) -> None:
         if self.frames_analyzed == 0:
@@ -110,45 +126,28 @@ class Results:
             self._spacings[frame.pts_ms - self.last_analyzed_ms] += 1
         self.frames_analyzed += 1
         self.last_analyzed_ms = frame.pts_ms
-        assignment = self._tracker.update(found, image, frame.pts_ms)
-        if self._waiting is not None:
-            for index, track_id in assignment.confirmed:
-                self._waiting.track_ids[index] = track_id
-        self._write_waiting()
-        self._waiting = _Analyzed(frame.pts_ms, frame.index, image, found, assignment.track_ids)
-
-    def _write_waiting(self) -> None:
-        if self._waiting is None:
-            return
-        frame, self._waiting = self._waiting, None
+        tracklets = self._tracker.update(found, image, frame.pts_ms)
         # The tracker saw weaker detections too; they helped it to hold on to tracks and are not kept.
-        kept = frame.detections.scores >= self._settings.min_score
-        detections, track_ids = frame.detections.select(kept), frame.track_ids[kept]
+        kept = found.scores >= self._settings.min_score
+        detections, tracklets = found.select(kept), tracklets[kept]
         if len(detections):
-            self._detections_table.append(
+            self._tracklets_table.append(
                 {
                     "frame_index": [frame.index] * len(detections),
                     "pts_ms": [frame.pts_ms] * len(detections),
-                    "track_id": [
-                        None if track_id == UNTRACKED else track_id for track_id in track_ids.tolist()
-                    ],
+                    "track_id": tracklets.tolist(),
                     "label": [detections.label(index) for index in range(len(detections))],
                     "score": detections.scores.tolist(),
                     **dict(zip(("x1", "y1", "x2", "y2"), detections.boxes.T.tolist(), strict=True)),
                 }
             )
-        tracked = track_ids != UNTRACKED
-        self._tracks_kept.update(track_ids[tracked].tolist())
-        self._thumbnails.offer(frame.image, frame.pts_ms, detections.select(tracked), track_ids[tracked])
-        self._sheet.offer(frame.image, frame.pts_ms, detections, track_ids)
+        tracked = tracklets != UNTRACKED
+        self._thumbnails.offer(image, frame.pts_ms, detections.select(tracked), tracklets[tracked])
+        self._sheet.offer(image, frame.pts_ms, detections, tracklets)
 
 
-@dataclass(slots=True, eq=False)
-class _Analyzed:
-    """An analysed frame on its way to the files."""
-
-    pts_ms: int
-    index: int
-    image: Image
-    detections: Detections
-    track_ids: npt.NDArray[np.int32]
+def _visits_of(tracklets: list[int], visits: npt.NDArray[np.int32]) -> list[int | None]:
+    """The visit of each tracklet, counted from 1; None for what belongs to none."""
+    numbers = np.array(tracklets, dtype=np.int64)
+    found = np.where(numbers > 0, np.append(visits, UNTRACKED)[numbers - 1], UNTRACKED)
+    return [None if visit == UNTRACKED else visit for visit in found.tolist()]

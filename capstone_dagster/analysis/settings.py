@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from .errors import InvalidAnalysisSettings
 
-TrackerName = Literal["bytetrack", "botsort"]
+TrackerName = Literal["motion", "bytetrack", "botsort"]
 
 # ByteTrack continues a track through weak detections that could not start one; 0.1 is its authors' floor,
 # below which boxes are mostly background. The detector is asked for everything above it, whatever is kept
@@ -30,9 +30,10 @@ class AnalysisSettings:
         iou: two boxes of one label that overlap by more than this are one object (non-maximum suppression,
             0-1).
         image_size: the longer side, in pixels, of the picture the model sees; None leaves it to the model.
-        tracker: which of Ultralytics' trackers joins detections into tracks.
-        track_buffer_s: how long a track may stay unseen and still be continued, in seconds of video. Two
-            seconds is a person passing behind a pillar.
+        tracker: what joins detections into tracks: `motion`, which makes one track of one visit, or
+            Ultralytics' ByteTrack or BoT-SORT as they are.
+        track_buffer_s: how long somebody may stay unseen and still be the same visitor, in seconds of video.
+            Longer than passing behind a pillar takes; more than five gained nothing on synthetic footage.
         batch_size: pictures handed to the model at once: costs memory, changes no result.
     """
 
@@ -42,8 +43,8 @@ class AnalysisSettings:
     min_score: float = 0.25
     iou: float = 0.7
     image_size: int | None = None
-    tracker: TrackerName = "bytetrack"
-    track_buffer_s: float = 2.0
+    tracker: TrackerName = "motion"
+    track_buffer_s: float = 5.0
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -117,8 +118,9 @@ class EventRules:
         min_duration_s: a presence shorter than this is noise. Each detection stands for one sampling
             interval, so at 5 frames a second two detections last 0.4 s; 0.3 s asks for about nine at 30
             frames a second.
-        max_gap_s: a track unseen for longer is a new event. Never shorter than 2.5 sampling intervals, so
-            that one missed detection cannot split an event however sparse the sampling is.
+        max_gap_s: a track unseen for longer is a new event; as long as `AnalysisSettings.track_buffer_s`, so
+            that what was found to be one visit is one event. Never shorter than 2.5 sampling intervals, so that
+            one missed detection cannot split an event however sparse the sampling is.
         face_containment: a face belongs to a person when at least this share of its box lies in the
             person's. The
             two boxes come from a detector that is a little off: 0.8 forgives that, and not a passer-by's
@@ -127,7 +129,7 @@ class EventRules:
 
     min_detections: int = 2
     min_duration_s: float = 0.3
-    max_gap_s: float = 2.0
+    max_gap_s: float = 5.0
     face_containment: float = 0.8
 
     def __post_init__(self) -> None:

@@ -1,124 +1,78 @@
-"""Detections of one picture after the other joined into tracks, by Ultralytics' trackers driven directly."""
+"""Detections, picture after picture, joined into tracklets on the spot and those into visits at the end."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .detections import Detections
+from .motion import MotionModel
+from .motion_tracker import MotionTracker
 from .settings import AnalysisSettings
+from .stitching import UNTRACKED, Stitcher
+from .ultralytics_trackers import UltralyticsTracker
 from .video import Image
 
-UNTRACKED = -1
+__all__ = ["UNTRACKED", "LabelTracker", "VideoTracker"]
+
+# People are 1.7 m tall, walk at 0.5 to 1.5 m/s in any direction across the picture, and stop; what else
+# cameras are asked for moves no slower in its own lengths. Noise is what is left of a detector's boxes
+# around a smooth path, and more, because partly hidden objects have wrong boxes. Both by `bench/accuracy.py
+# --worlds`, see there.
+_OBJECT = MotionModel(speed=0.5, resize=0.12, memory_s=3.0, place_noise=0.05, extent_noise=0.08)
+# A face is a seventh as tall as its person and moves with him; those a camera can see are mostly near and
+# slow.
+_FACE = MotionModel(speed=1.5, resize=0.3, memory_s=2.0, place_noise=0.08, extent_noise=0.08)
+_MODELS = {"face": _FACE}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Assignment:
-    """What one picture taught about tracks.
+class LabelTracker(Protocol):
+    """Joins the detections of one label into tracklets, and tells a `Stitcher` when they begin and end."""
 
-    Attributes:
-        track_ids: (n,) int32, for each detection its track, or `UNTRACKED`.
-        confirmed: pairs (index of a detection in the picture *before*, its track): a track is believed only
-            when it is seen twice, and this is how its first sighting is told.
-    """
+    def update(self, detections: Detections, image: Image | None, pts_ms: int) -> npt.NDArray[np.int32]:
+        """(n,) int32, the tracklet of each detection, or `UNTRACKED`; to be called in order of time."""
+        ...
 
-    track_ids: npt.NDArray[np.int32]
-    confirmed: tuple[tuple[int, int], ...]
+    def finish(self) -> None:
+        """Ends what is still open."""
+        ...
 
 
 class VideoTracker:
-    """The tracks of one video: a tracker for each label, ids unique over all of them, counted from 1.
-
-    The trackers count frames where they mean time; how many frames a lost track is kept is set anew for each
-    picture, so that it is `track_buffer_s` of video at any sampling rate, and with varying ones.
-    """
+    """The visits of one video: a tracker for each label, tracklets numbered from 1 over all of them."""
 
     def __init__(self, settings: AnalysisSettings, names: tuple[str, ...]) -> None:
-        self._names = names
-        self._buffer_ms = settings.track_buffer_s * 1000
-        self._recent_pts_ms: deque[int] = deque()
-        self._trackers = [_new_tracker(settings) for _ in names]
-        self._track_ids: list[dict[int, int]] = [{} for _ in names]
-        self._tentative: list[dict[int, int]] = [{} for _ in names]
-        self.tracks = 0
+        self._trackers: list[LabelTracker]
+        if settings.tracker == "motion":
+            self._stitcher = Stitcher(settings.track_buffer_s * 1000)
+            self._trackers = [
+                MotionTracker(_MODELS.get(name, _OBJECT), settings.min_score, self._stitcher)
+                for name in names
+            ]
+        else:
+            self._stitcher = Stitcher(0)  # they keep lost tracks themselves
+            self._trackers = [UltralyticsTracker(settings, self._stitcher) for _ in names]
 
-    def update(self, detections: Detections, image: Image, pts_ms: int) -> Assignment:
-        """To be called for each analysed picture in order, with everything the detector reported."""
-        while self._recent_pts_ms and self._recent_pts_ms[0] < pts_ms - self._buffer_ms:
-            self._recent_pts_ms.popleft()
-        track_ids = np.full(len(detections), UNTRACKED, dtype=np.int32)
-        confirmed: list[tuple[int, int]] = []
+    def update(self, detections: Detections, image: Image | None, pts_ms: int) -> npt.NDArray[np.int32]:
+        """(n,) int32, for each detection its tracklet, counted from 1, or `UNTRACKED`.
+
+        To be called for each analysed picture in order, with everything the detector reported. Without
+        pictures, looks do not count.
+        """
+        tracklets = np.full(len(detections), UNTRACKED, dtype=np.int32)
         for label_id, tracker in enumerate(self._trackers):
             positions = np.flatnonzero(detections.label_ids == label_id)
-            tracker.max_frames_lost = max(1, len(self._recent_pts_ms))
-            rows = tracker.update(_TrackerInput(detections.select(positions)), image)
-            known, tentative = self._track_ids[label_id], self._tentative[label_id]
-            for row in rows:  # x1, y1, x2, y2, id, score, class, index
-                own_id, position = int(row[4]), int(positions[int(row[7])])
-                if own_id not in known:
-                    self.tracks += 1
-                    known[own_id] = self.tracks
-                    if own_id in tentative:
-                        confirmed.append((tentative[own_id], known[own_id]))
-                track_ids[position] = known[own_id]
-            self._tentative[label_id] = {
-                track.track_id: int(positions[int(track.idx)])
-                for track in tracker.tracked_stracks
-                if not track.is_activated
-            }
-            alive = {track.track_id for track in (*tracker.tracked_stracks, *tracker.lost_stracks)}
-            self._track_ids[label_id] = {own_id: known[own_id] for own_id in known if own_id in alive}
-        self._recent_pts_ms.append(pts_ms)
-        return Assignment(track_ids, tuple(confirmed))
+            tracklets[positions] = tracker.update(detections.select(positions), image, pts_ms)
+        self._stitcher.advance(pts_ms)
+        return tracklets
 
+    def finish(self) -> npt.NDArray[np.int32]:
+        """(number of tracklets,) int32, for each tracklet its visit, counted from 1, or `UNTRACKED`.
 
-class _TrackerInput:
-    """Detections as Ultralytics' trackers read them: `conf`, `cls`, `xywh`, `xyxy`, indexed by a mask."""
-
-    def __init__(self, detections: Detections) -> None:
-        self._detections = detections
-        self.conf = detections.scores
-        self.cls = detections.label_ids
-        self.xyxy = detections.boxes
-        self.xywh = np.concatenate(
-            [
-                (detections.boxes[:, :2] + detections.boxes[:, 2:]) / 2,
-                detections.boxes[:, 2:] - detections.boxes[:, :2],
-            ],
-            axis=1,
-        )
-
-    def __len__(self) -> int:
-        return len(self._detections)
-
-    def __getitem__(self, which: npt.NDArray[np.bool_]) -> _TrackerInput:
-        return _TrackerInput(self._detections.select(which))
-
-
-def _new_tracker(settings: AnalysisSettings) -> Any:
-    from .yolo import import_ultralytics
-
-    import_ultralytics()
-    from ultralytics.trackers.bot_sort import BOTSORT
-    from ultralytics.trackers.byte_tracker import BYTETracker
-
-    # Ultralytics' own defaults, except that what is worth keeping is worth starting a track with.
-    options = SimpleNamespace(
-        track_high_thresh=settings.min_score,
-        track_low_thresh=settings.weak_score,
-        new_track_thresh=settings.min_score,
-        track_buffer=1,  # in frames; set in seconds for each picture, above
-        match_thresh=0.8,
-        fuse_score=True,
-        gmc_method="sparseOptFlow",
-        proximity_thresh=0.5,
-        appearance_thresh=0.8,
-        with_reid=False,
-        model="auto",
-    )
-    return BOTSORT(options) if settings.tracker == "botsort" else BYTETracker(options)
+        Visits are counted in order of their beginning; what was hardly seen is none.
+        """
+        for tracker in self._trackers:
+            tracker.finish()
+        return self._stitcher.finish()

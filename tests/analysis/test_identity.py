@@ -32,9 +32,9 @@ def test_ids_are_what_they_were() -> None:
     analysis = analysis_id(video_id="clip-1a2b3c4d", detection_id=detections, rules=EventRules())
     event = event_id(analysis_id=analysis, label="person", track_id=1, start_ms=200)
     assert (detections, analysis, event) == (
-        "705f2a5ba6a81db1158b1125e56864cb",
-        "b89bf070b3dc1f83e0180b971c7606b2",
-        "47c84954751c081802e6bf8b91ba2ac7",
+        "6cad238fbee265d51202b684d3dbebdf",
+        "f13e6f29ece35010be91f8acc3c4bd4f",
+        "e17ed74f2d19d2b2b639952eec49d342",
     )
 
 
@@ -76,10 +76,10 @@ def test_other_work_has_another_id(other: dict[str, Any]) -> None:
 
 def test_raising_a_version_changes_the_ids_made_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     before = detection_id(**WORK), analysis_id(video_id="v", detection_id="d", rules=EventRules())
-    monkeypatch.setattr("capstone_dagster.analysis.identity.DETECTION_VERSION", 2)
+    monkeypatch.setattr("capstone_dagster.analysis.identity.DETECTION_VERSION", 1000)
     assert detection_id(**WORK) != before[0]
     assert analysis_id(video_id="v", detection_id="d", rules=EventRules()) == before[1]
-    monkeypatch.setattr("capstone_dagster.analysis.identity.EVENTS_VERSION", 2)
+    monkeypatch.setattr("capstone_dagster.analysis.identity.EVENTS_VERSION", 1000)
     assert analysis_id(video_id="v", detection_id="d", rules=EventRules()) != before[1]
 
 

@@ -1,4 +1,4 @@
-"""Tracks last by the video's clock, not by counts of frames, and their ids are unique over all labels."""
+"""Tracks last by the video's clock, not by counts of frames, and their numbers are unique over all labels."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from capstone_dagster.analysis.tracking import UNTRACKED, VideoTracker
 
 NAMES = ("person", "face")
 PICTURE = np.zeros((480, 640, 3), dtype=np.uint8)
+TRACKERS = ["motion", "bytetrack", "botsort"]
+Box = tuple[float, float, float, float]
 
 
 def standing(*, score: float = 0.9, label: int = 0, left: float = 100) -> Detections:
@@ -20,67 +22,151 @@ def standing(*, score: float = 0.9, label: int = 0, left: float = 100) -> Detect
 NOBODY = Detections.of([], [], [], NAMES)
 
 
-@pytest.mark.parametrize("tracker", ["bytetrack", "botsort"])
+def visits(
+    settings: AnalysisSettings, found: list[Detections], times_ms: list[int] | range, picture: bool = True
+) -> list[list[int]]:
+    """The visit of each detection of each picture."""
+    tracker = VideoTracker(settings, NAMES)
+    tracklets = [
+        tracker.update(detections, PICTURE if picture else None, time_ms)
+        for detections, time_ms in zip(found, times_ms, strict=True)
+    ]
+    visit_of = tracker.finish()
+    return [
+        [int(visit_of[number - 1]) if number != UNTRACKED else UNTRACKED for number in numbers]
+        for numbers in tracklets
+    ]
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
 @pytest.mark.parametrize("fps", [2, 5, 25])
 @pytest.mark.parametrize(("absent_s", "same"), [(0.5, True), (1.5, True), (3.0, False)])
 def test_a_lost_track_is_kept_for_seconds_of_video(
     tracker: TrackerName, fps: int, absent_s: float, same: bool
 ) -> None:
-    tracks = VideoTracker(AnalysisSettings(tracker=tracker, track_buffer_s=2), NAMES)
-    step_ms = 1000 // fps
     present = [True] * (2 * fps) + [False] * int(absent_s * fps) + [True] * (2 * fps)
-    ids = [
-        tracks.update(standing() if there else NOBODY, PICTURE, index * step_ms).track_ids
-        for index, there in enumerate(present)
+    ids = visits(
+        AnalysisSettings(tracker=tracker, track_buffer_s=2),
+        [standing() if there else NOBODY for there in present],
+        range(0, len(present) * 1000 // fps, 1000 // fps),
+    )
+    assert ids[: 2 * fps] == [[1]] * (2 * fps)
+    assert ids[-2 * fps :] == [[1 if same else 2]] * (2 * fps)
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_one_sighting_is_no_track(tracker: TrackerName) -> None:
+    found = [NOBODY, standing(), NOBODY, NOBODY, NOBODY]
+    assert visits(AnalysisSettings(tracker=tracker), found, range(0, 1000, 200))[1] == [UNTRACKED]
+
+
+def test_what_flickers_for_a_moment_is_no_track_however_often_it_is_looked_at() -> None:
+    flicker = [standing(score=0.3)] * 10 + [NOBODY] * 90
+    assert visits(AnalysisSettings(), flicker, range(0, 3300, 33))[0] == [UNTRACKED]
+    assert visits(AnalysisSettings(), [standing(score=0.8)] * 10 + [NOBODY] * 90, range(0, 3300, 33))[0] == [
+        1
     ]
-    before, after = ids[2 * fps - 1], ids[-1]
-    assert before.tolist() == [1]
-    assert (after.tolist() == [1]) == same
-    assert tracks.tracks == (1 if same else 2)
 
 
-def test_the_first_sighting_is_told_when_the_second_confirms_it() -> None:
-    tracks = VideoTracker(AnalysisSettings(), NAMES)
-    tracks.update(NOBODY, PICTURE, 0)
-    first = tracks.update(standing(), PICTURE, 200)
-    second = tracks.update(standing(), PICTURE, 400)
-    assert first.track_ids.tolist() == [UNTRACKED]
-    assert second.track_ids.tolist() == [1]
-    assert second.confirmed == ((0, 1),)
-
-
-def test_one_sighting_is_no_track() -> None:
-    tracks = VideoTracker(AnalysisSettings(), NAMES)
-    for index, found in enumerate([NOBODY, standing(), NOBODY, NOBODY]):
-        assignment = tracks.update(found, PICTURE, index * 200)
-        assert assignment.track_ids.tolist() in ([], [UNTRACKED])
-        assert assignment.confirmed == ()
-    assert tracks.tracks == 0
-
-
-def test_ids_are_unique_over_labels() -> None:
-    tracks = VideoTracker(AnalysisSettings(), NAMES)
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_ids_are_unique_over_labels(tracker: TrackerName) -> None:
     both = Detections.of([(10, 10, 70, 170), (400, 20, 440, 60)], [0.9, 0.8], [0, 1], NAMES)
-    for index in range(3):
-        ids = tracks.update(both, PICTURE, index * 200).track_ids
-    assert sorted(ids.tolist()) == [1, 2]
+    ids = visits(AnalysisSettings(tracker=tracker), [both] * 5, range(0, 1000, 200))
+    assert ids == [[1, 2]] * 5
 
 
-def test_a_weak_detection_continues_a_track_and_starts_none() -> None:
-    tracks = VideoTracker(AnalysisSettings(min_score=0.25), NAMES)
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_a_weak_detection_continues_a_track_and_starts_none(tracker: TrackerName) -> None:
+    settings = AnalysisSettings(min_score=0.25, tracker=tracker)
     scores = [0.9, 0.9, 0.15, 0.15, 0.9]
-    ids = [
-        tracks.update(standing(score=score), PICTURE, index * 200).track_ids[0]
-        for index, score in enumerate(scores)
-    ]
-    assert ids == [1] * 5
-    weak_only = VideoTracker(AnalysisSettings(min_score=0.25), NAMES)
-    for index in range(5):
-        weak_only.update(standing(score=0.15), PICTURE, index * 200)
-    assert weak_only.tracks == 0
+    times_ms = range(0, 1000, 200)
+    assert visits(settings, [standing(score=score) for score in scores], times_ms) == [[1]] * 5
+    assert visits(settings, [standing(score=0.15)] * 5, times_ms) == [[UNTRACKED]] * 5
 
 
 def test_two_videos_do_not_share_ids() -> None:
     for _ in range(2):
-        tracks = VideoTracker(AnalysisSettings(), NAMES)
-        assert tracks.update(standing(), PICTURE, 0).track_ids.tolist() == [1]
+        assert visits(AnalysisSettings(), [standing()] * 2, [0, 200]) == [[1]] * 2
+
+
+def crossing(time_ms: float) -> list[Box]:
+    """Two people who walk towards each other at a height a second, one a little lower, and pass."""
+    aside = 1.6 * 100 * time_ms / 1000 * 0.6
+    return [(60 + aside, 100, 100 + aside, 200), (500 - aside, 115, 540 - aside, 220)]
+
+
+@pytest.mark.parametrize("fps", [2, 3, 5, 10, 30])
+def test_people_are_followed_where_boxes_do_not_overlap(fps: int) -> None:
+    times_ms = [round(index * 1000 / fps) for index in range(4 * fps + 1)]
+    found = [Detections.of(crossing(time_ms), [0.8, 0.8], [0, 0], NAMES) for time_ms in times_ms]
+    assert visits(AnalysisSettings(), found, times_ms) == [[1, 2]] * len(found)
+
+
+def test_pictures_may_be_any_time_apart() -> None:
+    rng = np.random.default_rng(1)
+    times_ms = np.cumsum(rng.choice([33, 67, 200, 500, 1000], 60)).tolist()
+    # To and fro, within the frame.
+    lefts = [250 + 200 * np.sin(time_ms / 4000) for time_ms in times_ms]
+    found = [standing(left=left) for left in lefts]
+    assert visits(AnalysisSettings(), found, times_ms) == [[1]] * len(found)
+
+
+def walking(index: int, fps: int, speed: float = 80.0) -> Detections:
+    left = 30 + speed * index / fps
+    return Detections.of([(left, 150, left + 40, 250)], [0.8], [0], NAMES)
+
+
+@pytest.mark.parametrize("fps", [2, 5, 25])
+@pytest.mark.parametrize("hidden_s", [1.5, 3.0])
+def test_who_passes_behind_something_is_one_visit(fps: int, hidden_s: float) -> None:
+    times_ms = [round(index * 1000 / fps) for index in range(7 * fps)]
+    hidden = range(2 * fps, 2 * fps + round(hidden_s * fps))
+    found = [NOBODY if index in hidden else walking(index, fps) for index in range(7 * fps)]
+    ids = visits(AnalysisSettings(), found, times_ms)
+    assert {number for numbers in ids for number in numbers} == {1}
+
+
+@pytest.mark.parametrize("fps", [2, 5, 25])
+def test_who_leaves_is_not_who_comes(fps: int) -> None:
+    """One walks out on the right; two seconds later another comes in there."""
+    out = [(540 + 60 * i / fps, 150, min(640, 580 + 60 * i / fps), 250) for i in range(round(1.5 * fps))]
+    back = out[::-1]
+    boxes: list[Box | None] = [*out, *[None] * (2 * fps), *back]
+    found = [NOBODY if box is None else Detections.of([box], [0.8], [0], NAMES) for box in boxes]
+    ids = visits(AnalysisSettings(), found, [round(i * 1000 / fps) for i in range(len(found))])
+    assert {number for numbers in ids[: len(out)] for number in numbers} == {1}
+    assert {number for numbers in ids[len(out) :] for number in numbers} == {2}
+
+
+def dressed(colours: list[tuple[int, int, int]], boxes: list[Box]) -> np.ndarray:
+    image = np.full((480, 640, 3), 120, dtype=np.uint8)
+    for colour, (x1, y1, x2, y2) in zip(colours, boxes, strict=True):
+        image[round(y1) : round(y2), round(x1) : round(x2)] = colour
+    return image
+
+
+def test_clothes_tell_who_stayed_and_who_left() -> None:
+    """Somebody is hidden for 2 s; in his place appears one who wears the same, or one who does not."""
+    place: Box = (300, 150, 350, 290)
+    red, blue = (40, 40, 200), (200, 60, 40)
+    for other, people in ((red, 1), (blue, 2)):
+        tracker = VideoTracker(AnalysisSettings(track_buffer_s=10), NAMES)
+        numbers = []
+        for index in range(45):
+            found = NOBODY if 15 <= index < 30 else Detections.of([place], [0.8], [0], NAMES)
+            colour = red if index < 15 else other
+            numbers += tracker.update(found, dressed([colour], [place]), 200 * index).tolist()
+        assert len({int(visit) for visit in tracker.finish()[np.array(numbers) - 1]}) == people
+
+
+def test_what_waits_does_not_grow_with_the_video() -> None:
+    """Somebody new every second for ten minutes: what is held in the end is what was held after one."""
+    tracker = VideoTracker(AnalysisSettings(), NAMES)
+    held = []
+    for index in range(10 * 60 * 5):
+        left = 40.0 + 100 * (index // 5 % 6)
+        tracker.update(standing(left=left) if index % 5 < 3 else NOBODY, None, 200 * index)
+        stitcher = tracker._stitcher
+        held.append(len(stitcher._begun) + len(stitcher._ended))
+    assert max(held[300:]) <= max(held[:300])
+    assert max(held) < 40

@@ -1,0 +1,39 @@
+"""Which detection is which known object: the most likely one-to-one assignment."""
+
+from __future__ import annotations
+
+import lap
+import numpy as np
+import numpy.typing as npt
+
+from .motion import Floats, States
+
+Pairs = npt.NDArray[np.intp]
+
+
+def motion_evidence(predicted: States, measured: Floats, noise: Floats) -> tuple[Floats, Floats]:
+    """How well each of m detections, (m, 4) with variances (m, 4), fits where each of n objects is expected.
+
+    Returns (n, m) squared Mahalanobis distances, and (n, m) log-likelihoods in nats but for a constant, in
+    units of the object's size: what is uncertain explains everything a little and nothing well.
+    """
+    total = predicted.place_var[:, None, :] + noise[None, :, :]
+    squared = ((predicted.place[:, None, :] - measured[None, :, :]) ** 2 / total).sum(axis=2)
+    spread = np.log(total / predicted.size[:, None, :] ** 2).sum(axis=2)
+    return squared, -0.5 * (squared + spread)
+
+
+def assign(evidence: Floats) -> Pairs:
+    """(k, 2) one-to-one pairs with the largest sum of evidence; those without positive evidence stay apart.
+
+    `evidence` is (n, m), in nats, for each pair against both being something else.
+    """
+    if evidence.size == 0 or not (evidence > 0).any():
+        return np.zeros((0, 2), dtype=np.intp)
+    most = float(evidence.max())
+    cost = np.ascontiguousarray(most - np.maximum(evidence, -1.0))
+    # An assignment may leave both ends of a pair free at the cost of a pair without evidence.
+    _, columns, _ = lap.lapjv(cost, extend_cost=True, cost_limit=most)
+    rows = np.flatnonzero(columns >= 0)
+    pairs = np.stack([rows, columns[rows]], axis=1).astype(np.intp)
+    return pairs[evidence[pairs[:, 0], pairs[:, 1]] > 0]

@@ -1,0 +1,179 @@
+"""Detections joined into tracklets on the spot: by where objects should be by now, and by their looks.
+
+In two steps, as ByteTrack does: sure detections first, then weak ones for those tracklets that would
+otherwise miss this picture. Unlike there, whether two things belong together is asked in likelihoods, not in
+overlaps: at two pictures a second, boxes of one walking person do not overlap.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from . import appearance
+from .association import assign, motion_evidence
+from .detections import Detections
+from .motion import Floats, MotionModel, States, measured
+from .stitching import UNTRACKED, Stitcher, Tracklet
+from .video import Image
+
+# All chosen with `bench/accuracy.py --worlds`, see there; none matters much within a third of its value.
+# Nats that speak for a detection being something new, before anything is known about it.
+_NEW_OBJECT = 1.0
+# Squared Mahalanobis distances, of 4 degrees of freedom, beyond which a detection is something else, however
+# alone. Chance alone exceeds the first once in twenty thousand; errors of detectors have longer tails.
+_GATE, _WEAK_GATE = 25.0, 10.0
+# Variances of weak detections, in those of sure ones.
+_WEAK_NOISE = 2.0
+# A tracklet that is unseen for so long, and in so many pictures, has ended: from there on it is the
+# stitcher's, which sees both sides of a gap. What was seen only once is sooner a false alarm.
+_PATIENCE_MS, _PATIENCE_PICTURES = 1000, 3
+_SINGLE_PATIENCE_MS, _SINGLE_PATIENCE_PICTURES = 350, 2
+# Looks change slowly: by how much a new one counts, and how long they are taken to be the same.
+_LOOK_RATE = 0.15
+_LOOK_SPACING_MS = 150
+# Where another box lies over more than this share of a box, its colours are not its own.
+_COVERED = 0.15
+
+
+class MotionTracker:
+    """Tracklets of one label."""
+
+    def __init__(self, model: MotionModel, min_score: float, stitcher: Stitcher) -> None:
+        self._model = model
+        self._min_score = min_score
+        self._stitcher = stitcher
+        # One row for each tracklet that is open.
+        self._tracklets: list[Tracklet] = []
+        self._states = States.seen(np.zeros((0, 4)), model)
+        self._missed = np.zeros(0, dtype=np.int64)
+        self._looks = np.zeros((0, appearance.LENGTH), dtype=np.float32)
+        self._looked_ms = np.zeros(0, dtype=np.int64)
+
+    def update(self, detections: Detections, image: Image | None, pts_ms: int) -> npt.NDArray[np.int32]:
+        """See `LabelTracker`."""
+        numbers = np.full(len(detections), UNTRACKED, dtype=np.int32)
+        if not self._tracklets and len(detections) == 0:
+            return numbers
+        places = measured(detections.boxes)
+        sure = detections.scores >= self._min_score
+        size = np.maximum(1.0, places[:, 2:].max(axis=1, keepdims=True, initial=1.0))
+        noise = self._model.noise * size**2 * np.where(sure, 1.0, _WEAK_NOISE)[:, None]
+        looks = None if image is None else appearance.describe(image, detections.boxes)
+        predicted = self._states.after(self._unseen_ms(pts_ms) / 1000, self._model)
+
+        pairs = self._pairs(predicted, places, noise, looks, sure)
+        rows, columns = pairs[:, 0], pairs[:, 1]
+        self._states.assign(rows, predicted.select(rows).corrected(places[columns], noise[columns]))
+        self._missed += 1
+        self._missed[rows] = 0
+        for row, column in pairs.tolist():
+            tracklet = self._tracklets[row]
+            tracklet.saw(pts_ms, places[column], noise[column], float(detections.scores[column]))
+            numbers[column] = tracklet.number
+        if looks is not None:
+            self._learn(pairs, looks, _covered(detections.boxes), pts_ms)
+
+        self._end_lost(pts_ms)
+        unknown = sure.copy()
+        unknown[columns] = False
+        frame = None if image is None else (image.shape[1], image.shape[0])
+        for column in np.flatnonzero(unknown).tolist():
+            tracklet = self._stitcher.begin(self._model, pts_ms, frame)
+            tracklet.saw(pts_ms, places[column], noise[column], float(detections.scores[column]))
+            self._tracklets.append(tracklet)
+            numbers[column] = tracklet.number
+        self._add_rows(places[unknown])
+        return numbers
+
+    def finish(self) -> None:
+        """See `LabelTracker`."""
+        for row in range(len(self._tracklets)):
+            self._end(row)
+        self._keep(np.zeros(len(self._tracklets), dtype=np.bool_))
+
+    def _pairs(
+        self,
+        predicted: States,
+        places: Floats,
+        noise: Floats,
+        looks: npt.NDArray[np.float32] | None,
+        sure: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.intp]:
+        """(k, 2) rows of tracklets and positions of detections that belong together."""
+        squared, evidence = motion_evidence(predicted, places, noise)
+        evidence -= _NEW_OBJECT
+        if looks is not None:
+            known = (self._looked_ms >= 0)[:, None]
+            evidence += np.where(known, appearance.evidence(self._looks @ looks.T), 0.0)
+        first = assign(np.where((squared <= _GATE) & sure, evidence, -np.inf))
+        waiting = self._missed == 0
+        waiting[first[:, 0]] = False
+        second = assign(np.where((squared <= _WEAK_GATE) & ~sure & waiting[:, None], evidence, -np.inf))
+        return np.concatenate([first, second])
+
+    def _learn(
+        self,
+        pairs: npt.NDArray[np.intp],
+        looks: npt.NDArray[np.float32],
+        covered: npt.NDArray[np.bool_],
+        pts_ms: int,
+    ) -> None:
+        rows, columns = pairs[:, 0], pairs[:, 1]
+        clear = ~covered[columns] & (pts_ms - self._looked_ms[rows] >= _LOOK_SPACING_MS)
+        rows, columns = rows[clear], columns[clear]
+        rate = np.where(self._looked_ms[rows] < 0, 1.0, _LOOK_RATE)[:, None].astype(np.float32)
+        mixed = (1 - rate) * self._looks[rows] + rate * looks[columns]
+        self._looks[rows] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+        self._looked_ms[rows] = pts_ms
+        for row, look in zip(rows.tolist(), self._looks[rows], strict=True):
+            self._tracklets[row].look = look
+
+    def _end_lost(self, pts_ms: int) -> None:
+        unseen_ms = self._unseen_ms(pts_ms)
+        single = np.array([tracklet.sightings < 2 for tracklet in self._tracklets], dtype=np.bool_)
+        lost = (unseen_ms > np.where(single, _SINGLE_PATIENCE_MS, _PATIENCE_MS)) & (
+            self._missed >= np.where(single, _SINGLE_PATIENCE_PICTURES, _PATIENCE_PICTURES)
+        )
+        if lost.any():
+            for row in np.flatnonzero(lost).tolist():
+                self._end(row)
+            self._keep(~lost)
+
+    def _end(self, row: int) -> None:
+        self._stitcher.end(self._tracklets[row], self._states.select(np.array([row])))
+
+    def _keep(self, kept: npt.NDArray[np.bool_]) -> None:
+        self._tracklets = [
+            tracklet for tracklet, keep in zip(self._tracklets, kept.tolist(), strict=True) if keep
+        ]
+        self._states = self._states.select(kept)
+        self._missed, self._looks, self._looked_ms = (
+            self._missed[kept],
+            self._looks[kept],
+            self._looked_ms[kept],
+        )
+
+    def _add_rows(self, places: Floats) -> None:
+        count = len(places)
+        if count:
+            self._states = self._states.joined(States.seen(places, self._model))
+            self._missed = np.concatenate([self._missed, np.zeros(count, dtype=np.int64)])
+            self._looks = np.concatenate(
+                [self._looks, np.zeros((count, appearance.LENGTH), dtype=np.float32)]
+            )
+            self._looked_ms = np.concatenate([self._looked_ms, np.full(count, -_LOOK_SPACING_MS)])
+
+    def _unseen_ms(self, pts_ms: int) -> npt.NDArray[np.int64]:
+        return pts_ms - np.array([tracklet.last_ms for tracklet in self._tracklets], dtype=np.int64)
+
+
+def _covered(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """(n,) whether another box lies over a good part of each."""
+    corners = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(
+        boxes[:, None, :2], boxes[None, :, :2]
+    )
+    shared = np.clip(corners, 0, None).prod(axis=2)
+    np.fill_diagonal(shared, 0)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return np.asarray((shared > _COVERED * area[:, None]).any(axis=1))
