@@ -1,0 +1,163 @@
+"""How a Batch job ends and what that means: from AWS's words to a failure class, pure and in one table.
+
+The words are those of AWS's user guide ("Job states", "Automated job retries", "Jobs stuck in RUNNABLE") and
+of Amazon ECS, whose agent runs the containers; patterns begin at the start of the text.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from batch_gpu.errors import FailureClass
+
+Job = Mapping[str, Any]
+"""One element of DescribeJobs' answer."""
+
+WAITING = ("SUBMITTED", "PENDING", "RUNNABLE")
+ENDED = ("SUCCEEDED", "FAILED")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a run has no worker any more.
+
+    Attributes:
+        transient: trying again, later or elsewhere, can succeed.
+        message: sentences for an operator: what happened, AWS's own words, what to do.
+    """
+
+    failure: FailureClass
+    transient: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    where: Literal["status", "container", "exit"]
+    pattern: str
+    failure: FailureClass
+    transient: bool
+    told: str
+    remedy: str
+
+
+# The first rule that matches decides. `status` is the job's statusReason, `container` its container's reason,
+# `exit` its exit code.
+RULES: Sequence[_Rule] = (
+    _Rule("status", r"Host EC2 ", "worker-lost", True, "The machine was taken away",
+          "Nothing: spot machines are reclaimed now and then, and the run is tried again."),
+    _Rule("status", r"Job attempt duration exceeded timeout", "timeout", True, "The time limit was reached",
+          "See in the log where the time went; raise timeout_seconds for long work."),
+    _Rule("status", r"(Canceled by JobStateTimeLimit action due to reason: )?MISCONFIGURATION:",
+          "configuration", False, "No machine of the queue can ever run the job",
+          "Ask for fewer GPUs, vCPUs or MiB, or allow larger machines in the compute environment."),
+    _Rule("status", r"(Canceled by JobStateTimeLimit action due to reason: )?CAPACITY:", "capacity", True,
+          "No machine came in time", "Wait, raise the quota, or allow more instance types."),
+    _Rule("status", r"Container Overrides length", "configuration", False, "The command is too long for ECS",
+          "Shorten the job's environment and the instance's configuration."),
+    _Rule("container", r"(OutOfMemory|Container killed due to memory)", "worker-lost", True,
+          "The container was killed for memory", "Raise memory_mib if it happens again."),
+    _Rule("exit", r"137$", "worker-lost", True, "The container was killed, for memory most likely",
+          "Raise memory_mib if it happens again."),
+    _Rule("container", r"(CannotPull|CannotCreate|CannotStart|CannotInspect|ResourceInit|DockerTimeout)",
+          "container-start", True, "The container could not be started",
+          "Check the image, its registry, the secrets and the machine's disk."),
+    _Rule("status", r"Task failed to start", "container-start", True, "The container could not be started",
+          "Check the image, its registry, the secrets and the machine's disk."),
+    _Rule("exit", r"12[67]$", "container-start", False, "The container's command could not be executed",
+          "Check that the image holds the code, and the launcher's entry_point."),
+)  # fmt: skip
+
+
+def ending_of(job: Job) -> Ending:
+    """The ending of a job whose status is one of `ENDED` although its run has not finished."""
+    status = str(job.get("statusReason") or "")
+    container = last_container(job)
+    exit_code = container.get("exitCode")
+    texts = {
+        "status": status,
+        "container": str(container.get("reason") or ""),
+        "exit": "" if exit_code is None else str(exit_code),
+    }
+    for rule in RULES:
+        if re.match(rule.pattern, texts[rule.where]):
+            return Ending(rule.failure, rule.transient, _message(job, rule.told, rule.remedy))
+    if job.get("isTerminated") or job.get("isCancelled"):
+        told = "Somebody ended the job in AWS Batch"
+        return Ending("worker-lost", False, _message(job, told, "Re-execute the run if it is still wanted."))
+    if exit_code == 0:
+        told = "The worker ended without finishing the run"
+    else:
+        told = "The worker ended by an error of its own"
+    return Ending("worker-lost", True, _message(job, told, "See the worker's last log lines."))
+
+
+def lost_to_reclaim(job: Job, run_started_ms: int | None) -> Ending | None:
+    """Whether the attempt that began the run has ended while Batch starts the job again.
+
+    A second attempt does nothing for a run that has begun: Dagster tells it to leave. It would only wait for
+    a machine and hold it for the length of an import.
+
+    Args:
+        run_started_ms: when the worker began the run, Unix time in ms.
+    """
+    attempts = job.get("attempts") or []
+    if job["status"] in ENDED or not attempts:
+        return None
+    last_stop = attempts[-1].get("stoppedAt")
+    if job["status"] in WAITING or (last_stop and run_started_ms and run_started_ms < last_stop):
+        reason = attempts[-1].get("statusReason") or "its attempt ended"
+        return Ending(
+            "worker-lost",
+            True,
+            f"The worker's machine was taken away during the run ({reason}). The job's further attempts are "
+            "ended, because this run cannot be continued by them.",
+        )
+    return None
+
+
+def never_runs(job: Job) -> Ending | None:
+    """The ending of a job that waits although nothing that its queue has can run it."""
+    reason = str(job.get("statusReason") or "")
+    if job["status"] in WAITING and reason.startswith("MISCONFIGURATION:"):
+        return ending_of(job)
+    return None
+
+
+def waited_too_long(job: Job, limit_s: int, now_ms: int) -> Ending | None:
+    """The ending of a job that has waited for a machine for longer than `limit_s`."""
+    waited_s = (now_ms - int(job.get("createdAt") or now_ms)) / 1000
+    if job["status"] not in WAITING or waited_s <= limit_s:
+        return None
+    reason = job.get("statusReason") or "no reason given"
+    return Ending(
+        "capacity",
+        True,
+        f"No machine came within max_wait_seconds ({limit_s} s; {job['status']}: {reason}). Wait, raise the "
+        "quota, or allow more instance types.",
+    )
+
+
+def last_container(job: Job) -> Mapping[str, Any]:
+    """The container of the latest attempt: the job's own once it is known, else the last ended one's."""
+    own = job.get("container") or {}
+    if own.get("logStreamName") or own.get("exitCode") is not None or own.get("reason"):
+        return dict(own)
+    attempts = job.get("attempts") or []
+    return dict(attempts[-1].get("container") or {}) if attempts else dict(own)
+
+
+def _message(job: Job, told: str, remedy: str) -> str:
+    container = last_container(job)
+    attempts = job.get("attempts") or []
+    facts = [f"job {job['jobId']} is {job['status']}"]
+    if attempts:
+        facts.append(f"attempt {len(attempts)}")
+    if job.get("statusReason"):
+        facts.append(f"status reason: {job['statusReason']}")
+    if container.get("exitCode") is not None:
+        facts.append(f"exit code {container['exitCode']}")
+    if container.get("reason"):
+        facts.append(f"container: {container['reason']}")
+    return f"{told} ({'; '.join(facts)}). {remedy}"

@@ -1,0 +1,375 @@
+"""The run launcher: each Dagster run is one AWS Batch job, on a GPU machine only if the run needs one.
+
+Read from the top: launching, ending, looking after. What AWS says is interpreted in `endings`, what is asked
+of it is built in `jobs`, and `aws` makes the requests; none of the three knows Dagster.
+"""
+
+import base64
+import logging
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, MetadataValue, RunsFilter
+from dagster._core.events import EngineEventData
+from dagster._core.launcher import (
+    CheckRunHealthResult,
+    LaunchRunContext,
+    ResumeRunContext,
+    RunLauncher,
+    WorkerStatus,
+)
+from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+from dagster._core.storage.tags import RUN_WORKER_ID_TAG, WILL_RETRY_TAG
+from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
+
+from batch_gpu.aws import BatchApi, log_group
+from batch_gpu.compute import ComputeClass, compute_class
+from batch_gpu.config import JobConfig, LauncherConfig, config_schema, from_yaml
+from batch_gpu.endings import ENDED, Ending, Job, ending_of, last_container, lost_to_reclaim
+from batch_gpu.errors import BatchGpuError, ConfigurationError, JobNotListed
+from batch_gpu.job_definitions import JobDefinitions
+from batch_gpu.jobs import (
+    FAILURE_TAG,
+    JOB_ID_TAG,
+    JOB_NAME_TAG,
+    JOB_QUEUE_TAG,
+    LOG_STREAM_TAG,
+    NONE,
+    OUTCOME_TAGS,
+    job_name,
+    own_job_id,
+    submission_began,
+    submit_request,
+    summary,
+)
+from batch_gpu.links import job_url, log_url
+from batch_gpu.local import LocalLauncher, launched_locally
+
+logger = logging.getLogger(__name__)
+
+# A command longer than this is handed over compressed: ECS takes 8192 characters with the environment.
+LONGEST_PLAIN_COMMAND = 4000
+# How long after its start a run may have a worker whose job AWS does not list yet.
+LISTING_GRACE_S = 300.0
+
+
+class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
+    """Launches runs as AWS Batch jobs, or with `compute: local` as processes of this machine."""
+
+    def __init__(
+        self,
+        config: LauncherConfig,
+        inst_data: ConfigurableClassData | None = None,
+        api: BatchApi | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.config = config
+        self.api = api or BatchApi(config.region, config.submit_deadline_seconds)
+        self.local = LocalLauncher()
+        self._inst_data = inst_data
+        self._definitions = JobDefinitions(self.api)
+        self._board = _Board(self.api)
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        return self._inst_data
+
+    @classmethod
+    def config_type(cls) -> Mapping[str, Any]:
+        return config_schema()
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> Self:
+        return cls(from_yaml(config_value), inst_data)
+
+    def register_instance(self, instance: DagsterInstance) -> None:
+        super().register_instance(instance)
+        self.local.register_instance(instance)
+
+    def join(self, timeout: int = 30) -> None:
+        if self.config.compute == "local":
+            self.local.join(timeout)  # type: ignore[no-untyped-call]
+
+    # --- launching ---
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Submit the run's job, or start its process.
+
+        Called again for a run whose submission was cut off it finds the job and adopts it.
+        """
+        if self.config.compute == "local":
+            self.local.launch_run(context)
+        else:
+            self.submit(context.dagster_run)
+
+    @property
+    def supports_resume_run(self) -> bool:
+        return self.config.compute == "batch"
+
+    def resume_run(self, context: ResumeRunContext) -> None:
+        """Submit another job that goes on with a run whose worker was lost."""
+        self.submit(context.dagster_run, resumed=context.resume_attempt_number or 1)
+
+    def submit(self, run: DagsterRun, resumed: int = 0) -> str:
+        """Submit the run's job and return its id; one that was submitted before is adopted.
+
+        Two things are written to the run: a mark before the request, so that whoever comes after a crash
+        knows that a job may exist, and the job's id after it.
+
+        Raises:
+            BatchGpuError: the run has failed with this error's class.
+        """
+        try:
+            name = job_name(self.config.job_name_prefix, run.run_id, resumed)
+            known = self._fresh(run).tags
+            compute, job = self._job_of(run)
+            if known.get(JOB_NAME_TAG) == name:
+                queue = known[JOB_QUEUE_TAG]
+                job_id = own_job_id(run.run_id, known) or self.api.find(queue, name)
+                if job_id is not None:
+                    self._adopt(run, job_id, queue)
+                    return job_id
+            request = submit_request(
+                name=name,
+                job=job,
+                job_definition=self._definitions.for_job(job),
+                command=self._command(run, resuming=resumed > 0),
+                run_id=run.run_id,
+                dagster_job=run.job_name,
+            )
+            inherited = {tag: NONE for tag in OUTCOME_TAGS if tag in known}
+            self._instance.add_run_tags(
+                run.run_id, {**inherited, JOB_NAME_TAG: name, JOB_QUEUE_TAG: str(job.job_queue)}
+            )
+            job_id = self.api.submit(request)
+            self._instance.add_run_tags(run.run_id, {JOB_ID_TAG: job_id, RUN_WORKER_ID_TAG: job_id})
+            if self._fresh(run).is_finished:  # canceled while AWS throttled
+                self.api.terminate(job_id, f"Run {run.run_id} ended before its job was submitted.")
+        except BatchGpuError as error:
+            self.fail(run, Ending(error.failure_class, error.transient, str(error)))
+            raise
+        self._report(run, f"Submitted {summary(name, job, compute)}.", self._job_metadata(job_id))
+        return job_id
+
+    def _job_of(self, run: DagsterRun) -> tuple[ComputeClass, JobConfig]:
+        steps: dict[str, Mapping[str, str]] = {}
+        selected: Sequence[str] | None = run.step_keys_to_execute
+        if run.execution_plan_snapshot_id is not None:
+            plan = self._instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
+            steps = {step.key: step.tags or {} for step in plan.steps}
+            selected = selected or plan.step_keys_to_execute or None
+        compute = compute_class(steps, selected, run.tags)
+        return compute, self.config.job(compute, run.tags)
+
+    def _command(self, run: DagsterRun, *, resuming: bool) -> list[str]:
+        origin = run.job_code_origin
+        if origin is None:
+            raise ConfigurationError(
+                f"Run {run.run_id} has no origin in Python code, so that no other process can load its job. "
+                "Launch it from a code location."
+            )
+        # What the code location says of containers is none of the worker's business, and can be long.
+        repository = origin.repository_origin._replace(container_context={})
+        args = (ResumeRunArgs if resuming else ExecuteRunArgs)(
+            job_origin=origin._replace(repository_origin=repository),
+            run_id=run.run_id,
+            instance_ref=self._instance.get_ref(),
+            # Batch's own count of failed jobs then counts failed runs.
+            set_exit_code_on_failure=True,
+        )
+        *entry, api, verb, text = args.get_command_args()
+        command = [*(self.config.entry_point or entry), api, verb]
+        if len(text) > LONGEST_PLAIN_COMMAND and not resuming:
+            packed = base64.b64encode(zlib.compress(serialize_value(args).encode())).decode()
+            return [*command, "--compressed-input-json", packed]
+        return [*command, text]
+
+    def _adopt(self, run: DagsterRun, job_id: str, queue: str) -> None:
+        if own_job_id(run.run_id, self._fresh(run).tags) == job_id:
+            return
+        self._instance.add_run_tags(run.run_id, {JOB_ID_TAG: job_id, RUN_WORKER_ID_TAG: job_id})
+        message = (
+            f"Found AWS Batch job {job_id} in queue {queue}: it was submitted before, and is this run's."
+        )
+        self._report(run, message, self._job_metadata(job_id))
+
+    # --- ending ---
+
+    def terminate(self, run_id: str) -> bool:
+        """End the run's job, also before it has begun; True if the run is or will be canceled."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        if self._is_local(run):
+            return bool(self.local.terminate(run_id))  # type: ignore[no-untyped-call]
+        begun = run.status == DagsterRunStatus.STARTED
+        self._instance.report_run_canceling(run)
+        job_id = self._job_id(run)
+        if job_id is not None:
+            job = self.api.describe([job_id]).get(job_id)
+            if job is not None and job["status"] not in ENDED:
+                self.api.terminate(job_id, f"Run {run_id} was canceled in Dagster.")
+                if begun:
+                    return True  # the worker is told by a signal, and reports the end itself
+        # Nobody is there to report the end, or it would leave at once: it finds the run canceled.
+        self._instance.report_run_canceled(run, "The run was canceled before a worker had begun it.")
+        return True
+
+    def fail(self, run: DagsterRun, ending: Ending) -> None:
+        """Report an unfinished run as failed, with its failure class.
+
+        What cannot succeed later is not tried again: Dagster's own word on that is taken back.
+        """
+        if self._fresh(run).is_finished:
+            return
+        self._instance.add_run_tags(run.run_id, {FAILURE_TAG: ending.failure})
+        self._instance.report_run_failed(run, f"{ending.failure}: {ending.message}")
+        if not ending.transient:
+            self._instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "false"})
+
+    # --- looking after ---
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """The state of a run's worker; one description of all jobs serves a whole monitoring pass.
+
+        Raises:
+            AwsUnavailable: AWS throttles or cannot be reached. Dagster takes an error for no answer and asks
+                again, whereas any unhealthy answer ends the run.
+        """
+        if self._is_local(run):
+            return self.local.check_run_worker_health(run)
+        job_id = self._job_id(run)
+        if job_id is None:
+            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "AWS Batch has no job of this run.")
+        job = self.job(run, job_id)
+        if job is None:
+            told = f"AWS Batch no longer knows job {job_id}."
+            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, told, run_worker_id=job_id)
+        self.note_log_stream(run, job)
+        ending = self._ending(run, job)
+        if ending is None:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=job_id)
+        if self._fresh(run).is_finished:
+            return CheckRunHealthResult(WorkerStatus.SUCCESS, "The run has ended.", run_worker_id=job_id)
+        self._instance.add_run_tags(run.run_id, {FAILURE_TAG: ending.failure})
+        message = f"{ending.failure}: {ending.message}{self.last_lines(job)}"
+        return CheckRunHealthResult(WorkerStatus.FAILED, message, ending.transient, job_id)
+
+    def get_run_worker_debug_info(
+        self, run: DagsterRun, include_container_logs: bool | None = True
+    ) -> str | None:
+        """All that AWS knows of the run's job, for the message of a run that Dagster gives up."""
+        if self._is_local(run):
+            return self.local.get_run_worker_debug_info(run, include_container_logs)
+        job_id = self._job_id(run)
+        if job_id is None:
+            return "AWS Batch has no job of this run."
+        job = self.api.describe([job_id]).get(job_id)
+        if job is None:
+            return f"AWS Batch no longer knows job {job_id}."
+        lines = [
+            f"AWS Batch job {job_id}: {job['status']}, {job.get('statusReason') or 'no status reason'}",
+            f"Queue: {job['jobQueue']}",
+            f"Job definition: {job['jobDefinition']}",
+            f"Ended attempts: {len(job.get('attempts') or [])}",
+            job_url(self.api.region, job_id),
+        ]
+        stream = last_container(job).get("logStreamName")
+        if stream:
+            lines.append(log_url(self.api.region, log_group(job), stream))
+        logs = self.last_lines(job) if include_container_logs else ""
+        return "\n".join(lines) + logs
+
+    def job(self, run: DagsterRun, job_id: str) -> Job | None:
+        """What AWS says of a run's job, not older than half a monitoring interval."""
+        return self._board.job(self._instance, run.run_id, job_id)
+
+    def note_log_stream(self, run: DagsterRun, job: Job) -> None:
+        """Write down where the worker logs, as soon as AWS knows it: once an attempt."""
+        stream = last_container(job).get("logStreamName")
+        if not stream or run.tags.get(LOG_STREAM_TAG) == stream:
+            return
+        self._instance.add_run_tags(run.run_id, {LOG_STREAM_TAG: stream})
+        url = MetadataValue.url(log_url(self.api.region, log_group(job), stream))
+        self._report(run, "The worker's log is in CloudWatch.", {"Log stream": url})
+
+    def last_lines(self, job: Job) -> str:
+        """The worker's last words as an ending for a message; a sentence if they cannot be read."""
+        try:
+            lines = self.api.log_lines(job, self.config.log_lines)
+        except BatchGpuError as error:
+            return f"\nThe worker's log could not be read: {error}"
+        return "\nThe worker's last log lines:\n" + "\n".join(lines) if lines else ""
+
+    def _ending(self, run: DagsterRun, job: Job) -> Ending | None:
+        if job["status"] in ENDED:
+            return ending_of(job)
+        if not job.get("attempts"):
+            return None
+        record = self._instance.get_run_record_by_id(run.run_id)
+        started = record.start_time if record else None
+        lost = lost_to_reclaim(job, int(started * 1000) if started else None)
+        if lost is not None:
+            self.api.terminate(str(job["jobId"]), "The run's worker was lost with its machine.")
+        return lost
+
+    def _job_id(self, run: DagsterRun) -> str | None:
+        """The run's job, looked up by its name if a crash came between submitting it and writing it down."""
+        tags = self._fresh(run).tags
+        known = own_job_id(run.run_id, tags)
+        if known is not None or not submission_began(run.run_id, tags):
+            return known
+        found = self.api.find(tags[JOB_QUEUE_TAG], tags[JOB_NAME_TAG])
+        if found is not None:
+            self._adopt(run, found, tags[JOB_QUEUE_TAG])
+            return found
+        record = self._instance.get_run_record_by_id(run.run_id)
+        if record and record.start_time and time.time() - record.start_time < LISTING_GRACE_S:
+            raise JobNotListed(f"The run has begun, but AWS does not list job {tags[JOB_NAME_TAG]} yet.")
+        return None
+
+    def _is_local(self, run: DagsterRun) -> bool:
+        if submission_began(run.run_id, run.tags):
+            return False
+        return self.config.compute == "local" or launched_locally(run)
+
+    def _fresh(self, run: DagsterRun) -> DagsterRun:
+        return self._instance.get_run_by_id(run.run_id) or run
+
+    def _job_metadata(self, job_id: str) -> dict[str, MetadataValue[Any]]:
+        url = MetadataValue.url(job_url(self.api.region, job_id))
+        return {"Job": MetadataValue.text(job_id), "Console": url}
+
+    def _report(self, run: DagsterRun, message: str, metadata: Mapping[str, MetadataValue[Any]]) -> None:
+        self._instance.report_engine_event(message, run, EngineEventData(metadata), cls=self.__class__)
+
+
+class _Board:
+    """What AWS last said of all jobs of unfinished runs, so that a monitoring pass over them asks once."""
+
+    def __init__(self, api: BatchApi) -> None:
+        self._api = api
+        self._lock = threading.Lock()
+        self._asked_at = 0.0
+        self._asked: set[str] = set()
+        self._jobs: dict[str, Job] = {}
+
+    def job(self, instance: DagsterInstance, run_id: str, job_id: str) -> Job | None:
+        # Half the interval: every pass sees news, and none asks twice unless it takes that long itself.
+        lifetime_s = instance.run_monitoring_poll_interval_seconds / 2
+        with self._lock:
+            if job_id not in self._asked or time.monotonic() - self._asked_at > lifetime_s:
+                runs = instance.get_runs(RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES))
+                known = {own_job_id(run.run_id, run.tags) for run in runs} - {None}
+                wanted = {str(each) for each in known} | {job_id}
+                self._jobs = self._api.describe(wanted)
+                self._asked, self._asked_at = wanted, time.monotonic()
+            return self._jobs.get(job_id)

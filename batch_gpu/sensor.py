@@ -1,0 +1,149 @@
+"""A sensor that watches jobs until their runs begin, which Dagster's monitoring does not.
+
+Dagster asks a launcher about runs that have begun; one that has not is only timed. Meanwhile its job may wait
+for a machine, be refused by every machine, fail to start its container, or never have been submitted because
+the daemon was killed in between. Add `starting_runs_sensor` to the code location's `Definitions`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.launcher import WorkerStatus
+
+from batch_gpu.endings import ENDED, Ending, Job, ending_of, never_runs, waited_too_long
+from batch_gpu.errors import BatchGpuError
+from batch_gpu.jobs import JOB_QUEUE_TAG, STATUS_TAG, own_job_id
+from batch_gpu.launcher import BatchGpuRunLauncher
+
+# A launch may be under way in the daemon; only one that is older than all patience of a launch, and older
+# than ListJobs' lag, was cut off.
+CUT_OFF_MARGIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What a look at the runs that have not begun did."""
+
+    waiting: int = 0
+    submitted: int = 0
+    failed: int = 0
+    unanswered: int = 0
+
+    def __str__(self) -> str:
+        told = f"{self.waiting} runs wait for their worker, {self.failed} failed, {self.submitted} submitted"
+        return told + (
+            f", {self.unanswered} left alone because AWS did not answer." if self.unanswered else "."
+        )
+
+
+def watch_starting_runs(
+    instance: dg.DagsterInstance,
+    launcher: BatchGpuRunLauncher,
+    *,
+    now: Callable[[], float] = time.time,
+    say: Callable[[str], None] = lambda _: None,
+) -> Watched:
+    """Look once at each run that was launched and has not begun.
+
+    Args:
+        say: takes a sentence for each run that could not be looked at.
+    """
+    counts = {"waiting": 0, "submitted": 0, "failed": 0, "unanswered": 0}
+    records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
+    for record in records:
+        run = record.dagster_run
+        age_s = now() - record.update_timestamp.timestamp()
+        cut_off = age_s > launcher.config.submit_deadline_seconds + CUT_OFF_MARGIN_S
+        try:
+            if launcher.config.compute == "local":
+                outcome = _watch_process(launcher, run) if cut_off else "waiting"
+            elif (job_id := own_job_id(run.run_id, run.tags)) is not None:
+                outcome = _watch_job(instance, launcher, run, job_id, int(now() * 1000))
+            elif cut_off:
+                outcome = _submit(launcher, run)
+            else:
+                outcome = "waiting"
+        except BatchGpuError as error:
+            say(f"Run {run.run_id}: {error}")
+            outcome = "unanswered"
+        counts[outcome] += 1
+    return Watched(**counts)
+
+
+@dg.sensor(
+    name="batch_gpu_starting_runs",
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Watches runs that were launched and have not begun: says what their jobs wait for, fails "
+    "those that can never begin, submits those whose launch was cut off by a crash.",
+)
+def starting_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """See the module; does nothing with another run launcher."""
+    launcher = context.instance.run_launcher
+    if not isinstance(launcher, BatchGpuRunLauncher):
+        return dg.SkipReason("The instance launches its runs otherwise.")
+    return dg.SkipReason(str(watch_starting_runs(context.instance, launcher, say=context.log.warning)))
+
+
+def _submit(launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> str:
+    try:
+        launcher.submit(run)
+    except BatchGpuError:
+        return "failed"  # the run has been told why
+    return "submitted"
+
+
+def _watch_process(launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> str:
+    health = launcher.check_run_worker_health(run)
+    if health.status == WorkerStatus.RUNNING:
+        return "waiting"
+    launcher.fail(run, Ending("container-start", True, health.msg or "The run's process did not start."))
+    return "failed"
+
+
+def _watch_job(
+    instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun, job_id: str, now_ms: int
+) -> str:
+    job = launcher.job(run, job_id)
+    if job is None:
+        gone = f"AWS Batch no longer knows job {job_id}, and the run has not begun."
+        return _fail(instance, launcher, run, Ending("container-start", True, gone))
+    launcher.note_log_stream(run, job)
+    if job["status"] in ENDED:
+        ending: Ending | None = ending_of(job)
+        assert ending is not None
+        told = Ending(ending.failure, ending.transient, ending.message + launcher.last_lines(job))
+        return _fail(instance, launcher, run, told)
+    limit_s = launcher.config.max_wait_seconds(run.tags.get(JOB_QUEUE_TAG), run.tags)
+    ending = never_runs(job) or (waited_too_long(job, limit_s, now_ms) if limit_s else None)
+    if ending is not None:
+        launcher.api.terminate(job_id, ending.message)
+        return _fail(instance, launcher, run, ending)
+    _tell_status(instance, run, job)
+    return "waiting"
+
+
+def _fail(
+    instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun, ending: Ending
+) -> str:
+    fresh = instance.get_run_by_id(run.run_id)
+    if fresh is None or fresh.status != dg.DagsterRunStatus.STARTING:
+        return "waiting"  # it has begun or ended meanwhile, which is somebody else's to judge
+    launcher.fail(run, ending)
+    return "failed"
+
+
+def _tell_status(instance: dg.DagsterInstance, run: dg.DagsterRun, job: Job) -> None:
+    reason = str(job.get("statusReason") or "")
+    status = f"{job['status']}: {reason}" if reason else str(job["status"])
+    if run.tags.get(STATUS_TAG) == status:
+        return
+    instance.add_run_tags(run.run_id, {STATUS_TAG: status})
+    told = {
+        "RUNNABLE": "The job waits for a machine",
+        "STARTING": "The job has a machine, its container starts",
+        "RUNNING": "The container runs, its worker has not begun the run yet",
+    }.get(str(job["status"]), "The job was accepted")
+    instance.report_engine_event(f"{told} ({status}).", run, cls=BatchGpuRunLauncher)

@@ -1,0 +1,24 @@
+"""A fake AWS Batch, for tests of the launcher and of what is built on it.
+
+It speaks the service's real HTTP protocol, so that boto3 talks to it through `AWS_ENDPOINT_URL_BATCH` (and
+`AWS_ENDPOINT_URL_LOGS`) and botocore checks every parameter; and it really executes each container's command
+as a process of this machine. What of AWS's documented behaviour it models is told in `fake_batch`.
+
+    with fake_batch_server([Queue("gpu", Machines(gpus=1))]) as batch:
+        os.environ |= batch.environment
+"""
+
+from batch_gpu.testing.clock import FakeClock
+from batch_gpu.testing.fake_batch import FakeBatch, Fault, Machines, Queue, TimeLimit
+from batch_gpu.testing.server import FakeBatchServer, fake_batch_server
+
+__all__ = [
+    "FakeBatch",
+    "FakeBatchServer",
+    "FakeClock",
+    "Fault",
+    "Machines",
+    "Queue",
+    "TimeLimit",
+    "fake_batch_server",
+]
