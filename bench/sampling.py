@@ -8,17 +8,17 @@ is there for a fifth of the time. A round is one pass of each kind, in an order 
 round; times are compared within a round, and medians over the rounds are told. Loading the model counts for
 nobody.
 
-**A found event c agrees with a reference event e** of the same label if, over the frames that are c's
-detections and lie within e, the mean IoU of c's boxes with e's (interpolated between e's detections) is at
-least 0.5. e is *recalled* if the events that agree with it span at least half of its time, each prolonged at
-both ends by half of its own sampling interval, for which a detection stands. c is *right* if the events that
-it agrees with span at least half of its time, likewise. Then
+**At the time of a detection of one event, another of the same label agrees with it** if its box there, taken
+between its own detections and held for half of its sampling interval before the first and after the last, has
+an IoU of at least 0.5. A reference event is *recalled* if at half or more of its detections some found event
+agrees with it; a found event is *right* if at half or more of its detections some reference event agrees. A
+found event is *of* the reference event that agrees with most of its detections. Then
 
 - event recall = recalled reference events / all; also of those alone that last two seconds or longer;
 - event precision = right found events / all found ones;
-- boundary error = how far the first start and the last end of the agreeing events are from e's: median, and
-  below what 90 % are;
-- pieces = how many found events agree with a recalled event, on average.
+- boundary error = how far the first start and the last end of the found events that are of a recalled event
+  are from its own, where there are any: median, and below what 90 % are;
+- pieces = how many found events are of a recalled event, on average of those that have any.
 
 The last line is one JSON object.
 """
@@ -174,58 +174,56 @@ def presence_of(
 
 def compare(reference: Sequence[Presence], found: Sequence[Presence]) -> Agreement:
     """See the definitions above."""
-    agreeing = [[c for c in found if agree(e, c)] for e in reference]
-    recalled = [
-        covered(e.span, [c.span for c in those]) >= 0.5 for e, those in zip(reference, agreeing, strict=True)
-    ]
-    right = [
-        covered(c.span, [e.span for e, those in zip(reference, agreeing, strict=True) if c in those]) >= 0.5
-        for c in found
-    ]
+    recalled = [agreed(e, found) >= 0.5 for e in reference]
+    owners = [owner(c, reference) for c in found]
+    pieces = {
+        index: [c for c, of in zip(found, owners, strict=True) if of == index]
+        for index, known in enumerate(recalled)
+        if known and index in owners
+    }
     errors = [
-        error
-        for e, those, known in zip(reference, agreeing, recalled, strict=True)
-        if known
-        for error in (
-            abs(min(c.times[0] for c in those) - e.times[0]) / 1000,
-            abs(max(c.times[-1] for c in those) - e.times[-1]) / 1000,
+        abs(theirs - ours) / 1000
+        for index, those in pieces.items()
+        for theirs, ours in (
+            (reference[index].times[0], min(c.times[0] for c in those)),
+            (reference[index].times[-1], max(c.times[-1] for c in those)),
         )
     ]
-    long = [known for e, known in zip(reference, recalled, strict=True) if e.seconds * 1000 >= _LONG_MS]
-    pieces = [len(those) for those, known in zip(agreeing, recalled, strict=True) if known]
     return Agreement(
         events=len(found),
         recall=mean(recalled),
-        recall_long=mean(long),
-        precision=mean(right),
+        recall_long=mean(
+            [known for e, known in zip(reference, recalled, strict=True) if e.seconds * 1000 >= _LONG_MS]
+        ),
+        precision=mean([agreed(c, reference) >= 0.5 for c in found]),
         boundary_median_s=float(np.median(errors)) if errors else None,
         boundary_p90_s=float(np.quantile(errors, 0.9)) if errors else None,
-        pieces=mean(pieces),
+        pieces=mean([len(those) for those in pieces.values()]),
     )
 
 
-def agree(e: Presence, c: Presence) -> bool:
-    within = (c.times >= e.times[0]) & (c.times <= e.times[-1])
-    if e.label != c.label or not within.any():
-        return False
-    expected = np.stack([np.interp(c.times[within], e.times, side) for side in e.boxes.T], axis=1)
-    actual = c.boxes[within]
+def agreed(one: Presence, others: Sequence[Presence]) -> float:
+    """The share of its detections with which some other event agrees."""
+    agreeing = [agreement(one, other) for other in others]
+    return float(np.mean(np.any(agreeing, axis=0))) if agreeing else 0.0
+
+
+def owner(one: Presence, others: Sequence[Presence]) -> int | None:
+    """Which of the others agrees with most of its detections."""
+    counts = [int(agreement(one, other).sum()) for other in others]
+    return int(np.argmax(counts)) if any(counts) else None
+
+
+def agreement(one: Presence, other: Presence) -> npt.NDArray[np.bool_]:
+    """At which of the first's detections the second agrees with it."""
+    start, end = other.span
+    there = (one.times >= start) & (one.times <= end) & (one.label == other.label)
+    boxes = np.stack([np.interp(one.times, other.times, side) for side in other.boxes.T], axis=1)
     overlap = np.clip(
-        np.minimum(expected[:, 2:], actual[:, 2:]) - np.maximum(expected[:, :2], actual[:, :2]), 0, None
+        np.minimum(one.boxes[:, 2:], boxes[:, 2:]) - np.maximum(one.boxes[:, :2], boxes[:, :2]), 0, None
     ).prod(axis=1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (expected, actual)]
-    return bool(np.mean(overlap / (areas[0] + areas[1] - overlap)) >= _SAME_IOU)
-
-
-def covered(span: tuple[float, float], by: Sequence[tuple[float, float]]) -> float:
-    """The share of a span that lies in the union of others."""
-    total, reached = 0.0, span[0]
-    for start, end in sorted(by):
-        start, end = max(start, reached), min(end, span[1])
-        if end > start:
-            total += end - start
-            reached = end
-    return total / max(span[1] - span[0], 1e-9)
+    areas = sum((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in (one.boxes, boxes))
+    return there & (overlap >= _SAME_IOU * (areas - overlap))
 
 
 def mean(values: Sequence[float]) -> float | None:
