@@ -17,9 +17,9 @@ from .pixels import LUMA_SIZE, Image, Luma
 # one.
 _TIMESTAMP_ROUNDING = Fraction(1, 1000)
 
-# However calm the picture, a frame is analysed after so long: somebody who stands still is then still seen
-# within the two seconds that events and trackers wait for him, even if the detector misses him once.
-HEARTBEAT_S = Fraction(1)
+# However calm the picture, a frame is analysed after so long: somebody who stands still is then seen again
+# within the five seconds that tracks and events wait for him, even if the detector misses him once.
+HEARTBEAT_S = Fraction(2)
 
 # Change is looked for in blocks of 10 x 10 values, which are 60 x 60 pixels of a 1080p frame: a person far
 # away fills one or two, a whole frame's mean would not notice him.
