@@ -117,6 +117,16 @@ def lost_to_reclaim(job: Job, run_started_ms: int | None) -> Ending | None:
     return None
 
 
+def interrupted_by(job: Job) -> Ending | None:
+    """Why a worker was told to stop, once AWS knows: from the job's end, or from that of its last attempt."""
+    if job["status"] in ENDED:
+        return ending_of(job)
+    attempts = job.get("attempts") or []
+    if not attempts:
+        return None
+    return ending_of({**job, "status": "FAILED", "statusReason": attempts[-1].get("statusReason")})
+
+
 def never_runs(job: Job) -> Ending | None:
     """The ending of a job that waits although nothing that its queue has can run it."""
     reason = str(job.get("statusReason") or "")

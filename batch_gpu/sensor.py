@@ -2,24 +2,32 @@
 
 Dagster asks a launcher about runs that have begun; one that has not is only timed. Meanwhile its job may wait
 for a machine, be refused by every machine, fail to start its container, or never have been submitted because
-the daemon was killed in between. Add `starting_runs_sensor` to the code location's `Definitions`.
+the daemon was killed in between. And a worker that is told to stop, because its time is up or its machine will
+be taken away, reports "unexpected termination" without knowing why: the reason is looked up here afterwards.
+
+Add `batch_runs_sensor` to the code location's `Definitions`.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._core.events import RunFailureReason
 from dagster._core.launcher import WorkerStatus
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
-from batch_gpu.endings import ENDED, Ending, Job, ending_of, never_runs, waited_too_long
+from batch_gpu.endings import ENDED, Ending, Job, ending_of, interrupted_by, never_runs, waited_too_long
 from batch_gpu.errors import BatchGpuError
-from batch_gpu.jobs import JOB_QUEUE_TAG, STATUS_TAG, own_job_id
+from batch_gpu.jobs import FAILURE_TAG, JOB_QUEUE_TAG, NONE, STATUS_TAG, own_job_id
 from batch_gpu.launcher import BatchGpuRunLauncher
 
 # A launch may be under way in the daemon; only one that is older than all patience of a launch, and older
 # than ListJobs' lag, was cut off.
 CUT_OFF_MARGIN_S = 30.0
+# For how long after a run's end its job's ending is looked for: stopping takes a container half a minute.
+EXPLAINED_WITHIN_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,7 @@ class Watched:
     waiting: int = 0
     submitted: int = 0
     failed: int = 0
+    explained: int = 0
     unanswered: int = 0
 
     def __str__(self) -> str:
@@ -38,19 +47,20 @@ class Watched:
         )
 
 
-def watch_starting_runs(
+def watch_runs(
     instance: dg.DagsterInstance,
     launcher: BatchGpuRunLauncher,
     *,
     now: Callable[[], float] = time.time,
     say: Callable[[str], None] = lambda _: None,
 ) -> Watched:
-    """Look once at each run that was launched and has not begun.
+    """Look once at each run that was launched and has not begun, or that was lately interrupted.
 
     Args:
         say: takes a sentence for each run that could not be looked at.
     """
     counts = {"waiting": 0, "submitted": 0, "failed": 0, "unanswered": 0}
+    interrupted = _interrupted(instance, now()) if launcher.config.compute == "batch" else []
     records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
     for record in records:
         run = record.dagster_run
@@ -69,22 +79,30 @@ def watch_starting_runs(
             say(f"Run {run.run_id}: {error}")
             outcome = "unanswered"
         counts[outcome] += 1
-    return Watched(**counts)
+    explained = 0
+    for run in interrupted:
+        try:
+            explained += _explain(instance, launcher, run)
+        except BatchGpuError as error:
+            say(f"Run {run.run_id}: {error}")
+            counts["unanswered"] += 1
+    return Watched(**counts, explained=explained)
 
 
 @dg.sensor(
-    name="batch_gpu_starting_runs",
+    name="batch_gpu_runs",
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Watches runs that were launched and have not begun: says what their jobs wait for, fails "
-    "those that can never begin, submits those whose launch was cut off by a crash.",
+    "those that can never begin, submits those whose launch was cut off by a crash. Tells why workers were "
+    "told to stop.",
 )
-def starting_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+def batch_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """See the module; does nothing with another run launcher."""
     launcher = context.instance.run_launcher
     if not isinstance(launcher, BatchGpuRunLauncher):
         return dg.SkipReason("The instance launches its runs otherwise.")
-    return dg.SkipReason(str(watch_starting_runs(context.instance, launcher, say=context.log.warning)))
+    return dg.SkipReason(str(watch_runs(context.instance, launcher, say=context.log.warning)))
 
 
 def _submit(launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> str:
@@ -133,6 +151,32 @@ def _fail(
         return "waiting"  # it has begun or ended meanwhile, which is somebody else's to judge
     launcher.fail(run, ending)
     return "failed"
+
+
+def _interrupted(instance: dg.DagsterInstance, now_s: float) -> list[dg.DagsterRun]:
+    """Runs whose workers were told to stop by nobody in Dagster, and that are not explained yet."""
+    lately = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.FAILURE],
+        tags={RUN_FAILURE_REASON_TAG: RunFailureReason.UNEXPECTED_TERMINATION.value},
+        updated_after=datetime.fromtimestamp(now_s - EXPLAINED_WITHIN_S, UTC),
+    )
+    runs = instance.get_runs(lately)
+    return [
+        run for run in runs if own_job_id(run.run_id, run.tags) and run.tags.get(FAILURE_TAG, NONE) == NONE
+    ]
+
+
+def _explain(instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> int:
+    job_id = own_job_id(run.run_id, run.tags)
+    assert job_id is not None
+    job = launcher.job(run, job_id)
+    ending = interrupted_by(job) if job is not None else None
+    if ending is None:
+        return 0
+    instance.add_run_tags(run.run_id, {FAILURE_TAG: ending.failure})
+    told = f"Why the worker was told to stop: {ending.failure}: {ending.message}"
+    instance.report_engine_event(told, run, cls=BatchGpuRunLauncher)
+    return 1
 
 
 def _tell_status(instance: dg.DagsterInstance, run: dg.DagsterRun, job: Job) -> None:

@@ -5,6 +5,7 @@ A wrong setting stops the code location from loading, with the variable's name.
 
 import dagster as dg
 
+from batch_gpu.sensor import batch_runs_sensor
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.references import ReferenceIOManager
@@ -25,7 +26,7 @@ defs = dg.Definitions(
     assets=[raw_videos, video_analysis, events],
     jobs=[analyze_upload, prune_partitions],
     schedules=[prune_schedule],
-    sensors=[upload_sensor, video_status_sensor],
+    sensors=[upload_sensor, video_status_sensor, batch_runs_sensor],
     resources={
         "services": dg.ResourceDefinition.hardcoded_resource(services),
         "io_manager": reference_io_manager,

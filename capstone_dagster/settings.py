@@ -19,7 +19,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 # Variables of this project that are none of these settings: read by the tests, the Makefile, dagster.yaml.
-_OTHER_VARIABLES = ("CAPSTONE_TEST_DATA", "CAPSTONE_UI_PORT", "CAPSTONE_LOG_BUCKET")
+_OTHER_VARIABLES = (
+    "CAPSTONE_TEST_DATA",
+    "CAPSTONE_UI_PORT",
+    "CAPSTONE_LOG_BUCKET",
+    "CAPSTONE_GPU_QUEUE",
+    "CAPSTONE_GPU_JOB_DEFINITION",
+    "CAPSTONE_CPU_QUEUE",
+    "CAPSTONE_CPU_JOB_DEFINITION",
+)
 _TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[\w-]{1,256}(\.fifo)?", re.ASCII)
 
 
@@ -87,7 +95,9 @@ class Settings(BaseSettings):
         "`s3://` prefixes, separated by commas; other requests are refused.",
     )
     model_cache: str = Field(
-        default="~/.cache/capstone/models", description="Directory for models fetched from elsewhere."
+        default="~/.cache/capstone/models",
+        description="Directory for models fetched from elsewhere, and for what is exported and compiled from "
+        "them.",
     )
     labels: CommaSeparated = Field(
         default=("person", "face"), description="Labels to detect, separated by commas."
@@ -110,6 +120,15 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:0`."
+    )
+    require_gpu: bool = Field(
+        default=False,
+        description="Refuse to analyse on the CPU: a machine whose GPU does not work fails, instead of being "
+        "slow.",
+    )
+    precision: Literal["auto", "full"] = Field(
+        default="auto",
+        description="`auto` computes in bf16 or half precision where the processor has them; `full` in 32 bits.",
     )
 
     compute: Literal["local", "batch"] = Field(

@@ -27,6 +27,11 @@ def validate(database_url: str) -> Validate:
         instance = {
             "DAGSTER_POSTGRES_URL": storage.render_as_string(hide_password=False),
             "CAPSTONE_LOG_BUCKET": "capstone-derived",
+            "CAPSTONE_COMPUTE": "local",
+            "CAPSTONE_GPU_QUEUE": "capstone-gpu",
+            "CAPSTONE_GPU_JOB_DEFINITION": "capstone-gpu",
+            "CAPSTONE_CPU_QUEUE": "capstone-cpu",
+            "CAPSTONE_CPU_JOB_DEFINITION": "capstone-cpu",
         }
         return subprocess.run(
             [sys.executable, "-m", "dagster", "definitions", "validate", "-w", str(ROOT / "workspace.yaml")],
@@ -58,6 +63,9 @@ def test_monitoring_is_as_quick_as_promised() -> None:
     assert instance["run_retries"]["retry_on_asset_or_op_failure"] is False
     assert instance["concurrency"]["pools"]["granularity"] == "run"
     assert instance["sensors"]["use_threads"] is True
+    assert instance["run_monitoring"]["max_resume_run_attempts"] == 0
+    job = instance["run_launcher"]["config"]["gpu"]
+    assert job["max_wait_seconds"] < instance["run_monitoring"]["start_timeout_seconds"]
 
 
 # What each room may know of the others; everything else of ours is out of its sight.
@@ -97,3 +105,22 @@ def test_rooms_keep_to_their_floor(room: str) -> None:
                 assert parts[1] in ALLOWED[room], f"{path.relative_to(ROOT)} imports {module}"
             if room == "analysis":
                 assert parts[0] not in FOREIGN, f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_the_launcher_knows_nothing_of_this_project() -> None:
+    files = sorted((ROOT / "batch_gpu").rglob("*.py"))
+    assert files
+    for path in files:
+        known = {module.split(".")[0] for module in imports(path)}
+        assert not known & {"capstone_dagster", "torch", "ultralytics"}, path.relative_to(ROOT)
+        if "testing" in path.parts:
+            assert "dagster" not in known, f"{path.relative_to(ROOT)} serves tests without Dagster too"
+
+
+def test_the_launcher_is_imported_without_aws_or_the_project() -> None:
+    code = (
+        "import sys, batch_gpu.launcher, batch_gpu.testing\n"
+        "print([m for m in ('boto3', 'botocore', 'torch', 'capstone_dagster') if m in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"

@@ -175,7 +175,7 @@ class FakeBatch:
         self._environment = dict(environment or {})
         self._cwd = cwd
         self._secrets = dict(secrets or {})
-        self._stop_grace_s = stop_grace_s
+        self.stop_grace_s = stop_grace_s
         self._lock = threading.RLock()
         self._jobs: dict[str, _Job] = {}
         self._definitions: dict[str, list[dict[str, Any]]] = {}
@@ -479,7 +479,7 @@ class FakeBatch:
         late = limit_s is not None and self.clock.now_ms() - job.started_ms > limit_s * 1000
         if late and job.stopping is None:
             job.stopping = ("Job attempt duration exceeded timeout", False)
-            job.container.stop(self._stop_grace_s)
+            job.container.stop(self.stop_grace_s)
         code = job.container.exit_code()
         if code is not None:
             reason = job.stopping[0] if job.stopping else "Essential container in task exited"
@@ -489,7 +489,7 @@ class FakeBatch:
         """A job is ended from outside, never to be retried."""
         if job.status == "RUNNING" and job.container is not None:
             job.stopping = (reason, False)
-            job.container.stop(self._stop_grace_s)
+            job.container.stop(self.stop_grace_s)
         else:
             job.status, job.status_reason = "FAILED", reason
             job.stopped_ms = self.clock.now_ms()

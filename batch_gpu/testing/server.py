@@ -42,7 +42,7 @@ class FakeBatchServer:
         """What makes boto3 talk to the fake."""
         return {
             "AWS_ENDPOINT_URL_BATCH": self.endpoint_url,
-            "AWS_ENDPOINT_URL_LOGS": self.endpoint_url,
+            "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": self.endpoint_url,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_ACCESS_KEY_ID": "fake",

@@ -198,6 +198,11 @@ def _environment(
         **aws_environment(aws.endpoint_url),
         "CAPSTONE_ENVIRONMENT": "local",
         "CAPSTONE_COMPUTE": "local",
+        # dagster.yaml names them in either place; a fake AWS Batch on this machine has them.
+        "CAPSTONE_GPU_QUEUE": "capstone-gpu",
+        "CAPSTONE_GPU_JOB_DEFINITION": "capstone-gpu",
+        "CAPSTONE_CPU_QUEUE": "capstone-cpu",
+        "CAPSTONE_CPU_JOB_DEFINITION": "capstone-cpu",
         "CAPSTONE_QUEUE_URL": resources.queue_url,
         "CAPSTONE_RAW_BUCKET": resources.raw_bucket,
         "CAPSTONE_DERIVED_URL": resources.derived_url,

@@ -1,0 +1,90 @@
+"""A small Dagster project whose runs the tests launch: steps of both kinds, some that wait or fail on request.
+
+Runs talk to the test through files in the directory that BATCH_GPU_TEST names.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import dagster as dg
+
+GPU = {"batch_gpu/compute": "gpu"}
+CPU = {"batch_gpu/compute": "cpu"}
+videos = dg.StaticPartitionsDefinition(["a", "b"])
+
+
+def said(what: str) -> Path:
+    return Path(os.environ["BATCH_GPU_TEST"]) / what
+
+
+@dg.op(tags=GPU)
+def look(context: dg.OpExecutionContext) -> int:
+    print(f"looking on attempt {os.environ.get('AWS_BATCH_JOB_ATTEMPT')}", flush=True)
+    with said("looked").open("a") as file:
+        file.write(context.run_id + "\n")
+    return 1
+
+
+@dg.op(tags=CPU)
+def think(seen: int) -> int:
+    if said("fail-thinking").exists():
+        raise dg.Failure("told to fail", allow_retries=False)
+    return seen + 1
+
+
+@dg.op
+def tell(thought: int) -> None:
+    assert thought == 2
+
+
+@dg.op(tags=CPU)
+def endless(context: dg.OpExecutionContext) -> None:
+    print("waiting without end", flush=True)
+    # Written whole before it has its name, so that whoever waits for it reads all of it.
+    unfinished = said("endless.unfinished")
+    unfinished.write_text(f"{context.run_id} {os.getpid()}")
+    unfinished.rename(said("endless"))
+    while True:
+        time.sleep(0.05)
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def look_think_tell() -> None:
+    tell(think(look()))
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def waits() -> None:
+    endless()
+
+
+@dg.op(out=dg.DynamicOut(int), tags=CPU)
+def parts():  # type: ignore[no-untyped-def]
+    for part in ("x", "y"):
+        yield dg.DynamicOutput(1, part)
+
+
+@dg.op(tags=GPU)
+def look_at_part(part: int) -> int:
+    return part
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def in_parts() -> None:
+    parts().map(look_at_part)
+
+
+@dg.graph_asset(partitions_def=videos)
+def detections() -> int:
+    return look()
+
+
+@dg.graph_asset(partitions_def=videos)
+def events(detections: int) -> int:
+    return think(detections)
+
+
+defs = dg.Definitions(
+    jobs=[look_think_tell, waits, in_parts], assets=[detections, events], executor=dg.in_process_executor
+)
