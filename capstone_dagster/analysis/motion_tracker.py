@@ -14,6 +14,7 @@ from . import appearance
 from .association import assign, motion_evidence
 from .detections import Detections
 from .motion import Floats, MotionModel, States, measured
+from .settings import AnalysisSettings
 from .stitching import UNTRACKED, Stitcher, Tracklet
 from .video import Image
 
@@ -39,9 +40,10 @@ _COVERED = 0.15
 class MotionTracker:
     """Tracklets of one label."""
 
-    def __init__(self, model: MotionModel, min_score: float, stitcher: Stitcher) -> None:
+    def __init__(self, model: MotionModel, settings: AnalysisSettings, stitcher: Stitcher) -> None:
         self._model = model
-        self._min_score = min_score
+        self._min_score = settings.min_score
+        self._buffer_ms = settings.track_buffer_s * 1000
         self._stitcher = stitcher
         # One row for each tracklet that is open.
         self._tracklets: list[Tracklet] = []
@@ -135,6 +137,7 @@ class MotionTracker:
         lost = (unseen_ms > np.where(single, _SINGLE_PATIENCE_MS, _PATIENCE_MS)) & (
             self._missed >= np.where(single, _SINGLE_PATIENCE_PICTURES, _PATIENCE_PICTURES)
         )
+        lost |= (unseen_ms > self._buffer_ms) & (self._missed > 0)
         if lost.any():
             for row in np.flatnonzero(lost).tolist():
                 self._end(row)

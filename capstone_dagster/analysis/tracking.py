@@ -48,8 +48,7 @@ class VideoTracker:
         if settings.tracker == "motion":
             self._stitcher = Stitcher(settings.track_buffer_s * 1000)
             self._trackers = [
-                MotionTracker(_MODELS.get(name, _OBJECT), settings.min_score, self._stitcher)
-                for name in names
+                MotionTracker(_MODELS.get(name, _OBJECT), settings, self._stitcher) for name in names
             ]
         else:
             self._stitcher = Stitcher(0)  # they keep lost tracks themselves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,9 @@ class UltralyticsTracker:
         self._stitcher = stitcher
         self._buffer_ms = settings.track_buffer_s * 1000
         self._recent_pts_ms: deque[int] = deque()
-        self._tracker = _new_tracker(settings)
+        self._tracker = new_tracker(
+            "botsort" if settings.tracker == "botsort" else "bytetrack", _options(settings)
+        )
         self._tracklets: dict[int, Tracklet] = {}
 
     def update(self, detections: Detections, image: Image | None, pts_ms: int) -> npt.NDArray[np.int32]:
@@ -38,7 +40,7 @@ class UltralyticsTracker:
             self._recent_pts_ms.popleft()
         self._tracker.max_frames_lost = max(1, len(self._recent_pts_ms))
         self._recent_pts_ms.append(pts_ms)
-        rows = self._tracker.update(_TrackerInput(detections), image)
+        rows = self._tracker.update(TrackerInput(detections), image)
         found = [(int(row[4]), int(row[7])) for row in rows]  # x1, y1, x2, y2, id, score, class, index
         # First sightings, which the tracker itself believes only when there is a second.
         found += [
@@ -66,7 +68,7 @@ class UltralyticsTracker:
         self._tracklets.clear()
 
 
-class _TrackerInput:
+class TrackerInput:
     """Detections as Ultralytics' trackers read them: `conf`, `cls`, `xywh`, `xyxy`, indexed by a mask."""
 
     def __init__(self, detections: Detections) -> None:
@@ -79,19 +81,24 @@ class _TrackerInput:
     def __len__(self) -> int:
         return len(self._detections)
 
-    def __getitem__(self, which: npt.NDArray[np.bool_]) -> _TrackerInput:
-        return _TrackerInput(self._detections.select(which))
+    def __getitem__(self, which: npt.NDArray[np.bool_]) -> TrackerInput:
+        return TrackerInput(self._detections.select(which))
 
 
-def _new_tracker(settings: AnalysisSettings) -> Any:
-    from .yolo import import_ultralytics
+def new_tracker(kind: Literal["bytetrack", "botsort"], options: object) -> Any:
+    """Ultralytics' tracker; `options` has the attributes that its YAML files list."""
+    from .checkpoint import import_ultralytics
 
     import_ultralytics()
     from ultralytics.trackers.bot_sort import BOTSORT
     from ultralytics.trackers.byte_tracker import BYTETracker
 
+    return (BOTSORT if kind == "botsort" else BYTETracker)(options)
+
+
+def _options(settings: AnalysisSettings) -> object:
     # Ultralytics' own defaults, except that what is worth keeping is worth starting a track with.
-    options = SimpleNamespace(
+    return SimpleNamespace(
         track_high_thresh=settings.min_score,
         track_low_thresh=settings.weak_score,
         new_track_thresh=settings.min_score,
@@ -104,4 +111,3 @@ def _new_tracker(settings: AnalysisSettings) -> Any:
         with_reid=False,
         model="auto",
     )
-    return BOTSORT(options) if settings.tracker == "botsort" else BYTETracker(options)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from capstone_dagster.analysis import AnalysisSettings, Detections
 from capstone_dagster.analysis.settings import TrackerName
@@ -170,3 +172,44 @@ def test_what_waits_does_not_grow_with_the_video() -> None:
         held.append(len(stitcher._begun) + len(stitcher._ended))
     assert max(held[300:]) <= max(held[:300])
     assert max(held) < 40
+
+
+@st.composite
+def footage(draw: st.DrawFn) -> tuple[list[Detections], list[int]]:
+    found, times_ms, now = [], [], 0
+    for _ in range(draw(st.integers(0, 25))):
+        now += draw(st.sampled_from([0, 33, 200, 500, 7000]))
+        count = draw(st.integers(0, 4))
+        corners = [
+            (draw(st.floats(0, 630, width=32)), draw(st.floats(0, 470, width=32))) for _ in range(count)
+        ]
+        boxes = [
+            (x, y, draw(st.floats(x, 640, width=32)), draw(st.floats(y, 480, width=32))) for x, y in corners
+        ]
+        scores = draw(st.lists(st.floats(0.125, 1, width=32), min_size=count, max_size=count))
+        labels = draw(st.lists(st.integers(0, 1), min_size=count, max_size=count))
+        found.append(Detections.of(boxes, scores, labels, NAMES))
+        times_ms.append(now)
+    return found, times_ms
+
+
+@settings(deadline=None)
+@given(footage=footage(), picture=st.booleans())
+def test_whatever_was_detected_visits_are_sound(
+    footage: tuple[list[Detections], list[int]], picture: bool
+) -> None:
+    found, times_ms = footage
+    analysis = AnalysisSettings()
+    ids = visits(analysis, found, times_ms, picture)
+    labels: dict[int, set[int]] = {}
+    sightings: dict[int, int] = {}
+    for numbers, detections in zip(ids, found, strict=True):
+        tracked = [number for number in numbers if number != UNTRACKED]
+        assert len(set(tracked)) == len(tracked)  # nobody is in two places at once
+        for number, label in zip(numbers, detections.label_ids.tolist(), strict=True):
+            labels.setdefault(number, set()).add(label)
+            sightings[number] = sightings.get(number, 0) + 1
+    sightings.pop(UNTRACKED, None)
+    assert sorted(sightings) == list(range(1, len(sightings) + 1))
+    assert all(count >= 2 for count in sightings.values())
+    assert all(len(labels[number]) == 1 for number in sightings)
