@@ -1,9 +1,10 @@
 """A sensor that watches jobs until their runs begin, which Dagster's monitoring does not.
 
-Dagster asks a launcher about runs that have begun; one that has not is only timed. Meanwhile its job may wait
-for a machine, be refused by every machine, fail to start its container, or never have been submitted because
-the daemon was killed in between. And a worker that is told to stop, because its time is up or its machine will
-be taken away, reports "unexpected termination" without knowing why: the reason is looked up here afterwards.
+Dagster asks a launcher about runs that have begun; one that has not is only timed. Meanwhile its job may
+wait for a machine, be refused by every machine, fail to start its container, or never have been submitted
+because the daemon was killed in between. And a worker that is told to stop, because its time is up or its
+machine will be taken away, reports "unexpected termination" without knowing why: the reason is looked up
+here afterwards.
 
 Add `batch_runs_sensor` to the code location's `Definitions`.
 """

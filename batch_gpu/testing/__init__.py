@@ -1,8 +1,9 @@
 """A fake AWS Batch, for tests of the launcher and of what is built on it.
 
-It speaks the service's real HTTP protocol, so that boto3 talks to it through `AWS_ENDPOINT_URL_BATCH` (and
-`AWS_ENDPOINT_URL_CLOUDWATCH_LOGS`) and botocore checks every parameter; and it really executes each container's command
-as a process of this machine. What of AWS's documented behaviour it models is told in `fake_batch`.
+It speaks the service's real HTTP protocol, so that boto3 talks to it through `AWS_ENDPOINT_URL_BATCH` and
+`AWS_ENDPOINT_URL_CLOUDWATCH_LOGS` and botocore checks every parameter; and it really executes each
+container's command as a process of this machine. What of AWS's documented behaviour it models is told in
+`fake_batch`.
 
     with fake_batch_server([Queue("gpu", Machines(gpus=1))]) as batch:
         os.environ |= batch.environment

@@ -1,4 +1,4 @@
-"""A small Dagster project whose runs the tests launch: steps of both kinds, some that wait or fail on request.
+"""A small Dagster project whose runs the tests launch: steps of both kinds, waiting or failing on request.
 
 Runs talk to the test through files in the directory that BATCH_GPU_TEST names.
 """
