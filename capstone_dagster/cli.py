@@ -179,26 +179,48 @@ def events(
 
 @app.command()
 def analyze(
-    video: Annotated[Path, typer.Argument(help="A video file.")],
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
     out: Annotated[Path, typer.Option("--out", help="Directory for Parquet files and pictures.")],
     model: Annotated[str | None, typer.Option(help="Model, as CAPSTONE_MODEL.")] = None,
     sample_fps: Annotated[
         float | None, typer.Option(min=0, help="Frames analysed per second of video; 0: every frame.")
     ] = None,
+    motion_gate: Annotated[
+        bool | None,
+        typer.Option("--motion-gate/--no-motion-gate", help="Leave out frames in which nothing changes."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:0.")] = None,
 ) -> None:
-    """Analyse one file here and now: no Dagster, no database, no AWS.
+    """Analyse files here and now: no Dagster, no database, no AWS.
 
-    Writes frames.parquet, detections.parquet, events.parquet, contact_sheet.jpg and thumbnails. The last line
-    of output is one JSON object.
+    Writes frames.parquet, detections.parquet, events.parquet, contact_sheet.jpg and thumbnails. Of several
+    files each gets a folder of its own; the model is loaded once, and one that fails does not stop the
+    others. Ends with one line of JSON for each.
     """
-    from capstone_dagster.local.analyze_file import analyze_file
+    from capstone_dagster.local.analyze_file import FileAnalyzer, check_source, output_folders
 
-    overrides = {"model": model, "sample_fps": sample_fps}
+    overrides = {"model": model, "sample_fps": sample_fps, "motion_gate": motion_gate, "device": device}
     settings = read_settings(**{name: value for name, value in overrides.items() if value is not None})
+    if len(videos) == 1:
+        check_source(videos[0])  # before the model, which takes seconds
+    failed = 0
     with terminal.progress("Loading the model") as report:
-        summary = analyze_file(video, out, settings, report)
-    terminal.err.print(f"Wrote {out}", markup=False, soft_wrap=True)
-    print(json.dumps(asdict(summary)))
+        analyzer = FileAnalyzer(settings, report)
+        for video, folder in zip(videos, output_folders(videos, out), strict=True):
+            try:
+                summary = analyzer.analyze(video, folder, report)
+            except Exception as error:  # whatever it is, it is this video's
+                if len(videos) == 1:
+                    raise
+                failed += 1
+                told = _sentence(error) or f"{type(error).__name__}: {error}"
+                terminal.err.print(f"{video}: {told}", markup=False, soft_wrap=True)
+                continue
+            terminal.err.print(f"Wrote {folder}", markup=False, soft_wrap=True)
+            print(json.dumps(asdict(summary)), flush=True)
+    if failed:
+        terminal.err.print(f"{failed} of {len(videos)} files could not be analysed.", markup=False)
+        raise typer.Exit(1)
 
 
 @app.command()

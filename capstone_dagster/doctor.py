@@ -94,12 +94,16 @@ def _model(services: Services) -> str:
         services.model_path(),
         analysis_settings(settings),
         device=settings.device,
+        require_gpu=settings.require_gpu,
+        cache=Path(settings.model_cache),
         expected_sha256=settings.model_sha256,
     )
     told = (
         f"{detector.name} finds {', '.join(detector.labels)} on {detector.device} ({detector.backend}), "
         f"loaded in {detector.load_seconds:.1f} s, SHA-256 {detector.sha256[:12]}…"
     )
+    if detector.cpu_fallback:
+        told += f"; on the CPU because {detector.cpu_fallback}"
     if detector.missing_labels:
         told += f"; it has no {', '.join(detector.missing_labels)}"
     return told

@@ -45,6 +45,7 @@ def analysis_settings(settings: Settings, sample_fps: float | None = None) -> An
         motion_gate=settings.motion_gate,
         min_score=settings.min_score,
         tracker=settings.tracker,
+        precision=settings.precision,
     )
 
 
@@ -101,7 +102,7 @@ def _from_ultralytics(name: str, cache: Path) -> Path:
         return target
     cache.mkdir(parents=True, exist_ok=True)
     # Ultralytics asks the network nothing by itself here; this one download is meant.
-    from capstone_dagster.analysis.yolo import import_ultralytics
+    from capstone_dagster.analysis.checkpoint import import_ultralytics
 
     import_ultralytics()
     from ultralytics.utils.downloads import attempt_download_asset

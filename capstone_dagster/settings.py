@@ -128,7 +128,8 @@ class Settings(BaseSettings):
     )
     precision: Literal["auto", "full"] = Field(
         default="auto",
-        description="`auto` computes in bf16 or half precision where the processor has them; `full` in 32 bits.",
+        description="`auto` computes in bf16 or half precision where the processor has them, `full` in 32 "
+        "bits.",
     )
 
     compute: Literal["local", "batch"] = Field(

@@ -29,12 +29,19 @@ from capstone_dagster.storage.event_store import EventStore
 from tests.support.moto import moto_server
 
 
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where exported models are kept, so that each is exported once in a test run."""
+    return tmp_path_factory.mktemp("models")
+
+
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_environment(monkeypatch: pytest.MonkeyPatch, model_cache: Path) -> None:
     """No test sees the settings of whoever runs it."""
     for name in os.environ:
         if name.startswith(("CAPSTONE_", "POSTGRES_", "AWS_", "DAGSTER_")) and name != "CAPSTONE_TEST_DATA":
             monkeypatch.delenv(name)
+    monkeypatch.setenv("CAPSTONE_MODEL_CACHE", str(model_cache))
 
 
 @pytest.fixture(scope="session")

@@ -384,6 +384,7 @@ def test_analyze_ends_with_one_json_object(capstone: Capstone, clip: Path, tmp_p
     assert outcome.code == 0
     summary = json.loads(outcome.out.splitlines()[-1])
     assert set(summary) == {
+        "video",
         "frames_decoded",
         "frames_analyzed",
         "detections",
@@ -407,6 +408,27 @@ def test_analyze_ends_with_one_json_object(capstone: Capstone, clip: Path, tmp_p
     }
 
 
+def test_analyze_loads_the_model_once_for_several_files_and_survives_a_bad_one(
+    capstone: Capstone, clip: Path, tmp_path: Path
+) -> None:
+    bad, again = tmp_path / "bad.mp4", tmp_path / "again" / clip.name
+    bad.write_bytes(b"no video")
+    again.parent.mkdir()
+    again.symlink_to(clip)
+
+    outcome = capstone("analyze", clip, bad, again, "--out", tmp_path / "out", "--sample-fps", "0.5")
+
+    assert outcome.code == 1
+    summaries = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [summary.pop("video") for summary in summaries] == [str(clip), str(again)]
+    assert summaries[0]["detections"] == summaries[1]["detections"] > 0
+    assert outcome.err.count("Loading the model") == 1
+    assert "bad.mp4: A video was expected" in " ".join(outcome.err.split())
+    assert "1 of 3 files could not be analysed." in outcome.err
+    folders = {path.name for path in (tmp_path / "out").iterdir() if (path / "events.parquet").exists()}
+    assert folders == {clip.stem, f"{clip.stem}-2"}
+
+
 def test_analyze_needs_neither_dagster_nor_a_database(clip: Path, tmp_path: Path) -> None:
     program = """
 import sys
@@ -416,7 +438,7 @@ try:
     cli.main()
 except SystemExit as ended:
     assert not ended.code, ended.code
-print(sorted({"dagster", "sqlalchemy", "psycopg", "alembic"} & set(sys.modules)))
+print(sorted({"dagster", "sqlalchemy", "psycopg", "alembic", "torch"} & set(sys.modules)))
 """
     done = subprocess.run(
         [sys.executable, "-c", program, clip, tmp_path / "out"], capture_output=True, text=True, check=True

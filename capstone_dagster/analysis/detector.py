@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,9 @@ from .errors import InvalidAnalysisSettings, ModelUnavailable
 from .identity import model_sha256
 from .settings import AnalysisSettings
 from .video import Image
+
+DEFAULT_CACHE = Path("~/.cache/capstone/models")
+"""Where exports and compiled models are kept unless somewhere else is named."""
 
 
 class Detector(Protocol):
@@ -23,8 +27,11 @@ class Detector(Protocol):
         labels: the labels of interest that it really can find, in the model's own order.
         missing_labels: the labels of interest that the model does not have.
         device: where it runs, `cpu` or `cuda:0`.
-        backend: what runs it, such as `ultralytics-torch`.
+        backend: what runs it and in which precision, such as `openvino-bf16` or `torch-f16`.
+        cpu_fallback: why it runs on the CPU although a GPU could be expected; None otherwise.
         load_seconds: how long loading and warming up took.
+        workers: how many threads may and should call `detect` at once.
+        batch_size: how many pictures a call should bring: costs memory, changes no result.
     """
 
     @property
@@ -40,7 +47,13 @@ class Detector(Protocol):
     @property
     def backend(self) -> str: ...
     @property
+    def cpu_fallback(self) -> str | None: ...
+    @property
     def load_seconds(self) -> float: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """One `Detections` for each (height, width, 3) uint8 BGR picture, in order; `names` are `labels`."""
@@ -48,12 +61,30 @@ class Detector(Protocol):
 
 
 def load_detector(
-    model: Path, settings: AnalysisSettings, *, device: str = "auto", expected_sha256: str | None = None
+    model: Path,
+    settings: AnalysisSettings,
+    *,
+    device: str = "auto",
+    require_gpu: bool = False,
+    expected_sha256: str | None = None,
+    cache: Path = DEFAULT_CACHE,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Detector:
     """Loads a model and warms it up: an Ultralytics `.pt` file or an exported `*_openvino_model` directory.
 
-    `device` is `auto` (a GPU where there is one that can run the model, else the CPU), `cpu` or `cuda:N`. The
-    SHA-256 is compared before anything is loaded, because loading a `.pt` file can run code that is in it.
+    On the CPU a checkpoint is exported to OpenVINO first, once. The SHA-256 is compared before anything is
+    loaded, because loading a `.pt` file can run code that is in it.
+
+    Args:
+        device: `auto` (a GPU where there is one that can run the model, else the CPU), `cpu` or `cuda:N`.
+        require_gpu: refuse to run on the CPU.
+        cache: where exports and compiled models are kept.
+        say: takes a sentence before anything that takes seconds.
+
+    Raises:
+        ModelUnavailable: it is missing, another than expected, damaged, or of no known format.
+        InvalidAnalysisSettings: there is no such device, or the model has none of the labels.
+        GpuError: `require_gpu`, and there is none.
     """
     model = Path(model)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
@@ -67,14 +98,62 @@ def load_detector(
             f"but has {sha256}; it was not loaded. Fetch the pinned model, or pin the one that you trust."
         )
     if model.suffix == ".pt" and model.is_file():
-        backend = "ultralytics-torch"
-    elif model.name.endswith("_openvino_model") and model.is_dir():
-        backend = "ultralytics-openvino"
-    else:
-        raise ModelUnavailable(
-            "A model in a known format was expected, an Ultralytics .pt file or a directory named "
-            f"*_openvino_model, but came {model}; export it to one of these."
-        )
-    from .yolo import YoloDetector  # only now: it brings torch
+        return _of_checkpoint(model, settings, device, require_gpu, sha256, cache.expanduser(), say)
+    if model.name.endswith("_openvino_model") and model.is_dir():
+        if require_gpu or device.startswith("cuda"):
+            raise InvalidAnalysisSettings(
+                f"A GPU was asked for (device {device}), but {model.name} is an OpenVINO model, which runs "
+                "on the CPU; set the device to cpu or auto and do not require a GPU, or give the .pt model."
+            )
+        return _on_openvino(model, settings, model.name, sha256, cache)
+    raise ModelUnavailable(
+        "A model in a known format was expected, an Ultralytics .pt file or a directory named "
+        f"*_openvino_model, but came {model}; export it to one of these."
+    )
 
-    return YoloDetector(model, settings, device=device, sha256=sha256, backend=backend)
+
+def _of_checkpoint(
+    model: Path,
+    settings: AnalysisSettings,
+    wanted: str,
+    require_gpu: bool,
+    sha256: str,
+    cache: Path,
+    say: Callable[[str], None],
+) -> Detector:
+    from .device import choose_device
+
+    device = choose_device(wanted, require_gpu=require_gpu)
+    if device.name != "cpu" or find_spec("openvino") is None:
+        from .torch_detector import TorchDetector  # only now: it brings torch
+
+        return TorchDetector(model, settings, device=device, sha256=sha256)
+    from .export import discard, openvino_export
+
+    for attempt in (1, 2):
+        export = openvino_export(model, sha256, cache=cache, say=say)
+        try:
+            return _on_openvino(export, settings, model.stem, sha256, cache, device.cpu_fallback)
+        except ModelUnavailable:
+            if attempt == 2:
+                raise
+            # It came whole into the cache, so something happened to it there.
+            say(f"The cached export of {model.name} is damaged and made anew.")
+            discard(export)
+    raise AssertionError("unreachable")
+
+
+def _on_openvino(
+    export: Path,
+    settings: AnalysisSettings,
+    name: str,
+    sha256: str,
+    cache: Path,
+    cpu_fallback: str | None = None,
+) -> Detector:
+    from .openvino_detector import OpenVinoDetector
+
+    compiled = cache.expanduser() / "openvino" / "compiled"
+    return OpenVinoDetector(
+        export, settings, name=name, sha256=sha256, compiled=compiled, cpu_fallback=cpu_fallback
+    )

@@ -1,16 +1,25 @@
-"""The one streaming pass over a video, in bounded memory: decode in a thread, detect, track, write files."""
+"""The one streaming pass over a video, in bounded memory.
+
+One thread decodes, `Detector.workers` threads detect, and the caller's thread tracks and writes; what is
+between them is bounded, in order, and torn down as soon as any of them fails.
+"""
 
 from __future__ import annotations
 
 import resource
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Self
 
+from .detections import Detections
 from .detector import Detector
 from .handoff import Handoff
 from .results import Results
@@ -18,12 +27,15 @@ from .settings import AnalysisSettings
 from .video import Frame, VideoReader
 
 DECODE_THREAD = "video-decode"
+DETECT_THREAD = "video-detect"
 
-# How many batches the decoder may be ahead: one being prepared while one is waiting keeps the model fed.
-_BATCHES_AHEAD = 2
+# Batches that wait for a detecting thread: one is enough to keep it fed, the second rides out the decoder's
+# hesitations at key frames and the tracker's in crowds.
+_BATCHES_WAITING = 2
 
-# Pictures of 8K are 100 MB each: the decoder waits earlier for those. Up to 4K it never has to.
-_BYTES_AHEAD = 512 << 20
+# What all pictures between decoder and tracker may take. Those of 8K are 100 MB each: batches get smaller
+# for them.
+_BYTES_UNDER_WAY = 1 << 30
 
 # Frames that are not sampled travel without pictures; so many of them fit into one hand-over.
 _FRAMES_PER_CHUNK = 64
@@ -60,7 +72,9 @@ class DetectionSummary:
         creation_time: the container's tag, ISO 8601 in UTC.
         first_pts_ms, last_pts_ms: the first and the last analysed frame.
         sample_interval_ms: the median spacing of analysed frames; 0 for a single one.
-        seconds: wall-clock time of the pass; decoding overlaps the rest.
+        seconds: wall-clock time of the pass; decoding, inference and the rest overlap.
+        decode_seconds, inference_seconds: how much of it the decoder, the model were at work.
+        cpu_fallback: why it ran on the CPU although a GPU could be expected; None where it did as expected.
         truncated: the file ended before what it promised, or in a decoding error.
     """
 
@@ -83,6 +97,7 @@ class DetectionSummary:
     model_load_seconds: float
     device: str
     backend: str
+    cpu_fallback: str | None
     model: str
     model_sha256: str
     peak_rss_mb: float
@@ -136,21 +151,33 @@ class _Pass:
         self._started = started
         self._reported: float | None = None
         self._decode_seconds = 0.0
-        self._inference_seconds = 0.0
+        self._inference = _BusyTime()
 
     def run(self) -> None:
+        workers = self._detector.workers
         picture_bytes = 3 * self._video.info.width * self._video.info.height
-        ahead = max(1, min(_BATCHES_AHEAD * self._settings.batch_size, _BYTES_AHEAD // picture_bytes))
-        with Handoff(self._decode, capacity=ahead, name=DECODE_THREAD) as decoded:
-            for batch in _batches(chain.from_iterable(decoded), self._settings.batch_size):
-                images = [frame.image for frame in batch if frame.image is not None]
-                before = time.perf_counter()
-                found = iter(self._detector.detect(images) if images else [])
-                self._inference_seconds += time.perf_counter() - before
+        # Those being worked on, those waiting for it, and as many decoded ahead.
+        batches = workers + 2 * _BATCHES_WAITING
+        size = max(1, min(self._detector.batch_size, _BYTES_UNDER_WAY // (batches * picture_bytes)))
+        with (
+            Handoff(self._decode, capacity=size * _BATCHES_WAITING, name=DECODE_THREAD) as decoded,
+            _Detecting(self._detect, workers) as detecting,
+        ):
+            frames = chain.from_iterable(decoded)
+            for batch, found in detecting.in_order(_batches(frames, size), ahead=workers + _BATCHES_WAITING):
+                detections = iter(found)
                 for frame in batch:
-                    self._results.add(frame, next(found) if frame.image is not None else None)
+                    self._results.add(frame, next(detections) if frame.image is not None else None)
                 self._report()
         self._report(finished=True)
+
+    def _detect(self, batch: list[Frame]) -> list[Detections]:
+        """Runs in the detecting threads."""
+        images = [frame.image for frame in batch if frame.image is not None]
+        if not images:
+            return []
+        with self._inference:
+            return self._detector.detect(images)
 
     def summary(self) -> DetectionSummary:
         results, info = self._results, self._video.info
@@ -172,10 +199,11 @@ class _Pass:
             sample_interval_ms=results.sample_interval_ms,
             seconds=time.perf_counter() - self._started,
             decode_seconds=self._decode_seconds,
-            inference_seconds=self._inference_seconds,
+            inference_seconds=self._inference.seconds,
             model_load_seconds=self._detector.load_seconds,
             device=self._detector.device,
             backend=self._detector.backend,
+            cpu_fallback=self._detector.cpu_fallback,
             model=self._detector.name,
             model_sha256=self._detector.sha256,
             peak_rss_mb=_peak_rss_mb(),
@@ -221,6 +249,55 @@ class _Pass:
                 fps=results.frames_decoded / (now - self._started),
             )
         )
+
+
+class _Detecting:
+    """Threads that detect in batches; what they find comes back in the order the batches went in."""
+
+    def __init__(self, detect: Callable[[list[Frame]], list[Detections]], workers: int) -> None:
+        self._detect = detect
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix=DETECT_THREAD)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def in_order(
+        self, batches: Iterable[list[Frame]], *, ahead: int
+    ) -> Iterator[tuple[list[Frame], list[Detections]]]:
+        """Each batch with what was found in it, as soon as it is known; at most `ahead` are under way."""
+        under_way: deque[tuple[list[Frame], Future[list[Detections]]]] = deque()
+        for batch in batches:
+            under_way.append((batch, self._threads.submit(self._detect, batch)))
+            while under_way and (len(under_way) >= ahead or under_way[0][1].done()):
+                first, found = under_way.popleft()
+                yield first, found.result()
+        for first, found in under_way:
+            yield first, found.result()
+
+
+class _BusyTime:
+    """How long, in wall-clock seconds, at least one thread was inside the `with` block."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._since = time.perf_counter()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self.seconds += time.perf_counter() - self._since
 
 
 def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:

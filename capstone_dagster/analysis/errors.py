@@ -39,3 +39,8 @@ class InvalidAnalysisSettings(AnalysisError, ValueError):
     """A setting that cannot work, refused before any frame is decoded."""
 
     failure_class = "configuration"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, short enough for a sentence of ours."""
+    return (str(error).splitlines() or [""])[0][:200]

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from .errors import InvalidAnalysisSettings
 
 TrackerName = Literal["motion", "bytetrack", "botsort"]
+Precision = Literal["auto", "full"]
 
 # ByteTrack continues a track through weak detections that could not start one; 0.1 is its authors' floor,
 # below which boxes are mostly background. The detector is asked for everything above it, whatever is kept
@@ -34,7 +35,8 @@ class AnalysisSettings:
             Ultralytics' ByteTrack or BoT-SORT as they are.
         track_buffer_s: how long somebody may stay unseen and still be the same visitor, in seconds of video.
             Longer than passing behind a pillar takes; more than five gained nothing on synthetic footage.
-        batch_size: pictures handed to the model at once: costs memory, changes no result.
+        precision: `auto` computes as fast as the processor can, in bf16 or half precision where it has them;
+            `full` in 32 bits, for boxes equal to those of Ultralytics on any machine.
     """
 
     labels: tuple[str, ...] = ("person", "face")
@@ -45,7 +47,7 @@ class AnalysisSettings:
     image_size: int | None = None
     tracker: TrackerName = "motion"
     track_buffer_s: float = 5.0
-    batch_size: int = 8
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         # Tuples and floats whatever was passed, so that equal settings are equal values and have equal ids.
@@ -83,10 +85,10 @@ class AnalysisSettings:
             "more than 0, at most 600 s",
         )
         _require(
-            _is_integer(self.batch_size) and 1 <= self.batch_size <= 1024,
-            "batch_size",
-            self.batch_size,
-            "a whole number from 1 to 1024",
+            self.precision in get_args(Precision),
+            "precision",
+            self.precision,
+            f"one of {get_args(Precision)}",
         )
 
     @property
@@ -95,7 +97,7 @@ class AnalysisSettings:
         return min(WEAK_SCORE, self.min_score)
 
     def detection_fields(self) -> dict[str, object]:
-        """Everything that changes detections or tracks, JSON-able; label order and batch size do not."""
+        """Everything that changes detections or tracks, JSON-able; the order of labels does not."""
         return {
             "labels": sorted(self.labels),
             "sample_fps": self.sample_fps,
@@ -105,6 +107,7 @@ class AnalysisSettings:
             "image_size": self.image_size,
             "tracker": self.tracker,
             "track_buffer_s": self.track_buffer_s,
+            "precision": self.precision,
         }
 
 

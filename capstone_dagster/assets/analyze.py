@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,11 @@ def detect(
 
     # Whatever is pinned or not: what is loaded must be what the id was made from.
     expected = _pin(order, services.settings) or sha256
-    detector = _detector(model, chosen, services.settings.device, expected)
+    detector = _detector(model, chosen, services.settings, expected, say)
+    say(
+        f"The model {detector.name} runs on {detector.device} ({detector.backend}), "
+        f"loaded in {detector.load_seconds:.1f} s."
+    )
     if detector.missing_labels:
         say(f"The model {detector.name} has no label {', '.join(detector.missing_labels)}: not looked for.")
     with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
@@ -131,7 +134,33 @@ def _pin(order: AnalysisOrder, settings: Settings) -> str | None:
     return settings.model_sha256 if order.model is None else None
 
 
-# Loading costs seconds: the runs of one process share the detector of the settings at hand.
-@lru_cache(maxsize=1)
-def _detector(model: Path, settings: AnalysisSettings, device: str, expected_sha256: str | None) -> Detector:
-    return load_detector(model, settings, device=device, expected_sha256=expected_sha256)
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The detector of this process, and everything that it was loaded for."""
+
+    key: tuple[object, ...]
+    detector: Detector
+
+
+_loaded: _Loaded | None = None
+
+
+def _detector(
+    model: Path, chosen: AnalysisSettings, settings: Settings, sha256: str, say: Callable[[str], None]
+) -> Detector:
+    """Loading costs seconds: the videos of one process share the detector of the settings at hand."""
+    global _loaded
+    key = (model, chosen, settings.device, settings.require_gpu, settings.model_cache, sha256)
+    if _loaded is None or _loaded.key != key:
+        _loaded = None  # the old one's memory is free before the new one needs it
+        detector = load_detector(
+            model,
+            chosen,
+            device=settings.device,
+            require_gpu=settings.require_gpu,
+            expected_sha256=sha256,
+            cache=Path(settings.model_cache),
+            say=say,
+        )
+        _loaded = _Loaded(key, detector)
+    return _loaded.detector

@@ -89,6 +89,10 @@ def analyze_video(
         order = AnalysisOrder(upload, config.sample_fps, config.model, config.nonce)
         done = detect(order, services, say=context.log.info, progress=watch)
     summary = done.summary
+    if summary["cpu_fallback"]:
+        context.log.warning(
+            f"Analysed on the CPU: {summary['cpu_fallback']}. CAPSTONE_REQUIRE_GPU=true refuses this."
+        )
     common: dict[str, Any] = {"detection_id": done.detection_id, "reused": done.reused}
     url = services.objects.url
     yield dg.Output(
@@ -116,6 +120,7 @@ def analyze_video(
             "model": summary["model"],
             "device": summary["device"],
             "backend": summary["backend"],
+            "cpu_fallback": summary["cpu_fallback"] or "no",
             "parquet": dg.MetadataValue.path(url(done.prefix + "detections.parquet")),
         },
     )

@@ -1,4 +1,4 @@
-"""The analysis library on one local file: what `capstone analyze` does."""
+"""The analysis library on local files: what `capstone analyze` does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capstone_dagster.analysis import (
+    Detector,
     EventRules,
     Progress,
     analysis_id,
@@ -28,6 +29,7 @@ from capstone_dagster.terminal import Report
 class FileSummary:
     """What was found and what it cost, as scripts read it: durations in seconds, memory in MiB."""
 
+    video: str
     frames_decoded: int
     frames_analyzed: int
     detections: int
@@ -41,52 +43,95 @@ class FileSummary:
     peak_rss_mb: float
 
 
-def analyze_file(video: Path, out: Path, settings: Settings, report: Report) -> FileSummary:
-    """Analyse a file into a directory.
+class FileAnalyzer:
+    """Analyses files one after the other with one detector, loaded once."""
 
-    Raises:
-        AnalysisError, StorageError, ConfigurationError: each with its sentence.
-    """
+    def __init__(self, settings: Settings, report: Report) -> None:
+        """Loads the model.
+
+        Raises:
+            AnalysisError, StorageError, ConfigurationError: each with its sentence.
+        """
+        self._settings = analysis_settings(settings)
+        cache = Path(settings.model_cache).expanduser()
+        model = locate_model(settings.model, cache=cache, s3=lambda: aws_client("s3"))
+        self.detector: Detector = load_detector(
+            model,
+            self._settings,
+            device=settings.device,
+            require_gpu=settings.require_gpu,
+            expected_sha256=settings.model_sha256,
+            cache=cache,
+            say=report,
+        )
+
+    def analyze(self, video: Path, out: Path, report: Report) -> FileSummary:
+        """Analyse a file into a directory.
+
+        Raises:
+            AnalysisError, StorageError: each with its sentence.
+        """
+        check_source(video)
+
+        def follow(progress: Progress) -> None:
+            counts = f"{progress.frames_analyzed} frames, {progress.detections} detections"
+            report(f"Analysing {video.name}: {counts}", progress.fraction)
+
+        report(f"Analysing {video.name}")
+        done = analyze_video(video, out, detector=self.detector, settings=self._settings, progress=follow)
+        with video.open("rb") as file:
+            etag = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        detections = detection_id(
+            etag=etag,
+            size_bytes=video.stat().st_size,
+            model_sha256=self.detector.sha256,
+            settings=self._settings,
+        )
+        rules = EventRules()
+        events = build_events(
+            read_detections(out / "detections.parquet"),
+            analysis_id=analysis_id(video_id=video.stem, detection_id=detections, rules=rules),
+            rules=rules,
+            width=done.width,
+            height=done.height,
+            first_pts_ms=done.first_pts_ms,
+            last_pts_ms=done.last_pts_ms,
+            sample_interval_ms=done.sample_interval_ms,
+        )
+        write_events(out / "events.parquet", events)
+        return FileSummary(
+            video=str(video),
+            frames_decoded=done.frames_decoded,
+            frames_analyzed=done.frames_analyzed,
+            detections=done.detections,
+            tracks=done.tracks,
+            events=len(events),
+            duration_s=done.duration_ms / 1000,
+            seconds=round(done.seconds, 3),
+            fps=round(done.frames_decoded / max(done.seconds, 1e-9), 2),
+            device=done.device,
+            backend=done.backend,
+            peak_rss_mb=round(done.peak_rss_mb, 1),
+        )
+
+
+def check_source(video: Path) -> None:
+    """Raises `SourceMissing` where there is no such file."""
     if not video.is_file():
         raise SourceMissing(f"Expected a video file, but there is none at {video}.")
-    chosen = analysis_settings(settings)
-    rules = EventRules()
-    cache = Path(settings.model_cache).expanduser()
-    model = locate_model(settings.model, cache=cache, s3=lambda: aws_client("s3"))
-    detector = load_detector(model, chosen, device=settings.device, expected_sha256=settings.model_sha256)
 
-    def follow(progress: Progress) -> None:
-        told = f"Analysing {video.name}: {progress.frames_analyzed} frames, {progress.detections} detections"
-        report(told, progress.fraction)
 
-    report(f"Analysing {video.name}")
-    done = analyze_video(video, out, detector=detector, settings=chosen, progress=follow)
-    with video.open("rb") as file:
-        etag = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    detections = detection_id(
-        etag=etag, size_bytes=video.stat().st_size, model_sha256=detector.sha256, settings=chosen
-    )
-    events = build_events(
-        read_detections(out / "detections.parquet"),
-        analysis_id=analysis_id(video_id=video.stem, detection_id=detections, rules=rules),
-        rules=rules,
-        width=done.width,
-        height=done.height,
-        first_pts_ms=done.first_pts_ms,
-        last_pts_ms=done.last_pts_ms,
-        sample_interval_ms=done.sample_interval_ms,
-    )
-    write_events(out / "events.parquet", events)
-    return FileSummary(
-        frames_decoded=done.frames_decoded,
-        frames_analyzed=done.frames_analyzed,
-        detections=done.detections,
-        tracks=done.tracks,
-        events=len(events),
-        duration_s=done.duration_ms / 1000,
-        seconds=round(done.seconds, 3),
-        fps=round(done.frames_decoded / max(done.seconds, 1e-9), 2),
-        device=done.device,
-        backend=done.backend,
-        peak_rss_mb=round(done.peak_rss_mb, 1),
-    )
+def output_folders(videos: list[Path], out: Path) -> list[Path]:
+    """Where each file's results go: `out` itself for a single one, else a folder in it for each.
+
+    Of files with one name the second gets a number behind it.
+    """
+    if len(videos) == 1:
+        return [out]
+    taken: dict[str, int] = {}
+    folders = []
+    for video in videos:
+        taken[video.stem] = taken.get(video.stem, 0) + 1
+        number = "" if taken[video.stem] == 1 else f"-{taken[video.stem]}"
+        folders.append(out / f"{video.stem}{number}")
+    return folders

@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
-from capstone_dagster.analysis import Detections
+from capstone_dagster.analysis import Detections, frames
+from capstone_dagster.analysis.checkpoint import import_ultralytics
 from capstone_dagster.analysis.video import Image
+from tests.analysis.reference import WEIGHTS, ultralytics_boxes
 
 # BGR, far apart and far from the background, so that compression cannot confuse them.
 COLOURS = {"person": (40, 40, 230), "face": (230, 60, 40)}
@@ -84,7 +86,10 @@ class SquareDetector:
     missing_labels: tuple[str, ...] = ()
     device: str = "cpu"
     backend: str = "squares"
+    cpu_fallback: str | None = None
     load_seconds: float = 0.0
+    workers: int = 1
+    batch_size: int = 8
     score: float = 0.9
 
     def __post_init__(self) -> None:
@@ -120,3 +125,32 @@ def test_data() -> Path:
             "CAPSTONE_TEST_DATA is not set: the tests on real footage need a folder with data/ and models/"
         )
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(clip: Path) -> list[Image]:
+    """Photographs in many shapes, and frames of the demo clip between them."""
+    assets = Path(import_ultralytics().__file__).parent / "assets"
+    street, touchline = (cv2.imread(str(assets / name)) for name in ("bus.jpg", "zidane.jpg"))
+    shapes = [
+        street,
+        touchline,
+        cv2.resize(street, (480, 640)),  # no scaling in the model's direction
+        cv2.resize(touchline, (640, 360)),
+        cv2.resize(touchline, (200, 113)),  # scaled up
+        cv2.resize(street, (2160, 2880), interpolation=cv2.INTER_CUBIC),
+        np.ascontiguousarray(street[:, ::-1]),
+        np.ascontiguousarray(street[350:900, :]),
+        touchline[100:601, 99:1200],  # a view, of odd sides
+        np.zeros((1, 1, 3), np.uint8),
+        np.full((40, 700, 3), 90, np.uint8),
+    ]
+    moments = [frame.image for frame in frames(clip, sample_fps=1.0) if frame.image is not None][:12]
+    assert len(moments) >= 8
+    return [picture for pair in zip(shapes, [*moments, *shapes], strict=False) for picture in pair]
+
+
+@pytest.fixture(scope="module")
+def expected(pictures: list[Image]) -> list[Detections]:
+    """The boxes on `pictures` that are right."""
+    return ultralytics_boxes(WEIGHTS, pictures)

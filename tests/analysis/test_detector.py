@@ -13,14 +13,12 @@ from capstone_dagster.analysis import (
     AnalysisError,
     AnalysisSettings,
     Detections,
-    GpuError,
-    GpuOutOfMemory,
     InvalidAnalysisSettings,
     ModelUnavailable,
     load_detector,
     model_sha256,
 )
-from capstone_dagster.analysis.yolo import import_ultralytics
+from capstone_dagster.analysis.checkpoint import import_ultralytics
 
 SMALL = AnalysisSettings(image_size=64)
 
@@ -36,11 +34,20 @@ def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_checkpoint_becomes_a_detector(untrained_model: Path) -> None:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_a_checkpoint_becomes_a_detector(untrained_model: Path, cache: Path) -> None:
     sha256 = model_sha256(untrained_model)
-    detector = load_detector(untrained_model, SMALL, device="cpu", expected_sha256=f" {sha256.upper()}\n")
+    detector = load_detector(
+        untrained_model, SMALL, device="cpu", expected_sha256=f" {sha256.upper()}\n", cache=cache
+    )
     assert (detector.name, detector.sha256) == ("untrained", sha256)
-    assert (detector.backend, detector.device) == ("ultralytics-torch", "cpu")
+    assert (detector.device, detector.cpu_fallback) == ("cpu", None)
+    assert detector.backend in ("openvino-bf16", "openvino-f32")
+    assert detector.workers >= 1
     assert detector.labels == ("person",)
     assert detector.missing_labels == ("face",)
     assert detector.load_seconds > 0
@@ -55,14 +62,20 @@ def test_a_checkpoint_becomes_a_detector(untrained_model: Path) -> None:
     assert detector.detect([]) == []
 
 
-def test_labels_keep_the_order_of_the_model(untrained_model: Path) -> None:
+def test_labels_keep_the_order_of_the_model(untrained_model: Path, cache: Path) -> None:
     settings = AnalysisSettings(labels=("dog", "person", "car"), image_size=64)
-    assert load_detector(untrained_model, settings, device="cpu").labels == ("person", "car", "dog")
+    assert load_detector(untrained_model, settings, device="cpu", cache=cache).labels == (
+        "person",
+        "car",
+        "dog",
+    )
 
 
-def test_a_model_without_any_label_of_interest_is_refused_with_what_it_knows(untrained_model: Path) -> None:
+def test_a_model_without_any_label_of_interest_is_refused_with_what_it_knows(
+    untrained_model: Path, cache: Path
+) -> None:
     with pytest.raises(InvalidAnalysisSettings, match=r"'unicorn'.*knows: person, bicycle"):
-        load_detector(untrained_model, AnalysisSettings(labels=("unicorn",)), device="cpu")
+        load_detector(untrained_model, AnalysisSettings(labels=("unicorn",)), device="cpu", cache=cache)
 
 
 def test_another_model_than_the_pinned_one_is_not_even_opened(tmp_path: Path) -> None:
@@ -80,11 +93,11 @@ class _Intruder:
         return os.mkdir, (self.path,)
 
 
-def test_code_inside_a_model_file_does_not_run(tmp_path: Path) -> None:
+def test_code_inside_a_model_file_does_not_run(tmp_path: Path, cache: Path) -> None:
     trace = tmp_path / "it-ran"
     (tmp_path / "model.pt").write_bytes(pickle.dumps({"model": _Intruder(str(trace))}, protocol=2))
     with pytest.raises(ModelUnavailable, match=r"model\.pt does not load"):
-        load_detector(tmp_path / "model.pt", SMALL, device="cpu")
+        load_detector(tmp_path / "model.pt", SMALL, device="cpu", cache=cache)
     assert not trace.exists()
 
 
@@ -101,7 +114,7 @@ def test_code_inside_a_model_file_does_not_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_that_does_not_load_is_unavailable(
-    tmp_path: Path, name: str, files: bytes | dict[str, bytes] | None
+    tmp_path: Path, cache: Path, name: str, files: bytes | dict[str, bytes] | None
 ) -> None:
     path = tmp_path / name
     if isinstance(files, bytes):
@@ -111,7 +124,7 @@ def test_a_model_that_does_not_load_is_unavailable(
         for file, content in files.items():
             (path / file).write_bytes(content)
     with pytest.raises(ModelUnavailable) as refusal:
-        load_detector(path, SMALL, device="cpu")
+        load_detector(path, SMALL, device="cpu", cache=cache)
     assert name in str(refusal.value)
     assert refusal.value.failure_class == "model-unavailable"
 
@@ -121,34 +134,6 @@ def test_a_device_that_is_not_there_is_refused(untrained_model: Path, device: st
     with pytest.raises(InvalidAnalysisSettings, match="device") as refusal:
         load_detector(untrained_model, SMALL, device=device)
     assert device in str(refusal.value)
-
-
-def _out_of_memory() -> BaseException:
-    import torch
-
-    return torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-
-@pytest.mark.parametrize(
-    ("failure", "known_as"),
-    [
-        (_out_of_memory, GpuOutOfMemory),
-        (lambda: RuntimeError("CUDA error: an illegal memory access was encountered"), GpuError),
-        (lambda: RuntimeError("shapes do not match"), RuntimeError),
-    ],
-)
-def test_failures_of_the_gpu_get_their_class(
-    untrained_model: Path, monkeypatch: pytest.MonkeyPatch, failure: object, known_as: type[Exception]
-) -> None:
-    detector = load_detector(untrained_model, SMALL, device="cpu")
-
-    def fail(*args: object, **options: object) -> None:
-        raise failure()  # type: ignore[operator]
-
-    monkeypatch.setattr(detector._yolo, "predict", fail)  # type: ignore[attr-defined]
-    with pytest.raises(known_as) as raised:
-        detector.detect([np.zeros((64, 64, 3), np.uint8)])
-    assert isinstance(raised.value, AnalysisError) == (known_as is not RuntimeError)
 
 
 def test_ultralytics_keeps_to_itself(untrained_model: Path) -> None:

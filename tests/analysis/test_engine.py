@@ -175,18 +175,20 @@ def test_weak_detections_hold_a_track_together_and_are_not_kept(make_clip: MakeC
     assert sum(read_frames(tmp_path / "frames.parquet")["detections"].to_pylist()) == 50
 
 
-def test_results_do_not_depend_on_the_batch_size(
+def test_results_depend_neither_on_the_batch_size_nor_on_the_number_of_threads(
     make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
 ) -> None:
     clip = make_clip("a.mp4", AT_25_FPS, visitor(10, 80))
     tables = []
-    for batch_size in (1, 7, 200):
-        settings = AnalysisSettings(sample_fps=0, batch_size=batch_size)
-        analyze_video(clip, tmp_path / str(batch_size), detector=detector, settings=settings)
-        tables.append(read_detections(tmp_path / str(batch_size) / "detections.parquet"))
-    assert tables[0].equals(tables[1])
-    assert tables[0].equals(tables[2])
-    assert detector.batches[-2:] == [1, 99]
+    for batch_size, workers in ((1, 1), (7, 1), (200, 1), (1, 4), (3, 2)):
+        detector.batches.clear()
+        detector.batch_size, detector.workers = batch_size, workers
+        out = tmp_path / f"{batch_size}-{workers}"
+        analyze_video(clip, out, detector=detector, settings=EVERY_FRAME)
+        tables.append(read_detections(out / "detections.parquet"))
+        assert sum(detector.batches) == 100
+        assert max(detector.batches) == min(batch_size, 99)  # the first one is alone, to show progress
+    assert all(table.equals(tables[0]) for table in tables)
 
 
 def test_sparse_sampling_does_not_pile_up_frames(
@@ -286,7 +288,6 @@ def test_an_error_in_the_decoding_thread_reaches_the_caller(
             make_clip("a.mp4", AT_25_FPS), tmp_path / "out", detector=detector, settings=EVERY_FRAME
         )
     assert decoding_threads() == []
-    assert sum(detector.batches) >= 25  # what was decoded before was not thrown away unseen
 
 
 def test_a_caller_can_stop_the_pass_from_its_progress_callback(
@@ -307,21 +308,21 @@ def test_a_caller_can_stop_the_pass_from_its_progress_callback(
 
 
 @pytest.mark.parametrize(
-    ("bytes_ahead", "pictures_ahead"),
+    ("bytes_under_way", "batch_size"),
     [
-        (1 << 30, 8),  # two batches of four
-        (3 * 192 * 128 * 3, 3),  # only three pictures fit
-        (1, 1),
+        (1 << 30, 4),
+        (2 * 5 * 192 * 128 * 3, 2),  # room for batches of two, with five of them between the threads
+        (1, 1),  # however large the pictures are: one at a time
     ],
 )
-def test_the_decoder_is_never_further_ahead_than_its_queue(
+def test_the_decoder_is_never_further_ahead_than_its_queues(
     make_clip: MakeClip,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    bytes_ahead: int,
-    pictures_ahead: int,
+    bytes_under_way: int,
+    batch_size: int,
 ) -> None:
-    monkeypatch.setattr("capstone_dagster.analysis.engine._BYTES_AHEAD", bytes_ahead)
+    monkeypatch.setattr("capstone_dagster.analysis.engine._BYTES_UNDER_WAY", bytes_under_way)
     decoded = 0
     real = VideoReader.frames
 
@@ -331,8 +332,8 @@ def test_the_decoder_is_never_further_ahead_than_its_queue(
             decoded += 1
             yield frame
 
-    # What waits in the queue, and one more frame in the decoder's hands, waiting for room.
-    allowed = pictures_ahead + 1
+    # Two batches decoded, two waiting for the detector, and a frame in the decoder's hands, waiting for room.
+    allowed = 4 * batch_size + 1
 
     class Slow(SquareDetector):
         most_ahead = 0
@@ -348,6 +349,6 @@ def test_the_decoder_is_never_further_ahead_than_its_queue(
 
     monkeypatch.setattr(VideoReader, "frames", counting)
     slow = Slow()
-    settings = AnalysisSettings(sample_fps=0, batch_size=4)
-    analyze_video(make_clip("a.mp4", AT_25_FPS), tmp_path / "out", detector=slow, settings=settings)
+    slow.batch_size = 4
+    analyze_video(make_clip("a.mp4", AT_25_FPS), tmp_path / "out", detector=slow, settings=EVERY_FRAME)
     assert slow.most_ahead == allowed

@@ -45,7 +45,6 @@ def test_ids_are_what_they_were() -> None:
         {"model_sha256": "AB" * 32},
         {"settings": AnalysisSettings(labels=("face", "person"))},
         {"settings": AnalysisSettings(sample_fps=5)},
-        {"settings": AnalysisSettings(batch_size=1)},
         {"nonce": None},
     ],
 )

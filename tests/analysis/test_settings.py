@@ -31,8 +31,7 @@ from capstone_dagster.analysis import AnalysisSettings, InvalidAnalysisSettings
         ("image_size", 8),
         ("tracker", "deepsort"),
         ("track_buffer_s", 0),
-        ("batch_size", 0),
-        ("batch_size", 2.5),
+        ("precision", "half"),
     ],
 )
 def test_an_impossible_setting_is_refused_with_its_value(field: str, value: object) -> None:

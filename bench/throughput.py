@@ -1,0 +1,327 @@
+"""Frames per second of the whole pass beside what a user would run otherwise, alternating, in one run.
+
+Every contender works in a process of its own, loaded and warmed up, and waits for its turn; a round gives
+each one turn on the whole video, and medians over the rounds are compared. Times are of the work alone:
+neither starting, importing nor loading counts for anybody, and the others neither save nor draw.
+
+    ours                the pass as users get it: tracks, tables and pictures included
+    ours, full          the same in 32 bits
+    yolo predict .pt    what people type: Ultralytics' predict on the checkpoint
+    yolo predict        an expert's form of it: on a CPU the OpenVINO export for the video's own shape, on a
+                        GPU half precision and batches of 16
+    decode, forward     each alone on the whole machine: decoding by PyAV or OpenCV, whichever is faster;
+                        the model in its throughput mode, fed from memory
+
+The ceiling is what these two allow: on a CPU, where they share the cores, 1 / (1 / decode + 1 / forward); on
+a GPU the slower of the two.
+
+    .venv/bin/python bench/throughput.py VIDEO --model M [--every-frame] [--device D]
+
+Without VIDEO it makes ten seconds of 1080p; M is a .pt file, or a .yaml name of Ultralytics for random
+weights of that size (the default is yolo11n.yaml). The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from bench.footage import make_footage
+from bench.report import machine, record, table
+
+_PACKAGES = ("ultralytics-opencv-headless", "torch", "openvino", "av", "opencv-python-headless")
+_GPU_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every contender is told: all of it travels to its process."""
+
+    video: str
+    model: str
+    folder: str
+    device: str
+    every_frame: bool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("video", type=Path, nargs="?", help="default: ten seconds of 1080p, made on the spot")
+    parser.add_argument("--model", default="yolo11n.yaml", help="a .pt file, or a .yaml name")
+    parser.add_argument("--every-frame", action="store_true", help="analyse every frame, as the others do")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: cpu)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--record", action="store_true", help="put the result into bench/RESULTS.md")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="capstone-bench-") as folder:
+        video = options.video or make_footage(Path(folder) / "footage.mp4", seconds=10)
+        model = _checkpoint(options.model, Path(folder))
+        task = Task(str(video), str(model), folder, options.device, options.every_frame)
+        speeds = compete(CPU_CONTENDERS if options.device == "cpu" else GPU_CONTENDERS, task, options.rounds)
+    result = ratios(speeds, on_cpu=options.device == "cpu")
+    rows = [[name, round(fps, 1)] for name, fps in speeds.items()]
+    rows += [
+        [name, value] for name, value in result.items() if name.startswith(("ratio", "share", "ceiling"))
+    ]
+    shown = table(["1 run, medians of " + str(options.rounds) + " rounds", "frames/s or ratio"], rows)
+    print(machine(_PACKAGES), shown, json.dumps(result), sep="\n")
+    if options.record:
+        name = f"Throughput: {Path(options.model).stem}, {options.device}"
+        name += ", every frame" if options.every_frame else ", sampled as by default"
+        record(name, shlex.join(["python", "-m", "bench.throughput", *sys.argv[1:]]), shown, _PACKAGES)
+
+
+def compete(contenders: dict[str, Contender], task: Task, rounds: int) -> dict[str, float]:
+    """Median frames per second of each contender; who cannot run here says why and is left out."""
+    spawn = multiprocessing.get_context("spawn")
+    running: dict[str, tuple[Connection, Any]] = {}
+    for name, contender in contenders.items():
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=_serve, args=(contender, task, theirs), daemon=True)
+        process.start()
+        ready = ours.recv()
+        if ready is None:
+            running[name] = (ours, process)
+        else:
+            print(f"{name}: not measured, {ready}", file=sys.stderr)
+    speeds: dict[str, list[float]] = {name: [] for name in running}
+    for turn in range(rounds):
+        for name in list(running) if turn % 2 == 0 else list(reversed(running)):
+            running[name][0].send("go")
+            speeds[name].append(running[name][0].recv())
+            print(f"round {turn + 1}: {name} {speeds[name][-1]:.1f} frames/s", file=sys.stderr)
+    for connection, process in running.values():
+        connection.send(None)
+        process.join()
+    return {name: statistics.median(each) for name, each in speeds.items()}
+
+
+def ratios(speeds: dict[str, float], *, on_cpu: bool) -> dict[str, float | None]:
+    """The contract's keys; None for what was not measured."""
+
+    def ratio(upper: float | None, lower: float | None) -> float | None:
+        return None if upper is None or not lower else round(upper / lower, 3)
+
+    ours, decode, forward = speeds.get("ours"), speeds.get("decode"), speeds.get("forward")
+    ceiling = None
+    if decode and forward:
+        ceiling = 1 / (1 / decode + 1 / forward) if on_cpu else min(decode, forward)
+    same = ratio(speeds.get("ours, full"), speeds.get("yolo predict .pt"))
+    fps = {
+        "ours_fps": ours,
+        "predict_fps": speeds.get("yolo predict"),
+        "predict_pt_fps": speeds.get("yolo predict .pt"),
+        "decode_fps": decode,
+        "forward_fps": forward,
+        "ceiling_fps": ceiling,
+    }
+    return {name: None if each is None else round(each, 2) for name, each in fps.items()} | {
+        "ratio_to_predict": ratio(ours, fps["predict_fps"]),
+        "ratio_to_predict_pt": ratio(ours, fps["predict_pt_fps"]),
+        "ratio_same_precision": same if on_cpu else ratio(ours, fps["predict_fps"]),
+        "share_of_ceiling": ratio(ours, ceiling),
+    }
+
+
+def _serve(contender: Contender, task: Task, connection: Connection) -> None:
+    try:
+        turn = contender(task)
+        turn()  # warm: caches, kernels, allocations
+        connection.send(None)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    while connection.recv() is not None:
+        started = time.perf_counter()
+        frames = turn()
+        connection.send(frames / (time.perf_counter() - started))
+
+
+Contender = Callable[[Task], Callable[[], int]]
+"""Given the task, loads what it needs and returns one turn: the whole video, its number of frames."""
+
+
+def _ours(task: Task, precision: str = "auto") -> Callable[[], int]:
+    from capstone_dagster.analysis import AnalysisSettings, analyze_video, load_detector
+
+    settings = AnalysisSettings(
+        labels=("person", "face"),
+        precision="full" if precision == "full" else "auto",
+        **({"sample_fps": 0.0} if task.every_frame else {}),
+    )
+    detector = load_detector(
+        Path(task.model), settings, device=task.device, cache=Path(task.folder) / "cache"
+    )
+    out = Path(task.folder) / f"out-{precision}"
+    return lambda: analyze_video(Path(task.video), out, detector=detector, settings=settings).frames_decoded
+
+
+def _ours_full(task: Task) -> Callable[[], int]:
+    return _ours(task, "full")
+
+
+def _predict(task: Task, model: str, **arguments: Any) -> Callable[[], int]:
+    from capstone_dagster.analysis.checkpoint import import_ultralytics
+
+    yolo = import_ultralytics().YOLO(model, task="detect")
+
+    def turn() -> int:
+        # An exported model's thread settings and all others are Ultralytics' own.
+        return sum(
+            1
+            for _ in yolo.predict(
+                task.video, stream=True, save=False, verbose=False, device=task.device, **arguments
+            )
+        )
+
+    return turn
+
+
+def _predict_checkpoint(task: Task) -> Callable[[], int]:
+    return _predict(task, task.model)
+
+
+def _predict_expert_on_cpu(task: Task) -> Callable[[], int]:
+    return _predict(task, str(_static_export(task)))
+
+
+def _predict_expert_on_gpu(task: Task) -> Callable[[], int]:
+    return _predict(task, task.model, half=True, batch=_GPU_BATCH)
+
+
+def _decode(task: Task) -> Callable[[], int]:
+    import cv2
+
+    from capstone_dagster.analysis import frames
+
+    def by_pyav() -> int:
+        return sum(1 for _ in frames(Path(task.video), sample_fps=0))
+
+    def by_opencv() -> int:
+        video, count = cv2.VideoCapture(task.video), 0
+        while video.read()[0]:
+            count += 1
+        return count
+
+    def speed(turn: Callable[[], int]) -> float:
+        started = time.perf_counter()
+        return turn() / (time.perf_counter() - started)
+
+    by_pyav(), by_opencv()
+    return max((by_pyav, by_opencv), key=speed)
+
+
+def _forward_on_cpu(task: Task) -> Callable[[], int]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    import openvino
+
+    model = openvino.Core().read_model(next(_static_export(task).glob("*.xml")))
+    compiled = openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
+    count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+    picture = np.random.default_rng(0).random(tuple(compiled.input(0).shape), dtype=np.float32)
+
+    def work(_: int) -> int:
+        request = compiled.create_infer_request()
+        request.set_input_tensor(openvino.Tensor(picture, shared_memory=True))
+        for _ in range(100):
+            request.infer()
+        return 100
+
+    def turn() -> int:
+        with ThreadPoolExecutor(count) as threads:
+            return sum(threads.map(work, range(count)))
+
+    return turn
+
+
+def _forward_on_gpu(task: Task) -> Callable[[], int]:
+    import torch
+
+    from capstone_dagster.analysis.checkpoint import load_checkpoint
+
+    device = torch.device(task.device)
+    model = load_checkpoint(Path(task.model)).model.fuse().eval().half()
+    model = model.to(device, memory_format=torch.channels_last)
+    height, width = _input_shape(task)
+    pictures = torch.rand(_GPU_BATCH, 3, height, width, device=device, dtype=torch.half)
+    pictures = pictures.to(memory_format=torch.channels_last)
+
+    def turn() -> int:
+        with torch.inference_mode():
+            for _ in range(30):
+                model(pictures)
+            torch.cuda.synchronize(device)
+        return 30 * _GPU_BATCH
+
+    return turn
+
+
+def _input_shape(task: Task) -> tuple[int, int]:
+    from capstone_dagster.analysis import probe
+    from capstone_dagster.analysis.letterbox import Letterbox
+
+    info = probe(Path(task.video))
+    box = Letterbox.rectangular(info.height, info.width, size=(640, 640), stride=32)
+    return box.height, box.width
+
+
+def _static_export(task: Task) -> Path:
+    """What an expert exports by hand: the video's own shape and nothing else."""
+    from capstone_dagster.analysis.checkpoint import import_ultralytics
+
+    folder = Path(task.folder) / "expert"
+    exported = folder / f"{Path(task.model).stem}_openvino_model"
+    if not exported.exists():
+        folder.mkdir()
+        copy = folder / Path(task.model).name
+        copy.write_bytes(Path(task.model).read_bytes())
+        yolo = import_ultralytics().YOLO(str(copy))
+        yolo.export(format="openvino", imgsz=list(_input_shape(task)), verbose=False)
+    return exported
+
+
+def _checkpoint(model: str, folder: Path) -> Path:
+    if not model.endswith(".yaml"):
+        return Path(model).resolve()
+    from capstone_dagster.analysis.checkpoint import import_ultralytics
+
+    yolo = import_ultralytics().YOLO(model)
+    yolo.model.names = {number: f"class {number}" for number in yolo.model.names} | {0: "person"}
+    path = folder / f"{Path(model).stem}.pt"
+    yolo.save(str(path))
+    return path
+
+
+CPU_CONTENDERS: dict[str, Contender] = {
+    "yolo predict": _predict_expert_on_cpu,
+    "forward": _forward_on_cpu,
+    "decode": _decode,
+    "ours": _ours,
+    "ours, full": _ours_full,
+    "yolo predict .pt": _predict_checkpoint,
+}
+GPU_CONTENDERS: dict[str, Contender] = {
+    "yolo predict": _predict_expert_on_gpu,
+    "forward": _forward_on_gpu,
+    "decode": _decode,
+    "ours": _ours,
+    "yolo predict .pt": _predict_checkpoint,
+}
+
+if __name__ == "__main__":
+    main()

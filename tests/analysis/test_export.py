@@ -1,0 +1,142 @@
+"""A checkpoint is exported once, whoever asks, and nothing but a whole export is ever used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from capstone_dagster.analysis import AnalysisSettings, ModelUnavailable, load_detector, model_sha256
+from capstone_dagster.analysis.checkpoint import import_ultralytics
+from capstone_dagster.analysis.export import openvino_export
+from capstone_dagster.local import detector as demo_detector
+
+WEIGHTS = Path(demo_detector.__file__).with_name("person_face.pt")
+SHA256 = model_sha256(WEIGHTS)
+SETTINGS = AnalysisSettings()
+
+# Followed by the cache: exports the demo detector in a process of its own.
+_PROGRAM = (
+    "import sys; from pathlib import Path; from capstone_dagster.analysis.export import openvino_export;"
+    "openvino_export(Path(sys.argv[1]), sys.argv[2], cache=Path(sys.argv[3]), say=print)"
+)
+EXPORT = [sys.executable, "-c", _PROGRAM, str(WEIGHTS), SHA256]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which the demo detector's export lies, asked for by two processes at once."""
+    cache = tmp_path_factory.mktemp("cache") / "new"
+    both = [subprocess.Popen([*EXPORT, str(cache)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("Exporting person_face.pt" in each for each in said) == 1
+    return cache
+
+
+def test_an_export_is_made_once(exported: Path) -> None:
+    first = next(exported.rglob("*_openvino_model"))
+    made = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
+    assert first.name == "person_face_openvino_model"
+    assert SHA256 in str(first)
+    assert {"metadata.yaml", "person_face.xml", "person_face.bin"} <= set(made)
+    assert openvino_export(WEIGHTS, SHA256, cache=exported) == first
+    assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == made
+
+
+def test_a_killed_export_leaves_nothing_that_passes_for_a_model(tmp_path: Path) -> None:
+    process = subprocess.Popen([*EXPORT, str(tmp_path)], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob(".exporting-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)  # the exporting child with it
+    process.wait()
+    (left,) = tmp_path.rglob(".exporting-*")
+    (left.parent / ".exporting-young").mkdir()
+    os.utime(left, (0, 0))
+    assert not list(tmp_path.rglob("*_openvino_model"))
+
+    assert openvino_export(WEIGHTS, SHA256, cache=tmp_path).is_dir()
+    assert [path.name for path in tmp_path.rglob(".exporting-*")] == [".exporting-young"]
+
+
+def truncate(export: Path) -> None:
+    with (export / "person_face.xml").open("r+b") as file:
+        file.truncate(1000)
+
+
+def empty(export: Path) -> None:
+    for file in export.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, empty])
+def test_a_damaged_export_is_made_anew(
+    exported: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    shutil.copytree(exported, tmp_path / "cache", ignore=shutil.ignore_patterns("compiled"))
+    damage(next((tmp_path / "cache").rglob("*_openvino_model")))
+    said: list[str] = []
+    detector = load_detector(WEIGHTS, SETTINGS, device="cpu", cache=tmp_path / "cache", say=said.append)
+    assert len(detector.detect([np.zeros((90, 160, 3), np.uint8)])) == 1
+    assert "damaged" in said[0]
+
+
+def test_the_process_that_analyses_needs_no_pytorch(exported: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from capstone_dagster.analysis import AnalysisSettings, load_detector
+detector = load_detector(Path(sys.argv[1]), AnalysisSettings(), device="cpu", cache=Path(sys.argv[2]))
+detector.detect([np.zeros((90, 160, 3), np.uint8)])
+print("torch" in sys.modules, "ultralytics" in sys.modules)
+"""
+    arguments = [sys.executable, "-c", program, str(WEIGHTS), str(exported)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_checkpoint_for_another_task_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "classifier.pt"
+    import_ultralytics().YOLO("yolo11n-cls.yaml").save(str(path))
+    with pytest.raises(ModelUnavailable, match=r"classifier\.pt is for 'classify'"):
+        openvino_export(path, model_sha256(path), cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*_openvino_model"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ModelUnavailable, match="could not be kept in"):
+        openvino_export(WEIGHTS, SHA256, cache=tmp_path / "file")
+
+
+def test_one_who_waits_for_an_export_is_not_disturbed_by_its_failure(tmp_path: Path) -> None:
+    """Whoever holds the lock may fail; the next one then exports by itself."""
+    path = tmp_path / "broken.pt"
+    path.write_bytes(b"garbage")
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            openvino_export(path, model_sha256(path), cache=tmp_path / "cache")
+        except ModelUnavailable as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert len(failures) == 2
+    assert all("broken.pt does not load" in str(failure) for failure in failures)
