@@ -11,16 +11,27 @@ from .motion import Floats, States
 Pairs = npt.NDArray[np.intp]
 
 
-def motion_evidence(predicted: States, measured: Floats, noise: Floats) -> tuple[Floats, Floats]:
+def motion_evidence(predicted: States, measured: Floats, noise: Floats) -> Floats:
     """How well each of m detections, (m, 4) with variances (m, 4), fits where each of n objects is expected.
 
-    Returns (n, m) squared Mahalanobis distances, and (n, m) log-likelihoods in nats but for a constant, in
-    units of the object's size: what is uncertain explains everything a little and nothing well.
+    (n, m) log-likelihoods in nats but for a constant, in units of the object's size: what is uncertain
+    explains everything a little and nothing well.
     """
     total = predicted.place_var[:, None, :] + noise[None, :, :]
     squared = ((predicted.place[:, None, :] - measured[None, :, :]) ** 2 / total).sum(axis=2)
     spread = np.log(total / predicted.size[:, None, :] ** 2).sum(axis=2)
-    return squared, -0.5 * (squared + spread)
+    evidence: Floats = -0.5 * (squared + spread)
+    return evidence
+
+
+def overlap_of_smaller(one: Floats, other: Floats) -> Floats:
+    """(n, m) the share of the smaller box in the larger, of (n, 4) and (m, 4) x, y, width, height."""
+    low = np.maximum(one[:, None, :2] - one[:, None, 2:] / 2, other[None, :, :2] - other[None, :, 2:] / 2)
+    high = np.minimum(one[:, None, :2] + one[:, None, 2:] / 2, other[None, :, :2] + other[None, :, 2:] / 2)
+    areas = [np.maximum(boxes[:, 2:], 1.0).prod(axis=1) for boxes in (one, other)]
+    shared: Floats = np.clip(high - low, 0, None).prod(axis=2)
+    shared /= np.minimum(areas[0][:, None], areas[1][None, :])
+    return shared
 
 
 def assign(evidence: Floats) -> Pairs:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import appearance
-from .association import assign, motion_evidence
+from .association import assign, motion_evidence, overlap_of_smaller
 from .detections import Detections
 from .motion import Floats, MotionModel, States, measured
 from .settings import AnalysisSettings
@@ -20,12 +20,16 @@ from .video import Image
 
 # All chosen with `bench/accuracy.py --worlds`, see there; none matters much within a third of its value.
 # Nats that speak for a detection being something new, before anything is known about it.
-_NEW_OBJECT = 1.0
-# Squared Mahalanobis distances, of 4 degrees of freedom, beyond which a detection is something else, however
-# alone. Chance alone exceeds the first once in twenty thousand; errors of detectors have longer tails.
-_GATE, _WEAK_GATE = 25.0, 10.0
+_NEW_OBJECT = 3.0
 # Variances of weak detections, in those of sure ones.
 _WEAK_NOISE = 2.0
+# And of boxes that the frame cuts, within this share of its side of the border: they hold what is left of
+# somebody who leaves, or is there already of somebody who comes, and that can halve or double from one
+# picture to the next. If so much of the smaller lies in the larger, of the box that was expected and the one
+# that is there, it is taken for the same, unless something fits better.
+_CUT_NOISE = 9.0
+_CUT_MARGIN = 0.0125
+_CUT_INSIDE, _CUT_EVIDENCE = 0.7, 0.5
 # A tracklet that is unseen for so long, and in so many pictures, has ended: from there on it is the
 # stitcher's, which sees both sides of a gap. What was seen only once is sooner a false alarm.
 _PATIENCE_MS, _PATIENCE_PICTURES = 1000, 3
@@ -49,6 +53,7 @@ class MotionTracker:
         self._tracklets: list[Tracklet] = []
         self._states = States.seen(np.zeros((0, 4)), model)
         self._missed = np.zeros(0, dtype=np.int64)
+        self._cut = np.zeros(0, dtype=np.bool_)
         self._looks = np.zeros((0, appearance.LENGTH), dtype=np.float32)
         self._looked_ms = np.zeros(0, dtype=np.int64)
 
@@ -61,14 +66,17 @@ class MotionTracker:
         sure = detections.scores >= self._min_score
         size = np.maximum(1.0, places[:, 2:].max(axis=1, keepdims=True, initial=1.0))
         noise = self._model.noise * size**2 * np.where(sure, 1.0, _WEAK_NOISE)[:, None]
+        cut = np.zeros(len(detections), dtype=np.bool_) if image is None else _cut(detections.boxes, image)
+        noise *= np.where(cut, _CUT_NOISE, 1.0)[:, None]
         looks = None if image is None else appearance.describe(image, detections.boxes)
         predicted = self._states.after(self._unseen_ms(pts_ms) / 1000, self._model)
 
-        pairs = self._pairs(predicted, places, noise, looks, sure)
+        pairs = self._pairs(predicted, places, noise, looks, sure, cut)
         rows, columns = pairs[:, 0], pairs[:, 1]
         self._states.assign(rows, predicted.select(rows).corrected(places[columns], noise[columns]))
         self._missed += 1
         self._missed[rows] = 0
+        self._cut[rows] = cut[columns]
         for row, column in pairs.tolist():
             tracklet = self._tracklets[row]
             tracklet.saw(pts_ms, places[column], noise[column], float(detections.scores[column]))
@@ -85,7 +93,7 @@ class MotionTracker:
             tracklet.saw(pts_ms, places[column], noise[column], float(detections.scores[column]))
             self._tracklets.append(tracklet)
             numbers[column] = tracklet.number
-        self._add_rows(places[unknown])
+        self._add_rows(places[unknown], cut[unknown])
         return numbers
 
     def finish(self) -> None:
@@ -101,17 +109,24 @@ class MotionTracker:
         noise: Floats,
         looks: npt.NDArray[np.float32] | None,
         sure: npt.NDArray[np.bool_],
+        cut: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.intp]:
         """(k, 2) rows of tracklets and positions of detections that belong together."""
-        squared, evidence = motion_evidence(predicted, places, noise)
-        evidence -= _NEW_OBJECT
+        evidence = motion_evidence(predicted, places, noise) - _NEW_OBJECT
         if looks is not None:
             known = (self._looked_ms >= 0)[:, None]
             evidence += np.where(known, appearance.evidence(self._looks @ looks.T), 0.0)
-        first = assign(np.where((squared <= _GATE) & sure, evidence, -np.inf))
         waiting = self._missed == 0
+        if cut.any() or self._cut.any():
+            rest = (
+                (cut | self._cut[:, None])
+                & waiting[:, None]
+                & (overlap_of_smaller(predicted.place, places) >= _CUT_INSIDE)
+            )
+            evidence = np.where(rest, np.maximum(evidence, _CUT_EVIDENCE), evidence)
+        first = assign(np.where(sure, evidence, -np.inf))
         waiting[first[:, 0]] = False
-        second = assign(np.where((squared <= _WEAK_GATE) & ~sure & waiting[:, None], evidence, -np.inf))
+        second = assign(np.where(~sure & waiting[:, None], evidence, -np.inf))
         return np.concatenate([first, second])
 
     def _learn(
@@ -151,17 +166,15 @@ class MotionTracker:
             tracklet for tracklet, keep in zip(self._tracklets, kept.tolist(), strict=True) if keep
         ]
         self._states = self._states.select(kept)
-        self._missed, self._looks, self._looked_ms = (
-            self._missed[kept],
-            self._looks[kept],
-            self._looked_ms[kept],
-        )
+        self._missed, self._cut = self._missed[kept], self._cut[kept]
+        self._looks, self._looked_ms = self._looks[kept], self._looked_ms[kept]
 
-    def _add_rows(self, places: Floats) -> None:
+    def _add_rows(self, places: Floats, cut: npt.NDArray[np.bool_]) -> None:
         count = len(places)
         if count:
             self._states = self._states.joined(States.seen(places, self._model))
             self._missed = np.concatenate([self._missed, np.zeros(count, dtype=np.int64)])
+            self._cut = np.concatenate([self._cut, cut])
             self._looks = np.concatenate(
                 [self._looks, np.zeros((count, appearance.LENGTH), dtype=np.float32)]
             )
@@ -169,6 +182,15 @@ class MotionTracker:
 
     def _unseen_ms(self, pts_ms: int) -> npt.NDArray[np.int64]:
         return pts_ms - np.array([tracklet.last_ms for tracklet in self._tracklets], dtype=np.int64)
+
+
+def _cut(boxes: npt.NDArray[np.float32], image: Image) -> npt.NDArray[np.bool_]:
+    """(n,) whether each box touches the border of the picture, before which detectors may end it a little."""
+    height, width = image.shape[:2]
+    size = np.array([width, height])
+    near = (boxes[:, :2] <= _CUT_MARGIN * size).any(axis=1)
+    far = (boxes[:, 2:] >= (1 - _CUT_MARGIN) * size).any(axis=1)
+    return np.asarray(near | far)
 
 
 def _covered(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

@@ -25,8 +25,8 @@ UNTRACKED = -1
 # Chosen with `bench/accuracy.py --worlds`, see there: nats that speak for a visitor being a new one, before
 # anything is known about him; and how much boxes may differ in size across a gap, in sizes (what hides a
 # part of somebody when he is lost hides another part when he is found).
-_NEW_VISITOR = 2.0
-_EXTENT_CHANGE = 0.15
+_NEW_VISITOR = 1.0
+_EXTENT_CHANGE = 0.25
 
 # Watching a beginning for longer than this tells no more about where it came from; sightings closer together
 # than the second number tell little more than one of them.
@@ -41,9 +41,11 @@ _CROSSING = 0.15
 
 # A visit must have been seen twice, and be believed: the sum of its scores, each times the seconds that it
 # stands for, a fifth of one at most. So a false alarm that flickers for a moment is none however often it is
-# looked at: 0.4 s at a score of 0.35 are too little; two sure sightings at 5 frames a second are enough.
+# looked at: 0.4 s at a score of 0.4 are too little; two sure sightings at 5 frames a second are enough. More
+# would have gained on synthetic footage, where false alarms are as frequent as we made them, and lost real
+# glimpses.
 _LONGEST_GLIMPSE_MS = 200
-_BELIEVED = 0.15
+_BELIEVED = 0.2
 
 
 @dataclass(slots=True, eq=False)

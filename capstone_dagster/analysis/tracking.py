@@ -21,10 +21,10 @@ __all__ = ["UNTRACKED", "LabelTracker", "VideoTracker"]
 # cameras are asked for moves no slower in its own lengths. Noise is what is left of a detector's boxes
 # around a smooth path, and more, because partly hidden objects have wrong boxes. Both by `bench/accuracy.py
 # --worlds`, see there.
-_OBJECT = MotionModel(speed=0.5, resize=0.12, memory_s=3.0, place_noise=0.05, extent_noise=0.08)
+_OBJECT = MotionModel(speed=0.5, resize=0.12, memory_s=4.0, place_noise=0.05, extent_noise=0.12)
 # A face is a seventh as tall as its person and moves with him; those a camera can see are mostly near and
 # slow.
-_FACE = MotionModel(speed=1.5, resize=0.3, memory_s=2.0, place_noise=0.08, extent_noise=0.08)
+_FACE = MotionModel(speed=1.5, resize=0.3, memory_s=2.0, place_noise=0.08, extent_noise=0.12)
 _MODELS = {"face": _FACE}
 
 
