@@ -10,6 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.filter import Graph
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -283,3 +284,22 @@ def test_pictures_larger_than_any_camera_takes_are_refused(make_clip: MakeClip) 
     clip.write_bytes(content)
     with pytest.raises(UndecodableVideo, match="none of its frames can be decoded"):
         probe(clip)
+
+
+def test_luma_of_lines_stored_from_the_bottom_up() -> None:
+    """Some codecs do that; FFmpeg's flip filter does the same to any frame."""
+    image = np.zeros((180, 320, 3), dtype=np.uint8)
+    image[:60] = 255
+    graph = Graph()
+    upright = av.VideoFrame.from_ndarray(image, format="bgr24").reformat(format="yuv420p", threads=1)
+    graph.link_nodes(
+        graph.add_buffer(width=320, height=180, format=upright.format, time_base=Fraction(1, 1000)),
+        graph.add("vflip"),
+        graph.add("buffersink"),
+    ).configure()
+    graph.vpush(upright)
+    flipped = graph.vpull()
+    assert flipped.planes[0].line_size < 0
+    luma = LumaReader().read(flipped)
+    assert luma.image[:115].max() <= 2
+    assert luma.image[125:].min() >= 253
