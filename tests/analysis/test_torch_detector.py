@@ -123,6 +123,18 @@ def share_matched(
     return matched / total
 
 
+def offsets(
+    ours: Sequence[Detections], theirs: Sequence[Detections], pictures: Sequence[Image]
+) -> list[float]:
+    """How far the edges of our boxes are from the nearest one of theirs, in pixels of a 640 px wide input."""
+    return [
+        abs(others.boxes - box).max(axis=1).min() / max(picture.shape) * 640
+        for some, others, picture in zip(ours, theirs, pictures, strict=True)
+        for box in some.boxes
+        if len(others)
+    ]
+
+
 def test_the_boxes_are_those_of_ultralytics(pictures: list[Image], expected: list[Detections]) -> None:
     found = detector().detect(pictures)  # all shapes in one call
     assert share_matched(found, expected) >= 0.99
@@ -135,7 +147,10 @@ def test_half_precision_moves_few_boxes(
     monkeypatch.setattr(torch_detector, "arithmetic", lambda device, precision: torch.float16)
     half = detector()
     assert half.backend == "torch-f16"
-    assert share_matched(half.detect(pictures), expected) >= 0.99
+    found = half.detect(pictures)
+    assert share_matched(found, expected) >= 0.99
+    # Where boxes are decoded in half precision, too, this was measured as 0.14.
+    assert np.median(offsets(found, expected, pictures)) < 0.08
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +161,11 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         torch.manual_seed(7)
         yolo = import_ultralytics().YOLO(f"{architecture}.yaml")
         yolo.model.names = THINGS
+        for weights in yolo.model.parameters():  # else both heads of one that has two are alike
+            weights.data += 0.02 * torch.randn_like(weights)
+        if architecture == "yolo26n":
+            yolo.model.end2end = True  # as trained; predict has it suppress all the same while it can
         if suppresses:
-            yolo.model.end2end = True
             yolo.model.fuse(verbose=False)  # throws away what would need suppression
         path = tmp_path_factory.mktemp("models") / f"{architecture}.pt"
         yolo.save(str(path))
