@@ -127,6 +127,11 @@ def end_lost_runs(instance: Path, environment: Mapping[str, str]) -> None:
     _run_once(["-m", "capstone_dagster.local.lost_runs"], instance, environment)
 
 
+def set_gpu_pool(instance: Path, environment: Mapping[str, str]) -> None:
+    """Bound the runs on the GPU: by the number of this machine's, or by what AWS Batch is to be asked for."""
+    _run_once(["-m", "batch_gpu.pool"], instance, environment)
+
+
 def _run_once(arguments: Sequence[str], instance: Path, environment: Mapping[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, *arguments],

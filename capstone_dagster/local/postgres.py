@@ -85,6 +85,15 @@ class PostgresServer:
             (found,) = connection.execute(query, [list(statuses)]).fetchone() or (0,)
         return int(found)
 
+    def pool_limit(self, database: str, pool: str) -> int | None:
+        """The limit of one of Dagster's pools, where one was set."""
+        import psycopg
+
+        with psycopg.connect(_libpq_url(self, database)) as connection:
+            query = 'SELECT "limit" FROM concurrency_limits WHERE concurrency_key = %s'
+            row = connection.execute(query, [pool]).fetchone()
+        return None if row is None else int(row[0])
+
 
 @contextmanager
 def postgres_server(data: Path, log: Path, keep_open: Sequence[int] = ()) -> Iterator[PostgresServer]:

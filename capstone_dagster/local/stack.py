@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import capstone_dagster
+from batch_gpu.gpus import gpu_count
 from capstone_dagster.local.aws import (
     DERIVED_BUCKET,
     AwsEmulator,
@@ -24,6 +25,7 @@ from capstone_dagster.local.dagster_services import (
     create_storage,
     end_lost_runs,
     require_free_ui_port,
+    set_gpu_pool,
     start_dagster,
 )
 from capstone_dagster.local.errors import LocalStackError
@@ -32,6 +34,7 @@ from capstone_dagster.local.processes import LOOPBACK, free_port
 from capstone_dagster.local.state import clear_state, own_state, remove_environment, write_environment
 
 STATE_FOLDER = ".capstone"
+GPU_POOL = "gpu"
 # What is set for the real AWS or another database (profiles, session tokens, roles, libpq's defaults, the
 # parts of a database URL) must not reach a process of the local stack.
 FOREIGN_PREFIXES = ("AWS_", "PG", "POSTGRES_")
@@ -132,6 +135,11 @@ def local_stack(
             elif lost := postgres.count_runs(DAGSTER_DATABASE, ("STARTING", "STARTED", "CANCELING")):
                 end_lost_runs(files.instance, joined)
                 report(f"{lost} runs that an earlier stop cut off are marked as failed, to be tried again")
+            # dagster.yaml's own limit is one run at a time, which is right for a machine without a GPU.
+            places = max(1, gpu_count()) if joined["CAPSTONE_COMPUTE"] == "local" else None
+            if places != (postgres.pool_limit(DAGSTER_DATABASE, GPU_POOL) or 1):
+                set_gpu_pool(files.instance, joined)
+                report("The GPU pool's limit is set")
             stack.dagster = start_dagster(
                 files.workspace,
                 joined,

@@ -16,6 +16,11 @@ import psycopg
 import pytest
 import yaml
 from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
@@ -88,13 +93,24 @@ class Cloud:
 
     # --- runs ---
 
-    def run(self, job: str = "look_think_tell", **options: Any) -> dg.DagsterRun:
+    def queued(self, job: str = "look_think_tell") -> dg.DagsterRun:
+        """A run in the run queue."""
+        location = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("project"), "__repository__")
+        origin = RemoteJobOrigin(location, job)
+        return self.run(job, status=dg.DagsterRunStatus.QUEUED, remote_job_origin=origin)
+
+    def run(
+        self,
+        job: str = "look_think_tell",
+        status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTING,
+        **options: Any,
+    ) -> dg.DagsterRun:
         """A run as the run queue hands it to the launcher."""
         repository = ReconstructableRepository.for_module(PROJECT, "defs", str(ROOT))
         recon = repository.get_reconstructable_job(job)
         return self.instance.create_run_for_job(
             recon.get_definition(),
-            status=dg.DagsterRunStatus.STARTING,
+            status=status,
             job_code_origin=recon.get_python_origin(),
             **options,
         )
