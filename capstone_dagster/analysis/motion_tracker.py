@@ -39,6 +39,11 @@ _LOOK_RATE = 0.15
 _LOOK_SPACING_MS = 150
 # Where another box lies over more than this share of a box, its colours are not its own.
 _COVERED = 0.15
+# What a detection adds to the belief that somebody is there: its score above this (or above what is kept,
+# where that is less), as false alarms last at low scores; and nothing where so much of its box lies in that
+# of a surer detection, as second boxes of one body do.
+_DOUBTED = 0.25
+_DOUBLED = 0.8
 
 
 class MotionTracker:
@@ -47,6 +52,7 @@ class MotionTracker:
     def __init__(self, model: MotionModel, settings: AnalysisSettings, stitcher: Stitcher) -> None:
         self._model = model
         self._min_score = settings.min_score
+        self._doubted = min(_DOUBTED, settings.min_score)
         self._buffer_ms = settings.track_buffer_s * 1000
         self._stitcher = stitcher
         # One row for each tracklet that is open.
@@ -71,6 +77,8 @@ class MotionTracker:
         looks = None if image is None else appearance.describe(image, detections.boxes)
         predicted = self._states.after(self._unseen_ms(pts_ms) / 1000, self._model)
 
+        believed = np.where(_inside_surer(places, detections.scores), 0.0, detections.scores - self._doubted)
+
         pairs = self._pairs(predicted, places, noise, looks, sure, cut)
         rows, columns = pairs[:, 0], pairs[:, 1]
         self._states.assign(rows, predicted.select(rows).corrected(places[columns], noise[columns]))
@@ -79,7 +87,7 @@ class MotionTracker:
         self._cut[rows] = cut[columns]
         for row, column in pairs.tolist():
             tracklet = self._tracklets[row]
-            tracklet.saw(pts_ms, places[column], noise[column], float(detections.scores[column]))
+            tracklet.saw(pts_ms, places[column], noise[column], float(believed[column]))
             numbers[column] = tracklet.number
         if looks is not None:
             self._learn(pairs, looks, _covered(detections.boxes), pts_ms)
@@ -90,7 +98,7 @@ class MotionTracker:
         frame = None if image is None else (image.shape[1], image.shape[0])
         for column in np.flatnonzero(unknown).tolist():
             tracklet = self._stitcher.begin(self._model, pts_ms, frame)
-            tracklet.saw(pts_ms, places[column], noise[column], float(detections.scores[column]))
+            tracklet.saw(pts_ms, places[column], noise[column], float(believed[column]))
             self._tracklets.append(tracklet)
             numbers[column] = tracklet.number
         self._add_rows(places[unknown], cut[unknown])
@@ -182,6 +190,15 @@ class MotionTracker:
 
     def _unseen_ms(self, pts_ms: int) -> npt.NDArray[np.int64]:
         return pts_ms - np.array([tracklet.last_ms for tracklet in self._tracklets], dtype=np.int64)
+
+
+def _inside_surer(places: Floats, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """(n,) whether each box lies mostly inside one with a higher score."""
+    area = places[:, 2:].prod(axis=1)
+    inside = overlap_of_smaller(places, places) >= _DOUBLED
+    return np.asarray(
+        (inside & (scores[None, :] > scores[:, None]) & (area[None, :] >= area[:, None])).any(axis=1)
+    )
 
 
 def _cut(boxes: npt.NDArray[np.float32], image: Image) -> npt.NDArray[np.bool_]:

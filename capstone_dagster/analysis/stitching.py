@@ -39,13 +39,14 @@ _HEAD_SPACING_MS = 100
 _AT_BORDER = 0.06
 _CROSSING = 0.15
 
-# A visit must have been seen twice, and be believed: the sum of its scores, each times the seconds that it
-# stands for, a fifth of one at most. So a false alarm that flickers for a moment is none however often it is
-# looked at: 0.4 s at a score of 0.4 are too little; two sure sightings at 5 frames a second are enough. More
-# would have gained on synthetic footage, where false alarms are as frequent as we made them, and lost real
+# A visit must have been seen twice, and be believed: the sum of what its sightings add to that (with
+# `motion`, how far scores are above what false alarms have), each times the seconds that it stands for, a
+# fifth of one at most. So a false alarm that flickers for a moment is none however often it is looked at,
+# and two sightings at a score of 0.5 and 5 frames a second are just enough. Half as much again gained a
+# little more on synthetic footage, where false alarms are as frequent as we made them, and would lose real
 # glimpses.
 _LONGEST_GLIMPSE_MS = 200
-_BELIEVED = 0.2
+_BELIEVED = 0.1
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +59,7 @@ class Tracklet:
         frame: width and height of the pictures it is seen in; None where that is unknown.
         first_ms, last_ms: its first and its last sighting.
         sightings: how many there are.
-        belief: scores times seconds, see `_BELIEVED`.
+        belief: see `_BELIEVED`.
         tail: its state at the last sighting, known when it has ended.
         look: what it looks like (see `appearance`); None where that is unknown.
     """
@@ -77,11 +78,11 @@ class Tracklet:
     _head: list[tuple[int, Floats, Floats]] = field(default_factory=list)
     _beginning: States | None = None
 
-    def saw(self, pts_ms: int, measured: Floats, noise: Floats, score: float) -> None:
-        """One more sighting: x, y, width, height and their variances, each (4,)."""
+    def saw(self, pts_ms: int, measured: Floats, noise: Floats, belief: float) -> None:
+        """One more sighting: x, y, width, height and their variances, each (4,); how far it is believed."""
         # A first sighting counts as much as one that follows after any longer time.
         elapsed_ms = pts_ms - self.last_ms if self.sightings else _LONGEST_GLIMPSE_MS
-        self.belief += score * min(elapsed_ms, _LONGEST_GLIMPSE_MS) / 1000
+        self.belief += max(0.0, belief) * min(elapsed_ms, _LONGEST_GLIMPSE_MS) / 1000
         self.last_ms = pts_ms
         self.sightings += 1
         if not self._head or (

@@ -54,7 +54,7 @@ class UltralyticsTracker:
             if own_id not in self._tracklets:
                 self._tracklets[own_id] = self._stitcher.begin(_UNUSED, pts_ms, None)
             tracklet = self._tracklets[own_id]
-            tracklet.saw(pts_ms, places[position], places[position], float(detections.scores[position]))
+            tracklet.saw(pts_ms, places[position], places[position], belief=1.0)
             tracklets[position] = tracklet.number
         alive = {track.track_id for track in (*self._tracker.tracked_stracks, *self._tracker.lost_stracks)}
         for own_id in [own_id for own_id in self._tracklets if own_id not in alive]:
