@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -128,16 +130,40 @@ def test_who_passes_behind_something_is_one_visit(fps: int, hidden_s: float) -> 
     assert {number for numbers in ids for number in numbers} == {1}
 
 
-@pytest.mark.parametrize("fps", [2, 5, 25])
-def test_who_leaves_is_not_who_comes(fps: int) -> None:
-    """One walks out on the right; two seconds later another comes in there."""
-    out = [(540 + 60 * i / fps, 150, min(640, 580 + 60 * i / fps), 250) for i in range(round(1.5 * fps))]
-    back = out[::-1]
-    boxes: list[Box | None] = [*out, *[None] * (2 * fps), *back]
+def out_of_the_frame(fps: int) -> list[Box]:
+    return [(560 + 40 * i / fps, 150, min(640, 600 + 40 * i / fps), 250) for i in range(round(1.5 * fps))]
+
+
+def at_the_border(fps: int) -> list[Box]:
+    return [(598, 150, 638, 250)] * (2 * fps)
+
+
+@pytest.mark.parametrize("fps", [5, 25])
+@pytest.mark.parametrize("absent_s", [1.4, 2.0])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (out_of_the_frame, lambda fps: out_of_the_frame(fps)[::-1]),
+        (out_of_the_frame, at_the_border),
+        (at_the_border, lambda fps: out_of_the_frame(fps)[::-1]),
+    ],
+    ids=["leaves and comes", "leaves", "comes"],
+)
+def test_who_leaves_is_not_who_comes(
+    first: Callable[[int], list[Box]], second: Callable[[int], list[Box]], fps: int, absent_s: float
+) -> None:
+    boxes: list[Box | None] = [*first(fps), *[None] * round(absent_s * fps), *second(fps)]
     found = [NOBODY if box is None else Detections.of([box], [0.8], [0], NAMES) for box in boxes]
     ids = visits(AnalysisSettings(), found, [round(i * 1000 / fps) for i in range(len(found))])
-    assert {number for numbers in ids[: len(out)] for number in numbers} == {1}
-    assert {number for numbers in ids[len(out) :] for number in numbers} == {2}
+    assert {number for numbers in ids for number in numbers} == {1, 2}
+
+
+@pytest.mark.parametrize("fps", [5, 25])
+def test_who_stands_at_the_border_and_is_hidden_is_one_visit(fps: int) -> None:
+    boxes: list[Box | None] = [*at_the_border(fps), *[None] * (2 * fps), *at_the_border(fps)]
+    found = [NOBODY if box is None else Detections.of([box], [0.8], [0], NAMES) for box in boxes]
+    ids = visits(AnalysisSettings(), found, [round(i * 1000 / fps) for i in range(len(found))])
+    assert {number for numbers in ids for number in numbers} == {1}
 
 
 def dressed(colours: list[tuple[int, int, int]], boxes: list[Box]) -> np.ndarray:
@@ -213,3 +239,22 @@ def test_whatever_was_detected_visits_are_sound(
     assert sorted(sightings) == list(range(1, len(sightings) + 1))
     assert all(count >= 2 for count in sightings.values())
     assert all(len(labels[number]) == 1 for number in sightings)
+
+
+def test_a_second_box_of_one_body_is_nobody() -> None:
+    """Head and shoulders are found beside the whole person in every picture."""
+    both = Detections.of([(100, 100, 160, 260), (102, 100, 158, 180)], [0.8, 0.6], [0, 0], NAMES)
+    assert visits(AnalysisSettings(), [both] * 10, range(0, 2000, 200)) == [[1, UNTRACKED]] * 10
+
+
+@pytest.mark.parametrize("fps", [5, 10, 25])
+@pytest.mark.parametrize("coming", [True, False])
+def test_whom_the_frame_cuts_is_one_visit(fps: int, coming: bool) -> None:
+    """Somebody large and near grows out of the lower border within a second, or sinks behind it."""
+    boxes: list[Box] = [
+        (250, max(100, 480 - 380 * index / fps), 300 + 60 * min(1, index / fps), 478)
+        for index in range(1, 3 * fps)
+    ]
+    found = [Detections.of([box], [0.8], [0], NAMES) for box in (boxes if coming else boxes[::-1])]
+    ids = visits(AnalysisSettings(), found, [round(index * 1000 / fps) for index in range(len(found))])
+    assert ids == [[1]] * len(found)
