@@ -77,6 +77,7 @@ class Tracklet:
     # follows.
     _head: list[tuple[int, Floats, Floats]] = field(default_factory=list)
     _beginning: States | None = None
+    _comes: bool = False
 
     def saw(self, pts_ms: int, measured: Floats, noise: Floats, belief: float) -> None:
         """One more sighting: x, y, width, height and their variances, each (4,); how far it is believed."""
@@ -101,12 +102,14 @@ class Tracklet:
                 state = state.corrected(place[None], noise[None])
                 time_ms = earlier_ms
             self._beginning = state.reversed()
+            self._comes = _crosses_border(self._beginning, self.frame, outwards=False)
         return self._beginning
 
     @property
     def comes(self) -> bool:
         """Whether it began by coming into the frame."""
-        return _crosses_border(self.beginning(), self.frame, outwards=False)
+        self.beginning()
+        return self._comes
 
     @property
     def leaves(self) -> bool:
@@ -172,16 +175,18 @@ class Stitcher:
         return np.where(visits, np.cumsum(visits), UNTRACKED).astype(np.int32)[first]
 
     def _decide(self, ended: Tracklet) -> None:
-        """Settles what follows one tracklet, in view of all that could rather follow another."""
-        ends, begun = list(self._ended.values()), list(self._begun.values())
-        evidence = np.stack([self._evidence(end, begun) for end in ends])
-        place = ends.index(ended)
-        if np.isfinite(evidence[place]).any():
-            for row, column in assign(evidence):
-                if row == place:
-                    self._before[begun[column].number - 1] = ended.number
-                    del self._begun[begun[column].number]
+        """Settles what follows one tracklet, in view of others that it could rather follow."""
         del self._ended[ended.number]
+        begun = list(self._begun.values())
+        own = self._evidence(ended, begun)
+        wanted = [begun[index] for index in np.flatnonzero(own > 0)]
+        if not wanted:
+            return
+        rivals = [end for end in self._ended.values() if (self._evidence(end, wanted) > 0).any()]
+        for row, column in assign(np.stack([own, *(self._evidence(rival, begun) for rival in rivals)])):
+            if row == 0:
+                self._before[begun[column].number - 1] = ended.number
+                del self._begun[begun[column].number]
 
     def _evidence(self, end: Tracklet, begun: Sequence[Tracklet]) -> Floats:
         """(n,) nats for each to continue that one; minus infinity for what cannot."""
