@@ -137,7 +137,7 @@ def never_runs(job: Job) -> Ending | None:
 
 def waited_too_long(job: Job, limit_s: int, now_ms: int) -> Ending | None:
     """The ending of a job that has waited for a machine for longer than `limit_s`."""
-    waited_s = (now_ms - int(job.get("createdAt") or now_ms)) / 1000
+    waited_s = (now_ms - int(job.get("createdAt", now_ms))) / 1000
     if job["status"] not in WAITING or waited_s <= limit_s:
         return None
     reason = job.get("statusReason") or "no reason given"

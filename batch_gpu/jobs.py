@@ -17,6 +17,8 @@ STATUS_TAG = "batch_gpu/status"
 FAILURE_TAG = "batch_gpu/failure"
 # A re-executed run inherits its parent's tags; this stands where the parent's job, log or failure stood.
 NONE = "none"
+TERMINATED = "TERMINATED"
+"""The status tag of a job that the launcher has ended."""
 OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG)
 
 DEFAULT_ATTEMPTS = 3

@@ -40,6 +40,8 @@ from batch_gpu.jobs import (
     LOG_STREAM_TAG,
     NONE,
     OUTCOME_TAGS,
+    STATUS_TAG,
+    TERMINATED,
     job_name,
     own_job_id,
     submission_began,
@@ -53,8 +55,14 @@ logger = logging.getLogger(__name__)
 
 # A command longer than this is handed over compressed: ECS takes 8192 characters with the environment.
 LONGEST_PLAIN_COMMAND = 4000
-# How long after its start a run may have a worker whose job AWS does not list yet.
+# AWS's answers may lag behind SubmitJob; how long a missing job of a begun run is taken for that. Metaflow's
+# client, too, has met DescribeJobs' answers without the job that was just submitted.
 LISTING_GRACE_S = 300.0
+# A submission that took longer was repeated; somebody may have canceled the run meanwhile.
+LONG_SUBMISSION_S = 0.5
+PLANS_REMEMBERED = 1000
+
+_Plan = tuple[Mapping[str, Mapping[str, str]], Sequence[str] | None]
 
 
 class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
@@ -73,6 +81,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         self._inst_data = inst_data
         self._definitions = JobDefinitions(self.api)
         self._board = _Board(self.api)
+        self._plans: dict[str, _Plan] = {}
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -125,7 +134,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         """
         try:
             name = job_name(self.config.job_name_prefix, run.run_id, resumed)
-            known = self._fresh(run).tags
+            known = run.tags
             compute, job = self._job_of(run)
             if known.get(JOB_NAME_TAG) == name:
                 queue = known[JOB_QUEUE_TAG]
@@ -145,9 +154,11 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             self._instance.add_run_tags(
                 run.run_id, {**inherited, JOB_NAME_TAG: name, JOB_QUEUE_TAG: str(job.job_queue)}
             )
+            began = time.monotonic()
             job_id = self.api.submit(request)
             self._instance.add_run_tags(run.run_id, {JOB_ID_TAG: job_id, RUN_WORKER_ID_TAG: job_id})
-            if self._fresh(run).is_finished:  # canceled while AWS throttled
+            throttled = time.monotonic() - began > LONG_SUBMISSION_S
+            if throttled and self._fresh(run).is_finished:  # canceled meanwhile
                 self.api.terminate(job_id, f"Run {run.run_id} ended before its job was submitted.")
         except BatchGpuError as error:
             self.fail(run, Ending(error.failure_class, error.transient, str(error)))
@@ -156,14 +167,21 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         return job_id
 
     def _job_of(self, run: DagsterRun) -> tuple[ComputeClass, JobConfig]:
-        steps: dict[str, Mapping[str, str]] = {}
-        selected: Sequence[str] | None = run.step_keys_to_execute
-        if run.execution_plan_snapshot_id is not None:
-            plan = self._instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
-            steps = {step.key: step.tags or {} for step in plan.steps}
-            selected = selected or plan.step_keys_to_execute or None
-        compute = compute_class(steps, selected, run.tags)
+        steps, selected = self._plan(run.execution_plan_snapshot_id)
+        compute = compute_class(steps, run.step_keys_to_execute or selected, run.tags)
         return compute, self.config.job(compute, run.tags)
+
+    def _plan(self, snapshot_id: str | None) -> _Plan:
+        """The steps of an execution plan with their tags, and those to execute."""
+        if snapshot_id is None:
+            return {}, None
+        if snapshot_id not in self._plans:  # many runs of one job share a plan
+            plan = self._instance.get_execution_plan_snapshot(snapshot_id)
+            if len(self._plans) >= PLANS_REMEMBERED:
+                self._plans.clear()
+            steps = {step.key: step.tags or {} for step in plan.steps}
+            self._plans[snapshot_id] = (steps, plan.step_keys_to_execute or None)
+        return self._plans[snapshot_id]
 
     def _command(self, run: DagsterRun, *, resuming: bool) -> list[str]:
         origin = run.job_code_origin
@@ -208,16 +226,21 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             return bool(self.local.terminate(run_id))  # type: ignore[no-untyped-call]
         begun = run.status == DagsterRunStatus.STARTED
         self._instance.report_run_canceling(run)
-        job_id = self._job_id(run)
+        job_id = self.job_id(run)
         if job_id is not None:
             job = self.api.describe([job_id]).get(job_id)
             if job is not None and job["status"] not in ENDED:
-                self.api.terminate(job_id, f"Run {run_id} was canceled in Dagster.")
+                self.end_job(run, job_id, f"Run {run_id} was canceled in Dagster.")
                 if begun:
                     return True  # the worker is told by a signal, and reports the end itself
         # Nobody is there to report the end, or it would leave at once: it finds the run canceled.
         self._instance.report_run_canceled(run, "The run was canceled before a worker had begun it.")
         return True
+
+    def end_job(self, run: DagsterRun, job_id: str, reason: str) -> None:
+        """End a run's job, and write down that this was done."""
+        self.api.terminate(job_id, reason)
+        self._instance.add_run_tags(run.run_id, {STATUS_TAG: TERMINATED})
 
     def fail(self, run: DagsterRun, ending: Ending) -> None:
         """Report an unfinished run as failed, with its failure class.
@@ -246,12 +269,13 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         """
         if self._is_local(run):
             return self.local.check_run_worker_health(run)
-        job_id = self._job_id(run)
+        job_id = self.job_id(run)
         if job_id is None:
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "AWS Batch has no job of this run.")
         job = self.job(run, job_id)
         if job is None:
             told = f"AWS Batch no longer knows job {job_id}."
+            self._require_age(run, told)
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND, told, run_worker_id=job_id)
         self.note_log_stream(run, job)
         ending = self._ending(run, job)
@@ -269,7 +293,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         """All that AWS knows of the run's job, for the message of a run that Dagster gives up."""
         if self._is_local(run):
             return self.local.get_run_worker_debug_info(run, include_container_logs)
-        job_id = self._job_id(run)
+        job_id = self.job_id(run)
         if job_id is None:
             return "AWS Batch has no job of this run."
         job = self.api.describe([job_id]).get(job_id)
@@ -321,7 +345,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             self.api.terminate(str(job["jobId"]), "The run's worker was lost with its machine.")
         return lost
 
-    def _job_id(self, run: DagsterRun) -> str | None:
+    def job_id(self, run: DagsterRun) -> str | None:
         """The run's job, looked up by its name if a crash came between submitting it and writing it down."""
         tags = self._fresh(run).tags
         known = own_job_id(run.run_id, tags)
@@ -331,10 +355,14 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         if found is not None:
             self._adopt(run, found, tags[JOB_QUEUE_TAG])
             return found
+        self._require_age(run, f"The run has begun, but AWS does not list job {tags[JOB_NAME_TAG]}.")
+        return None
+
+    def _require_age(self, run: DagsterRun, missing: str) -> None:
+        """What AWS answers about a new job may be older than the job."""
         record = self._instance.get_run_record_by_id(run.run_id)
         if record and record.start_time and time.time() - record.start_time < LISTING_GRACE_S:
-            raise JobNotListed(f"The run has begun, but AWS does not list job {tags[JOB_NAME_TAG]} yet.")
-        return None
+            raise JobNotListed(f"{missing} The run is too young for that to be believed: ask again.")
 
     def _is_local(self, run: DagsterRun) -> bool:
         if submission_began(run.run_id, run.tags):

@@ -4,7 +4,8 @@ Dagster asks a launcher about runs that have begun; one that has not is only tim
 wait for a machine, be refused by every machine, fail to start its container, or never have been submitted
 because the daemon was killed in between. And a worker that is told to stop, because its time is up or its
 machine will be taken away, reports "unexpected termination" without knowing why: the reason is looked up
-here afterwards.
+here afterwards. A run that the UI forces to be canceled before it has begun, or that Dagster gave up waiting
+for, leaves its job behind without a word to the launcher: it is ended here.
 
 Add `batch_runs_sensor` to the code location's `Definitions`.
 """
@@ -21,14 +22,18 @@ from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from batch_gpu.endings import ENDED, Ending, Job, ending_of, interrupted_by, never_runs, waited_too_long
 from batch_gpu.errors import BatchGpuError
-from batch_gpu.jobs import FAILURE_TAG, JOB_QUEUE_TAG, NONE, STATUS_TAG, own_job_id
+from batch_gpu.jobs import FAILURE_TAG, JOB_QUEUE_TAG, NONE, STATUS_TAG, TERMINATED, own_job_id
 from batch_gpu.launcher import BatchGpuRunLauncher
 
 # A launch may be under way in the daemon; only one that is older than all patience of a launch, and older
 # than ListJobs' lag, was cut off.
 CUT_OFF_MARGIN_S = 30.0
-# For how long after a run's end its job's ending is looked for: stopping takes a container half a minute.
-EXPLAINED_WITHIN_S = 600.0
+# A tick may take 60 s. What it does not reach, the next one does: what was failed or told is out of its way.
+BUDGET_S = 35.0
+# Of telling what jobs wait for, which is worth less than the rest.
+TOLD_AT_ONCE = 50
+# For how long after a run's end its job is looked at: stopping takes a container half a minute.
+LOOKED_BACK_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class Watched:
     submitted: int = 0
     failed: int = 0
     explained: int = 0
+    ended: int = 0
     unanswered: int = 0
 
     def __str__(self) -> str:
@@ -61,9 +67,13 @@ def watch_runs(
         say: takes a sentence for each run that could not be looked at.
     """
     counts = {"waiting": 0, "submitted": 0, "failed": 0, "unanswered": 0}
-    interrupted = _interrupted(instance, now()) if launcher.config.compute == "batch" else []
     records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
+    over = time.monotonic() + BUDGET_S
+    telling = _Telling(instance)
     for record in records:
+        if time.monotonic() > over:
+            say(f"{len(records) - sum(counts.values())} runs are left to the next tick.")
+            break
         run = record.dagster_run
         age_s = now() - record.update_timestamp.timestamp()
         cut_off = age_s > launcher.config.submit_deadline_seconds + CUT_OFF_MARGIN_S
@@ -71,7 +81,7 @@ def watch_runs(
             if launcher.config.compute == "local":
                 outcome = _watch_process(launcher, run) if cut_off else "waiting"
             elif (job_id := own_job_id(run.run_id, run.tags)) is not None:
-                outcome = _watch_job(instance, launcher, run, job_id, int(now() * 1000))
+                outcome = _watch_job(telling, launcher, run, job_id, int(now() * 1000), cut_off)
             elif cut_off:
                 outcome = _submit(launcher, run)
             else:
@@ -80,14 +90,20 @@ def watch_runs(
             say(f"Run {run.run_id}: {error}")
             outcome = "unanswered"
         counts[outcome] += 1
-    explained = 0
-    for run in interrupted:
-        try:
-            explained += _explain(instance, launcher, run)
-        except BatchGpuError as error:
-            say(f"Run {run.run_id}: {error}")
-            counts["unanswered"] += 1
-    return Watched(**counts, explained=explained)
+    looked_back = {"explained": 0, "ended": 0}
+    if launcher.config.compute == "batch":
+        since = datetime.fromtimestamp(now() - LOOKED_BACK_S, UTC)
+        for what, work, runs in (
+            ("explained", _explain, _interrupted(instance, since)),
+            ("ended", _end_job, _left_behind(instance, since)),
+        ):
+            for run in runs:
+                try:
+                    looked_back[what] += work(instance, launcher, run)
+                except BatchGpuError as error:
+                    say(f"Run {run.run_id}: {error}")
+                    counts["unanswered"] += 1
+    return Watched(**counts, **looked_back)
 
 
 @dg.sensor(
@@ -96,7 +112,7 @@ def watch_runs(
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Watches runs that were launched and have not begun: says what their jobs wait for, fails "
     "those that can never begin, submits those whose launch was cut off by a crash. Tells why workers were "
-    "told to stop.",
+    "told to stop, and ends jobs that canceled runs left behind.",
 )
 def batch_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """See the module; does nothing with another run launcher."""
@@ -123,9 +139,17 @@ def _watch_process(launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> str:
 
 
 def _watch_job(
-    instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun, job_id: str, now_ms: int
+    telling: "_Telling",
+    launcher: BatchGpuRunLauncher,
+    run: dg.DagsterRun,
+    job_id: str,
+    now_ms: int,
+    settled: bool,
 ) -> str:
+    instance = telling.instance
     job = launcher.job(run, job_id)
+    if job is None and not settled:
+        return "waiting"  # AWS's answers may lag behind the submission
     if job is None:
         gone = f"AWS Batch no longer knows job {job_id}, and the run has not begun."
         return _fail(instance, launcher, run, Ending("container-start", True, gone))
@@ -140,7 +164,7 @@ def _watch_job(
     if ending is not None:
         launcher.api.terminate(job_id, ending.message)
         return _fail(instance, launcher, run, ending)
-    _tell_status(instance, run, job)
+    telling.tell(run, job)
     return "waiting"
 
 
@@ -154,17 +178,37 @@ def _fail(
     return "failed"
 
 
-def _interrupted(instance: dg.DagsterInstance, now_s: float) -> list[dg.DagsterRun]:
+def _interrupted(instance: dg.DagsterInstance, since: datetime) -> list[dg.DagsterRun]:
     """Runs whose workers were told to stop by nobody in Dagster, and that are not explained yet."""
-    lately = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.FAILURE],
-        tags={RUN_FAILURE_REASON_TAG: RunFailureReason.UNEXPECTED_TERMINATION.value},
-        updated_after=datetime.fromtimestamp(now_s - EXPLAINED_WITHIN_S, UTC),
-    )
-    runs = instance.get_runs(lately)
+    runs = _failed_for(instance, RunFailureReason.UNEXPECTED_TERMINATION, since)
+    return [run for run in runs if run.tags.get(FAILURE_TAG, NONE) == NONE]
+
+
+def _left_behind(instance: dg.DagsterInstance, since: datetime) -> list[dg.DagsterRun]:
+    """Runs that ended without their jobs: canceled by force, or given up for starting too late."""
+    canceled = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.CANCELED], updated_after=since))
+    runs = [*canceled, *_failed_for(instance, RunFailureReason.START_TIMEOUT, since)]
     return [
-        run for run in runs if own_job_id(run.run_id, run.tags) and run.tags.get(FAILURE_TAG, NONE) == NONE
+        run for run in runs if own_job_id(run.run_id, run.tags) and run.tags.get(STATUS_TAG) != TERMINATED
     ]
+
+
+def _failed_for(
+    instance: dg.DagsterInstance, reason: RunFailureReason, since: datetime
+) -> list[dg.DagsterRun]:
+    wanted = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.FAILURE],
+        tags={RUN_FAILURE_REASON_TAG: reason.value},
+        updated_after=since,
+    )
+    return [run for run in instance.get_runs(wanted) if own_job_id(run.run_id, run.tags)]
+
+
+def _end_job(instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> int:
+    job_id = own_job_id(run.run_id, run.tags)
+    assert job_id is not None
+    launcher.end_job(run, job_id, f"Run {run.run_id} ended in Dagster before its worker began.")
+    return 1
 
 
 def _explain(instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> int:
@@ -180,15 +224,23 @@ def _explain(instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: d
     return 1
 
 
-def _tell_status(instance: dg.DagsterInstance, run: dg.DagsterRun, job: Job) -> None:
-    reason = str(job.get("statusReason") or "")
-    status = f"{job['status']}: {reason}" if reason else str(job["status"])
-    if run.tags.get(STATUS_TAG) == status:
-        return
-    instance.add_run_tags(run.run_id, {STATUS_TAG: status})
-    told = {
-        "RUNNABLE": "The job waits for a machine",
-        "STARTING": "The job has a machine, its container starts",
-        "RUNNING": "The container runs, its worker has not begun the run yet",
-    }.get(str(job["status"]), "The job was accepted")
-    instance.report_engine_event(f"{told} ({status}).", run, cls=BatchGpuRunLauncher)
+class _Telling:
+    """Says what a run's job waits for: in a tag, and as an event for each change."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self._left = TOLD_AT_ONCE
+
+    def tell(self, run: dg.DagsterRun, job: Job) -> None:
+        reason = str(job.get("statusReason") or "")
+        status = f"{job['status']}: {reason}" if reason else str(job["status"])
+        if run.tags.get(STATUS_TAG) == status or self._left == 0:
+            return
+        self._left -= 1
+        self.instance.add_run_tags(run.run_id, {STATUS_TAG: status})
+        told = {
+            "RUNNABLE": "The job waits for a machine",
+            "STARTING": "The job has a machine, its container starts",
+            "RUNNING": "The container runs, its worker has not begun the run yet",
+        }.get(str(job["status"]), "The job was accepted")
+        self.instance.report_engine_event(f"{told} ({status}).", run, cls=BatchGpuRunLauncher)

@@ -170,6 +170,8 @@ class FakeBatch:
         self.faults: deque[Fault] = deque()
         self.listing_lag_s = 0.0
         """How long ListJobs does not know of a job that was submitted."""
+        self.describing_lag_s = 0.0
+        """The same of DescribeJobs."""
         self.unpullable: set[str] = set()
         """Images that no machine can pull."""
         self._environment = dict(environment or {})
@@ -193,6 +195,12 @@ class FakeBatch:
         with self._lock:
             container = self._jobs[job_id].container
             return [text for _, text in container.lines] if container else []
+
+    def pid(self, job_id: str) -> int | None:
+        """The process of a running job's container."""
+        with self._lock:
+            container = self._jobs[job_id].container
+            return container.pid if container else None
 
     def define_job(self, name: str, **container: Any) -> str:
         """Register a job definition of one container, and return its ARN; not counted as a request."""
@@ -303,7 +311,8 @@ class FakeBatch:
         if len(wanted) > 100:
             raise RequestError("Cannot describe more than 100 jobs.")
         known = [self._jobs.get(each.rpartition("/")[2]) for each in wanted]
-        return {"jobs": [self._described(job) for job in known if job is not None]}
+        seen_until = self.clock.now_ms() - int(self.describing_lag_s * 1000)
+        return {"jobs": [self._described(job) for job in known if job and job.created_ms <= seen_until]}
 
     def _list_jobs(self, request: Mapping[str, Any]) -> Answer:
         queue = self._queue(request["jobQueue"])

@@ -55,10 +55,8 @@ POINTS: dict[str, Callable[[], Any]] = {
     ),
     "before the launcher is asked": lambda: patch("batch_gpu.launcher.BatchGpuRunLauncher.launch_run", _die),
     "before the mark": lambda: _tags(JOB_NAME_TAG, written=False),
-    "after the mark": lambda: _tags(JOB_NAME_TAG, written=True),
-    "before the request": lambda: patch.object(BatchApi, "submit", _die),
+    "after the mark": lambda: patch.object(BatchApi, "submit", _die),
     "after the request": lambda: patch.object(BatchApi, "submit", _submit_then_die),
-    "before the job's id is written": lambda: _tags(JOB_ID_TAG, written=False),
     "after the job's id is written": lambda: _tags(JOB_ID_TAG, written=True),
     "before it is told": lambda: patch("batch_gpu.launcher.BatchGpuRunLauncher._report", _die),
 }

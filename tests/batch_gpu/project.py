@@ -9,6 +9,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from batch_gpu.sensor import batch_runs_sensor
+
 GPU = {"batch_gpu/compute": "gpu"}
 CPU = {"batch_gpu/compute": "cpu"}
 videos = dg.StaticPartitionsDefinition(["a", "b"])
@@ -86,5 +88,8 @@ def events(detections: int) -> int:
 
 
 defs = dg.Definitions(
-    jobs=[look_think_tell, waits, in_parts], assets=[detections, events], executor=dg.in_process_executor
+    jobs=[look_think_tell, waits, in_parts],
+    assets=[detections, events],
+    sensors=[batch_runs_sensor],
+    executor=dg.in_process_executor,
 )

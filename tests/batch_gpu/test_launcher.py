@@ -331,6 +331,18 @@ def test_a_run_canceled_while_aws_throttles_leaves_no_job_behind(
     assert looked(cloud) == []
 
 
+def test_a_run_that_dagster_gave_up_leaves_no_job_behind(cloud: Cloud) -> None:
+    cloud.configure(run_monitoring={"enabled": True, "start_timeout_seconds": 1, "poll_interval_seconds": 1})
+    cloud.batch.set_machines("gpu", Machines(count=0))
+    run = cloud.run()
+    cloud.instance.report_dagster_event(dg.DagsterEvent("PIPELINE_STARTING", run.job_name), run.run_id)
+    cloud.launch(run)
+    wait_for("Dagster's patience to end", lambda: cloud.monitor() or cloud.status(run) == "FAILURE")
+    assert "RUNNABLE" in cloud.messages(run), "the debug info says what it waited for"
+    assert cloud.watch().ended == 1
+    assert cloud.job()["status"] == "FAILED"
+
+
 # --- AWS says no ---
 
 
@@ -389,6 +401,26 @@ def test_a_describe_that_is_throttled_leaves_the_run_alone(cloud: Cloud) -> None
         assert cloud.status(run) == "STARTED"
     assert cloud.monitor() == []
     assert cloud.status(run) == "STARTED"
+
+
+def test_a_job_that_aws_does_not_describe_yet_is_waited_for(cloud: Cloud) -> None:
+    cloud.batch.describing_lag_s = 3600
+    run = cloud.run("waits")
+    cloud.launch(run)
+    assert cloud.watch().waiting == 1
+    begun(cloud, run)
+    [error] = cloud.monitor()
+    assert "too young" in error.message
+    assert cloud.status(run) == "STARTED"
+
+
+def test_a_job_that_aws_has_forgotten_fails_its_run(cloud: Cloud) -> None:
+    cloud.batch.set_machines("gpu", Machines(count=0))
+    cloud.batch.describing_lag_s = 3600
+    run = cloud.run()
+    cloud.launch(run)
+    assert cloud.watch(LATER).failed == 1
+    assert "no longer knows" in cloud.messages(run)
 
 
 @pytest.mark.parametrize("code", ["ServerException", None], ids=["500", "connection cut"])

@@ -22,13 +22,14 @@ def workspace(cloud: Cloud) -> WorkspaceProcessContext:
 
 
 def code_server() -> psutil.Process:
-    [server] = [
+    servers = [
         child
         for child in psutil.Process().children()
         if child.status() != psutil.STATUS_ZOMBIE
         if "grpc" in child.cmdline() and PROJECT in child.cmdline()
     ]
-    return server
+    # That of the test before may still be about to end.
+    return max(servers, key=lambda server: server.create_time())
 
 
 def start(cloud: Cloud, workspace: WorkspaceProcessContext) -> tuple[dg.DagsterRun, int]:

@@ -40,8 +40,8 @@ mutation Backfill($params: LaunchBackfillParams!) {
 }
 """
 TERMINATE = """
-mutation Terminate($run: String!) {
-  terminateRun(runId: $run) { __typename ... on TerminateRunFailure { message } }
+mutation Terminate($run: String!, $policy: TerminateRunPolicy) {
+  terminateRun(runId: $run, terminatePolicy: $policy) { __typename ... on TerminateRunFailure { message } }
 }
 """
 
@@ -119,9 +119,12 @@ def test_a_run_takes_a_gpu_only_for_what_it_really_executes(
 def test_a_run_canceled_in_the_ui_before_it_began(cloud: Cloud, workspace: WorkspaceProcessContext) -> None:
     cloud.batch.set_machines("gpu", Machines(count=0))
     run = materialise(cloud, workspace, "detections")
-    ask(workspace, TERMINATE, run=run.run_id)
+    # Dagster lets a run that has not begun be canceled by force only, and does not tell the launcher.
+    ask(workspace, TERMINATE, run=run.run_id, policy="MARK_AS_CANCELED_IMMEDIATELY")
     assert cloud.status(run) == "CANCELED"
+    assert cloud.watch().ended == 1
     assert cloud.job()["status"] == "FAILED"
+    assert cloud.watch().ended == 0
 
 
 def test_a_run_canceled_in_the_ui_in_its_midst(cloud: Cloud, workspace: WorkspaceProcessContext) -> None:
