@@ -32,9 +32,9 @@ def test_ids_are_what_they_were() -> None:
     analysis = analysis_id(video_id="clip-1a2b3c4d", detection_id=detections, rules=EventRules())
     event = event_id(analysis_id=analysis, label="person", track_id=1, start_ms=200)
     assert (detections, analysis, event) == (
-        "6cad238fbee265d51202b684d3dbebdf",
-        "f13e6f29ece35010be91f8acc3c4bd4f",
-        "e17ed74f2d19d2b2b639952eec49d342",
+        "0100a077c31ba94656b30eb976502be6",
+        "3a787aae7b5e884d233f4c93e6bf916f",
+        "8011ce7e1d2d16b134db18483d9e712a",
     )
 
 
