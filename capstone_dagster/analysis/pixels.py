@@ -38,8 +38,8 @@ _LIMITED_SPAN, _FULL_SPAN = 219.0, 255.0
 
 # What OpenCV's reader asks of the same library, so that colours are the same, value for value.
 _INTERPOLATION = Interpolation.BICUBIC
-# FFmpeg's threads save a third of the 0.6 ms that a frame of 1920 x 1080 takes, for more work in all; and where
-# widths are odd, one thread's last values of a line may fall into another's first (FFmpeg 8.1).
+# FFmpeg's threads save a third of the 0.6 ms that a frame of 1920 x 1080 takes, for more work in all; and
+# where widths are odd, one thread's last values of a line may fall into another's first (FFmpeg 8.1).
 _THREADS = 1
 
 _ROTATIONS = {
