@@ -33,3 +33,23 @@ def make_footage(path: Path, *, seconds: float, size: tuple[int, int] = (1920, 1
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
         container.mux(stream.encode())
     return path
+
+
+def repeat(source: Path, path: Path, *, seconds: float) -> Path:
+    """Writes a video again and again into one file, at least so many seconds, without encoding it anew."""
+    with av.open(str(source)) as reading:
+        packets = [packet for packet in reading.demux(video=0) if packet.pts is not None]
+        stream = reading.streams.video[0]
+        assert stream.time_base is not None
+        length = max(packet.pts + (packet.duration or 0) for packet in packets if packet.pts is not None)
+        with av.open(str(path), "w") as container:
+            copy = container.add_stream_from_template(stream)
+            for turn in range(1 + int(seconds / (length * stream.time_base))):
+                for packet in packets:
+                    # What a packet says is changed in place, so each turn adds one length.
+                    if turn:
+                        packet.pts = (packet.pts or 0) + length
+                        packet.dts = (packet.dts or 0) + length
+                    packet.stream = copy
+                    container.mux(packet)
+    return path

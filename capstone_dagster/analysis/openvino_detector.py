@@ -94,8 +94,9 @@ class OpenVinoDetector:
             self._fixed_size = None if shape.is_dynamic else tuple(shape.to_shape())[2:4]
             # The shape of most cameras' pictures; whether the weights are whole shows only when one passes.
             picture = np.zeros((1080, 1920, 3), np.uint8)
-            self._detect_one(picture)
             ready = self._compiled(self._letterbox(picture))
+            _check_output(ready.output_shape, self._labels.class_count)
+            self._detect_one(picture)
         except Exception as error:
             raise ModelUnavailable(
                 f"The model {name} does not load ({type(error).__name__}: {first_line(error)}); "
@@ -165,7 +166,17 @@ class OpenVinoDetector:
         for _ in range(parallel):
             requests.put(compiled.create_infer_request())
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        return _Compiled(requests, parallel, precision)
+        return _Compiled(requests, parallel, precision, tuple(compiled.output(0).shape))
+
+
+def _check_output(shape: tuple[int, ...], classes: int) -> None:
+    """Refuses what only looks like a YOLO model, such as RT-DETR, whose output would be misread."""
+    suppressed = len(shape) == 3 and shape[2] == 6
+    # A transformer has its places, 300 of them, where YOLO has its classes.
+    transposed = shape[2:] == (4 + classes,) and shape[1] != 4 + classes
+    raw = len(shape) == 3 and shape[1] >= 4 + classes and not transposed
+    if not (suppressed or raw):
+        raise ValueError(f"its output of shape {shape} is none of a YOLO detector for {classes} classes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +187,13 @@ class _Compiled:
         requests: those that no thread uses at the moment.
         parallel: how many there are: what OpenVINO finds best for this machine.
         precision: of the arithmetic, `bf16` or `f32`; a quantised model's layers are INT8 whatever it says.
+        output_shape: of the first output: (1, 4 + classes + extra, places), or (1, boxes, 6).
     """
 
     requests: queue.SimpleQueue[Any]
     parallel: int
     precision: str
+    output_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

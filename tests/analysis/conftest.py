@@ -127,7 +127,7 @@ def test_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pictures(clip: Path) -> list[Image]:
     """Photographs in many shapes, and frames of the demo clip between them."""
     assets = Path(import_ultralytics().__file__).parent / "assets"
@@ -150,7 +150,7 @@ def pictures(clip: Path) -> list[Image]:
     return [picture for pair in zip(shapes, [*moments, *shapes], strict=False) for picture in pair]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def expected(pictures: list[Image]) -> list[Detections]:
     """The boxes on `pictures` that are right."""
     return ultralytics_boxes(WEIGHTS, pictures)

@@ -6,9 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import openvino
+import openvino.opset13 as opset
 import pytest
 
-from capstone_dagster.analysis import AnalysisSettings, Detections, InvalidAnalysisSettings, load_detector
+from capstone_dagster.analysis import (
+    AnalysisSettings,
+    Detections,
+    InvalidAnalysisSettings,
+    ModelUnavailable,
+    load_detector,
+)
 from capstone_dagster.analysis.video import Image
 from tests.analysis.reference import WEIGHTS, share_matched, ultralytics_boxes
 
@@ -67,6 +75,45 @@ def test_an_export_for_one_shape_gets_every_picture_in_it(
     settings = AnalysisSettings(labels=("person", "bus", "tie", "bicycle"))
     found = load_detector(export, settings, cache=model_cache).detect(pictures)
     assert share_matched(found, ultralytics_boxes(export, pictures, settings), score=0.05, least=60) >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("shape", "understood"),
+    [
+        ((1, 84, 5040), True),
+        ((1, 84, 84), True),
+        ((1, 116, 5040), True),  # with masks
+        ((1, 300, 6), True),  # suppresses by itself
+        ((1, 300, 84), False),  # RT-DETR, whose output would be misread
+        ((1, 5, 5040), False),
+        ((1, 1000), False),
+    ],
+)
+def test_what_has_another_output_than_yolo_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], understood: bool
+) -> None:
+    export = constant_model(tmp_path / "some_openvino_model", shape)
+    settings = AnalysisSettings(labels=("thing 0",))
+    if understood:
+        found = load_detector(export, settings, cache=tmp_path / "cache").detect(
+            [np.zeros((9, 9, 3), np.uint8)]
+        )
+        assert len(found[0]) == 0
+    else:
+        with pytest.raises(ModelUnavailable, match=r"some_openvino_model .*none of a YOLO detector"):
+            load_detector(export, settings, cache=tmp_path / "cache")
+
+
+def constant_model(directory: Path, shape: tuple[int, ...]) -> Path:
+    """An export for 80 classes whose output is all zeros, in the given shape, whatever it sees."""
+    picture = opset.parameter([1, 3, 640, 640], np.float32)
+    mean = opset.reduce_mean(picture, np.array([0, 1, 2, 3]), keep_dims=False)
+    zeros = opset.multiply(mean, opset.constant(np.zeros(shape, np.float32)))
+    directory.mkdir()
+    openvino.save_model(openvino.Model([zeros], [picture]), directory / "some.xml")
+    names = "".join(f"  {number}: thing {number}\n" for number in range(80))
+    (directory / "metadata.yaml").write_text(f"task: detect\nstride: 32\nimgsz: [640, 640]\nnames:\n{names}")
+    return directory
 
 
 def strong(detections: Detections) -> Detections:

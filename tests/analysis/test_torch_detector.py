@@ -20,7 +20,6 @@ from capstone_dagster.analysis import (
     GpuOutOfMemory,
     InvalidAnalysisSettings,
     ModelUnavailable,
-    frames,
     suppression,
     torch_detector,
     torch_steps,
@@ -32,9 +31,8 @@ from capstone_dagster.analysis.letterbox import Letterbox
 from capstone_dagster.analysis.torch_detector import TorchDetector
 from capstone_dagster.analysis.torch_steps import letterboxed, standing
 from capstone_dagster.analysis.video import Image
-from capstone_dagster.local import detector as demo_detector
+from tests.analysis.reference import WEIGHTS, offsets, share_matched, ultralytics_boxes
 
-WEIGHTS = Path(demo_detector.__file__).with_name("person_face.pt")
 SETTINGS = AnalysisSettings()
 CPU = Device("cpu")
 
@@ -50,91 +48,6 @@ def detector(
     return TorchDetector(weights, settings, device=device, sha256="0" * 64)
 
 
-@pytest.fixture(scope="module")
-def pictures(clip: Path) -> list[Image]:
-    """Photographs in many shapes, and frames of the demo clip between them."""
-    assets = Path(import_ultralytics().__file__).parent / "assets"
-    street, touchline = (cv2.imread(str(assets / name)) for name in ("bus.jpg", "zidane.jpg"))
-    shapes = [
-        street,
-        touchline,
-        cv2.resize(street, (480, 640)),  # no scaling in the model's direction
-        cv2.resize(touchline, (640, 360)),
-        cv2.resize(touchline, (200, 113)),  # scaled up
-        cv2.resize(street, (2160, 2880), interpolation=cv2.INTER_CUBIC),
-        np.ascontiguousarray(street[:, ::-1]),
-        np.ascontiguousarray(street[350:900, :]),
-        touchline[100:601, 99:1200],  # a view, of odd sides
-        np.zeros((1, 1, 3), np.uint8),
-        np.full((40, 700, 3), 90, np.uint8),
-    ]
-    moments = [frame.image for frame in frames(clip, sample_fps=1.0) if frame.image is not None][:12]
-    assert len(moments) >= 8
-    return [picture for pair in zip(shapes, [*moments, *shapes], strict=False) for picture in pair]
-
-
-@pytest.fixture(scope="module")
-def expected(pictures: list[Image]) -> list[Detections]:
-    """The boxes on `pictures` that are right."""
-    return ultralytics_boxes(WEIGHTS, pictures)
-
-
-def ultralytics_boxes(
-    weights: Path, pictures: Sequence[Image], settings: AnalysisSettings = SETTINGS
-) -> list[Detections]:
-    """What predict finds, asked for one picture after the other."""
-    yolo = import_ultralytics().YOLO(str(weights))
-    labels = LabelMap(yolo.names, settings.labels, model="reference")
-    options = {"conf": settings.weak_score, "iou": settings.iou, "classes": list(labels.class_ids)}
-    if settings.image_size is not None:
-        options["imgsz"] = settings.image_size
-    found = []
-    for picture in pictures:
-        boxes = yolo.predict(np.ascontiguousarray(picture), device="cpu", verbose=False, **options)[0].boxes
-        classes = boxes.cls.cpu().numpy().astype(np.intp)
-        found.append(
-            Detections.of(
-                boxes.xyxy.cpu().numpy(), boxes.conf.cpu().numpy(), labels.label_ids(classes), labels.labels
-            )
-        )
-    return found
-
-
-def overlaps(some: Detections, others: Detections) -> Any:
-    """(n, m) intersection over union, 0 where the labels differ."""
-    corner = np.maximum(some.boxes[:, None, :2], others.boxes[None, :, :2])
-    opposite = np.minimum(some.boxes[:, None, 2:], others.boxes[None, :, 2:])
-    common = np.clip(opposite - corner, 0, None).prod(axis=2)
-    areas = [(each.boxes[:, 2:] - each.boxes[:, :2]).prod(axis=1) for each in (some, others)]
-    union = np.maximum(areas[0][:, None] + areas[1][None, :] - common, 1e-9)
-    return common / union * (some.label_ids[:, None] == others.label_ids[None, :])
-
-
-def share_matched(
-    ours: Sequence[Detections], theirs: Sequence[Detections], *, score: float = 0.02, least: int = 100
-) -> float:
-    """Of all boxes of both, those with one of the other's at IoU 0.9 or more, and less than `score` apart."""
-    matched = total = 0
-    for some, others in zip(ours, theirs, strict=True):
-        same = (overlaps(some, others) >= 0.9) & (abs(some.scores[:, None] - others.scores[None, :]) < score)
-        matched += int(same.any(axis=1).sum() + same.any(axis=0).sum())
-        total += len(some) + len(others)
-    assert total >= least, "too few boxes to say anything"
-    return matched / total
-
-
-def offsets(
-    ours: Sequence[Detections], theirs: Sequence[Detections], pictures: Sequence[Image]
-) -> list[float]:
-    """How far the edges of our boxes are from the nearest one of theirs, in pixels of a 640 px wide input."""
-    return [
-        abs(others.boxes - box).max(axis=1).min() / max(picture.shape) * 640
-        for some, others, picture in zip(ours, theirs, pictures, strict=True)
-        for box in some.boxes
-        if len(others)
-    ]
-
-
 def test_the_boxes_are_those_of_ultralytics(pictures: list[Image], expected: list[Detections]) -> None:
     found = detector().detect(pictures)  # all shapes in one call
     assert share_matched(found, expected) >= 0.99
@@ -147,8 +60,10 @@ def test_half_precision_moves_few_boxes(
     monkeypatch.setattr(torch_detector, "arithmetic", lambda device, precision: torch.float16)
     half = detector()
     assert half.backend == "torch-f16"
+    # A processor without half precision takes its time: a third of the pictures will do.
+    pictures, expected = pictures[::3], expected[::3]
     found = half.detect(pictures)
-    assert share_matched(found, expected) >= 0.99
+    assert share_matched(found, expected, least=40) >= 0.99
     # Where boxes are decoded in half precision, too, this was measured as 0.14.
     assert np.median(offsets(found, expected, pictures)) < 0.08
 

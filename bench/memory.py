@@ -1,0 +1,78 @@
+"""Peak memory of the pass over ten minutes of video beside one minute of the same: flat, if it streams.
+
+The demo clip, whose people give tracks and thumbnails, is repeated without being encoded anew; each length is
+analysed by the demo's detector in a fresh process, alternating, and the medians of their peaks are compared.
+
+    .venv/bin/python -m bench.memory [--rounds 3] [--every-frame]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shlex
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.footage import repeat
+from bench.report import machine, record, table
+
+_PACKAGES = ("openvino", "av", "pyarrow")
+_MINUTES = (1, 10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--every-frame", action="store_true", help="analyse every frame, not 5 a second")
+    parser.add_argument("--record", action="store_true", help="put the result into bench/RESULTS.md")
+    options = parser.parse_args()
+    peaks: dict[int, list[float]] = {minutes: [] for minutes in _MINUTES}
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="capstone-bench-") as folder:
+        from capstone_dagster.local.clip import make_demo_clip
+
+        clip = make_demo_clip(Path(folder) / "clip.mp4").path
+        videos = {
+            minutes: repeat(clip, Path(folder) / f"{minutes}.mp4", seconds=60 * minutes)
+            for minutes in _MINUTES
+        }
+        # The first one exports and compiles the model: not counted.
+        for turn in range(options.rounds + 1):
+            for minutes, video in videos.items() if turn % 2 == 0 else reversed(videos.items()):
+                if turn == 0 and minutes != _MINUTES[0]:
+                    continue
+                with spawn.Pool(1) as pool:  # a process of its own, whose peak is this pass's
+                    peak = pool.apply(_peak, (str(video), folder, options.every_frame))
+                print(f"{minutes} min: {peak:.0f} MiB", file=sys.stderr)
+                if turn:
+                    peaks[minutes].append(peak)
+    medians = {minutes: statistics.median(each) for minutes, each in peaks.items()}
+    result = {
+        **{f"peak_rss_mb_{minutes}_min": round(peak, 1) for minutes, peak in medians.items()},
+        "ratio": round(medians[_MINUTES[1]] / medians[_MINUTES[0]], 3),
+    }
+    shown = table(["", "MiB, or ratio"], list(result.items()))
+    print(machine(_PACKAGES), shown, json.dumps(result), sep="\n")
+    if options.record:
+        name = "Memory, every frame" if options.every_frame else "Memory"
+        record(name, shlex.join(["python", "-m", "bench.memory", *sys.argv[1:]]), shown, _PACKAGES)
+
+
+def _peak(video: str, folder: str, every_frame: bool) -> float:
+    from capstone_dagster.analysis import AnalysisSettings, analyze_video, load_detector
+    from capstone_dagster.local import detector as demo_detector
+
+    settings = AnalysisSettings(sample_fps=0.0 if every_frame else AnalysisSettings().sample_fps)
+    weights = Path(demo_detector.__file__).with_name("person_face.pt")
+    loaded = load_detector(weights, settings, device="cpu", cache=Path(folder) / "cache")
+    return analyze_video(Path(video), Path(folder) / "out", detector=loaded, settings=settings).peak_rss_mb
+
+
+if __name__ == "__main__":
+    main()
