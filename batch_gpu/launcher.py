@@ -347,6 +347,9 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
 
     def job_id(self, run: DagsterRun) -> str | None:
         """The run's job, looked up by its name if a crash came between submitting it and writing it down."""
+        known = own_job_id(run.run_id, run.tags)
+        if known is not None:
+            return known
         tags = self._fresh(run).tags
         known = own_job_id(run.run_id, tags)
         if known is not None or not submission_began(run.run_id, tags):

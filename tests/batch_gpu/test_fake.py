@@ -1,11 +1,13 @@
 """The fake Batch, asked by boto3: it does what AWS documents, so that tests against it mean something."""
 
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import boto3
+import psutil  # type: ignore[import-untyped]
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ParamValidationError
@@ -15,6 +17,7 @@ from batch_gpu.config import JobConfig
 from batch_gpu.errors import ConfigurationError
 from batch_gpu.job_definitions import JobDefinitions
 from batch_gpu.testing import FakeBatchServer, Fault, Machines, Queue, TimeLimit, fake_batch_server
+from tests.batch_gpu.conftest import ROOT
 from tests.support.waiting import wait_for
 
 
@@ -275,3 +278,29 @@ def test_a_definition_that_does_not_exist_is_named(server: FakeBatchServer) -> N
             JobDefinitions(BatchApi()).for_job(JobConfig(job_queue="gpu", job_definition=name, image="i"))
     plain = JobConfig(job_queue="gpu", job_definition="nothing")
     assert JobDefinitions(BatchApi()).for_job(plain) == "nothing", "and is AWS's to refuse otherwise"
+
+
+def test_it_serves_as_a_program_too() -> None:
+    arguments = ["--queue", "gpu:1", "--define", "worker"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "batch_gpu.testing", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    url = program.stdout.readline().strip()
+    batch = boto3.client(
+        "batch",
+        endpoint_url=url,
+        region_name="ap-northeast-2",
+        aws_access_key_id="fake",
+        aws_secret_access_key="fake",
+        config=Config(proxies={}),
+    )
+    overrides = {"command": [sys.executable, "-c", WAITS]}
+    job = batch.submit_job(jobName="a", jobQueue="gpu", jobDefinition="worker", containerOverrides=overrides)[
+        "jobId"
+    ]
+    wait_for("its start", lambda: batch.describe_jobs(jobs=[job])["jobs"][0]["status"] == "RUNNING")
+    [worker] = psutil.Process(program.pid).children()
+    program.terminate()
+    assert program.wait(timeout=30) == 0
+    wait_for("the container's end", lambda: not worker.is_running())
