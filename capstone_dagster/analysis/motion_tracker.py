@@ -18,15 +18,17 @@ from .settings import AnalysisSettings
 from .stitching import UNTRACKED, Stitcher, Tracklet
 from .video import Image
 
-# All chosen with `bench/accuracy.py --worlds`, see there; none matters much within a third of its value.
-# Nats that speak for a detection being something new, before anything is known about it.
+# Chosen with `bench/accuracy.py --worlds`, see there, but for what is said to be judged.
+# Nats that speak for a detection being something new, before anything is known about it. One more or less
+# loses a hundredth of the sum of scores.
 _NEW_OBJECT = 3.0
 # Variances of weak detections, in those of sure ones.
 _WEAK_NOISE = 2.0
 # And of boxes that the frame cuts, within this share of its side of the border: they hold what is left of
 # somebody who leaves, or is there already of somebody who comes, and that can halve or double from one
 # picture to the next. If so much of the smaller lies in the larger, of the box that was expected and the one
-# that is there, it is taken for the same, unless something fits better.
+# that is there, it is taken for the same, unless something fits better. Judged on training footage of people
+# who come close.
 _CUT_NOISE = 9.0
 _CUT_MARGIN = 0.0125
 _CUT_INSIDE, _CUT_EVIDENCE = 0.7, 0.5
@@ -34,10 +36,10 @@ _CUT_INSIDE, _CUT_EVIDENCE = 0.7, 0.5
 # stitcher's, which sees both sides of a gap. What was seen only once is sooner a false alarm.
 _PATIENCE_MS, _PATIENCE_PICTURES = 1000, 3
 _SINGLE_PATIENCE_MS, _SINGLE_PATIENCE_PICTURES = 350, 2
-# Looks change slowly: by how much a new one counts, and how long they are taken to be the same.
+# Looks change slowly: by how much a new one counts, and how long they are taken to be the same. Judged.
 _LOOK_RATE = 0.15
 _LOOK_SPACING_MS = 150
-# Where another box lies over more than this share of a box, its colours are not its own.
+# Where another box lies over more than this share of a box, its colours are not its own. Judged.
 _COVERED = 0.15
 # What a detection adds to the belief that somebody is there: its score above this (or above what is kept,
 # where that is less), as false alarms last at low scores; and nothing where so much of its box lies in that
