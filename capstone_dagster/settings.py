@@ -115,8 +115,8 @@ class Settings(BaseSettings):
     )
     tracker: Literal["motion", "bytetrack", "botsort"] = Field(
         default="motion",
-        description="What joins detections into tracks: `motion` makes one track of one visit; `bytetrack` and "
-        "`botsort` are Ultralytics' trackers as they are.",
+        description="What joins detections into tracks: `motion` makes one track of one visit; `bytetrack` "
+        "and `botsort` are Ultralytics' trackers as they are.",
     )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:0`."

@@ -122,8 +122,8 @@ class EventRules:
             interval, so at 5 frames a second two detections last 0.4 s; 0.3 s asks for about nine at 30
             frames a second.
         max_gap_s: a track unseen for longer is a new event; as long as `AnalysisSettings.track_buffer_s`, so
-            that what was found to be one visit is one event. Never shorter than 2.5 sampling intervals, so that
-            one missed detection cannot split an event however sparse the sampling is.
+            that what was found to be one visit is one event. Never shorter than 2.5 sampling intervals, so
+            that one missed detection cannot split an event however sparse the sampling is.
         face_containment: a face belongs to a person when at least this share of its box lies in the
             person's. The
             two boxes come from a detector that is a little off: 0.8 forgives that, and not a passer-by's
