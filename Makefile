@@ -14,13 +14,14 @@ SHOW_PIP = /^Collecting|^Requirement already/ { n++; if (n % 20 == 0) { print " 
 	/^Installing collected/ { print "  " n " packages fetched, unpacking them"; fflush() }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test soak lint docs lock clean
+.PHONY: help demo dev test soak bench lint docs lock clean
 
 help:  ## show this list
 	@echo "make demo                    one video's whole way on this machine: upload to events (VIDEO=path for yours)"
 	@echo "make dev                     the same stack with Dagster's UI, until Ctrl-C (FRESH=1 forgets everything first)"
 	@echo "make test                    the whole test suite"
 	@echo "make soak                    10,000 messages with crashes at every point of intake, many seeds: some minutes"
+	@echo "make bench                   speed, memory and accuracy of the engine into bench/RESULTS.md: some minutes"
 	@echo "make lint                    style, types"
 	@echo "make docs                    renew the parts of the documentation that the code knows"
 	@echo "make lock                    renew requirements.lock after a change in pyproject.toml"
@@ -48,6 +49,18 @@ test: $(INSTALLED)
 
 soak: $(INSTALLED)
 	@$(BIN)/python -m tests.intake.soak --messages 10000 --seeds 1 2 3 4 5 --minutes 20
+
+# Real footage, where CAPSTONE_TEST_DATA names it, for what synthetic scenes cannot tell.
+FOOTAGE = $(CAPSTONE_TEST_DATA)/data/eval/vtest
+TEACHER = $(CAPSTONE_TEST_DATA)/models/yolo11n_int8_openvino_model
+bench: $(INSTALLED)
+	$(BIN)/python -m bench.throughput --every-frame --record
+	$(BIN)/python -m bench.memory --record
+	$(BIN)/python -m bench.accuracy --worlds 4 --record
+ifdef CAPSTONE_TEST_DATA
+	$(BIN)/python -m bench.accuracy $(FOOTAGE).mp4 $(FOOTAGE)_gt.txt --model $(TEACHER) --record
+	$(BIN)/python -m bench.sampling $(FOOTAGE).mp4 --model $(TEACHER) --record
+endif
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What sampling and the motion gate cost in events and save in time: one curve for one video and model.
 
-    .venv/bin/python bench/sampling.py VIDEO --model M [--rounds 3] [--record]
+    .venv/bin/python -m bench.sampling VIDEO --model M [--rounds 3] [--record]
 
 The every-frame pass is the reference: its own events are what the others are to find, so this measures what
 is lost by looking less often, not how true the events are. Without VIDEO a minute is made in which somebody
@@ -41,8 +41,8 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
-from report import machine, record, table
 
+from bench.report import machine, record, table
 from capstone_dagster.analysis import (
     AnalysisSettings,
     Detector,
@@ -151,6 +151,7 @@ def one_pass(video: Path, out: Path, detector: Detector, settings: AnalysisSetti
         first_pts_ms=summary.first_pts_ms,
         last_pts_ms=summary.last_pts_ms,
         sample_interval_ms=summary.sample_interval_ms,
+        longest_interval_ms=summary.longest_interval_ms,
     )
     columns = {key: np.array(rows[key].to_pylist()) for key in ("track_id", "label", "pts_ms")}
     boxes = np.array([rows[key].to_pylist() for key in ("x1", "y1", "x2", "y2")], dtype=np.float64).T

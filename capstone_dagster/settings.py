@@ -107,8 +107,8 @@ class Settings(BaseSettings):
     )
     motion_gate: bool = Field(
         default=False,
-        description="Leave out sampled frames in which nothing has changed, apart from one every two seconds: "
-        "`true` or `false`.",
+        description="Leave out sampled frames in which nothing has changed, apart from one every two "
+        "seconds: `true` or `false`.",
     )
     min_score: float = Field(
         default=0.25, gt=0, lt=1, description="Detections less sure than this are dropped."

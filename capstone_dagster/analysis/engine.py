@@ -71,7 +71,9 @@ class DetectionSummary:
         fps: mean of the decoded frames; None for a single one.
         creation_time: the container's tag, ISO 8601 in UTC.
         first_pts_ms, last_pts_ms: the first and the last analysed frame.
-        sample_interval_ms: the median spacing of analysed frames; 0 for a single one.
+        sample_interval_ms: the median spacing of analysed frames, with the motion gate of those while
+            something moved; 0 for a single one.
+        longest_interval_ms: how far apart they are at most by intention: the gate's heartbeat, if it is on.
         seconds: wall-clock time of the pass; decoding, inference and the rest overlap.
         decode_seconds, inference_seconds: how much of it the decoder, the model were at work.
         cpu_fallback: why it ran on the CPU although a GPU could be expected; None where it did as expected.
@@ -91,6 +93,7 @@ class DetectionSummary:
     first_pts_ms: int
     last_pts_ms: int
     sample_interval_ms: float
+    longest_interval_ms: float
     seconds: float
     decode_seconds: float
     inference_seconds: float
@@ -197,6 +200,7 @@ class _Pass:
             first_pts_ms=results.first_analyzed_ms,
             last_pts_ms=results.last_analyzed_ms,
             sample_interval_ms=results.sample_interval_ms,
+            longest_interval_ms=results.longest_interval_ms,
             seconds=time.perf_counter() - self._started,
             decode_seconds=self._decode_seconds,
             inference_seconds=self._inference.seconds,

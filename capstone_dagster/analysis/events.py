@@ -70,15 +70,20 @@ def build_events(
     first_pts_ms: int,
     last_pts_ms: int,
     sample_interval_ms: float,
+    longest_interval_ms: float | None = None,
 ) -> list[Event]:
     """The events of one video, by start and track; the order of the table's rows does not matter.
 
-    `first_pts_ms` and `last_pts_ms` are the first and the last analysed frame.
+    Args:
+        first_pts_ms, last_pts_ms: the first and the last analysed frame.
+        sample_interval_ms: how far apart analysed frames usually were.
+        longest_interval_ms: how far apart they were at most by intention; None: as usually.
     """
+    interval_ms = sample_interval_ms if longest_interval_ms is None else longest_interval_ms
     rows = _Rows.tracked(detections)
     presences = [
         presence
-        for presence in _presences(rows, max(rules.max_gap_s * 1000, _GAP_IN_INTERVALS * sample_interval_ms))
+        for presence in _presences(rows, max(rules.max_gap_s * 1000, _GAP_IN_INTERVALS * interval_ms))
         if len(presence) >= rules.min_detections
         and rows.pts_ms[presence[-1]] - rows.pts_ms[presence[0]] + sample_interval_ms
         >= rules.min_duration_s * 1000

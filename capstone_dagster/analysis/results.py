@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from .detections import Detections
 from .pictures import ContactSheet, Thumbnails
+from .sampling import HEARTBEAT_S
 from .settings import AnalysisSettings
 from .tables import DETECTIONS_SCHEMA, FRAMES_SCHEMA, TableWriter
 from .tracking import UNTRACKED, VideoTracker
@@ -22,6 +23,9 @@ from .video import Frame, Image
 # Until the end it is not known which tracklets are one visit: until then detections lie here.
 _TRACKLETS = "tracklets.parquet"
 _ROWS_AT_ONCE = 16_384
+
+# Analysed frames that are further apart than half a heartbeat are so because nothing changed between them.
+_CALM_MS = float(HEARTBEAT_S * 1000) / 2
 
 
 class Results:
@@ -67,20 +71,28 @@ class Results:
 
     @property
     def sample_interval_ms(self) -> float:
-        """The median spacing of analysed frames.
+        """The median spacing of analysed frames; with the motion gate of those while something moved.
 
         From a count of each spacing that occurred: few values, however long the video.
         """
-        total = self._spacings.total()
+        # What the gate leaves out is no coarser sampling: when nothing changes there is nothing to see.
+        regular = {spacing: count for spacing, count in self._spacings.items() if spacing < _CALM_MS}
+        ordered = sorted((regular if self._settings.motion_gate and regular else self._spacings).items())
+        total = sum(count for _, count in ordered)
         if total == 0:
             return 0.0
-        ordered = sorted(self._spacings.items())
         cumulated = np.cumsum([count for _, count in ordered])
         middle = [
             ordered[int(np.searchsorted(cumulated, place, side="right"))][0]
             for place in ((total - 1) // 2, total // 2)
         ]
         return sum(middle) / 2
+
+    @property
+    def longest_interval_ms(self) -> float:
+        """How far apart analysed frames regularly are at most: the heartbeat of the motion gate, if on."""
+        heartbeat_ms = float(HEARTBEAT_S * 1000) if self._settings.motion_gate else 0.0
+        return max(self.sample_interval_ms, heartbeat_ms)
 
     def add(self, frame: Frame, found: Detections | None) -> None:
         """The next decoded frame, with its detections if it was analysed."""

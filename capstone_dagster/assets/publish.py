@@ -52,6 +52,7 @@ def derive(detections: DetectionsReference, services: Services, rules: EventRule
             first_pts_ms=summary["first_pts_ms"],
             last_pts_ms=summary["last_pts_ms"],
             sample_interval_ms=summary["sample_interval_ms"],
+            longest_interval_ms=summary["longest_interval_ms"],
         )
         target = Path(folder) / EVENTS_FILE
         write_events(target, events)

@@ -97,6 +97,7 @@ class FileAnalyzer:
             first_pts_ms=done.first_pts_ms,
             last_pts_ms=done.last_pts_ms,
             sample_interval_ms=done.sample_interval_ms,
+            longest_interval_ms=done.longest_interval_ms,
         )
         write_events(out / "events.parquet", events)
         return FileSummary(

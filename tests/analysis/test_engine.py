@@ -39,11 +39,11 @@ EVERY_FRAME = AnalysisSettings(sample_fps=0)
 AT_25_FPS = [index * 40 for index in range(100)]
 
 
-def visitor(first: int, last: int) -> object:
-    """A person who walks through from frame `first` to frame `last`."""
+def visitor(first: int, last: int, *, offset: int = 0) -> object:
+    """A person who walks through from frame `first` to frame `last`, at the left edge in frame `offset`."""
 
     def scene(index: int) -> Sequence[Square]:
-        left = 10 + index
+        left = 10 + index - offset
         return [("person", left, 40, left + 24, 100)] if first <= index <= last else ()
 
     return scene
@@ -110,6 +110,7 @@ def events_of(summary: DetectionSummary, detections: pa.Table) -> list[object]:
         first_pts_ms=summary.first_pts_ms,
         last_pts_ms=summary.last_pts_ms,
         sample_interval_ms=summary.sample_interval_ms,
+        longest_interval_ms=summary.longest_interval_ms,
     )
 
 
@@ -189,6 +190,19 @@ def test_results_depend_neither_on_the_batch_size_nor_on_the_number_of_threads(
         assert sum(detector.batches) == 100
         assert max(detector.batches) == min(batch_size, 99)  # the first one is alone, to show progress
     assert all(table.equals(tables[0]) for table in tables)
+
+
+@pytest.mark.parametrize(("motion_gate", "longest_ms"), [(False, 200), (True, 2000)])
+def test_calm_does_not_count_as_coarse_sampling(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector, motion_gate: bool, longest_ms: int
+) -> None:
+    # 36 seconds of nothing, with a visitor of four seconds in the middle.
+    clip = make_clip("a.mp4", [40 * index for index in range(900)], visitor(400, 500, offset=400))
+    settings = AnalysisSettings(sample_fps=5, motion_gate=motion_gate)
+    summary = analyze_video(clip, tmp_path, detector=detector, settings=settings)
+    assert (summary.frames_analyzed < 60) == motion_gate
+    assert (summary.sample_interval_ms, summary.longest_interval_ms) == (200, longest_ms)
+    assert summary.tracks == 1
 
 
 def test_sparse_sampling_does_not_pile_up_frames(

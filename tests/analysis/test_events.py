@@ -42,7 +42,7 @@ def table(rows: list[Row]) -> pa.Table:
     return pa.table(columns, schema=DETECTIONS_SCHEMA)
 
 
-def build(rows: list[Row], **rules: Any) -> list[Event]:
+def build(rows: list[Row], longest_interval_ms: float | None = None, **rules: Any) -> list[Event]:
     return build_events(
         table(rows),
         analysis_id="analysis",
@@ -52,6 +52,7 @@ def build(rows: list[Row], **rules: Any) -> list[Event]:
         first_pts_ms=0,
         last_pts_ms=LAST_FRAME * INTERVAL_MS,
         sample_interval_ms=INTERVAL_MS,
+        longest_interval_ms=longest_interval_ms,
     )
 
 
@@ -96,6 +97,15 @@ def test_gaps_split_and_short_presences_are_noise(
     frames: list[int], rules: dict[str, Any], spans: list[tuple[int, int]]
 ) -> None:
     assert [(event.first_frame, event.last_frame) for event in build(seen(frames), **rules)] == spans
+
+
+@pytest.mark.parametrize(("longest_interval_ms", "spans"), [(None, [(10, 12), (32, 34)]), (2000, [(10, 34)])])
+def test_what_was_left_out_on_purpose_splits_nothing(
+    longest_interval_ms: float | None, spans: list[tuple[int, int]]
+) -> None:
+    """Somebody stands still for four seconds, and the motion gate looks every two: one miss is no end."""
+    events = build(seen([10, 11, 12, 32, 33, 34]), longest_interval_ms, max_gap_s=1)
+    assert [(event.first_frame, event.last_frame) for event in events] == spans
 
 
 @pytest.mark.parametrize(
