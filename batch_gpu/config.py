@@ -163,8 +163,8 @@ def config_schema() -> dict[str, Any]:
         "entry_point": Field(
             Array(str),
             is_required=False,
-            description="What starts `dagster` in the container, e.g. [python, -m, dagster], where the "
-            "interpreter's path there is not that of the code location.",
+            description="What starts Dagster in the container, e.g. [python, -m, dagster]; by default what "
+            "the code location says, which is `dagster` on the image's PATH unless told otherwise.",
         ),
         "submit_deadline_seconds": Field(
             IntSource,

@@ -2,14 +2,16 @@
 
     python -m batch_gpu.testing --port 4570 --queue gpu:1 --queue cpu:0 --define worker
 
-Containers inherit its environment and run in its working directory. `server` in this package tells which
-variables make boto3 talk to it.
+Containers inherit its environment, with this Python's programs first on the PATH as in an image, and run in
+its working directory. `server` in this package tells which variables make boto3 talk to it.
 """
 
 import argparse
 import os
 import signal
+import sys
 import threading
+from pathlib import Path
 
 from batch_gpu.testing.fake_batch import Machines, Queue
 from batch_gpu.testing.server import fake_batch_server
@@ -25,7 +27,9 @@ def main() -> None:
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
-    with fake_batch_server(options.queue, port=options.port, environment=os.environ) as server:
+    programs = str(Path(sys.executable).parent)
+    inside = {**os.environ, "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])}
+    with fake_batch_server(options.queue, port=options.port, environment=inside) as server:
         for name in options.define:
             server.batch.define_job(name)
         print(server.endpoint_url, flush=True)

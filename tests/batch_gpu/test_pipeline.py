@@ -1,0 +1,66 @@
+"""This project's own way of a video with `CAPSTONE_COMPUTE=batch`: upload, sensor, Batch job, events."""
+
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from batch_gpu.testing import FakeBatchServer, Machines, Queue, fake_batch_server
+from capstone_dagster.clients import aws_client
+from capstone_dagster.local.demo import prepare
+from capstone_dagster.local.stack import LocalStack, join_environment, local_stack
+from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.submit import submit_video
+from tests.batch_gpu.conftest import ROOT
+from tests.support.waiting import wait_for
+
+
+@pytest.mark.timeout(300)
+def test_an_upload_becomes_events_by_one_job_on_the_gpu_queue(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers: list[FakeBatchServer] = []
+
+    with ExitStack() as running:
+
+        def go_to_the_cloud(stack: LocalStack) -> None:
+            prepare(stack)
+            stack.environment["CAPSTONE_COMPUTE"] = "batch"
+            # As an image's: this Python's programs are on the PATH.
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+            inside = {**join_environment(stack.environment), "PATH": path}
+            queues = [Queue("capstone-gpu", Machines(gpus=1)), Queue("capstone-cpu")]
+            server = running.enter_context(fake_batch_server(queues, environment=inside, cwd=ROOT))
+            for name in ("capstone-gpu", "capstone-cpu"):
+                server.batch.define_job(name)
+            # Only Batch and its log: the other services are the stack's.
+            stack.environment |= {
+                name: value for name, value in server.environment.items() if "ENDPOINT" in name
+            }
+            servers.append(server)
+
+        stack = running.enter_context(
+            local_stack(tmp_path / "state", webserver_port=None, before_dagster=go_to_the_cloud)
+        )
+        for name, value in join_environment(stack.environment).items():
+            monkeypatch.setenv(name, value)
+        settings = read_settings()
+        submission = submit_video(clip, aws_client("s3"), settings)
+        store = EventStore(settings.event_store_url())
+
+        def state() -> str:
+            rows = store.current_status(submission.video_id)
+            return str(rows[0]["state"]) if rows else "none"
+
+        wait_for("the analysis", lambda: state() in ("done", "failed"), deadline_s=180)
+        assert state() == "done"
+        assert store.current_events(submission.video_id)
+        store.close()
+
+        [job] = servers[0].batch.jobs()
+        assert job["jobQueue"].endswith("/capstone-gpu")
+        assert servers[0].batch.calls["SubmitJob"] == 1
+        assert stack.postgres.pool_limit("dagster", "gpu") == 1000, "AWS Batch has the machines"
