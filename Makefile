@@ -22,7 +22,7 @@ help:  ## show this list
 	@echo "make test                    the whole test suite"
 	@echo "make soak                    10,000 messages with crashes at every point of intake, many seeds: some minutes"
 	@echo "make bench                   speed, memory and accuracy of the engine into bench/RESULTS.md: some minutes"
-	@echo "make lint                    style, types"
+	@echo "make lint                    style, types, CloudFormation templates"
 	@echo "make docs                    renew the parts of the documentation that the code knows"
 	@echo "make lock                    renew requirements.lock after a change in pyproject.toml"
 	@echo "make clean                   remove .venv and .capstone (the local stack's data)"
@@ -66,6 +66,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/cfn-lint --regions ap-northeast-2 -- infra/*.yaml
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/render.py

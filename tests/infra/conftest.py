@@ -1,0 +1,115 @@
+"""The five stacks, deployed once to each emulator."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from capstone_dagster.local import aws
+from capstone_dagster.local.aws import client, ministack_server
+from tests.infra.stacks import NOT_ON, ORDER, deploy, outputs, template, without
+from tests.support.moto import moto_server
+
+# A host name, so that everything behind the condition exists too.
+HOST = "dagster.example.com"
+SERVICES = (
+    *("s3", "sqs", "sns", "logs", "batch", "sts", "cloudformation", "iam", "ec2", "ecs", "ecr", "rds"),
+    *("secretsmanager", "cognito-idp", "elasticloadbalancing", "acm"),
+)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An emulator with the stacks in it."""
+
+    name: str
+    endpoint_url: str
+
+    def client(self, service: str) -> Any:
+        return client(service, self.endpoint_url)
+
+    def output(self, stack: str, key: str) -> str:
+        return outputs(self.endpoint_url, stack)[key]
+
+
+@pytest.fixture(scope="session")
+def on_ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """Has queue and bucket policies, working notifications, PostgreSQL's settings, secrets and Cognito."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aws, "SERVICES", SERVICES)
+        with ministack_server(tmp_path_factory.mktemp("infra")) as emulator:
+            url = emulator.endpoint_url
+            for name in ORDER:
+                body, parameters = template(name), dict[str, str]()
+                if name == "network":
+                    # Without NAT gateways it takes no new VPC, but an existing one.
+                    parameters = _existing_network(url)
+                elif name == "compute":
+                    # Nothing is left of it; what others import is.
+                    body = {"Resources": {"Nothing": {"Type": "AWS::CloudFormation::WaitConditionHandle"}}}
+                    body |= _exports(
+                        {"capstone-gpu-queue": "capstone-gpu", "capstone-cpu-queue": "capstone-cpu"}
+                    )
+                else:
+                    body = without(body, NOT_ON["ministack"])
+                if name == "application":
+                    # It takes a service's count for text when a parameter gives it.
+                    body["Resources"]["WebserverService"]["Properties"]["DesiredCount"] = 2
+                    parameters = _application(url)
+                deploy(url, name, body, parameters)
+            yield Deployed("ministack", url)
+
+
+@pytest.fixture(scope="session")
+def on_moto() -> Iterator[Deployed]:
+    """Has the network with its NAT gateway, and AWS Batch."""
+    with moto_server() as url:
+        iam = client("iam", url)
+        # In AWS the role comes with the service.
+        role = iam.create_role(RoleName="AWSServiceRoleForBatch", AssumeRolePolicyDocument="{}")["Role"][
+            "Arn"
+        ]
+        for name in ORDER:
+            body = without(template(name), NOT_ON["moto"])
+            if name == "data":
+                body["Outputs"]["DatabaseHost"]["Value"] = "database.example"
+                body["Outputs"]["DatabasePort"]["Value"] = "5432"
+            for resource in body["Resources"].values():
+                if resource["Type"] == "AWS::Batch::ComputeEnvironment":
+                    resource["Properties"]["ServiceRole"] = role
+            deploy(url, name, body, _application(url) if name == "application" else {})
+        yield Deployed("moto", url)
+
+
+@pytest.fixture(params=["ministack", "moto"])
+def deployed(request: pytest.FixtureRequest) -> Deployed:
+    """Each emulator in turn, for what both have."""
+    found: Deployed = request.getfixturevalue(f"on_{request.param}")
+    return found
+
+
+def _application(endpoint_url: str) -> dict[str, str]:
+    certificate = client("acm", endpoint_url).request_certificate(DomainName=HOST)["CertificateArn"]
+    return {"ImageTag": "v1", "HostName": HOST, "CertificateArn": certificate}
+
+
+def _existing_network(endpoint_url: str) -> dict[str, str]:
+    ec2 = client("ec2", endpoint_url)
+    vpc = ec2.create_vpc(CidrBlock="10.40.0.0/16")["Vpc"]["VpcId"]
+    subnets = [
+        ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.40.{number}.0/24")["Subnet"]["SubnetId"]
+        for number in range(4)
+    ]
+    return {
+        "VpcId": vpc,
+        "PublicSubnetIds": ",".join(subnets[:2]),
+        "PrivateSubnetIds": ",".join(subnets[2:]),
+    }
+
+
+def _exports(values: dict[str, str]) -> dict[str, Any]:
+    named = {f"Output{number}": item for number, item in enumerate(values.items())}
+    return {
+        "Outputs": {key: {"Value": value, "Export": {"Name": name}} for key, (name, value) in named.items()}
+    }

@@ -1,0 +1,285 @@
+"""What the templates say where no emulator shows it, and where they must agree with the code."""
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from batch_gpu.config import SHORTEST_TIMEOUT_S
+from batch_gpu.endings import ending_of
+from batch_gpu.jobs import DEFAULT_ATTEMPTS, retry_strategy
+from capstone_dagster.local import aws
+from tests.infra.stacks import INFRA, ORDER, resources, template
+
+# CloudFormation takes a template of this size without a bucket to put it into.
+LONGEST_TEMPLATE = 51_200
+# What holds something that cannot be made again.
+KEEPS_DATA = {
+    "AWS::ECR::Repository": "Retain",
+    "AWS::RDS::DBInstance": "Snapshot",
+    "AWS::S3::Bucket": "Retain",
+    "AWS::SecretsManager::Secret": "Retain",
+    "AWS::SNS::Topic": "Retain",
+    "AWS::SQS::Queue": "Retain",
+}
+
+
+def properties(stack: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = template(stack)["Resources"][name]["Properties"]
+    return found
+
+
+def dagster_yaml() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((INFRA.parent / "dagster.yaml").read_text())
+    return found
+
+
+def lower_first(value: Any) -> Any:
+    """CloudFormation's spelling of an API's parameters, as the API spells them."""
+    if isinstance(value, dict):
+        return {key[0].lower() + key[1:]: lower_first(each) for key, each in value.items()}
+    return [lower_first(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_template_is_deployed_without_a_bucket(name: str) -> None:
+    assert len((INFRA / f"{name}.yaml").read_bytes()) < LONGEST_TEMPLATE
+
+
+def test_stacks_import_only_from_those_before_them() -> None:
+    exported: set[str] = set()
+    for name in ORDER:
+        text = json.dumps(template(name))
+        imported = {part.split('"')[0] for part in text.split('"Fn::ImportValue": "')[1:]}
+        assert imported <= exported, name
+        exported |= {
+            each["Export"]["Name"] for each in template(name).get("Outputs", {}).values() if "Export" in each
+        }
+
+
+def test_what_keeps_data_outlives_its_stack() -> None:
+    for where, body in resources(*KEEPS_DATA):
+        if "SourceDBInstanceIdentifier" in body["Properties"]:
+            continue  # a copy keeps nothing of its own, and RDS makes no snapshot of one
+        expected = KEEPS_DATA[body["Type"]]
+        assert (body.get("DeletionPolicy"), body.get("UpdateReplacePolicy")) == (expected, expected), where
+
+
+def test_every_container_logs_into_a_declared_group() -> None:
+    declared = {body["Properties"]["LogGroupName"] for _, body in resources("AWS::Logs::LogGroup")}
+    used = {
+        part.split('"')[0] for part in json.dumps(template("application")).split('"awslogs-group": "')[1:]
+    }
+
+    assert used == {"/aws/batch/job", "/ecs/capstone-daemon", "/ecs/capstone-webserver"}
+    assert used <= declared
+
+
+def test_queues_are_those_of_the_local_stack() -> None:
+    """One place says why (capstone_dagster/local/aws.py), and the soak tests ran with it."""
+    queue, dead = properties("data", "UploadQueue"), properties("data", "DeadLetterQueue")
+
+    assert queue["QueueName"] == aws.UPLOAD_QUEUE
+    assert {name: str(queue[name]) for name in aws.UPLOAD_QUEUE_ATTRIBUTES} == aws.UPLOAD_QUEUE_ATTRIBUTES
+    assert queue["RedrivePolicy"]["maxReceiveCount"] == aws.MAX_RECEIVE_COUNT
+    assert (dead["QueueName"], dead["MessageRetentionPeriod"]) == (aws.DEAD_LETTER_QUEUE, aws.RETENTION_S)
+    assert properties("data", "AlertTopic")["TopicName"] == aws.ALERT_TOPIC
+    assert queue["SqsManagedSseEnabled"] is dead["SqsManagedSseEnabled"] is True
+
+
+def test_superseded_uploads_outlive_the_messages_that_name_them() -> None:
+    rules = properties("data", "RawBucket")["LifecycleConfiguration"]["Rules"]
+    [days] = [
+        each["NoncurrentVersionExpiration"]["NoncurrentDays"]
+        for each in rules
+        if "NoncurrentVersionExpiration" in each
+    ]
+    assert days * 24 * 3600 > 2 * aws.RETENTION_S
+
+
+def test_results_are_never_expired() -> None:
+    rules = properties("data", "DerivedBucket")["LifecycleConfiguration"]["Rules"]
+    assert [each.get("Prefix") for each in rules if "ExpirationInDays" in each] == ["compute-logs/"]
+
+
+def test_passwords_need_no_quoting() -> None:
+    made = [
+        body["Properties"]["GenerateSecretString"] for _, body in resources("AWS::SecretsManager::Secret")
+    ]
+    assert len(made) == 2
+    assert all(each["ExcludePunctuation"] is True and each["PasswordLength"] >= 32 for each in made)
+
+
+def test_the_databases_parameters() -> None:
+    database, parameters = properties("data", "Database"), properties("data", "DatabaseParameters")
+
+    assert parameters["Parameters"] == {
+        "log_min_duration_statement": "1000",
+        "shared_preload_libraries": "pg_stat_statements",
+        "pg_stat_statements.track": "all",
+        "rds.force_ssl": "1",
+    }
+    assert parameters["Family"] == f"postgres{database['EngineVersion']}"
+    assert database["ManageMasterUserPassword"] is True
+    assert "MasterUserPassword" not in database
+    assert template("data")["Resources"]["DatabaseReplica"]["Condition"] == "HasReadReplica"
+    assert template("data")["Parameters"]["ReadReplica"]["Default"] == "false"
+
+
+@pytest.mark.parametrize("kind", ["Gpu", "Cpu"])
+def test_batch_retries_what_the_launcher_would(kind: str) -> None:
+    definition = properties("application", f"{kind}JobDefinition")
+    assert lower_first(definition["RetryStrategy"]) == retry_strategy(DEFAULT_ATTEMPTS)
+
+
+@pytest.mark.parametrize("kind", ["Gpu", "Cpu"])
+def test_jobs_end(kind: str) -> None:
+    definition = properties("application", f"{kind}JobDefinition")
+    parameter = definition["Timeout"]["AttemptDurationSeconds"]["Ref"]
+    declared = template("application")["Parameters"][parameter]
+
+    assert declared["MinValue"] == SHORTEST_TIMEOUT_S
+    assert 600 <= declared["Default"] <= 24 * 3600
+
+
+@pytest.mark.parametrize("kind", ["Gpu", "Cpu"])
+def test_a_job_that_cannot_run_leaves_its_queue_with_a_failure_class(kind: str) -> None:
+    limits = properties("compute", f"{kind}Queue")["JobStateTimeLimitActions"]
+    classes = {
+        each["Reason"]: ending.failure
+        for each in limits
+        if (
+            ending := ending_of(
+                {
+                    "jobId": "1",
+                    "status": "FAILED",
+                    # As AWS words it (user guide, "Jobs stuck in RUNNABLE").
+                    "statusReason": f"Canceled by JobStateTimeLimit action due to reason: {each['Reason']}",
+                }
+            )
+        )
+    }
+
+    assert classes == {
+        "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE": "configuration",
+        "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT": "configuration",
+        "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY": "capacity",
+    }
+    assert all(each["State"] == "RUNNABLE" and each["Action"] == "CANCEL" for each in limits)
+
+
+@pytest.mark.parametrize("kind", ["Gpu", "Cpu"])
+def test_waiting_for_capacity_ends_in_order(kind: str) -> None:
+    """First the launcher's sensor, which can say why; then, were it away, Dagster and AWS."""
+    config = dagster_yaml()
+    sensor_s = config["run_launcher"]["config"][kind.lower()]["max_wait_seconds"]
+    [queue_s] = [
+        each["MaxTimeSeconds"]
+        for each in properties("compute", f"{kind}Queue")["JobStateTimeLimitActions"]
+        if each["Reason"].startswith("CAPACITY")
+    ]
+
+    assert sensor_s < config["run_monitoring"]["start_timeout_seconds"] <= queue_s
+
+
+@pytest.mark.parametrize("where", ["GpuSpotEnvironment", "GpuOnDemandEnvironment", "CpuEnvironment"])
+def test_machines_have_the_right_image_and_keep_their_credentials(where: str) -> None:
+    compute = properties("compute", where)["ComputeResources"]
+    [image] = compute["Ec2Configuration"]
+
+    assert image["ImageType"] == ("ECS_AL2023" if where.startswith("Cpu") else "ECS_AL2023_NVIDIA")
+    assert compute["LaunchTemplate"]["LaunchTemplateId"] == {"Ref": "MachineTemplate"}
+    data = properties("compute", "MachineTemplate")["LaunchTemplateData"]
+    assert data["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+    assert data["BlockDeviceMappings"][0]["Ebs"]["Encrypted"] is True
+
+
+def test_two_daemons_never_run() -> None:
+    service = properties("application", "DaemonService")
+    deployment = service["DeploymentConfiguration"]
+
+    assert service["DesiredCount"] == 1
+    assert (deployment["MinimumHealthyPercent"], deployment["MaximumPercent"]) == (0, 100)
+    assert service["AvailabilityZoneRebalancing"] == "DISABLED"
+
+
+def test_the_daemon_waits_for_what_prepares_it_and_the_web_server_for_the_daemon() -> None:
+    prepare, daemon = properties("application", "DaemonTask")["ContainerDefinitions"]
+
+    assert (prepare["Name"], prepare["Essential"]) == ("prepare", False)
+    assert daemon["DependsOn"] == [{"ContainerName": "prepare", "Condition": "SUCCESS"}]
+    assert template("application")["Resources"]["WebserverService"]["DependsOn"] == "DaemonService"
+
+
+def test_web_servers_come_and_go_with_the_load() -> None:
+    target = properties("application", "WebserverScaling")
+    minimum, maximum = (
+        template("application")["Parameters"][target[bound]["Ref"]]["Default"]
+        for bound in ("MinCapacity", "MaxCapacity")
+    )
+    policies = {
+        tracking["PredefinedMetricSpecification"]["PredefinedMetricType"]: (
+            tracking["TargetValue"],
+            tracking["ScaleOutCooldown"],
+            tracking["ScaleInCooldown"],
+        )
+        for _, body in resources("AWS::ApplicationAutoScaling::ScalingPolicy")
+        if (tracking := body["Properties"]["TargetTrackingScalingPolicyConfiguration"])
+    }
+
+    assert (minimum, maximum) == (2, 10)
+    assert policies == {
+        "ECSServiceAverageCPUUtilization": (70, 60, 300),
+        "ECSServiceAverageMemoryUtilization": (80, 60, 300),
+    }
+
+
+def test_a_broken_deployment_goes_back_by_itself() -> None:
+    for where, body in resources("AWS::ECS::Service"):
+        breaker = body["Properties"]["DeploymentConfiguration"]["DeploymentCircuitBreaker"]
+        assert breaker == {"Enable": True, "Rollback": True}, where
+
+
+def test_only_the_load_balancer_is_reached_from_outside() -> None:
+    open_ports = {
+        where: {
+            rule["FromPort"]
+            for rule in body["Properties"].get("SecurityGroupIngress", [])
+            if "CidrIp" in rule
+        }
+        for where, body in resources("AWS::EC2::SecurityGroup")
+    }
+
+    assert {where: ports for where, ports in open_ports.items() if ports} == {
+        "network/LoadBalancerGroup": {80, 443}
+    }
+    for where, body in resources("AWS::ECS::Service"):
+        network = body["Properties"]["NetworkConfiguration"]["AwsvpcConfiguration"]
+        assert network["AssignPublicIp"] == "DISABLED", where
+
+
+def test_each_subnet_has_its_way_out() -> None:
+    found = {
+        body["Properties"]["SubnetId"]["Ref"]: body["Properties"]["RouteTableId"]["Ref"]
+        for _, body in resources("AWS::EC2::SubnetRouteTableAssociation")
+    }
+    assert found == {
+        "PublicSubnetA": "PublicRoutes",
+        "PublicSubnetB": "PublicRoutes",
+        "PrivateSubnetA": "PrivateRoutesA",
+        "PrivateSubnetB": "PrivateRoutesB",
+    }
+
+
+def test_without_a_host_name_there_is_no_way_in() -> None:
+    """Then nothing is public, and the tunnel of docs/deploy.md is the only way."""
+    public = {
+        "AWS::Cognito::UserPool",
+        "AWS::ElasticLoadBalancingV2::LoadBalancer",
+        "AWS::ElasticLoadBalancingV2::Listener",
+        "AWS::ElasticLoadBalancingV2::TargetGroup",
+    }
+    for where, body in resources(*public):
+        assert body["Condition"] == "HasAddress", where
+    assert template("application")["Parameters"]["HostName"]["Default"] == ""
