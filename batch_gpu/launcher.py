@@ -159,7 +159,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             self._instance.add_run_tags(run.run_id, {JOB_ID_TAG: job_id, RUN_WORKER_ID_TAG: job_id})
             throttled = time.monotonic() - began > LONG_SUBMISSION_S
             if throttled and self._fresh(run).is_finished:  # canceled meanwhile
-                self.api.terminate(job_id, f"Run {run.run_id} ended before its job was submitted.")
+                self.end_job(run, job_id, f"Run {run.run_id} ended before its job was submitted.")
         except BatchGpuError as error:
             self.fail(run, Ending(error.failure_class, error.transient, str(error)))
             raise
@@ -234,7 +234,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
                 if begun:
                     return True  # the worker is told by a signal, and reports the end itself
         # Nobody is there to report the end, or it would leave at once: it finds the run canceled.
-        self._instance.report_run_canceled(run, "The run was canceled before a worker had begun it.")
+        self._instance.report_run_canceled(run, "The run was canceled; it has no worker to report that.")
         return True
 
     def end_job(self, run: DagsterRun, job_id: str, reason: str) -> None:
@@ -271,12 +271,12 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             return self.local.check_run_worker_health(run)
         job_id = self.job_id(run)
         if job_id is None:
-            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "AWS Batch has no job of this run.")
+            return self._not_found(run, "AWS Batch has no job of this run.")
         job = self.job(run, job_id)
         if job is None:
             told = f"AWS Batch no longer knows job {job_id}."
             self._require_age(run, told)
-            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, told, run_worker_id=job_id)
+            return self._not_found(run, told)
         self.note_log_stream(run, job)
         ending = self._ending(run, job)
         if ending is None:
@@ -344,6 +344,10 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         if lost is not None:
             self.api.terminate(str(job["jobId"]), "The run's worker was lost with its machine.")
         return lost
+
+    def _not_found(self, run: DagsterRun, told: str) -> CheckRunHealthResult:
+        self._instance.add_run_tags(run.run_id, {FAILURE_TAG: "worker-lost"})
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, told)
 
     def job_id(self, run: DagsterRun) -> str | None:
         """The run's job, looked up by its name if a crash came between submitting it and writing it down."""

@@ -54,6 +54,16 @@ def test_a_run_executes_as_one_job_and_says_where(cloud: Cloud) -> None:
     assert cloud.batch.calls == {"SubmitJob": 1}
 
 
+def test_a_long_command_is_handed_over_compressed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batch_gpu.launcher.LONGEST_PLAIN_COMMAND", 100)
+    run = cloud.run()
+    cloud.launch(run)
+    cloud.until(run, "SUCCESS")
+    command = cloud.job()["container"]["command"]
+    assert command[-2] == "--compressed-input-json"
+    assert len(command[-1]) < 2000
+
+
 def test_the_log_stream_is_told_as_soon_as_there_is_one(cloud: Cloud) -> None:
     run = cloud.run("waits")
     cloud.launch(run)
@@ -493,6 +503,7 @@ def test_a_resumed_run_gets_a_job_of_its_own(cloud: Cloud) -> None:
 def test_a_run_without_a_job_is_not_healthy(cloud: Cloud) -> None:
     run = cloud.run()
     assert cloud.launcher.check_run_worker_health(run).status == WorkerStatus.NOT_FOUND
+    assert cloud.fresh(run).tags["batch_gpu/failure"] == "worker-lost"
     assert cloud.batch.calls == {}
 
 
