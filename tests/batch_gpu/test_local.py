@@ -11,6 +11,7 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 
 from batch_gpu import pool
 from batch_gpu.local import alive
+from batch_gpu.sensor import batch_runs_sensor
 from tests.batch_gpu.conftest import PROJECT, Cloud
 from tests.support.waiting import wait_for
 
@@ -89,6 +90,14 @@ def test_a_run_whose_launch_was_cut_off_fails(cloud: Cloud) -> None:
     assert cloud.watch().waiting == 1
     assert cloud.watch(1000).failed == 1
     assert cloud.fresh(run).tags["batch_gpu/failure"] == "container-start"
+
+
+def test_the_sensor_leaves_other_launchers_alone() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        skipped = batch_runs_sensor(dg.build_sensor_context(instance=instance))
+        assert pool.set_pool_limit(instance) is None
+    assert isinstance(skipped, dg.SkipReason)
+    assert "otherwise" in str(skipped.skip_message)
 
 
 @pytest.mark.parametrize(

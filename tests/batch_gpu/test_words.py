@@ -186,6 +186,7 @@ def job(status: str = "FAILED", **detail: Any) -> dict[str, Any]:
     [
         ({"statusReason": "Host EC2 (instance i-1) terminated."}, "worker-lost", True),
         ({"statusReason": "Job attempt duration exceeded timeout"}, "timeout", True),
+        ({"statusReason": "MISCONFIGURATION:SERVICE_ROLE_PERMISSIONS - role"}, "permission-denied", False),
         (
             {"statusReason": "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - The job resource requirement…"},
             "configuration",
