@@ -5,7 +5,7 @@ of it is built in `jobs`, and `aws` makes the requests; none of the three knows 
 """
 
 import base64
-import logging
+import math
 import threading
 import time
 import zlib
@@ -30,7 +30,7 @@ from batch_gpu.aws import BatchApi, log_group
 from batch_gpu.compute import ComputeClass, compute_class
 from batch_gpu.config import JobConfig, LauncherConfig, config_schema, from_yaml
 from batch_gpu.endings import ENDED, Ending, Job, ending_of, last_container, lost_to_reclaim
-from batch_gpu.errors import BatchGpuError, ConfigurationError, JobNotListed
+from batch_gpu.errors import AwsUnavailable, BatchGpuError, ConfigurationError, JobNotListed
 from batch_gpu.job_definitions import JobDefinitions
 from batch_gpu.jobs import (
     FAILURE_TAG,
@@ -50,8 +50,6 @@ from batch_gpu.jobs import (
 )
 from batch_gpu.links import job_url, log_url
 from batch_gpu.local import LocalLauncher, launched_locally
-
-logger = logging.getLogger(__name__)
 
 # A command longer than this is handed over compressed: ECS takes 8192 characters with the environment.
 LONGEST_PLAIN_COMMAND = 4000
@@ -393,18 +391,35 @@ class _Board:
     def __init__(self, api: BatchApi) -> None:
         self._api = api
         self._lock = threading.Lock()
-        self._asked_at = 0.0
+        self._asked_at = -math.inf
         self._asked: set[str] = set()
         self._jobs: dict[str, Job] = {}
+        self._refusal: AwsUnavailable | None = None
 
     def job(self, instance: DagsterInstance, run_id: str, job_id: str) -> Job | None:
+        """What AWS says of a job; None if it does not know it.
+
+        Raises:
+            AwsUnavailable: the same for all runs of a pass, so that a throttling AWS is not asked once a run.
+        """
         # Half the interval: every pass sees news, and none asks twice unless it takes that long itself.
         lifetime_s = instance.run_monitoring_poll_interval_seconds / 2
         with self._lock:
-            if job_id not in self._asked or time.monotonic() - self._asked_at > lifetime_s:
-                runs = instance.get_runs(RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES))
-                known = {own_job_id(run.run_id, run.tags) for run in runs} - {None}
-                wanted = {str(each) for each in known} | {job_id}
-                self._jobs = self._api.describe(wanted)
-                self._asked, self._asked_at = wanted, time.monotonic()
+            old = time.monotonic() - self._asked_at > lifetime_s
+            if self._refusal is not None and not old:
+                raise self._refusal
+            if old or job_id not in self._asked:
+                self._ask(instance, job_id)
             return self._jobs.get(job_id)
+
+    def _ask(self, instance: DagsterInstance, job_id: str) -> None:
+        runs = instance.get_runs(RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES))
+        known = {own_job_id(run.run_id, run.tags) for run in runs} - {None}
+        wanted = {str(each) for each in known} | {job_id}
+        self._asked_at, self._refusal = time.monotonic(), None
+        try:
+            self._jobs = self._api.describe(wanted)
+        except AwsUnavailable as refusal:
+            self._refusal = refusal
+            raise
+        self._asked = wanted

@@ -49,9 +49,8 @@ class Watched:
 
     def __str__(self) -> str:
         told = f"{self.waiting} runs wait for their worker, {self.failed} failed, {self.submitted} submitted"
-        return told + (
-            f", {self.unanswered} left alone because AWS did not answer." if self.unanswered else "."
-        )
+        told += f", {self.explained} interruptions explained, {self.ended} jobs left behind ended"
+        return f"{told}, {self.unanswered} to be asked again." if self.unanswered else f"{told}."
 
 
 def watch_runs(

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from batch_gpu.testing import Machines
+from batch_gpu.testing import Fault, Machines
 from tests.batch_gpu.conftest import Cloud
 from tests.support.waiting import wait_for
 
@@ -15,9 +15,8 @@ RUNS = 500
 @pytest.mark.timeout(400)
 def test_five_hundred_runs_at_once_cost_little_more_than_their_submission(cloud: Cloud) -> None:
     # `true` in place of Dagster: the container does nothing, so that this measures the launcher.
-    cloud.configure(
-        launcher={"entry_point": ["true"]}, run_monitoring={"enabled": True, "poll_interval_seconds": 10}
-    )
+    shipped = {"enabled": True, "poll_interval_seconds": 10}
+    cloud.configure(launcher={"entry_point": ["true"]}, run_monitoring=shipped)
     cloud.batch.set_machines("gpu", Machines(count=0))
     first = cloud.run()
     runs = [first._replace(run_id=str(uuid4())) for _ in range(RUNS)]
@@ -26,13 +25,19 @@ def test_five_hundred_runs_at_once_cost_little_more_than_their_submission(cloud:
     passes = 3
     for _ in range(passes):
         assert cloud.watch().waiting == RUNS + 1
+    described = cloud.batch.calls["DescribeJobs"]
+    cloud.batch.faults.append(Fault("DescribeJobs", times=None))
+    cloud.configure(launcher={"entry_point": ["true"]}, run_monitoring=shipped)  # knows nothing yet
+    assert cloud.watch().unanswered == RUNS
+    assert cloud.batch.calls["DescribeJobs"] - described == 1, "who is throttled does not ask for each run"
+    cloud.batch.faults.clear()
     cloud.batch.set_machines("gpu", Machines(gpus=8, vcpus=8, count=4))
     wait_for("all jobs", lambda: {job["status"] for job in cloud.batch.jobs()} == {"SUCCEEDED"})
 
     calls = cloud.batch.calls
     assert len({job["jobName"] for job in cloud.batch.jobs()}) == calls["SubmitJob"] == RUNS
     # A description of 500 jobs is five requests; a pass makes it once, whatever it asks about each run.
-    assert calls["DescribeJobs"] <= 5 * passes
+    assert calls["DescribeJobs"] <= 5 * passes + 1
     assert calls["ListJobs"] == 0
     print(f"{sum(calls.values()) / RUNS:.3f} requests a run: {dict(calls)}")
     assert sum(calls.values()) / RUNS <= 2
