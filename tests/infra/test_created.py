@@ -179,7 +179,12 @@ def test_the_database_is_as_agreed(on_ministack: Deployed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("secret", "user"), [("capstone/database/dagster", "dagster"), ("capstone/database/events", "capstone")]
+    ("secret", "user"),
+    [
+        ("capstone/database/administrator", "capstone_admin"),
+        ("capstone/database/dagster", "dagster"),
+        ("capstone/database/events", "capstone"),
+    ],
 )
 def test_passwords_are_made_not_given(on_ministack: Deployed, secret: str, user: str) -> None:
     value = json.loads(

@@ -107,7 +107,7 @@ def test_passwords_need_no_quoting() -> None:
     made = [
         body["Properties"]["GenerateSecretString"] for _, body in resources("AWS::SecretsManager::Secret")
     ]
-    assert len(made) == 2
+    assert len(made) == 3
     assert all(each["ExcludePunctuation"] is True and each["PasswordLength"] >= 32 for each in made)
 
 
@@ -121,8 +121,8 @@ def test_the_databases_parameters() -> None:
         "rds.force_ssl": "1",
     }
     assert parameters["Family"] == f"postgres{database['EngineVersion']}"
-    assert database["ManageMasterUserPassword"] is True
-    assert "MasterUserPassword" not in database
+    assert "ManageMasterUserPassword" not in database, "RDS then makes no read replica"
+    assert "{{resolve:secretsmanager:${AdministratorSecret}:" in database["MasterUserPassword"]["Fn::Sub"]
     assert template("data")["Resources"]["DatabaseReplica"]["Condition"] == "HasReadReplica"
     assert template("data")["Parameters"]["ReadReplica"]["Default"] == "false"
 
