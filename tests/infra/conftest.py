@@ -53,6 +53,8 @@ def on_ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]
                     )
                 else:
                     body = without(body, NOT_ON["ministack"])
+                if name == "data":
+                    parameters = {"ReadReplica": "true", "AlertEmail": "operator@example.com"}
                 if name == "application":
                     # It takes a service's count for text when a parameter gives it.
                     body["Resources"]["WebserverService"]["Properties"]["DesiredCount"] = 2

@@ -160,7 +160,8 @@ def test_buckets_refuse_unencrypted_connections(on_ministack: Deployed, kind: st
 
 
 def test_the_database_is_as_agreed(on_ministack: Deployed) -> None:
-    [database] = on_ministack.client("rds").describe_db_instances()["DBInstances"]
+    rds = on_ministack.client("rds")
+    [database] = rds.describe_db_instances(DBInstanceIdentifier="capstone")["DBInstances"]
     expected = {
         "DBInstanceIdentifier": "capstone",
         "DBInstanceClass": "db.t3.small",
@@ -176,6 +177,19 @@ def test_the_database_is_as_agreed(on_ministack: Deployed) -> None:
 
     assert {name: database[name] for name in expected} == expected
     assert database["PreferredMaintenanceWindow"].lower() == "mon:04:00-mon:05:00"
+
+
+def test_a_read_replica_is_there_when_asked_for(on_ministack: Deployed) -> None:
+    rds = on_ministack.client("rds")
+    [replica] = rds.describe_db_instances(DBInstanceIdentifier="capstone-replica")["DBInstances"]
+
+    # Of what it is a copy, ministack does not keep: test_templates.py reads it.
+    assert (replica["DBInstanceClass"], replica["PubliclyAccessible"]) == ("db.t3.small", False)
+
+
+def test_the_operator_is_told_by_mail(on_ministack: Deployed) -> None:
+    found = on_ministack.client("sns").list_subscriptions()["Subscriptions"]
+    assert [(each["Protocol"], each["Endpoint"]) for each in found] == [("email", "operator@example.com")]
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ def test_the_databases_parameters() -> None:
     assert parameters["Family"] == f"postgres{database['EngineVersion']}"
     assert "ManageMasterUserPassword" not in database, "RDS then makes no read replica"
     assert "{{resolve:secretsmanager:${AdministratorSecret}:" in database["MasterUserPassword"]["Fn::Sub"]
+    assert properties("data", "DatabaseReplica")["SourceDBInstanceIdentifier"] == {"Ref": "Database"}
     assert template("data")["Resources"]["DatabaseReplica"]["Condition"] == "HasReadReplica"
     assert template("data")["Parameters"]["ReadReplica"]["Default"] == "false"
 
