@@ -93,7 +93,7 @@ def deployed(request: pytest.FixtureRequest) -> Deployed:
 
 def _application(endpoint_url: str) -> dict[str, str]:
     certificate = client("acm", endpoint_url).request_certificate(DomainName=HOST)["CertificateArn"]
-    return {"ImageTag": "v1", "HostName": HOST, "CertificateArn": certificate}
+    return {"ImageTag": "v1", "Model": "yolo11n.pt", "HostName": HOST, "CertificateArn": certificate}
 
 
 def _existing_network(endpoint_url: str) -> dict[str, str]:

@@ -132,8 +132,19 @@ def test_every_template_is_deployed_in_its_turn() -> None:
 
 
 def test_the_models_parameters_exist() -> None:
-    [assignment] = re.findall(r'^MODEL="(.*)"$', PAGE.read_text(), re.MULTILINE)
-    assert set(re.findall(r"(\w+)=", assignment)) <= set(template("application")["Parameters"])
+    assignments = re.findall(r'^MODEL="(.*)"$', PAGE.read_text(), re.MULTILINE)
+    assert len(assignments) == 2
+    for each in assignments:
+        assert set(re.findall(r"(\w+)=", each)) <= set(template("application")["Parameters"])
+
+
+def test_parameters_without_a_default_are_given_at_the_first_deployment() -> None:
+    """`$MODEL` stands for the model's."""
+    text = PAGE.read_text().replace("$MODEL", "Model=m")
+    for name in ORDER:
+        first = text[text.index(f"--stack-name capstone-{name}") :].partition("```")[0]
+        needed = {key for key, each in template(name).get("Parameters", {}).items() if "Default" not in each}
+        assert needed <= set(re.findall(r"(\w+)=", first)), name
 
 
 def test_stacks_are_deleted_in_the_opposite_order() -> None:
