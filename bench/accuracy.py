@@ -13,11 +13,11 @@ they return is scored, weak detections included. Ours is what an analysis keeps:
 `min_score`, tracks after stitching. Events of all three are built by the same rules. What the scores mean
 stands in `bench/tracking_scores.py`; milliseconds are of tracking alone, for each analysed frame.
 
-`--worlds` makes that many synthetic scenes (`bench/worlds.py`) instead, 30 frames a second, and gives means:
-on these, and not on footage with truth, the constants of `analysis/motion_tracker.py`, `stitching.py` and
-`tracking.py` were chosen, one after the other, by the sum of IDF1, half of MOTA and 0.7 of the events' F1,
-with and without looks, at 10, 5 and 2 frames a second, seeds 100 to 105. To compare values, change one and
-run `--worlds 6 --first-seed 100`; other seeds tell whether what was gained is more than luck.
+`--worlds` makes that many synthetic scenes (`bench/worlds.py`) instead, 30 frames a second, and gives means.
+On these, and not on footage with truth, the constants of `analysis/tracking/` (`motion_tracker`, `stitching`
+and `video_tracker`) were chosen, one after the other, by the sum of IDF1, half of MOTA and 0.7 of the events'
+F1, with and without looks, at 10, 5 and 2 frames a second, seeds 100 to 105. To compare values, change one
+and run `--worlds 6 --first-seed 100`; other seeds tell whether what was gained is more than luck.
 
 The last line is one JSON object.
 """
@@ -51,9 +51,9 @@ from capstone_dagster.analysis import (
     frames,
     load_detector,
 )
-from capstone_dagster.analysis.tracking import UNTRACKED, VideoTracker
-from capstone_dagster.analysis.ultralytics_trackers import TrackerInput, new_tracker
-from capstone_dagster.analysis.video import Image
+from capstone_dagster.analysis.footage.video import Image
+from capstone_dagster.analysis.tracking.ultralytics_trackers import TrackerInput, new_tracker
+from capstone_dagster.analysis.tracking.video_tracker import UNTRACKED, VideoTracker
 
 PACKAGES = ("numpy", "openvino", "torch", "trackeval", "ultralytics-opencv-headless")
 LABELS = ("person",)

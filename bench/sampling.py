@@ -278,7 +278,7 @@ def report(
     if options.record:
         record(
             f"Sampling and motion gate: {options.video.name if options.video else 'a mostly empty minute'}",
-            "python bench/sampling.py " + shlex.join(shown_arguments(options)),
+            "python -m bench.sampling " + shlex.join(shown_arguments(options)),
             body,
             PACKAGES,
         )

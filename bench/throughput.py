@@ -202,7 +202,7 @@ def _ours_full(task: Task) -> Callable[[], int]:
 
 
 def _predict(task: Task, model: str, **arguments: Any) -> Callable[[], int]:
-    from capstone_dagster.analysis.checkpoint import import_ultralytics
+    from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
 
     yolo = import_ultralytics().YOLO(model, task="detect")
 
@@ -280,7 +280,7 @@ def _forward_on_cpu(task: Task) -> Callable[[], int]:
 def _forward_on_gpu(task: Task) -> Callable[[], int]:
     import torch
 
-    from capstone_dagster.analysis.checkpoint import load_checkpoint
+    from capstone_dagster.analysis.detection.checkpoint import load_checkpoint
 
     device = torch.device(task.device)
     model = load_checkpoint(Path(task.model)).model.fuse().eval().half()
@@ -301,7 +301,7 @@ def _forward_on_gpu(task: Task) -> Callable[[], int]:
 
 def _input_shape(task: Task) -> tuple[int, int]:
     from capstone_dagster.analysis import probe
-    from capstone_dagster.analysis.letterbox import Letterbox
+    from capstone_dagster.analysis.detection.letterbox import Letterbox
 
     info = probe(Path(task.video))
     box = Letterbox.rectangular(info.height, info.width, size=(640, 640), stride=32)
@@ -310,7 +310,7 @@ def _input_shape(task: Task) -> tuple[int, int]:
 
 def _static_export(task: Task) -> Path:
     """What an expert exports by hand: the video's own shape and nothing else."""
-    from capstone_dagster.analysis.checkpoint import import_ultralytics
+    from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
 
     folder = Path(task.folder) / "expert"
     exported = folder / f"{Path(task.model).stem}_openvino_model"
@@ -326,7 +326,7 @@ def _static_export(task: Task) -> Path:
 def _checkpoint(model: str, folder: Path) -> Path:
     if not model.endswith(".yaml"):
         return Path(model).resolve()
-    from capstone_dagster.analysis.checkpoint import import_ultralytics
+    from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
 
     yolo = import_ultralytics().YOLO(model)
     yolo.model.names = {number: f"class {number}" for number in yolo.model.names} | {0: "person"}

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capstone_dagster.analysis.detections import Detections
-from capstone_dagster.analysis.video import Image
+from capstone_dagster.analysis.footage.video import Image
 
 WIDTH, HEIGHT, RATE = 640, 360, 30
 NAMES = ("person",)

@@ -102,7 +102,7 @@ def _from_ultralytics(name: str, cache: Path) -> Path:
         return target
     cache.mkdir(parents=True, exist_ok=True)
     # Ultralytics asks the network nothing by itself here; this one download is meant.
-    from capstone_dagster.analysis.checkpoint import import_ultralytics
+    from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
 
     import_ultralytics()
     from ultralytics.utils.downloads import attempt_download_asset

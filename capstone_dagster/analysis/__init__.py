@@ -5,8 +5,8 @@ detections into events. Progress, counts and timings come back as values. Import
 neither torch nor a model.
 """
 
+from .detection.detector import Detector, load_detector
 from .detections import Detections
-from .detector import Detector, load_detector
 from .engine import DetectionSummary, Progress, analyze_video
 from .errors import (
     AnalysisError,
@@ -17,6 +17,7 @@ from .errors import (
     UndecodableVideo,
 )
 from .events import Event, build_events
+from .footage.video import Frame, VideoInfo, frames, probe
 from .identity import DETECTION_VERSION, EVENTS_VERSION, analysis_id, detection_id, event_id, model_sha256
 from .settings import AnalysisSettings, EventRules
 from .tables import (
@@ -28,7 +29,6 @@ from .tables import (
     read_frames,
     write_events,
 )
-from .video import Frame, VideoInfo, frames, probe
 
 __all__ = [
     "DETECTIONS_SCHEMA",

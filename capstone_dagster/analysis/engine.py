@@ -19,12 +19,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Self
 
+from .detection.detector import Detector
 from .detections import Detections
-from .detector import Detector
+from .footage.video import Frame, VideoReader
 from .handoff import Handoff
 from .results import Results
 from .settings import AnalysisSettings
-from .video import Frame, VideoReader
 
 DECODE_THREAD = "video-decode"
 DETECT_THREAD = "video-detect"

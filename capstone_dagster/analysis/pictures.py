@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .detections import Detections
-from .video import Image
+from .footage.video import Image
 
 _SHEET_TILES = 12
 _TILE_SIDE = 480  # four tiles side by side fill a full-HD screen

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from .detections import Detections
+from .footage.sampling import HEARTBEAT_S
+from .footage.video import Frame, Image
 from .pictures import ContactSheet, Thumbnails
-from .sampling import HEARTBEAT_S
 from .settings import AnalysisSettings
 from .tables import DETECTIONS_SCHEMA, FRAMES_SCHEMA, TableWriter
-from .tracking import UNTRACKED, VideoTracker
-from .video import Frame, Image
+from .tracking.video_tracker import UNTRACKED, VideoTracker
 
 # Until the end it is not known which tracklets are one visit: until then detections lie here.
 _TRACKLETS = "tracklets.parquet"

@@ -25,7 +25,7 @@ from capstone_dagster.models import analysis_settings
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import ObjectNotFound
-from capstone_dagster.storage.event_store import VideoUpload
+from capstone_dagster.storage.records import VideoUpload
 from capstone_dagster.storage.sources import download_source
 
 MANIFEST = "manifest.json"

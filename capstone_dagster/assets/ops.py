@@ -20,7 +20,7 @@ from capstone_dagster.assets.references import (
 from capstone_dagster.observability.failures import FailureClass
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import SourceMissing, StorageError
-from capstone_dagster.storage.event_store import VideoUpload
+from capstone_dagster.storage.records import VideoUpload
 
 # Transient faults get two more tries within the run, some 5 and 10 s apart: long enough for a failover's
 # first seconds, short enough not to hold a GPU for a database.

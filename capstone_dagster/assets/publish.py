@@ -24,7 +24,7 @@ from capstone_dagster.analysis import (
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
-from capstone_dagster.storage.event_store import Analysis, VideoFacts
+from capstone_dagster.storage.records import Analysis, VideoFacts
 
 EVENTS_FILE = "events.parquet"
 

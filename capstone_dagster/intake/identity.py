@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from capstone_dagster.storage.event_store import VideoUpload
+from capstone_dagster.storage.records import VideoUpload
 
 if TYPE_CHECKING:
     from capstone_dagster.intake.messages import AnalysisRequest

@@ -26,7 +26,7 @@ from capstone_dagster.storage.errors import (
     SourceMissing,
     StorageUnavailable,
 )
-from capstone_dagster.storage.event_store import VideoUpload
+from capstone_dagster.storage.records import VideoUpload
 from capstone_dagster.storage.sources import head_source
 
 JOB_NAME = "analyze_upload"

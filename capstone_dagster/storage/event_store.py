@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from capstone_dagster.storage import recording, status
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
+from capstone_dagster.storage.records import Analysis, Publication, VideoFacts, VideoUpload
 from capstone_dagster.storage.schema import FINAL_STATES, SCHEMA, analyses, events, video_status, videos
 
 State = Literal[
@@ -22,98 +23,6 @@ State = Literal[
 ]
 
 _EVENT_COLUMNS = tuple(column.name for column in events.columns)
-
-
-@dataclass(frozen=True, slots=True)
-class VideoUpload:
-    """One upload as intake knows it: identity, whereabouts, and what is known about the recording.
-
-    Attributes:
-        upload_id, video_id, external_id, camera: see the identities in the documentation.
-        etag: S3's, without quotes; with `size_bytes` it stands for the bytes.
-        recorded_at: wall-clock time of the video's first frame, timezone-aware; None if unknown.
-        recorded_at_source: `message`, `metadata`, `name` or `container`; None if unknown.
-        uploaded_at: S3's Last-Modified, timezone-aware.
-    """
-
-    upload_id: str
-    video_id: str
-    external_id: str | None
-    bucket: str
-    key: str
-    version_id: str | None
-    etag: str
-    size_bytes: int
-    camera: str
-    recorded_at: datetime | None
-    recorded_at_source: str | None
-    uploaded_at: datetime
-
-    @property
-    def url(self) -> str:
-        """`s3://bucket/key`, for people."""
-        return f"s3://{self.bucket}/{self.key}"
-
-
-@dataclass(frozen=True, slots=True)
-class VideoFacts:
-    """What is known of the video once it is analysed; lengths in pixels, duration in milliseconds."""
-
-    duration_ms: int
-    width: int
-    height: int
-    fps: float | None
-    codec: str
-    recorded_at: datetime | None
-    recorded_at_source: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Analysis:
-    """One row of `analyses`, but for what the database itself decides.
-
-    Attributes:
-        requested_at: when the run that publishes it was asked for; decides which analysis is current.
-        gpu_seconds: 0 on a CPU.
-        seconds: wall time of the pass over the pixels.
-    """
-
-    analysis_id: str
-    detection_id: str
-    video_id: str
-    upload_id: str
-    model: str
-    model_sha256: str
-    settings: Mapping[str, Any]
-    detection_version: int
-    events_version: int
-    run_id: str
-    frames_decoded: int
-    frames_analyzed: int
-    detections: int
-    tracks: int
-    events: int
-    device: str
-    backend: str
-    gpu_seconds: float
-    seconds: float
-    objects_prefix: str
-    requested_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """What publishing did.
-
-    Attributes:
-        inserted: rows were written; False when this analysis was published before.
-        current: it is what consumers now see; False when a newer upload's analysis is.
-        published_at: when it was first published.
-    """
-
-    inserted: bool
-    current: bool
-    published_at: datetime
 
 
 class EventStore:

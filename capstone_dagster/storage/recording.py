@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
+from capstone_dagster.storage.records import VideoFacts, VideoUpload
 from capstone_dagster.storage.schema import analyses, events, videos
-
-if TYPE_CHECKING:
-    from capstone_dagster.storage.event_store import VideoFacts, VideoUpload
 
 # Who is believed before whom; between equals the latest word counts. `derived` is what intake found in the
 # object's metadata or by a pattern, for the fields of which nobody needs to know which of the two.

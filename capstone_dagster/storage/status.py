@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from capstone_dagster.storage.records import VideoUpload
 from capstone_dagster.storage.schema import FINAL_STATES, UNFINISHED_STATES, outbox, video_status
-
-if TYPE_CHECKING:
-    from capstone_dagster.storage.event_store import VideoUpload
 
 # JSON as PostgreSQL takes it; ensure_ascii off keeps keys in any script readable in psql.
 _json = partial(json.dumps, ensure_ascii=False, default=str)

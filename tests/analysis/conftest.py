@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from capstone_dagster.analysis import Detections, frames
-from capstone_dagster.analysis.checkpoint import import_ultralytics
-from capstone_dagster.analysis.video import Image
+from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
+from capstone_dagster.analysis.footage.video import Image
 from tests.analysis.reference import WEIGHTS, ultralytics_boxes
 
 # BGR, far apart and far from the background, so that compression cannot confuse them.

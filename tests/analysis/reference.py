@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from capstone_dagster.analysis import AnalysisSettings, Detections
-from capstone_dagster.analysis.checkpoint import import_ultralytics
-from capstone_dagster.analysis.labels import LabelMap
-from capstone_dagster.analysis.video import Image
+from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
+from capstone_dagster.analysis.detection.labels import LabelMap
+from capstone_dagster.analysis.footage.video import Image
 from capstone_dagster.local import detector as demo_detector
 
 WEIGHTS = Path(demo_detector.__file__).with_name("person_face.pt")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstone_dagster.analysis import GpuOutOfMemory
-from capstone_dagster.analysis.batching import Batching
+from capstone_dagster.analysis.detection.batching import Batching
 
 WAIT_S = 20.0
 

@@ -18,7 +18,7 @@ from capstone_dagster.analysis import (
     load_detector,
     model_sha256,
 )
-from capstone_dagster.analysis.checkpoint import import_ultralytics
+from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
 
 SMALL = AnalysisSettings(image_size=64)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from capstone_dagster.analysis import GpuError, InvalidAnalysisSettings
-from capstone_dagster.analysis.device import Device, Gpus, ThisMachine, choose_device
+from capstone_dagster.analysis.detection.device import Device, Gpus, ThisMachine, choose_device
 
 NOT_ASKED = Gpus(-1)
 
@@ -136,7 +136,7 @@ def test_hidden_gpus_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_driver")
 def test_without_a_gpu_choosing_costs_no_import_of_pytorch() -> None:
     program = (
-        "import sys; from capstone_dagster.analysis.device import choose_device; "
+        "import sys; from capstone_dagster.analysis.detection.device import choose_device; "
         "print(choose_device('auto').name, 'torch' in sys.modules)"
     )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -31,7 +31,7 @@ from capstone_dagster.analysis import (
     read_frames,
 )
 from capstone_dagster.analysis.engine import DECODE_THREAD, _batches
-from capstone_dagster.analysis.video import Image, VideoReader
+from capstone_dagster.analysis.footage.video import Image, VideoReader
 
 from .conftest import COLOURS, MakeClip, Square, SquareDetector
 

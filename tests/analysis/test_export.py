@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from capstone_dagster.analysis import AnalysisSettings, ModelUnavailable, load_detector, model_sha256
-from capstone_dagster.analysis.checkpoint import import_ultralytics
-from capstone_dagster.analysis.export import openvino_export
+from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
+from capstone_dagster.analysis.detection.export import openvino_export
 from capstone_dagster.local import detector as demo_detector
 
 WEIGHTS = Path(demo_detector.__file__).with_name("person_face.pt")
@@ -26,7 +26,8 @@ SETTINGS = AnalysisSettings()
 
 # Followed by the cache: exports the demo detector in a process of its own.
 _PROGRAM = (
-    "import sys; from pathlib import Path; from capstone_dagster.analysis.export import openvino_export;"
+    "import sys; from pathlib import Path;"
+    "from capstone_dagster.analysis.detection.export import openvino_export;"
     "openvino_export(Path(sys.argv[1]), sys.argv[2], cache=Path(sys.argv[3]), say=print)"
 )
 EXPORT = [sys.executable, "-c", _PROGRAM, str(WEIGHTS), SHA256]

@@ -17,7 +17,7 @@ from capstone_dagster.analysis import (
     ModelUnavailable,
     load_detector,
 )
-from capstone_dagster.analysis.video import Image
+from capstone_dagster.analysis.footage.video import Image
 from tests.analysis.reference import WEIGHTS, share_matched, ultralytics_boxes
 
 FULL = AnalysisSettings(precision="full")

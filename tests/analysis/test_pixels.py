@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstone_dagster.analysis import UndecodableVideo, frames, probe
-from capstone_dagster.analysis.pixels import LUMA_SIZE, BgrReader, LumaReader
-from capstone_dagster.analysis.video import Image
+from capstone_dagster.analysis.footage.pixels import LUMA_SIZE, BgrReader, LumaReader
+from capstone_dagster.analysis.footage.video import Image
 
 from .conftest import COLOURS, MakeClip
 

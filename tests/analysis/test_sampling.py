@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstone_dagster.analysis import InvalidAnalysisSettings, frames
-from capstone_dagster.analysis.pixels import LUMA_SIZE, Luma
-from capstone_dagster.analysis.sampling import HEARTBEAT_S, Sampling, changed
-from capstone_dagster.analysis.video import Image
+from capstone_dagster.analysis.footage.pixels import LUMA_SIZE, Luma
+from capstone_dagster.analysis.footage.sampling import HEARTBEAT_S, Sampling, changed
+from capstone_dagster.analysis.footage.video import Image
 
 from .conftest import MakeClip
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstone_dagster.analysis.timeline import Timeline, milliseconds
+from capstone_dagster.analysis.footage.timeline import Timeline, milliseconds
 
 MILLISECOND = Fraction(1, 1000)
 

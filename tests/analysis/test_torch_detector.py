@@ -20,17 +20,15 @@ from capstone_dagster.analysis import (
     GpuOutOfMemory,
     InvalidAnalysisSettings,
     ModelUnavailable,
-    suppression,
-    torch_detector,
-    torch_steps,
 )
-from capstone_dagster.analysis.checkpoint import import_ultralytics
-from capstone_dagster.analysis.device import Device
-from capstone_dagster.analysis.labels import LabelMap
-from capstone_dagster.analysis.letterbox import Letterbox
-from capstone_dagster.analysis.torch_detector import TorchDetector
-from capstone_dagster.analysis.torch_steps import letterboxed, standing
-from capstone_dagster.analysis.video import Image
+from capstone_dagster.analysis.detection import suppression, torch_detector, torch_steps
+from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
+from capstone_dagster.analysis.detection.device import Device
+from capstone_dagster.analysis.detection.labels import LabelMap
+from capstone_dagster.analysis.detection.letterbox import Letterbox
+from capstone_dagster.analysis.detection.torch_detector import TorchDetector
+from capstone_dagster.analysis.detection.torch_steps import letterboxed, standing
+from capstone_dagster.analysis.footage.video import Image
 from tests.analysis.reference import WEIGHTS, offsets, share_matched, ultralytics_boxes
 
 SETTINGS = AnalysisSettings()

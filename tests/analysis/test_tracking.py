@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from capstone_dagster.analysis import AnalysisSettings, Detections
 from capstone_dagster.analysis.settings import TrackerName
-from capstone_dagster.analysis.tracking import UNTRACKED, VideoTracker
+from capstone_dagster.analysis.tracking.video_tracker import UNTRACKED, VideoTracker
 
 NAMES = ("person", "face")
 PICTURE = np.zeros((480, 640, 3), dtype=np.uint8)

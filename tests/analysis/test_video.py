@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from capstone_dagster.analysis import UndecodableVideo, frames, probe
-from capstone_dagster.analysis.video import VideoReader
+from capstone_dagster.analysis.footage.video import VideoReader
 
 from .conftest import MakeClip
 

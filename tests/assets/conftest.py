@@ -14,7 +14,8 @@ from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.intake.sensor import NewUpload, _run_request
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore, VideoUpload
+from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.records import VideoUpload
 from capstone_dagster.storage.sources import head_source
 from tests.assets import recovery_job
 from tests.conftest import Aws

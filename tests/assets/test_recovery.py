@@ -10,7 +10,7 @@ import pytest
 
 from capstone_dagster.assets.failing import FAILURE_TAG, video_status_sensor
 from capstone_dagster.services import Services
-from capstone_dagster.storage.event_store import VideoUpload
+from capstone_dagster.storage.records import VideoUpload
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from capstone_dagster.storage.event_store import Analysis, EventStore, VideoFacts, VideoUpload
+from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.records import Analysis, VideoFacts, VideoUpload
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 UPLOAD = VideoUpload(

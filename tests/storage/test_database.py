@@ -23,7 +23,8 @@ from capstone_dagster.storage.database import (
     open_engine,
 )
 from capstone_dagster.storage.errors import DatabaseUnavailable, PermissionDenied
-from capstone_dagster.storage.event_store import EventStore, VideoUpload
+from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.records import VideoUpload
 from capstone_dagster.storage.schema import metadata
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, count
 

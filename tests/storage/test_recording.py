@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from capstone_dagster.storage.event_store import EventStore, VideoUpload
+from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.records import VideoUpload
 from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, event_row
 
 MORNING = datetime(2026, 1, 1, 8, tzinfo=UTC)

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..detections import Detections
+from ..errors import AnalysisError, ModelUnavailable, first_line
+from ..footage.video import Image
+from ..settings import AnalysisSettings
 from .checkpoint import check_task
-from .detections import Detections
-from .errors import AnalysisError, ModelUnavailable, first_line
 from .labels import LabelMap
 from .letterbox import Letterbox, model_size
-from .settings import AnalysisSettings
 from .suppression import select
-from .video import Image
 
 # The shape of the video at hand and that of the next one: each holds its own copy of the weights.
 _SHAPES_KEPT = 2

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidAnalysisSettings
+from ..errors import InvalidAnalysisSettings
 
 
 class LabelMap:

@@ -7,13 +7,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .detections import Detections
+from ..detections import Detections
+from ..footage.video import Image
+from ..settings import AnalysisSettings
 from .motion import MotionModel
 from .motion_tracker import MotionTracker
-from .settings import AnalysisSettings
 from .stitching import UNTRACKED, Stitcher
 from .ultralytics_trackers import UltralyticsTracker
-from .video import Image
 
 __all__ = ["UNTRACKED", "LabelTracker", "VideoTracker"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from .errors import GpuOutOfMemory, first_line
+from ..errors import GpuOutOfMemory, first_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidAnalysisSettings
+from ..errors import InvalidAnalysisSettings
 from .pixels import LUMA_SIZE, Image, Luma
 
 # Matroska stores whole milliseconds: a frame due at 133.33 ms carries 133, and must not wait for the next

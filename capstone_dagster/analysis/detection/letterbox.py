@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .video import Image
+from ..footage.video import Image
 
 PADDING_VALUE = 114
 """The grey beside the picture: what Ultralytics trains with."""

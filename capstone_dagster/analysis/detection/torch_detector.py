@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..detections import Detections
+from ..errors import ModelUnavailable
+from ..footage.video import Image
+from ..settings import AnalysisSettings, Precision
 from .batching import Batching
 from .checkpoint import load_checkpoint
-from .detections import Detections
 from .device import Device, usable_cores
-from .errors import ModelUnavailable
 from .gpu import TorchMemory, translated
 from .labels import LabelMap
 from .letterbox import Letterbox, model_size
-from .settings import AnalysisSettings, Precision
 from .suppression import MAX_DETECTIONS
 from .torch_steps import letterboxed, standing
-from .video import Image
 
 # Pictures at once. On a GPU the launching of some hundred kernels takes the same time for any number of them,
 # and 16 of 1080p are 100 MB of staging memory for each worker; chosen by reckoning, not measured on one.

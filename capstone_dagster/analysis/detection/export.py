@@ -18,8 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ..errors import AnalysisError, ModelUnavailable, first_line
 from .checkpoint import load_checkpoint, ultralytics_version
-from .errors import AnalysisError, ModelUnavailable, first_line
 
 # Raise when the way of exporting changes, so that no older export is taken for a new one.
 _FORMAT = 1

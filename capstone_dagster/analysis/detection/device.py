@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .errors import GpuError, InvalidAnalysisSettings, first_line
+from ..errors import GpuError, InvalidAnalysisSettings, first_line
 
 # What only a machine with an NVIDIA GPU has: its devices on Linux, its driver (which a container sees that
 # was started without the devices), and the driver of Windows as its Linux subsystem sees it.

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from .detections import Detections
-from .errors import InvalidAnalysisSettings, ModelUnavailable
-from .identity import model_sha256
-from .settings import AnalysisSettings
-from .video import Image
+from ..detections import Detections
+from ..errors import InvalidAnalysisSettings, ModelUnavailable
+from ..footage.video import Image
+from ..identity import model_sha256
+from ..settings import AnalysisSettings
 
 DEFAULT_CACHE = Path("~/.cache/capstone/models")
 """Where exports and compiled models are kept unless somewhere else is named."""

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelUnavailable, first_line
+from ..errors import ModelUnavailable, first_line
 
 # Ultralytics reads these when it is first imported. Set by us unless the operator did: no look-ups on the
 # network at import, no usage events, no installing of packages by itself, no chatter, and pickles

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .video import Image
+from ..footage.video import Image
 
 # Points looked at in each box: enough for a histogram, whatever the size of the box. The outer parts of a box
 # show what is behind the object.

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .detections import Detections
+from ..detections import Detections
+from ..footage.video import Image
+from ..settings import AnalysisSettings
 from .motion import MotionModel, measured
-from .settings import AnalysisSettings
 from .stitching import UNTRACKED, Stitcher, Tracklet
-from .video import Image
 
 _UNUSED = MotionModel(speed=1, resize=1, memory_s=1, place_noise=1, extent_noise=1)
 
@@ -87,7 +87,7 @@ class TrackerInput:
 
 def new_tracker(kind: Literal["bytetrack", "botsort"], options: object) -> Any:
     """Ultralytics' tracker; `options` has the attributes that its YAML files list."""
-    from .checkpoint import import_ultralytics
+    from ..detection.checkpoint import import_ultralytics
 
     import_ultralytics()
     from ultralytics.trackers.bot_sort import BOTSORT

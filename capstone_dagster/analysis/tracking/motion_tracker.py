@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ..detections import Detections
+from ..footage.video import Image
+from ..settings import AnalysisSettings
 from . import appearance
 from .association import assign, motion_evidence, overlap_of_smaller
-from .detections import Detections
 from .motion import Floats, MotionModel, States, measured
-from .settings import AnalysisSettings
 from .stitching import UNTRACKED, Stitcher, Tracklet
-from .video import Image
 
 # Chosen with `bench/accuracy.py --worlds`, see there, but for what is said to be judged.
 # Nats that speak for a detection being something new, before anything is known about it. One more or less

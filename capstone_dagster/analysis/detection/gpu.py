@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .errors import AnalysisError, GpuError, GpuOutOfMemory, first_line
+from ..errors import AnalysisError, GpuError, GpuOutOfMemory, first_line
 
 
 class TorchMemory:

@@ -14,8 +14,8 @@ import av
 import av.error
 from av.codec.hwaccel import HWAccel
 
+from ..errors import UndecodableVideo
 from .deinterlacing import deinterlaced
-from .errors import UndecodableVideo
 from .pixels import BgrReader, Luma, LumaReader
 from .pixels import Image as Image
 from .sampling import Sampling

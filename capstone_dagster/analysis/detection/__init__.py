@@ -1,0 +1,1 @@
+"""Pictures to detections: models, where they run, and what their outputs mean."""

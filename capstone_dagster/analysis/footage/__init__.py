@@ -1,0 +1,1 @@
+"""Video files as frames: what is shown when, and which frames are worth a look."""
