@@ -56,8 +56,6 @@ LONGEST_PLAIN_COMMAND = 4000
 # AWS's answers may lag behind SubmitJob; how long a missing job of a begun run is taken for that. Metaflow's
 # client, too, has met DescribeJobs' answers without the job that was just submitted.
 LISTING_GRACE_S = 300.0
-# A submission that took longer was repeated; somebody may have canceled the run meanwhile.
-LONG_SUBMISSION_S = 0.5
 PLANS_REMEMBERED = 1000
 
 _Plan = tuple[Mapping[str, Mapping[str, str]], Sequence[str] | None]
@@ -152,11 +150,9 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             self._instance.add_run_tags(
                 run.run_id, {**inherited, JOB_NAME_TAG: name, JOB_QUEUE_TAG: str(job.job_queue)}
             )
-            began = time.monotonic()
             job_id = self.api.submit(request)
             self._instance.add_run_tags(run.run_id, {JOB_ID_TAG: job_id, RUN_WORKER_ID_TAG: job_id})
-            throttled = time.monotonic() - began > LONG_SUBMISSION_S
-            if throttled and self._fresh(run).is_finished:  # canceled meanwhile
+            if self._fresh(run).is_finished:  # canceled meanwhile, while AWS throttled for example
                 self.end_job(run, job_id, f"Run {run.run_id} ended before its job was submitted.")
         except BatchGpuError as error:
             self.fail(run, Ending(error.failure_class, error.transient, str(error)))

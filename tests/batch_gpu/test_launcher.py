@@ -336,7 +336,7 @@ def test_a_run_canceled_while_aws_throttles_leaves_no_job_behind(
     assert cloud.launcher.terminate(run.run_id)
     cloud.batch.faults.clear()
     launch.join(timeout=60)
-    assert [job["status"] for job in cloud.batch.jobs() if job["status"] != "FAILED"] == []
+    wait_for("the job's end", lambda: {job["status"] for job in cloud.batch.jobs()} <= {"FAILED"})
     assert cloud.status(run) == "CANCELED"
     assert looked(cloud) == []
 

@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,12 +52,12 @@ def test_an_upload_becomes_events_by_one_job_on_the_gpu_queue(
         submission = submit_video(clip, aws_client("s3"), settings)
         store = EventStore(settings.event_store_url())
 
-        def state() -> str:
+        def ended() -> dict[str, Any] | None:
             rows = store.current_status(submission.video_id)
-            return str(rows[0]["state"]) if rows else "none"
+            return next((row for row in rows if row["state"] in ("done", "failed")), None)
 
-        wait_for("the analysis", lambda: state() in ("done", "failed"), deadline_s=180)
-        assert state() == "done"
+        row = wait_for("the analysis", ended, deadline_s=180)
+        assert row["state"] == "done", row["message"]
         assert store.current_events(submission.video_id)
         store.close()
 
