@@ -13,6 +13,7 @@ from tests.support.moto import moto_server
 
 # A host name, so that everything behind the condition exists too.
 HOST = "dagster.example.com"
+APPLICATION = {"ImageTag": "v1", "Model": "yolo11n.pt"}
 SERVICES = (
     *("s3", "sqs", "sns", "logs", "batch", "sts", "cloudformation", "iam", "ec2", "ecs", "ecr", "rds"),
     *("secretsmanager", "cognito-idp", "elasticloadbalancing", "acm"),
@@ -65,7 +66,7 @@ def on_ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]
 
 @pytest.fixture(scope="session")
 def on_moto() -> Iterator[Deployed]:
-    """Has the network with its NAT gateway, and AWS Batch."""
+    """Has the network with its NAT gateway, and AWS Batch. Here nobody gave a host name, as at first."""
     with moto_server() as url:
         iam = client("iam", url)
         # In AWS the role comes with the service.
@@ -80,7 +81,7 @@ def on_moto() -> Iterator[Deployed]:
             for resource in body["Resources"].values():
                 if resource["Type"] == "AWS::Batch::ComputeEnvironment":
                     resource["Properties"]["ServiceRole"] = role
-            deploy(url, name, body, _application(url) if name == "application" else {})
+            deploy(url, name, body, APPLICATION if name == "application" else {})
         yield Deployed("moto", url)
 
 
@@ -93,7 +94,7 @@ def deployed(request: pytest.FixtureRequest) -> Deployed:
 
 def _application(endpoint_url: str) -> dict[str, str]:
     certificate = client("acm", endpoint_url).request_certificate(DomainName=HOST)["CertificateArn"]
-    return {"ImageTag": "v1", "Model": "yolo11n.pt", "HostName": HOST, "CertificateArn": certificate}
+    return {**APPLICATION, "HostName": HOST, "CertificateArn": certificate}
 
 
 def _existing_network(endpoint_url: str) -> dict[str, str]:

@@ -95,8 +95,11 @@ def test_services_run_one_image_and_find_their_logs(deployed: Deployed) -> None:
     }
 
 
-def test_nobody_reaches_a_web_server_without_logging_in(deployed: Deployed) -> None:
-    elb = deployed.client("elbv2")
+# --- what ministack shows ---
+
+
+def test_nobody_reaches_a_web_server_without_logging_in(on_ministack: Deployed) -> None:
+    elb = on_ministack.client("elbv2")
     [balancer] = elb.describe_load_balancers(Names=["capstone"])["LoadBalancers"]
     listeners = elb.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]
     actions = {each["Port"]: [action["Type"] for action in each["DefaultActions"]] for each in listeners}
@@ -104,9 +107,6 @@ def test_nobody_reaches_a_web_server_without_logging_in(deployed: Deployed) -> N
     assert actions == {443: ["authenticate-cognito", "forward"], 80: ["redirect"]}
     [targets] = elb.describe_target_groups(Names=["capstone-webserver"])["TargetGroups"]
     assert (targets["HealthCheckPath"], targets["Port"]) == ("/server_info", 3000)
-
-
-# --- what ministack shows ---
 
 
 @pytest.mark.parametrize("kind", ["raw", "derived"])
@@ -216,6 +216,13 @@ def test_nobody_signs_up(on_ministack: Deployed) -> None:
 
 
 # --- what moto shows ---
+
+
+def test_without_a_host_name_nothing_is_public(on_moto: Deployed) -> None:
+    services = on_moto.client("ecs").describe_services(cluster="capstone", services=["capstone-webserver"])
+
+    assert on_moto.client("elbv2").describe_load_balancers()["LoadBalancers"] == []
+    assert [each["loadBalancers"] for each in services["services"]] == [[]]
 
 
 def test_the_way_out_is_nat_and_the_way_to_s3_is_free(on_moto: Deployed) -> None:

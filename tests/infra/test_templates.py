@@ -24,6 +24,9 @@ KEEPS_DATA = {
     "AWS::SQS::Queue": "Retain",
 }
 
+# vCPUs and GiB of the g4dn, g5, g6 and m families, which agree in that.
+SIZES = {"large": (2, 8), "xlarge": (4, 16), "2xlarge": (8, 32)}
+
 
 def properties(stack: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = template(stack)["Resources"][name]["Properties"]
@@ -132,6 +135,26 @@ def test_the_databases_parameters() -> None:
 def test_batch_retries_what_the_launcher_would(kind: str) -> None:
     definition = properties("application", f"{kind}JobDefinition")
     assert lower_first(definition["RetryStrategy"]) == retry_strategy(DEFAULT_ATTEMPTS)
+
+
+@pytest.mark.parametrize("kind", ["Gpu", "Cpu"])
+def test_an_update_leaves_the_running_daemon_its_job_definition(kind: str) -> None:
+    definition = properties("application", f"{kind}JobDefinition")
+    assert definition["ResourceRetentionPolicy"] == {"SkipDeregisterOnUpdate": True}
+
+
+@pytest.mark.parametrize("kind", ["Gpu", "Cpu"])
+def test_every_machine_holds_the_job(kind: str) -> None:
+    """Some memory goes to the system and the ECS agent; a job that asks for all of it is never placed."""
+    parameters = template("application")["Parameters"]
+    vcpus = parameters[f"{kind}JobVcpus"]["Default"]
+    memory_mib = parameters[f"{kind}JobMemoryMiB"]["Default"]
+
+    for machine in template("compute")["Parameters"][f"{kind}InstanceTypes"]["Default"].split(","):
+        has_vcpus, has_gib = SIZES[machine.partition(".")[2]]
+        assert vcpus <= has_vcpus, machine
+        assert memory_mib <= 0.9 * has_gib * 1024, machine
+    assert template("compute")["Parameters"][f"{kind}MaxVcpus"]["Default"] >= vcpus
 
 
 @pytest.mark.parametrize("kind", ["Gpu", "Cpu"])
