@@ -8,10 +8,11 @@ import json
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from capstone_dagster.local.aws import client
-from tests.infra.conftest import Deployed
-from tests.infra.stacks import NOT_ON, resources
+from tests.infra.conftest import APPLICATION, Deployed
+from tests.infra.stacks import NOT_ON, deploy, resources, template, without
 from tests.support.waiting import wait_for
 
 
@@ -124,6 +125,22 @@ def test_only_uploads_have_versions(on_ministack: Deployed) -> None:
     s3 = on_ministack.client("s3")
     assert s3.get_bucket_versioning(Bucket=bucket(on_ministack, "raw")).get("Status") == "Enabled"
     assert s3.get_bucket_versioning(Bucket=bucket(on_ministack, "derived")).get("Status") is None
+
+
+@pytest.mark.parametrize(
+    ("stack", "parameters", "told"),
+    [
+        ("application", {**APPLICATION, "HostName": "a.example.com"}, "needs a certificate"),
+        ("network", {"VpcId": "vpc-1", "PublicSubnetIds": "subnet-1"}, "PrivateSubnetIds"),
+        ("network", {"VpcId": "vpc-1", "PrivateSubnetIds": "subnet-1"}, "PublicSubnetIds"),
+    ],
+)
+def test_parameters_that_need_each_other_are_refused_alone(
+    stack: str, parameters: dict[str, str], told: str, on_ministack: Deployed
+) -> None:
+    body = without(template(stack), NOT_ON["ministack"])
+    with pytest.raises(ClientError, match=told):
+        deploy(on_ministack.endpoint_url, "refused", body, parameters)
 
 
 def test_only_the_raw_bucket_may_send_to_the_queue(on_ministack: Deployed) -> None:
