@@ -9,6 +9,7 @@ from batch_gpu.sensor import batch_runs_sensor
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.references import ReferenceIOManager
+from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.intake.pruning import prune_partitions, prune_schedule
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.services import Services
@@ -24,7 +25,7 @@ def reference_io_manager(_: dg.InitResourceContext) -> ReferenceIOManager:
 
 defs = dg.Definitions(
     assets=[raw_videos, video_analysis, events],
-    jobs=[analyze_upload, prune_partitions],
+    jobs=[analyze_upload, analyze_videos, prune_partitions],
     schedules=[prune_schedule],
     sensors=[upload_sensor, video_status_sensor, batch_runs_sensor],
     resources={

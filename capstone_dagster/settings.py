@@ -126,6 +126,11 @@ class Settings(BaseSettings):
         description="Refuse to analyse on the CPU: a machine whose GPU does not work fails, instead of being "
         "slow.",
     )
+    hardware_decoding: bool = Field(
+        default=False,
+        description="Decode with the GPU's own decoder where it knows the format, else in software: not "
+        "proven on a GPU yet, hence off.",
+    )
     precision: Literal["auto", "full"] = Field(
         default="auto",
         description="`auto` computes in bf16 or half precision where the processor has them, `full` in 32 "

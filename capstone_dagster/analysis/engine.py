@@ -76,6 +76,7 @@ class DetectionSummary:
         longest_interval_ms: how far apart they are at most by intention: the gate's heartbeat, if it is on.
         seconds: wall-clock time of the pass; decoding, inference and the rest overlap.
         decode_seconds, inference_seconds: how much of it the decoder, the model were at work.
+        decoder: `software` or `nvdec`.
         cpu_fallback: why it ran on the CPU although a GPU could be expected; None where it did as expected.
         truncated: the file ended before what it promised, or in a decoding error.
     """
@@ -101,6 +102,7 @@ class DetectionSummary:
     device: str
     backend: str
     cpu_fallback: str | None
+    decoder: str
     model: str
     model_sha256: str
     peak_rss_mb: float
@@ -114,10 +116,13 @@ def analyze_video(
     *,
     detector: Detector,
     settings: AnalysisSettings,
+    hardware_decoding: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> DetectionSummary:
     """Analyses a video into `out`: `frames.parquet`, `detections.parquet`, `contact_sheet.jpg`,
     `thumbnails/`.
+
+    With `hardware_decoding` the GPU's own decoder is used where it knows the format, else software.
 
     `progress` is called in this thread at the first analysed frame, then at most twice a second, and at the
     end; what it raises ends the pass, like any failure and like Ctrl-C: decoding stops, the files of this
@@ -126,7 +131,7 @@ def analyze_video(
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        video = stack.enter_context(VideoReader(path))
+        video = stack.enter_context(VideoReader(path, hardware=hardware_decoding))
         results = stack.enter_context(Results(out, settings, detector.labels))
         run = _Pass(video, detector, results, settings, progress, started)
         run.run()
@@ -208,6 +213,7 @@ class _Pass:
             device=self._detector.device,
             backend=self._detector.backend,
             cpu_fallback=self._detector.cpu_fallback,
+            decoder=self._video.decoder,
             model=self._detector.name,
             model_sha256=self._detector.sha256,
             peak_rss_mb=_peak_rss_mb(),

@@ -113,7 +113,15 @@ def detect(
         )
         say(f"Fetched {upload.size_bytes:,} bytes in {time.monotonic() - started:.1f} s.")
         out = Path(folder) / "detections"
-        summary = asdict(analyze_video(video, out, detector=detector, settings=chosen, progress=progress))
+        done = analyze_video(
+            video,
+            out,
+            detector=detector,
+            settings=chosen,
+            hardware_decoding=services.settings.hardware_decoding,
+            progress=progress,
+        )
+        summary = asdict(done)
         if services.objects.exists(reference.prefix + MANIFEST):
             # Another run of the same bytes finished first: what it wrote stands as it is.
             say(f"Detections {identity} were finished by another run meanwhile.")

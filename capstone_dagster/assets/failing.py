@@ -61,7 +61,7 @@ def explained(
     except Exception as error:
         failure = as_failure(error, final=final)
         if not failure.allow_retries or _tries_left(context) == 0:
-            _record(context, services, subject.upload_id, classify(error), sentence(error))
+            record_failure(context, services, subject.upload_id, classify(error), sentence(error))
         raise failure from error
 
 
@@ -79,13 +79,14 @@ def run_tags(context: dg.OpExecutionContext) -> Mapping[str, str]:
     return run.tags if run is not None else {}
 
 
-def _record(
+def record_failure(
     context: dg.OpExecutionContext,
     services: Services,
     upload_id: str | None,
     failure: FailureClass,
     told: str,
 ) -> None:
+    """Write a final failure to the run's tags and, if it is known, to the upload's status."""
     if context.instance.has_run(context.run_id):
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
     if upload_id is None:

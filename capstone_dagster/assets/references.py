@@ -75,6 +75,8 @@ class PublishedAnalysis:
     current: bool
 
 
+Reference = FramesReference | DetectionsReference | EventsReference | PublishedAnalysis
+
 _KINDS: Mapping[str, type] = {
     kind.__name__: kind for kind in (FramesReference, DetectionsReference, EventsReference, PublishedAnalysis)
 }
@@ -97,15 +99,11 @@ class ReferenceIOManager(dg.IOManager):
         Raises:
             Failure: the object store does not take it; with the class, as ops raise it.
         """
-        kind = type(obj)
-        if kind.__name__ not in _KINDS:
-            raise TypeError(f"expected one of {', '.join(_KINDS)} between ops, found {kind.__name__}")
-        value = TypeAdapter(kind).dump_python(obj, mode="json")
-        data = json.dumps({"kind": kind.__name__, "value": value}, ensure_ascii=False).encode()
+        data = _envelope(obj)
         with _explained():
             self._objects.put_bytes(_run_key(context), data)
             if context.has_asset_key:
-                self._objects.put_bytes(_asset_key(context), data)
+                self._objects.put_bytes(_asset_key(_name(context), context.asset_partition_key), data)
 
     def load_input(self, context: dg.InputContext) -> object:
         """The reference that this run's lineage made, else the asset's latest.
@@ -116,10 +114,31 @@ class ReferenceIOManager(dg.IOManager):
         upstream = context.upstream_output
         # An asset that is not made in this run comes with a context of which the run is a placeholder.
         own = upstream is not None and upstream.run_id != RUN_ID_PLACEHOLDER
-        key = _run_key(upstream) if upstream is not None and own else _asset_key(context)
+        key = (
+            _run_key(upstream)
+            if upstream is not None and own
+            else _asset_key(_name(context), context.asset_partition_key)
+        )
         with _explained():
             envelope = json.loads(self._objects.get_bytes(key))
         return TypeAdapter(_KINDS[envelope["kind"]]).validate_python(envelope["value"], strict=False)
+
+
+def keep_latest(objects: ObjectStore, asset: str, partition: str, reference: Reference) -> None:
+    """Store a reference as an asset's latest for a partition, where no step's output does it.
+
+    Raises:
+        StorageError: the object store does not take it.
+    """
+    objects.put_bytes(_asset_key(asset, partition), _envelope(reference))
+
+
+def _envelope(reference: object) -> bytes:
+    kind = type(reference)
+    if kind.__name__ not in _KINDS:
+        raise TypeError(f"expected one of {', '.join(_KINDS)} between ops, found {kind.__name__}")
+    value = TypeAdapter(kind).dump_python(reference, mode="json")
+    return json.dumps({"kind": kind.__name__, "value": value}, ensure_ascii=False).encode()
 
 
 @contextmanager
@@ -134,5 +153,9 @@ def _run_key(context: dg.OutputContext) -> str:
     return f"references/runs/{context.run_id}/{context.step_key}.{context.name}.json"
 
 
-def _asset_key(context: dg.OutputContext | dg.InputContext) -> str:
-    return f"references/assets/{context.asset_key.to_python_identifier()}/{context.asset_partition_key}.json"
+def _name(context: dg.OutputContext | dg.InputContext) -> str:
+    return context.asset_key.to_python_identifier()
+
+
+def _asset_key(asset: str, partition: str) -> str:
+    return f"references/assets/{asset}/{partition}.json"

@@ -53,6 +53,7 @@ class FileAnalyzer:
             AnalysisError, StorageError, ConfigurationError: each with its sentence.
         """
         self._settings = analysis_settings(settings)
+        self._hardware_decoding = settings.hardware_decoding
         cache = Path(settings.model_cache).expanduser()
         model = locate_model(settings.model, cache=cache, s3=lambda: aws_client("s3"))
         self.detector: Detector = load_detector(
@@ -78,7 +79,14 @@ class FileAnalyzer:
             report(f"Analysing {video.name}: {counts}", progress.fraction)
 
         report(f"Analysing {video.name}")
-        done = analyze_video(video, out, detector=self.detector, settings=self._settings, progress=follow)
+        done = analyze_video(
+            video,
+            out,
+            detector=self.detector,
+            settings=self._settings,
+            hardware_decoding=self._hardware_decoding,
+            progress=follow,
+        )
         with video.open("rb") as file:
             etag = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         detections = detection_id(

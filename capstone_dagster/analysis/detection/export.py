@@ -67,9 +67,19 @@ def openvino_export(
 
 
 def discard(export: Path) -> None:
-    """Forgets an export that proved damaged, so that the next one who asks makes it anew."""
-    with FileLock(export.parent / ".lock"):
-        shutil.rmtree(export, ignore_errors=True)
+    """Forgets an export that proved damaged, so that the next one who asks makes it anew.
+
+    Raises:
+        ModelUnavailable: it cannot be removed, as in a container whose file system is read-only.
+    """
+    try:
+        with FileLock(export.parent / ".lock"):
+            shutil.rmtree(export, ignore_errors=True)
+    except OSError as error:
+        raise ModelUnavailable(
+            f"The export {export} does not load, and cannot be made anew there ({error}); name another "
+            "directory for models, or build the image again."
+        ) from error
 
 
 def _export_into(home: Path, checkpoint: Path, target: Path) -> None:

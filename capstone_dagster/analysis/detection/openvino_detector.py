@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -53,7 +54,8 @@ class OpenVinoDetector:
         Args:
             name: the model's, for people.
             sha256: of the model that the user named, checkpoint or export.
-            compiled: a directory where OpenVINO may keep what it compiled, for a faster start.
+            compiled: a directory where OpenVINO may keep what it compiled, for a faster start; left alone
+                where it cannot be written, as in a container whose file system is read-only.
             cpu_fallback: why this runs on the CPU although a GPU could have been expected.
 
         Raises:
@@ -167,6 +169,15 @@ class OpenVinoDetector:
             requests.put(compiled.create_infer_request())
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         return _Compiled(requests, parallel, precision, tuple(compiled.output(0).shape))
+
+
+def _can_be_written(directory: Path) -> bool:
+    # OpenVINO would refuse to compile at all.
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK | os.X_OK)
 
 
 def _check_output(shape: tuple[int, ...], classes: int) -> None:

@@ -1,0 +1,123 @@
+"""Many videos in one run: one model, and each video's fate its own."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from capstone_dagster.assets import analyze
+from capstone_dagster.assets.ops import events, raw_videos, video_analysis
+from capstone_dagster.assets.references import ReferenceIOManager
+from capstone_dagster.assets.several import analyze_videos
+from capstone_dagster.services import Services
+from capstone_dagster.storage.errors import StorageError
+from tests.assets.conftest import Pipeline
+
+ASSETS = ("extracted_frames", "detections", "events")
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The models that were loaded, one after the other."""
+    loaded: list[Path] = []
+    real = analyze.load_detector
+
+    def counting(model: Path, *arguments: Any, **options: Any) -> Any:
+        loaded.append(model)
+        return real(model, *arguments, **options)
+
+    monkeypatch.setattr(analyze, "load_detector", counting)
+    monkeypatch.setattr(analyze, "_loaded", None)
+    return loaded
+
+
+def run(pipeline: Pipeline, *videos: str, services: Services | None = None) -> dg.ExecuteInProcessResult:
+    return analyze_videos.execute_in_process(
+        run_config={"ops": {"analyze_each": {"config": {"videos": list(videos)}}}},
+        resources={"services": services or pipeline.services},
+        instance=pipeline.instance,
+        raise_on_error=False,
+    )
+
+
+def materialized(pipeline: Pipeline) -> dict[str, set[str]]:
+    return {asset: pipeline.instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in ASSETS}
+
+
+def test_a_bad_video_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path, loads: list[Path]) -> None:
+    body = clip.read_bytes()
+    first, bad, last = (
+        pipeline.upload("a/first.mp4", body),
+        pipeline.upload("a/bad.mp4", b"no video"),
+        pipeline.upload("a/last.mp4", body + b"\0"),  # other bytes: work of its own
+    )
+    asked = (first.video_id, bad.video_id, "never-uploaded-00000000", last.video_id, first.video_id)
+    result = run(pipeline, *asked)
+
+    assert not result.success
+    (failure,) = result.get_step_failure_events()
+    told = failure.step_failure_data.user_failure_data.description
+    assert f"2 of 4 videos could not be analysed: {bad.video_id} (undecodable-video)" in told
+    assert "never-uploaded-00000000 (source-missing)" in told
+    assert len(loads) == 1
+    good = {first.video_id, last.video_id}
+    assert materialized(pipeline) == dict.fromkeys(ASSETS, good)
+    for upload in (first, last):
+        [status] = pipeline.services.events.current_status(upload.video_id)
+        assert status["state"] == "done"
+        assert pipeline.services.events.current_events(upload.video_id)
+    [status] = pipeline.services.events.current_status(bad.video_id)
+    assert (status["state"], status["failure_class"]) == ("failed", "undecodable-video")
+
+
+def test_what_it_made_serves_a_run_that_derives_events_alone(pipeline: Pipeline, clip: Path) -> None:
+    upload = pipeline.upload("a/clip.mp4", clip.read_bytes())
+    assert run(pipeline, upload.video_id).success
+    again = run(pipeline, upload.video_id)
+
+    assert again.success
+    records = pipeline.instance.get_records_for_run(again.run_id).records
+    (detections,) = [
+        event.asset_materialization
+        for record in records
+        if (event := record.event_log_entry).asset_materialization is not None
+        and event.asset_materialization.asset_key == dg.AssetKey("detections")
+    ]
+    assert detections.metadata["reused"].value is True
+
+    # As from the UI: one asset of one partition, from what was made above.
+    alone = dg.materialize(
+        [raw_videos, video_analysis, events],
+        selection=dg.AssetSelection.assets("events"),
+        partition_key=upload.video_id,
+        instance=pipeline.instance,
+        resources={
+            "services": pipeline.services,
+            "io_manager": ReferenceIOManager(pipeline.services.objects),
+        },
+    )
+    assert alone.success
+
+
+def test_what_would_fail_every_video_ends_the_run_at_once(
+    pipeline: Pipeline, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(StorageError):
+        failure_class = "storage-unavailable"
+
+    tried: list[str] = []
+
+    def away(order: analyze.AnalysisOrder, *arguments: Any, **options: Any) -> Any:
+        tried.append(order.upload.video_id)
+        raise Away("S3 does not answer.")
+
+    monkeypatch.setattr("capstone_dagster.assets.several.detect", away)
+    videos = [pipeline.upload(f"a/{name}.mp4", clip.read_bytes()).video_id for name in ("one", "two")]
+    result = run(pipeline, *videos)
+
+    assert not result.success
+    assert tried == videos[:1]
+    run_record = pipeline.instance.get_run_by_id(result.run_id)
+    assert run_record is not None
+    assert run_record.tags["capstone/failure"] == "storage-unavailable"
