@@ -122,6 +122,14 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         openvino_export(WEIGHTS, SHA256, cache=tmp_path / "file")
 
 
+def test_an_export_is_used_where_nothing_can_be_written(exported: Path, tmp_path: Path) -> None:
+    """As in a container whose file system is read-only: what OpenVINO compiles is not kept, that is all."""
+    export = next(exported.rglob("*_openvino_model"))
+    (tmp_path / "file").write_text("in the way")
+    detector = load_detector(export, SETTINGS, device="cpu", cache=tmp_path / "file")
+    assert len(detector.detect([np.zeros((90, 160, 3), np.uint8)])) == 1
+
+
 def test_one_who_waits_for_an_export_is_not_disturbed_by_its_failure(tmp_path: Path) -> None:
     """Whoever holds the lock may fail; the next one then exports by itself."""
     path = tmp_path / "broken.pt"

@@ -81,7 +81,7 @@ class OpenVinoDetector:
         }
         if settings.precision == "full":
             self._properties["INFERENCE_PRECISION_HINT"] = "f32"
-        if compiled is not None:
+        if compiled is not None and _can_be_written(compiled):
             self._properties["CACHE_DIR"] = str(compiled)
         self._by_shape: OrderedDict[tuple[int, int], _Compiled] = OrderedDict()
         self._compiling = threading.Lock()
