@@ -14,7 +14,7 @@ SHOW_PIP = /^Collecting|^Requirement already/ { n++; if (n % 20 == 0) { print " 
 	/^Installing collected/ { print "  " n " packages fetched, unpacking them"; fflush() }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test soak bench lint docs lock clean
+.PHONY: help demo dev test soak bench image image-test lint docs lock clean
 
 help:  ## show this list
 	@echo "make demo                    one video's whole way on this machine: upload to events (VIDEO=path for yours)"
@@ -61,6 +61,15 @@ ifdef CAPSTONE_TEST_DATA
 	$(BIN)/python -m bench.accuracy $(FOOTAGE).mp4 $(FOOTAGE)_gt.txt --model $(TEACHER) --record
 	$(BIN)/python -m bench.sampling $(FOOTAGE).mp4 --model $(TEACHER) --record
 endif
+
+# BASE_IMAGE, MODEL, MODEL_SHA256, PIP_CONFIG, IMAGE: docs/container.md.
+image:
+	@BASE_IMAGE="$(BASE_IMAGE)" MODEL="$(MODEL)" MODEL_SHA256="$(MODEL_SHA256)" PIP_CONFIG="$(PIP_CONFIG)" \
+		IMAGE="$(or $(IMAGE),capstone:latest)" infra/image/build
+
+image-test: $(INSTALLED)
+	@$(BIN)/python -m tests.image $(if $(BASE_IMAGE),--base "$(BASE_IMAGE)") $(if $(MODEL),--model "$(MODEL)") \
+		$(if $(RECORD),--record)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """The part of requirements.lock that the image runs: neither the local stack's packages nor the tests' own.
 
-Runs while the image is built, before anything is installed, so it needs nothing but Python. The lock file says
-under each package who asked for it ("# via"); what the project's own dependencies lead to is kept, to the
-letter, with its hashes.
+Runs while the image is built, before anything is installed, so it needs nothing but Python. The lock file
+says under each package who asked for it ("# via"); what the project's own dependencies lead to is kept, to
+the letter, with its hashes.
 """
 
 from __future__ import annotations

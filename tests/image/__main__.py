@@ -1,0 +1,113 @@
+"""`python -m tests.image`: builds the image without a registry, works in it, and says what it weighs.
+
+The image's commands run in its own file system, as its user; PostgreSQL and AWS are the local stack's, on
+this machine's loopback. There is no GPU, no registry and no ECS in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from capstone_dagster.local.clip import make_demo_clip
+from capstone_dagster.local.stack import local_stack
+from tests.image.builder import BASE, Builder, ImageTestError, pip_settings
+from tests.image.checks import Inside, nothing_of_the_builder
+from tests.image.container import Image
+from tests.image.report import Figures, sizes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, help="where to build; a temporary one by default")
+    parser.add_argument("--keep", action="store_true", help="leave what was built, for the next time")
+    parser.add_argument("--base", default="", help="BASE_IMAGE; made by debootstrap where none is named")
+    parser.add_argument("--model", default="", help="MODEL, a .pt file to bake in")
+    parser.add_argument("--record", action="store_true", help="write the figures into bench/RESULTS.md")
+    asked = parser.parse_args()
+    # Not /tmp, which is memory on many machines: this takes some 25 GB.
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="capstone-image-", dir="/var/tmp"))
+    try:
+        builder = Builder.prepare(folder.resolve())
+        figures = test(builder, base=asked.base, model=asked.model)
+    except ImageTestError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        if not asked.keep:
+            Builder(folder.resolve(), layered=True).clear()
+    print(f"\n{figures.told()}")
+    if asked.record:
+        figures.record()
+    return 0
+
+
+def test(builder: Builder, *, base: str, model: str) -> Figures:
+    """Everything in turn; raises `ImageTestError` at the first fault."""
+    figures = Figures()
+    pip = pip_settings()
+    if not base:
+        with step("Debian by debootstrap"):
+            figures.base_seconds = builder.make_base()
+    with step("The Dockerfile by buildah"):
+        sha256 = hashlib.sha256(Path(model).read_bytes()).hexdigest() if model else ""
+        figures.build_seconds = builder.build(pip, model=model, sha256=sha256, base=base or BASE)
+    inspected = builder.inspect()
+    image = Image.of(builder.mount(), inspected)
+    with step("What is in it, and what is not"):
+        nothing_of_the_builder(image, inspected, pip)
+        figures.parts = sizes(image.root)
+    with (
+        step("The stack of this machine beside it"),
+        tempfile.TemporaryDirectory(prefix="capstone-stack-", dir="/var/tmp") as state,
+    ):
+        os.chmod(state, 0o755)  # PostgreSQL runs as a user of its own
+        with local_stack(Path(state), with_dagster=False) as stack:
+            inside = Inside(image, stack)
+            clip = make_demo_clip(image.root / "tmp" / "clip.mp4").path
+            clip.chmod(0o644)
+            with step("The user, and what it may write"):
+                inside.user()
+            with step("Bytecode that is used as it is"):
+                inside.bytecode()
+            with step("Starts, from a cold disk and again"):
+                figures.starts = inside.starts()
+            with step("Databases made ready"):
+                inside.prepare()
+            with step("capstone doctor"):
+                figures.doctor = inside.doctor()
+            with step("capstone analyze"):
+                figures.analysis = inside.analyze()
+            with step("capstone analyze, nothing writable but /tmp"):
+                inside.analyze(read_only=True)
+            with step("The model, with the cache and without"):
+                figures.model = inside.model_load()
+            with step("The webserver and its health"):
+                figures.webserver = inside.webserver()
+            with step("The daemon, its health, and an upload's way to events"):
+                figures.daemon = inside.daemon()
+    with step("Compressed as a registry would keep it"):
+        figures.layers = builder.compressed_layers()
+    return figures
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Says what is being done, and how long it took."""
+    print(f"{what} …", flush=True)
+    started = time.monotonic()
+    yield
+    print(f"  ok, {time.monotonic() - started:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

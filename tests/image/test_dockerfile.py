@@ -1,0 +1,160 @@
+"""What a change of the Dockerfile must not lose; building it is `make image-test`."""
+
+import re
+import shlex
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+from tests.infra.stacks import template
+
+ROOT = Path(__file__).resolve().parents[2]
+Instruction = tuple[str, str]
+
+
+def instructions() -> list[Instruction]:
+    """Of the Dockerfile: the word in capitals and what follows it, on one line."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = re.sub(r"\\\n", " ", text).splitlines()
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines) if word]
+
+
+def stages() -> list[list[Instruction]]:
+    """The instructions of each stage, without what stands before the first."""
+    found: list[list[Instruction]] = []
+    for each in instructions():
+        if each[0] == "FROM":
+            found.append([])
+        if found:
+            found[-1].append(each)
+    return found
+
+
+def shipped(word: str) -> list[str]:
+    return [rest for each, rest in stages()[-1] if each == word]
+
+
+def environment() -> dict[str, str]:
+    return dict(pair.split("=", 1) for rest in shipped("ENV") for pair in shlex.split(rest))
+
+
+def reaches_the_builder(path: str) -> bool:
+    """By .dockerignore, where the last pattern that fits decides; a folder's fits all that is in it."""
+    kept = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pattern = line.removeprefix("!")
+        parts = [PurePosixPath(path), *PurePosixPath(path).parents][:-1]
+        if any(fnmatch(str(part), pattern) or _anywhere(part, pattern) for part in parts):
+            kept = line.startswith("!")
+    return kept
+
+
+def _anywhere(part: PurePosixPath, pattern: str) -> bool:
+    return pattern.startswith("**/") and fnmatch(part.name, pattern.removeprefix("**/"))
+
+
+def test_every_stage_stands_on_one_exact_python() -> None:
+    assert [each[0][1].split()[0] for each in stages()] == ["${BASE_IMAGE}"] * len(stages())
+
+    [default] = [rest.partition("=")[2] for word, rest in instructions() if rest.startswith("BASE_IMAGE=")]
+    found = re.fullmatch(r"python:(\d+\.\d+\.\d+)-\S+|python@sha256:[0-9a-f]{64}", default)
+    assert found, f"{default} is neither an exact tag nor a digest"
+    supported = re.search(r'requires-python = "(.+)"', (ROOT / "pyproject.toml").read_text())
+    assert supported
+    assert found[1] is None or found[1] in SpecifierSet(supported[1])
+
+
+def test_it_does_not_run_as_root() -> None:
+    user = shipped("USER")[-1]
+
+    # By number, so that a runtime can tell that it is not root (Kubernetes' runAsNonRoot).
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    made = [rest for word, rest in stages()[0] if word == "RUN" and "useradd" in rest]
+    assert f"--uid {user.split(':')[0]} " in made[0]
+
+
+def test_every_package_is_one_that_the_lock_file_knows() -> None:
+    installs = [
+        command
+        for word, rest in instructions()
+        if word == "RUN"
+        for command in rest.split("&&")
+        if re.search(r"\b(pip|uv)\b.* install\b|\b(apt|apt-get|apk|dnf|curl|wget)\b", command)
+    ]
+
+    assert len(installs) == 2
+    assert [("--require-hashes" in each, "--no-index" in each) for each in installs] == [
+        (True, False),  # the dependencies
+        (False, True),  # the project itself, from the checkout
+    ]
+
+
+def test_nothing_says_where_packages_come_from_or_what_opens_them() -> None:
+    """Arguments and variables stay in an image's history; a secret's mount does not."""
+    text = "".join(rest for _, rest in instructions())
+    named = [rest for word, rest in instructions() if word in ("ARG", "ENV", "LABEL")]
+
+    assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host|--proxy", text)
+    assert not re.search(r"password|token|secret|credential|index|proxy", " ".join(named), re.IGNORECASE)
+    assert not [rest for word, rest in instructions() if word in ("ADD", "COPY") and "pip.conf" in rest]
+
+
+def test_what_is_shipped_is_copied_only() -> None:
+    """A command in the last stage leaves traces of the machine that ran it."""
+    assert not shipped("RUN")
+    assert all(rest.startswith("--from=build ") for rest in shipped("COPY"))
+
+
+def test_a_command_given_by_the_launcher_is_run_as_it_is() -> None:
+    assert not shipped("ENTRYPOINT")
+
+
+def test_dagster_finds_its_files() -> None:
+    definitions = template("application")["Resources"]["GpuJobDefinition"]["Properties"][
+        "ContainerProperties"
+    ]
+    given = {each["Name"]: each["Value"] for each in definitions["Environment"]}
+
+    assert given["DAGSTER_HOME"] == environment()["DAGSTER_HOME"] == f"{shipped('WORKDIR')[-1]}/dagster_home"
+
+
+def test_infra_leaves_the_images_own_settings_alone() -> None:
+    definitions = template("application")["Resources"]["GpuJobDefinition"]["Properties"][
+        "ContainerProperties"
+    ]
+
+    assert {each["Name"] for each in definitions["Environment"]} & set(environment()) <= {
+        "DAGSTER_HOME",  # the same
+        # Whoever deploys may name another model than the one that is baked in.
+        *("CAPSTONE_MODEL", "CAPSTONE_MODEL_SHA256"),
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(".git/config", ".venv/bin/python", ".capstone/postgres/PG_VERSION", ".env", "pip.conf"),
+        *("tests/conftest.py", "bench/RESULTS.md", "infra/data.yaml", ".ci/run"),
+        *("capstone_dagster/__pycache__/cli.cpython-311.pyc", "batch_gpu/testing/__pycache__/x.pyc"),
+    ],
+)
+def test_what_the_image_does_not_need_does_not_reach_the_builder(path: str) -> None:
+    assert not reaches_the_builder(path)
+
+
+def test_what_the_dockerfile_copies_is_there_and_reaches_the_builder() -> None:
+    sources = [
+        re.sub(r"\$\{MODEL:-(.+)\}", r"\1", source)
+        for word, rest in instructions()
+        if word in ("ADD", "COPY") and "--from=" not in rest
+        for source in rest.split()[:-1]
+    ]
+
+    assert len(sources) >= 10
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert reaches_the_builder(source if (ROOT / source).is_file() else f"{source}/any.py"), source
