@@ -22,6 +22,8 @@ help:  ## show this list
 	@echo "make test                    the whole test suite"
 	@echo "make soak                    10,000 messages with crashes at every point of intake, many seeds: some minutes"
 	@echo "make bench                   speed, memory and accuracy of the engine into bench/RESULTS.md: some minutes"
+	@echo "make image                   the container image, by docker, podman or buildah; see docs/container.md"
+	@echo "make image-test              build it without a registry and work in it: root, buildah, 30 GB of disk"
 	@echo "make lint                    style, types, CloudFormation templates"
 	@echo "make docs                    renew the parts of the documentation that the code knows"
 	@echo "make lock                    renew requirements.lock after a change in pyproject.toml"
