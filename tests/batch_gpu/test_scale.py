@@ -20,11 +20,12 @@ def test_five_hundred_runs_at_once_cost_little_more_than_their_submission(cloud:
     cloud.batch.set_machines("gpu", Machines(count=0))
     first = cloud.run()
     runs = [first._replace(run_id=str(uuid4())) for _ in range(RUNS)]
+    cloud.instance.delete_run(first.run_id)  # was only their pattern; the sensor would submit it some day
     with ThreadPoolExecutor(4) as threads:  # as the daemon does with dequeue_use_threads
         list(threads.map(lambda run: cloud.launcher.submit(cloud.instance.add_run(run)), runs))
     passes = 3
     for _ in range(passes):
-        assert cloud.watch().waiting == RUNS + 1
+        assert cloud.watch().waiting == RUNS
     described = cloud.batch.calls["DescribeJobs"]
     cloud.batch.faults.append(Fault("DescribeJobs", times=None))
     cloud.configure(launcher={"entry_point": ["true"]}, run_monitoring=shipped)  # knows nothing yet
