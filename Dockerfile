@@ -10,7 +10,9 @@ FROM ${BASE_IMAGE} AS build
 # pip in an environment of its own, because the one that is shipped needs none. HOME is made here, and the user
 # has a name, because libraries ask for both.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv \
-    && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin capstone
+    && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin capstone \
+    # OpenVINO's Python package tells Intel of each import, unless this file says that it may not.
+    && mkdir /home/capstone/intel && echo 0 > /home/capstone/intel/openvino_telemetry
 
 WORKDIR /build
 COPY pyproject.toml requirements.lock infra/image/runtime_requirements.py ./
@@ -21,7 +23,12 @@ RUN --mount=type=secret,id=pip \
     && PIP_CONFIG_FILE=/run/secrets/pip /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir \
         --disable-pip-version-check --no-input --no-deps --only-binary :all: --require-hashes -r runtime.lock \
     && /opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > site-packages \
-    && echo /app > "$(cat site-packages)/capstone.pth"
+    && echo /app > "$(cat site-packages)/capstone.pth" \
+    # CUDA and PyTorch, four fifths of all, change less often than the rest: two layers, fetched side by side.
+    # By links, which cost nothing as long as it is the command that made the files.
+    && packages="/layers/packages$(cat site-packages)" && cuda="/layers/cuda$(cat site-packages)" \
+    && mkdir -p /layers/packages/opt "$cuda" && cp -al /opt/venv /layers/packages/opt/ \
+    && for each in nvidia torch triton; do mv "$packages/$each" "$cuda"; done
 
 # The model: what it is given is checked before it is loaded, and exported as the analysis would. These files
 # alone, so that a change elsewhere does not export again.
@@ -42,11 +49,7 @@ COPY batch_gpu source/batch_gpu
 COPY dagster.yaml workspace.yaml infra/image/healthcheck.py /app/
 RUN /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check --no-index \
         --no-deps --no-build-isolation --target /app ./source \
-    && mkdir /app/dagster_home && ln -s ../dagster.yaml /app/dagster_home/dagster.yaml \
-    # CUDA and PyTorch, four fifths of all, change less often than the rest: two layers, fetched side by side.
-    && cuda="/layers/cuda$(cat site-packages)" && mkdir -p "$cuda" /layers/packages/opt \
-    && for each in nvidia torch triton; do mv "$(cat site-packages)/$each" "$cuda"; done \
-    && mv /opt/venv /layers/packages/opt
+    && mkdir /app/dagster_home && ln -s ../dagster.yaml /app/dagster_home/dagster.yaml
 
 # --- what is shipped: copies only, so that nothing of the machine that builds is left in it ---
 FROM ${BASE_IMAGE}

@@ -57,10 +57,10 @@ def test(builder: Builder, *, base: str, model: str) -> Figures:
     pip = pip_settings()
     if not base:
         with step("Debian by debootstrap"):
-            figures.base_seconds = builder.make_base()
+            builder.make_base()
     with step("The Dockerfile by buildah"):
         sha256 = hashlib.sha256(Path(model).read_bytes()).hexdigest() if model else ""
-        figures.build_seconds = builder.build(pip, model=model, sha256=sha256, base=base or BASE)
+        builder.build(pip, model=model, sha256=sha256, base=base or BASE)
     inspected = builder.inspect()
     image = Image.of(builder.mount(), inspected)
     with step("What is in it, and what is not"):
@@ -73,10 +73,11 @@ def test(builder: Builder, *, base: str, model: str) -> Figures:
         os.chmod(state, 0o755)  # PostgreSQL runs as a user of its own
         with local_stack(Path(state), with_dagster=False) as stack:
             inside = Inside(image, stack)
-            clip = make_demo_clip(image.root / "tmp" / "clip.mp4").path
+            clip = make_demo_clip(image.root / "home/capstone/clip.mp4").path
             clip.chmod(0o644)
             with step("The user, and what it may write"):
                 inside.user()
+                inside.quiet()
             with step("Bytecode that is used as it is"):
                 inside.bytecode()
             with step("Starts, from a cold disk and again"):

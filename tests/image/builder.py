@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,11 +93,10 @@ class Builder:
             *("--storage-driver", driver),
         )
 
-    def make_base(self) -> float:
-        """Debian's release of this machine with its Python, as `BASE`; the seconds that it took."""
+    def make_base(self) -> None:
+        """Debian's release of this machine with its Python, as `BASE`, unless it is there."""
         if subprocess.run([*self.buildah, "inspect", BASE], capture_output=True).returncode == 0:
-            return 0.0
-        started = time.monotonic()
+            return
         release = run("sh", "-c", '. /etc/os-release && echo "$VERSION_CODENAME"').stdout.strip()
         system = self.folder / "base"
         run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", release, system)
@@ -109,11 +107,9 @@ class Builder:
         run(*self.buildah, "add", container, system, "/")
         run(*self.buildah, "commit", "--rm", container, BASE)
         shutil.rmtree(system)
-        return time.monotonic() - started
 
-    def build(self, pip: PipSettings, *, model: str, sha256: str, base: str) -> float:
-        """The Dockerfile as `IMAGE`, by what `make image` runs; the seconds that it took."""
-        started = time.monotonic()
+    def build(self, pip: PipSettings, *, model: str, sha256: str, base: str) -> None:
+        """The Dockerfile as `IMAGE`, by what `make image` runs."""
         config = self.folder / "pip.conf"
         config.touch(mode=0o600)
         config.write_text(pip.config)
@@ -132,7 +128,7 @@ class Builder:
         with (self.folder / "build.log").open("w") as log:
             done = subprocess.run(
                 [ROOT / "infra" / "image" / "build"],
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, "TMPDIR": str(self.folder)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -140,7 +136,6 @@ class Builder:
         if done.returncode != 0:
             said = (self.folder / "build.log").read_text()[-3000:]
             raise ImageTestError(f"The image was not built:\n{said}")
-        return time.monotonic() - started
 
     def inspect(self) -> dict[str, Any]:
         """All that buildah knows of the image: configuration, history, layers."""
@@ -155,7 +150,8 @@ class Builder:
     def compressed_layers(self) -> list[int]:
         """Bytes of each layer as a registry would keep it, compressed by gzip."""
         folder = self.folder / "pushed"
-        run(*self.buildah, "push", "--disable-compression=false", IMAGE, f"dir:{folder}")
+        environment = {**os.environ, "TMPDIR": str(self.folder)}
+        run(*self.buildah, "push", "--disable-compression=false", IMAGE, f"dir:{folder}", env=environment)
         manifest = json.loads((folder / "manifest.json").read_text())
         sizes = [int(layer["size"]) for layer in manifest["layers"]]
         shutil.rmtree(folder)

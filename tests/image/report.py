@@ -17,8 +17,6 @@ _GBIT_PER_S = 5
 class Figures:
     """Seconds and bytes, as measured."""
 
-    base_seconds: float = 0
-    build_seconds: float = 0
     parts: dict[str, int] = field(default_factory=dict)
     layers: list[int] = field(default_factory=list)
     starts: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -60,8 +58,7 @@ Pulling was not measured: there is no registry here. The compressed bytes alone 
 Webserver healthy after {self.webserver[0]:.0f} s, and {stopped["webserver"]} when asked as process 1;
 daemon healthy after {self.daemon[0]:.0f} s, and {stopped["daemon"]}. The demo clip,
 {self.analysis["duration_s"]:.0f} s of video, took {self.analysis["seconds"]:.1f} s
-({self.analysis["backend"]}, {self.analysis["events"]} events). The base took
-{self.base_seconds:.0f} s to make, the image {self.build_seconds:.0f} s to build."""
+({self.analysis["backend"]}, {self.analysis["events"]} events)."""
 
     def record(self) -> None:
         """Into bench/RESULTS.md."""

@@ -20,7 +20,7 @@ IMAGE = ROOT / "infra" / "image"
 
 @pytest.fixture(scope="module")
 def kept() -> str:
-    command = [sys.executable, IMAGE / "runtime_requirements.py", "pyproject.toml", "requirements.lock"]
+    command = [sys.executable, str(IMAGE / "runtime_requirements.py"), "pyproject.toml", "requirements.lock"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
@@ -129,7 +129,7 @@ def test_a_model_that_is_not_the_one_expected_is_not_loaded(
     (tmp_path / "model").mkdir()
     # Loading it would fail in other words.
     (tmp_path / "model" / "model.pt").write_bytes(b"no model")
-    command = [sys.executable, IMAGE / "bake_model.py", "model", "--baked", baked, "--sha256", sha256]
+    command = [sys.executable, str(IMAGE / "bake_model.py"), "model", "--baked", baked, "--sha256", sha256]
     done = subprocess.run(
         [*command, "--app", "app", "--cache", "cache"],
         cwd=tmp_path,
