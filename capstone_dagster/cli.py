@@ -8,6 +8,7 @@ import time
 import traceback
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,14 @@ app = typer.Typer(
     "same stack running; then **submit** videos and watch **status** and **events** from another terminal. "
     "Settings are environment variables, listed in the README; **doctor** checks them.",
 )
+
+
+class Compute(StrEnum):
+    """Where runs of `capstone dev` execute."""
+
+    LOCAL = "local"
+    BATCH = "batch"
+
 
 PortOption = Annotated[
     int, typer.Option("--port", envvar="CAPSTONE_UI_PORT", min=1, max=65535, help="Port of the Dagster UI.")
@@ -64,25 +73,40 @@ def dev(
     state: StateOption = DEFAULT_STATE,
     port: PortOption = 3000,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget everything earlier stacks left.")] = False,
+    compute: Annotated[
+        Compute,
+        typer.Option(
+            help="Where runs execute: as processes here, or as jobs of a fake AWS Batch, as in the cloud."
+        ),
+    ] = Compute.LOCAL,
 ) -> None:
     """Run the local stack with the Dagster UI until Ctrl-C."""
+    from capstone_dagster.local.cloud import fake_batch
     from capstone_dagster.local.demo import model_of, prepare
-    from capstone_dagster.local.stack import local_stack
+    from capstone_dagster.local.stack import LocalStack, local_stack
 
     with ExitStack() as running:
+
+        def before_dagster(stack: LocalStack) -> None:
+            prepare(stack)
+            if compute is Compute.BATCH:
+                running.enter_context(fake_batch(stack))
+
         with terminal.progress("Starting the local stack") as report:
             stack = running.enter_context(
                 local_stack(
                     state.resolve(),
                     webserver_port=port,
                     fresh=fresh,
-                    before_dagster=prepare,
+                    before_dagster=before_dagster,
                     on_progress=report,
                 )
             )
         assert stack.dagster is not None
         terminal.out.print(f"Dagster UI   {stack.dagster.url}")
         terminal.out.print(f"Logs         {stack.logs}", markup=False, soft_wrap=True)
+        if compute is Compute.BATCH:
+            terminal.out.print(f"AWS Batch    {stack.environment['AWS_ENDPOINT_URL_BATCH']} (fake)")
         terminal.out.print(f"Model        {model_of(stack.environment)}", markup=False, soft_wrap=True)
         terminal.out.print("Try, in another terminal:")
         terminal.out.print("             .venv/bin/capstone submit my-video.mp4")

@@ -1,21 +1,19 @@
 """This project's own way of a video with `CAPSTONE_COMPUTE=batch`: upload, sensor, Batch job, events."""
 
-import os
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batch_gpu.testing import FakeBatchServer, Machines, Queue, fake_batch_server
+from batch_gpu.testing import FakeBatchServer
 from capstone_dagster.clients import aws_client
+from capstone_dagster.local.cloud import fake_batch
 from capstone_dagster.local.demo import prepare
 from capstone_dagster.local.stack import LocalStack, join_environment, local_stack
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.submit import submit_video
-from tests.batch_gpu.conftest import ROOT
 from tests.support.waiting import wait_for
 
 
@@ -29,19 +27,7 @@ def test_an_upload_becomes_events_by_one_job_on_the_gpu_queue(
 
         def go_to_the_cloud(stack: LocalStack) -> None:
             prepare(stack)
-            stack.environment["CAPSTONE_COMPUTE"] = "batch"
-            # As an image's: this Python's programs are on the PATH.
-            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-            inside = {**join_environment(stack.environment), "PATH": path}
-            queues = [Queue("capstone-gpu", Machines(gpus=1)), Queue("capstone-cpu")]
-            server = running.enter_context(fake_batch_server(queues, environment=inside, cwd=ROOT))
-            for name in ("capstone-gpu", "capstone-cpu"):
-                server.batch.define_job(name)
-            # Only Batch and its log: the other services are the stack's.
-            stack.environment |= {
-                name: value for name, value in server.environment.items() if "ENDPOINT" in name
-            }
-            servers.append(server)
+            servers.append(running.enter_context(fake_batch(stack)))
 
         stack = running.enter_context(
             local_stack(tmp_path / "state", webserver_port=None, before_dagster=go_to_the_cloud)

@@ -1,0 +1,42 @@
+"""The cloud on one machine: the stack's runs become jobs of a fake AWS Batch, which executes them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batch_gpu.gpus import gpu_count
+from batch_gpu.testing import FakeBatchServer, Machines, Queue, fake_batch_server
+from capstone_dagster.local.stack import join_environment
+
+if TYPE_CHECKING:
+    from capstone_dagster.local.stack import LocalStack
+
+# The names that dagster.yaml's launcher asks for where nothing else is set.
+GPU_QUEUE, CPU_QUEUE = "capstone-gpu", "capstone-cpu"
+
+
+@contextmanager
+def fake_batch(stack: LocalStack) -> Iterator[FakeBatchServer]:
+    """Serve a fake AWS Batch for a stack whose Dagster does not run yet, and send its runs there.
+
+    What its containers would be are processes of this machine, with the stack's environment; it has as many
+    GPUs as the machine, and one in name where there is none.
+    """
+    stack.environment["CAPSTONE_COMPUTE"] = "batch"
+    # As in the image: this Python's programs are on the PATH.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    inside = {**join_environment(stack.environment), "PATH": path}
+    queues = [Queue(GPU_QUEUE, Machines(gpus=max(1, gpu_count()))), Queue(CPU_QUEUE)]
+    with fake_batch_server(queues, environment=inside, cwd=Path(inside["DAGSTER_HOME"])) as server:
+        for name in (GPU_QUEUE, CPU_QUEUE):
+            server.batch.define_job(name)
+        # Batch and its log only: the other services are the stack's.
+        stack.environment |= {
+            name: value for name, value in server.environment.items() if name.startswith("AWS_ENDPOINT_URL_")
+        }
+        yield server
