@@ -14,6 +14,10 @@ FAILURE_TAG = "capstone/failure"
 UPLOAD_TAG = "capstone/upload_id"
 # Dagster's own word on a failed run that it is about to start again.
 _WILL_RETRY_TAG = "dagster/will_retry"
+_PARENT_TAG = "dagster/parent_run_id"
+# What batch_gpu says of a job, in tags of the run: its state with a reason, and how its worker failed.
+_JOB_STATUS_TAG = "batch_gpu/status"
+_JOB_FAILURE_TAG = "batch_gpu/failure"
 # A run is re-executed with its parent's tags; this takes the place of a failure that is not its own.
 _NO_FAILURE = "none"
 
@@ -125,12 +129,18 @@ def video_status_sensor(
             written += 1
         elif run is not None and run.status == dg.DagsterRunStatus.FAILURE:
             if run.tags.get(_WILL_RETRY_TAG) == "true":
-                continue  # it is queued again: nothing has failed for good
+                # Nothing has failed for good; the retry may do so without ever having begun.
+                retries = context.instance.get_runs(dg.RunsFilter(tags={_PARENT_TAG: run_id}), limit=1)
+                written += bool(retries and services.events.hand_over(upload_id, run_id, retries[0].run_id))
+                continue
             failure, told = failure_of(context.instance, run)
             context.instance.add_run_tags(run_id, {FAILURE_TAG: failure.value})
             written += services.events.mark_failed(
                 upload_id, run_id, failure_class=failure.value, message=told, only_if_unfinished=True
             )
+        elif run is not None and run.status == dg.DagsterRunStatus.STARTING and _JOB_STATUS_TAG in run.tags:
+            reason = f"AWS Batch: {run.tags[_JOB_STATUS_TAG]}"
+            written += services.events.mark_waiting(upload_id, run_id, reason)
     return dg.SkipReason(f"{len(unfinished)} uploads are under way, {written} brought up to date.")
 
 
@@ -148,4 +158,6 @@ def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[Failur
             if known is not None and cause is not None:
                 return FailureClass(str(known.value)), str(cause.value)
         told = event.message or told
-    return FailureClass.WORKER_LOST, told
+    # A launcher that knows why says so; "none" is what it writes over a parent's.
+    by_launcher = run.tags.get(_JOB_FAILURE_TAG, _NO_FAILURE)
+    return FailureClass.WORKER_LOST if by_launcher == _NO_FAILURE else FailureClass(by_launcher), told

@@ -90,6 +90,24 @@ class EventStore:
         with self._transaction() as connection:
             status.queue(connection, run_ids)
 
+    def mark_waiting(self, upload_id: str, run_id: str, reason: str) -> bool:
+        """The upload's run is launched and waits for a machine.
+
+        Returns:
+            Whether the row was told something new; it is not if the run has begun, or another one has it.
+        """
+        with self._transaction() as connection:
+            return status.wait(connection, upload_id, run_id, reason)
+
+    def hand_over(self, upload_id: str, run_id: str, successor: str) -> bool:
+        """The run that retries another one takes its upload over, unless that is finished.
+
+        Returns:
+            Whether the row changed.
+        """
+        with self._transaction() as connection:
+            return status.hand_over(connection, upload_id, run_id, successor)
+
     def mark_running(self, upload_id: str, run_id: str, progress: float = 0.0) -> None:
         """A run works on the upload.
 

@@ -57,6 +57,23 @@ def queue(connection: sa.Connection, run_ids: Mapping[str, str]) -> None:
     connection.execute(statement, [{"upload": upload, "run": run} for upload, run in run_ids.items()])
 
 
+def wait(connection: sa.Connection, upload_id: str, run_id: str, reason: str) -> bool:
+    """A run waits for a machine, for this reason; whether the row was told."""
+    conditions = [
+        video_status.c.upload_id == upload_id,
+        video_status.c.run_id == run_id,
+        video_status.c.state.in_(("queued", "waiting-for-compute")),
+        sa.or_(video_status.c.message.is_(None), video_status.c.message != reason),
+    ]
+    return _change(connection, *conditions, state="waiting-for-compute", message=reason) is not None
+
+
+def hand_over(connection: sa.Connection, upload_id: str, run_id: str, successor: str) -> bool:
+    """A run's retry takes its unfinished upload over; whether the row changed."""
+    conditions = _unfinished(upload_id, run_id)
+    return _change(connection, *conditions, state="queued", message=None, run_id=successor) is not None
+
+
 def run(connection: sa.Connection, upload_id: str, run_id: str, progress: float) -> None:
     """A run claims an upload (at progress 0), or tells how far it is if it has it still."""
     conditions = [video_status.c.upload_id == upload_id]

@@ -182,6 +182,48 @@ def test_a_run_that_will_be_retried_has_not_failed(pipeline: Pipeline) -> None:
     assert rows(pipeline, upload)["state"] == "running"
 
 
+def launched(pipeline: Pipeline, status: dg.DagsterRunStatus, tags: dict[str, str]) -> dg.DagsterRun:
+    """A run that a launcher has, and no worker yet."""
+    recovery_job.services.append(pipeline.services)
+    return pipeline.instance.create_run_for_job(recovery_job.recoverable_job(), status=status, tags=tags)
+
+
+def test_a_retry_that_fails_before_it_begins_has_the_last_word(pipeline: Pipeline) -> None:
+    upload = pipeline.upload("gate/a.mp4", b"x")
+    first = launched(pipeline, dg.DagsterRunStatus.FAILURE, {"dagster/will_retry": "true"})
+    pipeline.services.events.mark_queued({upload.upload_id: first.run_id})
+    tick(pipeline, pipeline.services)
+    assert rows(pipeline, upload)["run_id"] == first.run_id
+
+    told = {"dagster/parent_run_id": first.run_id, "batch_gpu/failure": "capacity"}
+    retry = launched(pipeline, dg.DagsterRunStatus.STARTING, told)
+    tick(pipeline, pipeline.services)
+    row = rows(pipeline, upload)
+    assert (row["state"], row["run_id"]) == ("queued", retry.run_id)
+
+    pipeline.instance.report_run_failed(retry, "No machine of that kind came within an hour.")
+    tick(pipeline, pipeline.services)
+    row = rows(pipeline, upload)
+    assert (row["state"], row["failure_class"]) == ("failed", "capacity")
+    assert "No machine of that kind" in row["message"]
+
+
+def test_waiting_for_a_machine_is_told_with_its_reason(pipeline: Pipeline) -> None:
+    upload = pipeline.upload("gate/a.mp4", b"x")
+    tags = {"batch_gpu/status": "RUNNABLE: no machine is free"}
+    run = launched(pipeline, dg.DagsterRunStatus.STARTING, tags)
+    pipeline.services.events.mark_queued({upload.upload_id: run.run_id})
+    tick(pipeline, pipeline.services)
+    row = rows(pipeline, upload)
+    told = ("waiting-for-compute", "AWS Batch: RUNNABLE: no machine is free")
+    assert (row["state"], row["message"]) == told
+
+    pipeline.services.events.mark_running(upload.upload_id, run.run_id)
+    tick(pipeline, pipeline.services)
+    row = rows(pipeline, upload)
+    assert (row["state"], row["message"]) == ("running", None)
+
+
 def test_a_cancelled_run_is_told(pipeline: Pipeline) -> None:
     upload = pipeline.upload("gate/a.mp4", b"x")
     run = pipeline.instance.get_run_by_id(lost_run(pipeline, upload))
