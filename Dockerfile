@@ -39,7 +39,7 @@ COPY capstone_dagster/analysis /app/capstone_dagster/analysis
 COPY infra/image/bake_model.py ./
 COPY ${MODEL:-capstone_dagster/local/detector/person_face.pt} model/
 RUN /opt/venv/bin/python bake_model.py model --baked "${MODEL}" --sha256 "${MODEL_SHA256}" --app /app \
-        --cache /var/cache/capstone/models \
+        --cache /layers/cache/capstone/models \
     && rm -r /app/capstone_dagster
 
 # The project, into a directory of its own: a new version of it is a small layer.
@@ -49,7 +49,7 @@ COPY batch_gpu source/batch_gpu
 COPY dagster.yaml workspace.yaml infra/image/healthcheck.py /app/
 RUN /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check --no-index \
         --no-deps --no-build-isolation --target /app ./source \
-    && mkdir /app/dagster_home && ln -s ../dagster.yaml /app/dagster_home/dagster.yaml
+    && mkdir -p /layers/app/dagster_home && ln -s ../dagster.yaml /layers/app/dagster_home/dagster.yaml
 
 # --- what is shipped: copies only, so that nothing of the machine that builds is left in it ---
 FROM ${BASE_IMAGE}
@@ -57,10 +57,11 @@ FROM ${BASE_IMAGE}
 COPY --from=build /layers/cuda /
 COPY --from=build /layers/packages /
 COPY --from=build /etc/passwd /etc/group /etc/
-COPY --from=build --chown=10001:10001 /home/capstone /home/capstone
-COPY --from=build --chown=10001:10001 /var/cache/capstone /var/cache/capstone
+# What the user owns: whole directories, because the owner of the one that is copied to is not everywhere changed.
+COPY --from=build --chown=10001:10001 /home /home
+COPY --from=build --chown=10001:10001 /layers/cache /var/cache
 COPY --from=build /app /app
-COPY --from=build --chown=10001:10001 /app/dagster_home /app/dagster_home
+COPY --from=build --chown=10001:10001 /layers/app /app
 
 ARG MODEL=""
 ARG MODEL_SHA256=""
