@@ -54,7 +54,9 @@ def test_an_export_is_made_once(exported: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == made
 
 
-def test_a_killed_export_leaves_nothing_that_passes_for_a_model(tmp_path: Path) -> None:
+def test_a_killed_export_leaves_nothing_that_passes_for_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = subprocess.Popen([*EXPORT, str(tmp_path)], start_new_session=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.rglob(".exporting-*")):
@@ -67,7 +69,8 @@ def test_a_killed_export_leaves_nothing_that_passes_for_a_model(tmp_path: Path) 
     os.utime(left, (0, 0))
     assert not list(tmp_path.rglob("*_openvino_model"))
 
-    assert openvino_export(WEIGHTS, SHA256, cache=tmp_path).is_dir()
+    monkeypatch.chdir(tmp_path)  # a cache may be named by a path from here
+    assert openvino_export(WEIGHTS, SHA256, cache=Path()).is_dir()
     assert [path.name for path in tmp_path.rglob(".exporting-*")] == [".exporting-young"]
 
 

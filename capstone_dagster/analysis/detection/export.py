@@ -88,7 +88,7 @@ def _export_into(home: Path, checkpoint: Path, target: Path) -> None:
         here = Path(folder) / checkpoint.name
         here.symlink_to(checkpoint.resolve())
         done = subprocess.run(
-            [sys.executable, "-m", __name__, str(here)],
+            [sys.executable, "-m", __name__, str(here.absolute())],
             capture_output=True,
             text=True,
             cwd=folder,
