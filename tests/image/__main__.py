@@ -28,23 +28,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, help="where to build; a temporary one by default")
-    parser.add_argument("--keep", action="store_true", help="leave what was built, for the next time")
+    # Not /tmp, which is memory on many machines: this takes some 30 GB.
+    parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="in which to build")
+    parser.add_argument("--keep", action="store_true", help="leave what was built there, for the next time")
     parser.add_argument("--base", default="", help="BASE_IMAGE; made by debootstrap where none is named")
     parser.add_argument("--model", default="", help="MODEL, a .pt file to bake in")
     parser.add_argument("--record", action="store_true", help="write the figures into bench/RESULTS.md")
     asked = parser.parse_args()
-    # Not /tmp, which is memory on many machines: this takes some 25 GB.
-    folder = asked.folder or Path(tempfile.mkdtemp(prefix="capstone-image-", dir="/var/tmp"))
+    if asked.keep:
+        folder = asked.folder.resolve() / "capstone-image"
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="capstone-image-", dir=asked.folder)).resolve()
     try:
-        builder = Builder.prepare(folder.resolve())
+        builder = Builder.prepare(folder)
         figures = test(builder, base=asked.base, model=asked.model)
     except ImageTestError as error:
         print(error, file=sys.stderr)
         return 1
     finally:
         if not asked.keep:
-            Builder(folder.resolve(), layered=True).clear()
+            Builder(folder, layered=True).clear()
     print(f"\n{figures.told()}")
     if asked.record:
         figures.record()
