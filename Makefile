@@ -47,7 +47,7 @@ dev: $(INSTALLED)
 	@$(BIN)/capstone dev $(if $(FRESH),--fresh)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(INSTALLED)
 	@$(BIN)/python -m tests.intake.soak --messages 10000 --seeds 1 2 3 4 5 --minutes 20

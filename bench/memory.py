@@ -3,7 +3,7 @@
 The demo clip, whose people give tracks and thumbnails, is repeated without being encoded anew; each length is
 analysed by the demo's detector in a fresh process, alternating, and the medians of their peaks are compared.
 
-    .venv/bin/python -m bench.memory [--rounds 3] [--every-frame]
+    .venv/bin/python bench/memory.py [--rounds 3] [--every-frame]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 from bench.footage import repeat
 from bench.report import machine, record, table
 
@@ -65,13 +66,33 @@ def main() -> None:
 
 
 def _peak(video: str, folder: str, every_frame: bool) -> float:
-    from capstone_dagster.analysis import AnalysisSettings, analyze_video, load_detector
+    from capstone_dagster.analysis import (
+        AnalysisSettings,
+        EventRules,
+        analyze_video,
+        build_events,
+        load_detector,
+        read_detections,
+    )
+    from capstone_dagster.analysis.engine import peak_rss_mb
     from capstone_dagster.local import detector as demo_detector
 
     settings = AnalysisSettings(sample_fps=0.0 if every_frame else AnalysisSettings().sample_fps)
     weights = Path(demo_detector.__file__).with_name("person_face.pt")
     loaded = load_detector(weights, settings, device="cpu", cache=Path(folder) / "cache")
-    return analyze_video(Path(video), Path(folder) / "out", detector=loaded, settings=settings).peak_rss_mb
+    out = Path(folder) / "out"
+    done = analyze_video(Path(video), out, detector=loaded, settings=settings)
+    build_events(
+        read_detections(out / "detections.parquet"),
+        analysis_id="bench",
+        rules=EventRules(),
+        width=done.width,
+        height=done.height,
+        first_pts_ms=done.first_pts_ms,
+        last_pts_ms=done.last_pts_ms,
+        sample_interval_ms=done.sample_interval_ms,
+    )
+    return peak_rss_mb()
 
 
 if __name__ == "__main__":

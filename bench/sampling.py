@@ -1,6 +1,6 @@
 """What sampling and the motion gate cost in events and save in time: one curve for one video and model.
 
-    .venv/bin/python -m bench.sampling VIDEO --model M [--rounds 3] [--record]
+    .venv/bin/python bench/sampling.py VIDEO --model M [--rounds 3] [--record]
 
 The every-frame pass is the reference: its own events are what the others are to find, so this measures what
 is lost by looking less often, not how true the events are. Without VIDEO a minute is made in which somebody
@@ -42,6 +42,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 from bench.report import machine, record, table
 from capstone_dagster.analysis import (
     AnalysisSettings,

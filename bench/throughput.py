@@ -14,8 +14,11 @@ the others neither save nor draw. Processor time is told beside: it says the sam
     decode, forward     each alone on the whole machine: decoding by PyAV or OpenCV, whichever is faster;
                         the model in its throughput mode, fed from memory
 
+Random weights find nothing, so they measure decoding, letterboxing, the model and writing, for all contenders
+alike; a trained model on footage with people adds suppression, tracking and pictures.
+
 The ceiling is what these two allow: on a CPU, where they share the cores, 1 / (1 / decode + 1 / forward); on
-a GPU the slower of the two.
+a GPU the slower of the two. A share above 1 means that one of them alone did not keep every core busy.
 
     .venv/bin/python bench/throughput.py VIDEO --model M [--every-frame] [--device D]
 
@@ -39,6 +42,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 from bench.footage import make_footage
 from bench.report import machine, record, table
 
@@ -109,7 +113,8 @@ def compete(contenders: dict[str, Contender], task: Task, rounds: int) -> dict[s
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=_serve, args=(contender, task, theirs), daemon=True)
         process.start()
-        ready = ours.recv()
+        theirs.close()  # or the end of a process that died would never be seen
+        ready = _answer(ours)
         if ready is None:
             running[name] = (ours, process)
         else:
@@ -118,12 +123,22 @@ def compete(contenders: dict[str, Contender], task: Task, rounds: int) -> dict[s
     for number in range(rounds):
         for name in list(running) if number % 2 == 0 else list(reversed(running)):
             running[name][0].send("go")
-            turns[name].append(running[name][0].recv())
+            turn = _answer(running[name][0])
+            if not isinstance(turn, Turn):
+                raise SystemExit(f"{name} failed in round {number + 1}: {turn}")
+            turns[name].append(turn)
             print(f"round {number + 1}: {name} {turns[name][-1].fps:.1f} frames/s", file=sys.stderr)
     for connection, process in running.values():
         connection.send(None)
         process.join()
     return turns
+
+
+def _answer(connection: Connection) -> object:
+    try:
+        return connection.recv()
+    except EOFError:
+        return "its process ended without a word"
 
 
 def ratios(turns: dict[str, list[Turn]], *, on_cpu: bool) -> dict[str, float | None]:
@@ -173,7 +188,11 @@ def _serve(contender: Contender, task: Task, connection: Connection) -> None:
         return
     while connection.recv() is not None:
         started, worked = time.perf_counter(), time.process_time()
-        frames = turn()
+        try:
+            frames = turn()
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")
+            return
         seconds, work = time.perf_counter() - started, time.process_time() - worked
         connection.send(Turn(frames / seconds, 1000 * work / frames))
 

@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 
 from capstone_dagster import cli, doctor
 from capstone_dagster.intake.queue import UploadQueue
+from capstone_dagster.local.analyze_file import output_folders
 from capstone_dagster.local.state import own_state, write_environment
 from capstone_dagster.storage.event_store import EventStore
 from tests.conftest import Aws
@@ -427,6 +428,13 @@ def test_analyze_loads_the_model_once_for_several_files_and_survives_a_bad_one(
     assert "1 of 3 files could not be analysed." in outcome.err
     folders = {path.name for path in (tmp_path / "out").iterdir() if (path / "events.parquet").exists()}
     assert folders == {clip.stem, f"{clip.stem}-2"}
+
+
+def test_results_of_several_files_never_share_a_folder(tmp_path: Path) -> None:
+    names = ["a.mp4", "a.mov", "a-2.mp4", "A.MP4", "b.mp4"]
+    folders = output_folders([Path(name) for name in names], tmp_path)
+    assert [folder.name for folder in folders] == ["a", "a-2", "a-2-2", "A-3", "b"]
+    assert output_folders([Path("a.mp4")], tmp_path) == [tmp_path]
 
 
 def test_analyze_needs_neither_dagster_nor_a_database(clip: Path, tmp_path: Path) -> None:

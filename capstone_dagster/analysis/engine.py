@@ -6,6 +6,7 @@ between them is bounded, in order, and torn down as soon as any of them fails.
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import threading
@@ -34,7 +35,7 @@ DETECT_THREAD = "video-detect"
 _BATCHES_WAITING = 2
 
 # What all pictures between decoder and tracker may take. Those of 8K are 100 MB each: batches get smaller
-# for them.
+# for them, and fewer threads work. Five there are at least, however large.
 _BYTES_UNDER_WAY = 1 << 30
 
 # Frames that are not sampled travel without pictures; so many of them fit into one hand-over.
@@ -162,11 +163,10 @@ class _Pass:
         self._inference = _BusyTime()
 
     def run(self) -> None:
-        workers = self._detector.workers
-        picture_bytes = 3 * self._video.info.width * self._video.info.height
-        # Those being worked on, those waiting for it, and as many decoded ahead.
-        batches = workers + 2 * _BATCHES_WAITING
-        size = max(1, min(self._detector.batch_size, _BYTES_UNDER_WAY // (batches * picture_bytes)))
+        pictures = _BYTES_UNDER_WAY // (3 * self._video.info.width * self._video.info.height)
+        # Besides those being worked on, some wait for it and as many are decoded ahead.
+        workers = max(1, min(self._detector.workers, pictures - 2 * _BATCHES_WAITING))
+        size = max(1, min(self._detector.batch_size, pictures // (workers + 2 * _BATCHES_WAITING)))
         with (
             Handoff(self._decode, capacity=size * _BATCHES_WAITING, name=DECODE_THREAD) as decoded,
             _Detecting(self._detect, workers) as detecting,
@@ -216,7 +216,7 @@ class _Pass:
             decoder=self._video.decoder,
             model=self._detector.name,
             model_sha256=self._detector.sha256,
-            peak_rss_mb=_peak_rss_mb(),
+            peak_rss_mb=peak_rss_mb(),
             truncated=self._video.truncated,
             decode_errors=self._video.decode_errors,
         )
@@ -324,6 +324,13 @@ def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
         yield batch
 
 
-def _peak_rss_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+def peak_rss_mb() -> float:
+    """The most memory that this process ever had resident, in MiB."""
+    # Linux hands getrusage's peak on through exec, so that a child begins with its parent's.
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        if peak:
+            return int(peak[1]) / 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1024 * 1024 if sys.platform == "darwin" else 1024)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +81,13 @@ def build_events(
         longest_interval_ms: how far apart they were at most by intention; None: as usually.
     """
     interval_ms = sample_interval_ms if longest_interval_ms is None else longest_interval_ms
+    max_gap_ms = (
+        math.inf if rules.max_gap_s is None else max(rules.max_gap_s * 1000, _GAP_IN_INTERVALS * interval_ms)
+    )
     rows = _Rows.tracked(detections)
     presences = [
         presence
-        for presence in _presences(rows, max(rules.max_gap_s * 1000, _GAP_IN_INTERVALS * interval_ms))
+        for presence in _presences(rows, max_gap_ms)
         if len(presence) >= rules.min_detections
         and rows.pts_ms[presence[-1]] - rows.pts_ms[presence[0]] + sample_interval_ms
         >= rules.min_duration_s * 1000
@@ -148,23 +152,41 @@ class _Rows:
 
     @classmethod
     def tracked(cls, detections: pa.Table) -> _Rows:
-        columns: Mapping[str, Any] = detections.filter(pc.is_valid(detections["track_id"])).to_pydict()
-        frame_index = np.array(columns["frame_index"], dtype=np.int64)
-        pts_ms = np.array(columns["pts_ms"], dtype=np.int64)
-        track_id = np.array(columns["track_id"], dtype=np.int64)
-        label = np.array(columns["label"], dtype=object)
-        score = np.array(columns["score"], dtype=np.float64)
-        boxes = (
-            np.array([columns[name] for name in ("x1", "y1", "x2", "y2")], dtype=np.float64).reshape(4, -1).T
-        )
-        order = np.lexsort((*boxes.T, score, frame_index, pts_ms, label.astype(str), track_id))
+        tracked = detections.filter(pc.is_valid(detections["track_id"]))
+
+        def whole(name: str) -> npt.NDArray[np.int64]:
+            return tracked[name].to_numpy().astype(np.int64)
+
+        def real(name: str) -> npt.NDArray[np.float64]:
+            return tracked[name].to_numpy().astype(np.float64)
+
+        frame_index, pts_ms, track_id = whole("frame_index"), whole("pts_ms"), whole("track_id")
+        score = real("score")
+        boxes = np.stack([real(name) for name in ("x1", "y1", "x2", "y2")], axis=1)
+        # One string for each name, not for each row: a long video has millions.
+        names, codes = _labels(tracked["label"])
+        order = np.lexsort((*boxes.T, score, frame_index, pts_ms, codes, track_id))
         return cls(
-            frame_index[order], pts_ms[order], track_id[order], label[order], score[order], boxes[order]
+            frame_index[order],
+            pts_ms[order],
+            track_id[order],
+            names[codes[order]],
+            score[order],
+            boxes[order],
         )
 
     def best(self, which: npt.NDArray[np.intp]) -> int:
         """The row with the highest score; the first of equals."""
         return int(which[np.argmax(self.score[which])])
+
+
+def _labels(column: pa.ChunkedArray[Any]) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.intp]]:
+    """The names that occur, sorted, and for each row which of them it has."""
+    encoded = column.combine_chunks().dictionary_encode()
+    names = np.array(encoded.dictionary.to_pylist(), dtype=object)
+    sorted_first = np.argsort(names)
+    rank = np.argsort(sorted_first)
+    return names[sorted_first], rank[encoded.indices.to_numpy().astype(np.intp)]
 
 
 def _presences(rows: _Rows, max_gap_ms: float) -> Iterator[npt.NDArray[np.intp]]:

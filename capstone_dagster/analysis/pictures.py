@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,12 +104,21 @@ class Thumbnails:
 
     def __init__(self, folder: Path, *, keep_ms: float) -> None:
         self._folder = folder
+        # Nobody takes the views of a pass that fails for a result.
+        self._work = folder.with_name(f".{folder.name}.partial")
         self._keep_ms = keep_ms
         self._candidates: dict[int, _Candidate] = {}
         self._scores = array("f")  # of each tracklet's view; 0 where none was written
-        folder.mkdir(parents=True, exist_ok=True)
+        self.discard()
+        self._work.mkdir(parents=True)
+        # Those of an earlier pass; a folder may hold other people's pictures.
         for stale in folder.glob("*.jpg"):
-            stale.unlink()
+            if stale.stem.isdecimal():
+                stale.unlink()
+
+    def discard(self) -> None:
+        """Removes what was not finished."""
+        shutil.rmtree(self._work, ignore_errors=True)
 
     def offer(
         self, image: Image, pts_ms: int, detections: Detections, tracklets: npt.NDArray[np.int32]
@@ -143,18 +153,18 @@ class Thumbnails:
             visit = int(visits[index])
             if score > 0 and visit > 0 and (visit not in best or score > self._scores[best[visit] - 1]):
                 best[visit] = index + 1
-        for index, score in enumerate(self._scores):
-            if score > 0 and best.get(int(visits[index])) != index + 1:
-                (self._folder / f"{index + 1}.jpg").unlink()
-        # A visit's number is at most that of any of its tracklets: in order of visits no name is taken.
-        for visit in sorted(best):
-            (self._folder / f"{best[visit]}.jpg").rename(self._folder / f"{visit}.jpg")
+        self._folder.mkdir(exist_ok=True)
+        for visit, tracklet in best.items():
+            (self._work / f"{tracklet}.jpg").replace(self._folder / f"{visit}.jpg")
+        self.discard()
 
     def _write(self, tracklet: int) -> None:
         candidate = self._candidates.pop(tracklet)
-        _write_jpeg(self._folder / f"{tracklet}.jpg", candidate.crop)
         self._scores.extend([0.0] * (tracklet - len(self._scores)))
-        self._scores[tracklet - 1] = candidate.score
+        # It may have been written before: weak detections hold a tracklet for longer than views are kept.
+        if candidate.score > self._scores[tracklet - 1]:
+            _write_jpeg(self._work / f"{tracklet}.jpg", candidate.crop)
+            self._scores[tracklet - 1] = candidate.score
 
 
 def _drawn(tile: _Tile, visits: npt.NDArray[np.int32]) -> Image:

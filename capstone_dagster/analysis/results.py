@@ -22,6 +22,8 @@ from .tracking.video_tracker import UNTRACKED, VideoTracker
 
 # Until the end it is not known which tracklets are one visit: until then detections lie here.
 _TRACKLETS = "tracklets.parquet"
+# Events are derived from a pass, and are none of a new one's.
+_RESULTS = ("frames.parquet", "detections.parquet", "events.parquet", "contact_sheet.jpg")
 _ROWS_AT_ONCE = 16_384
 
 # Analysed frames that are further apart than half a heartbeat are so because nothing changed between them.
@@ -49,8 +51,11 @@ class Results:
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
-        (self._out / "contact_sheet.jpg").unlink(missing_ok=True)
+        # What an earlier pass left would stand for this one's if it fails.
+        for name in _RESULTS:
+            (self._out / name).unlink(missing_ok=True)
         self._files.callback((self._out / _TRACKLETS).unlink, missing_ok=True)
+        self._files.callback(self._thumbnails.discard)
         self._frames_table = self._files.enter_context(
             TableWriter(self._out / "frames.parquet", FRAMES_SCHEMA)
         )

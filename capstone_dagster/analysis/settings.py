@@ -121,9 +121,10 @@ class EventRules:
         min_duration_s: a presence shorter than this is noise. Each detection stands for one sampling
             interval, so at 5 frames a second two detections last 0.4 s; 0.3 s asks for about nine at 30
             frames a second.
-        max_gap_s: a track unseen for longer is a new event; as long as `AnalysisSettings.track_buffer_s`, so
-            that what was found to be one visit is one event. Never shorter than 2.5 sampling intervals, so
-            that one missed detection cannot split an event however sparse the sampling is.
+        max_gap_s: a track unseen for longer is a new event, but never for less than 2.5 sampling intervals,
+            so that one missed detection cannot split an event however sparse the sampling is. None leaves it
+            to the tracker, which also saw what was too weak to keep: what it found to be one visit is one
+            event.
         face_containment: a face belongs to a person when at least this share of its box lies in the
             person's. The
             two boxes come from a detector that is a little off: 0.8 forgives that, and not a passer-by's
@@ -132,12 +133,14 @@ class EventRules:
 
     min_detections: int = 2
     min_duration_s: float = 0.3
-    max_gap_s: float = 5.0
+    max_gap_s: float | None = None
     face_containment: float = 0.8
 
     def __post_init__(self) -> None:
-        for field in ("min_duration_s", "max_gap_s", "face_containment"):
+        for field in ("min_duration_s", "face_containment"):
             object.__setattr__(self, field, _number(field, getattr(self, field)))
+        if self.max_gap_s is not None:
+            object.__setattr__(self, "max_gap_s", _number("max_gap_s", self.max_gap_s))
         _require(
             _is_integer(self.min_detections) and self.min_detections >= 1,
             "min_detections",
@@ -145,7 +148,9 @@ class EventRules:
             "a whole number of at least 1",
         )
         _require(self.min_duration_s >= 0, "min_duration_s", self.min_duration_s, "0 s or more")
-        _require(self.max_gap_s >= 0, "max_gap_s", self.max_gap_s, "0 s or more")
+        _require(
+            self.max_gap_s is None or self.max_gap_s >= 0, "max_gap_s", self.max_gap_s, "None, or 0 s or more"
+        )
         _require(
             0 < self.face_containment <= 1,
             "face_containment",

@@ -26,6 +26,8 @@ def of_frames(
         **_common(done),
         "frames_decoded": done.summary["frames_decoded"],
         "frames_analyzed": done.summary["frames_analyzed"],
+        "truncated": done.summary["truncated"],
+        "decode_errors": done.summary["decode_errors"],
         "duration_s": done.summary["duration_ms"] / 1000,
         "frames": dg.MetadataValue.path(url(done.prefix + "frames.parquet")),
         "contact_sheet": dg.MetadataValue.path(url(done.prefix + "contact_sheet.jpg")),

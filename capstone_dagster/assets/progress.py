@@ -53,6 +53,12 @@ class Watch:
 
     def warn(self, done: DetectionsReference) -> None:
         """Say what an operator should know of a finished pass."""
+        if done.summary["truncated"] or done.summary["decode_errors"]:
+            cut = "ends before its stated end, or in an error" if done.summary["truncated"] else "is damaged"
+            self._context.log.warning(
+                f"The video {cut} ({done.summary['decode_errors']} decoding errors): what decodes, "
+                f"{done.summary['frames_decoded']} frames, was analysed."
+            )
         if done.summary["cpu_fallback"]:
             why = done.summary["cpu_fallback"]
             self._context.log.warning(f"Analysed on the CPU: {why}. CAPSTONE_REQUIRE_GPU=true refuses this.")

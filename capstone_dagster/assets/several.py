@@ -26,6 +26,7 @@ _OF_ONE_VIDEO = {
     FailureClass.SOURCE_MISSING,
     FailureClass.SOURCE_FORBIDDEN,
     FailureClass.SOURCE_CHANGED,
+    FailureClass.GPU_OUT_OF_MEMORY,  # a single picture had no room: others are smaller
     FailureClass.INTERNAL,
 }
 

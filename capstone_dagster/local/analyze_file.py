@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from capstone_dagster.analysis import (
@@ -18,6 +19,7 @@ from capstone_dagster.analysis import (
     read_detections,
     write_events,
 )
+from capstone_dagster.analysis.engine import peak_rss_mb
 from capstone_dagster.clients import aws_client
 from capstone_dagster.models import analysis_settings, locate_model
 from capstone_dagster.settings import Settings
@@ -120,7 +122,7 @@ class FileAnalyzer:
             fps=round(done.frames_decoded / max(done.seconds, 1e-9), 2),
             device=done.device,
             backend=done.backend,
-            peak_rss_mb=round(done.peak_rss_mb, 1),
+            peak_rss_mb=round(peak_rss_mb(), 1),  # with the events
         )
 
 
@@ -137,10 +139,11 @@ def output_folders(videos: list[Path], out: Path) -> list[Path]:
     """
     if len(videos) == 1:
         return [out]
-    taken: dict[str, int] = {}
-    folders = []
+    folders: list[Path] = []
+    taken: set[str] = set()  # folded: some file systems take upper and lower case for the same
     for video in videos:
-        taken[video.stem] = taken.get(video.stem, 0) + 1
-        number = "" if taken[video.stem] == 1 else f"-{taken[video.stem]}"
-        folders.append(out / f"{video.stem}{number}")
+        names = (video.stem if number == 1 else f"{video.stem}-{number}" for number in count(1))
+        name = next(name for name in names if name.casefold() not in taken)
+        taken.add(name.casefold())
+        folders.append(out / name)
     return folders

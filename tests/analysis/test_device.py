@@ -94,6 +94,8 @@ def test_where_a_gpu_is_required_the_cpu_is_a_failure(machine: FakeMachine, told
 
 def test_where_a_gpu_is_required_one_that_works_will_do() -> None:
     assert choose_device("auto", require_gpu=True, machine=WORKING) == Device("cuda:0")
+    with pytest.raises(InvalidAnalysisSettings, match="A GPU is required and the device is set to cpu"):
+        choose_device("cpu", require_gpu=True, machine=WORKING)
 
 
 @pytest.fixture

@@ -205,6 +205,43 @@ def test_calm_does_not_count_as_coarse_sampling(
     assert summary.tracks == 1
 
 
+@pytest.mark.parametrize("sampling", [{"sample_fps": 5, "motion_gate": True}, {"sample_fps": 0.5}])
+def test_somebody_who_stands_still_from_the_first_frame_on_is_one_event(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector, sampling: dict[str, Any]
+) -> None:
+    clip = make_clip(
+        "a.mp4", [200 * index for index in range(150)], lambda index: [("person", 80, 40, 104, 100)]
+    )
+    settings = AnalysisSettings(**sampling)
+    summary = analyze_video(clip, tmp_path, detector=detector, settings=settings)
+    assert summary.frames_analyzed < 30
+    (event,) = events_of(summary, read_detections(tmp_path / "detections.parquet"))
+    assert (event.start_ms, event.detections) == (0, summary.frames_analyzed)  # type: ignore[attr-defined]
+
+
+class GivesUp(SquareDetector):
+    """Finds a visitor, who leaves, and fails later."""
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        if sum(self.batches) > 120:
+            raise RuntimeError("the model gave up")
+        return super().detect(images)
+
+
+def test_a_failed_pass_leaves_nothing_of_its_own_and_nothing_of_an_earlier_one(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
+) -> None:
+    clip, out = make_clip("a.mp4", [100 * index for index in range(200)], visitor(0, 20)), tmp_path / "out"
+    analyze_video(clip, out, detector=detector, settings=EVERY_FRAME)
+    (out / "events.parquet").touch()
+    assert list((out / "thumbnails").iterdir())
+    (out / "thumbnails" / "holiday.jpg").touch()
+    with pytest.raises(RuntimeError, match="gave up"):
+        analyze_video(clip, out, detector=GivesUp(batch_size=1), settings=EVERY_FRAME)
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*")}
+    assert left == {"thumbnails", "thumbnails/holiday.jpg"}  # somebody's own picture is not ours to remove
+
+
 def test_sparse_sampling_does_not_pile_up_frames(
     make_clip: MakeClip, tmp_path: Path, detector: SquareDetector
 ) -> None:

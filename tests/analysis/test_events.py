@@ -84,12 +84,14 @@ def test_a_presence_is_told_with_its_best_moment() -> None:
         ([10, 11, 14, 15], {"max_gap_s": 0.5}, [(10, 11), (14, 15)]),
         # However short the gap allowed, one missed detection never splits.
         ([10, 11, 13, 14], {"max_gap_s": 0}, [(10, 14)]),
+        # Left to the tracker: what it found to be one visit is one event.
+        ([*range(10, 15), *range(90, 95)], {}, [(10, 94)]),
         ([10], {}, []),
         ([10, 11], {"min_detections": 3}, []),
         ([10, 11], {"min_duration_s": 0.5}, []),
         ([10, 11], {"min_duration_s": 0.4}, [(10, 11)]),
         # What remains of a track after a cut is judged by itself.
-        ([*range(10, 15), 40], {}, [(10, 14)]),
+        ([*range(10, 15), 40], {"max_gap_s": 2.0}, [(10, 14)]),
         ([], {}, []),
     ],
 )
@@ -187,7 +189,7 @@ def test_a_face_follows_its_person_across_a_split() -> None:
         *seen(range(40, 45)),
         *seen(range(40, 45), track=2, label="face", box=FACE_BOX),
     ]
-    first, second = build(rows)
+    first, second = build(rows, max_gap_s=5)
     assert first.face_score is None
     assert second.face_score == 0.5
 

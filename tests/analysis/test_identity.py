@@ -33,8 +33,8 @@ def test_ids_are_what_they_were() -> None:
     event = event_id(analysis_id=analysis, label="person", track_id=1, start_ms=200)
     assert (detections, analysis, event) == (
         "0100a077c31ba94656b30eb976502be6",
-        "3a787aae7b5e884d233f4c93e6bf916f",
-        "8011ce7e1d2d16b134db18483d9e712a",
+        "ef1be00a9a6165d44fd882895e585e18",
+        "1834f54492ed8d89506417cef951085b",
     )
 
 

@@ -75,13 +75,28 @@ def test_a_thumbnail_is_small_however_large_the_object(tmp_path: Path) -> None:
 
 
 def test_thumbnails_of_tracks_that_are_gone_are_written_and_let_go(tmp_path: Path) -> None:
-    thumbnails = Thumbnails(tmp_path, keep_ms=2000)
+    folder = tmp_path / "thumbnails"
+    thumbnails = Thumbnails(folder, keep_ms=2000)
     for track in range(1, 200):
         thumbnails.offer(picture_with(9), track * 1000, person(0.5), np.array([track], dtype=np.int32))
         assert len(thumbnails._candidates) <= 3
-    assert (tmp_path / "1.jpg").exists()
+    assert not list(folder.glob("*.jpg"))  # nothing passes for a result before the end
     thumbnails.close(np.arange(1, 200, dtype=np.int32))
-    assert len(list(tmp_path.glob("*.jpg"))) == 199
+    assert len(list(folder.glob("*.jpg"))) == 199
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_view_that_is_worse_does_not_replace_one_that_was_written(tmp_path: Path) -> None:
+    """Weak sightings hold a tracklet for longer than views are kept for it."""
+    thumbnails = Thumbnails(tmp_path / "thumbnails", keep_ms=2000)
+    for pts_ms, score, grey in ((0, 0.95, 200), (9000, 0.3, 20)):
+        thumbnails.offer(picture_with(grey), pts_ms, person(score), np.array([1], dtype=np.int32))
+        nobody = person(0.5).select(np.array([], dtype=np.intp))
+        thumbnails.offer(picture_with(9), pts_ms + 5000, nobody, np.zeros(0, dtype=np.int32))
+    thumbnails.close(np.array([1], dtype=np.int32))
+    picture = cv2.imread(str(tmp_path / "thumbnails" / "1.jpg"))
+    assert picture is not None
+    assert picture.max() > 150
 
 
 def test_of_tracklets_that_are_one_visit_the_best_view_stays(tmp_path: Path) -> None:

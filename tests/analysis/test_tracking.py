@@ -106,6 +106,20 @@ def test_people_are_followed_where_boxes_do_not_overlap(fps: int) -> None:
     assert visits(AnalysisSettings(), found, times_ms) == [[1, 2]] * len(found)
 
 
+@pytest.mark.parametrize("label", ["person", "face"])
+@pytest.mark.parametrize("interval_s", [0.2, 0.5, 1, 1.5, 2, 3, 5, 10])
+def test_who_stands_still_is_one_visit_however_seldom_we_look(interval_s: float, label: str) -> None:
+    tracker = VideoTracker(AnalysisSettings(labels=(label,)), (label,))
+    random = np.random.default_rng(0)
+    numbers = []
+    for index in range(12):
+        x, y = 100 + random.normal(0, 1), 100 + random.normal(0, 1)
+        found = Detections.of([(x, y, x + 40, y + 50)], [0.8], [0], (label,))
+        numbers.append(int(tracker.update(found, None, round(index * interval_s * 1000))[0]))
+    visits = tracker.finish()
+    assert {int(visits[number - 1]) for number in numbers} == {1}
+
+
 def test_pictures_may_be_any_time_apart() -> None:
     rng = np.random.default_rng(1)
     times_ms = np.cumsum(rng.choice([33, 67, 200, 500, 1000], 60)).tolist()

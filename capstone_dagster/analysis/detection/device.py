@@ -113,11 +113,12 @@ def choose_device(wanted: str, *, require_gpu: bool = False, machine: Machine | 
     """Where to run what is wanted: `auto` (a GPU that works, else the CPU), `cpu`, `cuda` or `cuda:N`.
 
     Args:
-        require_gpu: `auto` must not end on the CPU.
+        require_gpu: it must not be the CPU.
         machine: whose devices; None for this one.
 
     Raises:
-        InvalidAnalysisSettings: `wanted` is none of these, or a GPU that is not there.
+        InvalidAnalysisSettings: `wanted` is none of these, a GPU that is not there, or the CPU although a
+            GPU is required.
         GpuError: the GPU that is wanted is there and does not compute, or `require_gpu` and there is none
             that does.
     """
@@ -127,6 +128,11 @@ def choose_device(wanted: str, *, require_gpu: bool = False, machine: Machine | 
             f"device must be auto, cpu or cuda:N, but is {wanted!r}; correct the setting."
         )
     if wanted == "cpu":
+        if require_gpu:
+            raise InvalidAnalysisSettings(
+                "A GPU is required and the device is set to cpu; set the device to auto or cuda:N, or do not "
+                "require a GPU."
+            )
         return Device("cpu")
     if wanted == "auto":
         return _best(machine, require_gpu=require_gpu)

@@ -37,6 +37,10 @@ _MOST_PIXELS = 16384 * 8192
 Decoder = Literal["software", "nvdec"]
 
 
+# What says nothing about the video: a pass that took it for damage would store too few frames for good.
+_OF_THE_MACHINE = (av.error.MemoryError, av.error.PermissionError, av.error.BlockingIOError)
+
+
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
     """What a file says of itself, checked against its first frame.
@@ -196,6 +200,8 @@ class VideoReader:
         try:
             for packet in self._container.demux(self._stream):
                 yield from self._decode_packet(packet)
+        except _OF_THE_MACHINE:
+            raise
         except av.error.FFmpegError:
             self._stumbled()
             yield from self._decode_packet(None)  # what the decoder still holds
@@ -209,6 +215,8 @@ class VideoReader:
             decoded = self._stream.codec_context.decode(packet)
         except av.error.EOFError:
             return
+        except _OF_THE_MACHINE:
+            raise
         except av.error.FFmpegError:
             self._stumbled()
             return

@@ -19,9 +19,23 @@ def motion_evidence(predicted: States, measured: Floats, noise: Floats) -> Float
     """
     total = predicted.place_var[:, None, :] + noise[None, :, :]
     squared = ((predicted.place[:, None, :] - measured[None, :, :]) ** 2 / total).sum(axis=2)
-    spread = np.log(total / predicted.size[:, None, :] ** 2).sum(axis=2)
-    evidence: Floats = -0.5 * (squared + spread)
+    evidence: Floats = -0.5 * squared + highest_evidence(predicted, noise)
     return evidence
+
+
+def highest_evidence(predicted: States, noise: Floats) -> Floats:
+    """(n, m) what `motion_evidence` is at most: that of a detection exactly where it is expected."""
+    total = predicted.place_var[:, None, :] + noise[None, :, :]
+    highest: Floats = -0.5 * np.log(total / predicted.size[:, None, :] ** 2).sum(axis=2)
+    return highest
+
+
+def overlap(one: Floats, other: Floats) -> Floats:
+    """(n, m) intersection over union of (n, 4) and (m, 4) x, y, width, height."""
+    areas = [np.maximum(boxes[:, 2:], 1.0).prod(axis=1) for boxes in (one, other)]
+    shared = overlap_of_smaller(one, other) * np.minimum(areas[0][:, None], areas[1][None, :])
+    union: Floats = areas[0][:, None] + areas[1][None, :] - shared
+    return np.asarray(shared / union)
 
 
 def overlap_of_smaller(one: Floats, other: Floats) -> Floats:

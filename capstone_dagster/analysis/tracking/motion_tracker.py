@@ -14,7 +14,7 @@ from ..detections import Detections
 from ..footage.video import Image
 from ..settings import AnalysisSettings
 from . import appearance
-from .association import assign, motion_evidence, overlap_of_smaller
+from .association import assign, highest_evidence, motion_evidence, overlap, overlap_of_smaller
 from .motion import Floats, MotionModel, States, measured
 from .stitching import UNTRACKED, Stitcher, Tracklet
 
@@ -32,6 +32,11 @@ _WEAK_NOISE = 2.0
 _CUT_NOISE = 9.0
 _CUT_MARGIN = 0.0125
 _CUT_INSIDE, _CUT_EVIDENCE = 0.7, 0.5
+# After seconds unseen so many places are likely that none is: not even the expected one would be believed, by
+# this much. Then a box that lies over the last one by so much is somebody who stands there still, unless
+# something fits better. Judged: two people who stand in one place one after the other overlap as well.
+_BELIEVABLE = 1.5
+_STILL_OVERLAP, _STILL_EVIDENCE = 0.5, 0.5
 # A tracklet that is unseen for so long, and in so many pictures, has ended: from there on it is the
 # stitcher's, which sees both sides of a gap. What was seen only once is sooner a false alarm.
 _PATIENCE_MS, _PATIENCE_PICTURES = 1000, 3
@@ -126,6 +131,10 @@ class MotionTracker:
         if looks is not None:
             known = (self._looked_ms >= 0)[:, None]
             evidence += np.where(known, appearance.evidence(self._looks @ looks.T), 0.0)
+        still = highest_evidence(predicted, noise) - _NEW_OBJECT < _BELIEVABLE
+        if still.any():
+            still &= overlap(self._states.place, places) >= _STILL_OVERLAP
+            evidence = np.where(still, np.maximum(evidence, _STILL_EVIDENCE), evidence)
         waiting = self._missed == 0
         if cut.any() or self._cut.any():
             rest = (
