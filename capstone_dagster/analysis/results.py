@@ -24,7 +24,7 @@ from .tracking.video_tracker import UNTRACKED, VideoTracker
 _TRACKLETS = "tracklets.parquet"
 # Events are derived from a pass, and are none of a new one's.
 _RESULTS = ("frames.parquet", "detections.parquet", "events.parquet", "contact_sheet.jpg")
-_ROWS_AT_ONCE = 16_384
+_ROWS_AT_ONCE = 1024
 
 # Analysed frames that are further apart than half a heartbeat are so because nothing changed between them.
 _CALM_MS = float(HEARTBEAT_S * 1000) / 2

@@ -77,6 +77,7 @@ EVENTS_SCHEMA = pa.schema(
 
 # Some megabytes of memory and a row group that query engines read well; an hour at 25 frames/s gives six.
 _ROWS_PER_GROUP = 16_384
+_ROWS_AS_OBJECTS = 1024
 
 
 class TableWriter:
@@ -88,6 +89,7 @@ class TableWriter:
         self._columns: dict[str, list[Any]] = {name: [] for name in schema.names}
         self._schema = schema
         self._buffered = 0
+        self._batches: list[pa.RecordBatch] = []
         self._writer = pq.ParquetWriter(self._partial, schema, compression="zstd")
         self.rows = 0
 
@@ -117,15 +119,24 @@ class TableWriter:
         added = lengths.pop()
         self.rows += added
         self._buffered += added
-        if self._buffered >= _ROWS_PER_GROUP:
+        if self._buffered >= _ROWS_AS_OBJECTS:
+            self._pack()
+        if sum(batch.num_rows for batch in self._batches) >= _ROWS_PER_GROUP:
             self._flush()
+
+    def _pack(self) -> None:
+        """Python's numbers and strings, some 500 bytes a row, become columns of some 40."""
+        self._batches.append(pa.record_batch(self._columns, schema=self._schema))
+        for values in self._columns.values():
+            values.clear()
+        self._buffered = 0
 
     def _flush(self) -> None:
         if self._buffered:
-            self._writer.write_table(pa.table(self._columns, schema=self._schema))
-            for values in self._columns.values():
-                values.clear()
-            self._buffered = 0
+            self._pack()
+        if self._batches:
+            self._writer.write_table(pa.Table.from_batches(self._batches))
+            self._batches.clear()
 
 
 def read_frames(path: Path) -> pa.Table:
