@@ -64,7 +64,8 @@ def on_ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]
             yield Deployed("ministack", url)
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: what moto knows belongs to the process, and the servers of other files clear it.
+@pytest.fixture(scope="module")
 def on_moto() -> Iterator[Deployed]:
     """Has the network with its NAT gateway, and AWS Batch. Here nobody gave a host name, as at first."""
     with moto_server() as url:
