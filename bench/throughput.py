@@ -183,14 +183,14 @@ def _serve(contender: Contender, task: Task, connection: Connection) -> None:
         turn = contender(task)
         turn()  # warm: caches, kernels, allocations
         connection.send(None)
-    except Exception as error:
+    except Exception as error:  # a contender may fail in any way: the parent leaves it out and says why
         connection.send(f"{type(error).__name__}: {error}")
         return
     while connection.recv() is not None:
         started, worked = time.perf_counter(), time.process_time()
         try:
             frames = turn()
-        except Exception as error:
+        except Exception as error:  # as above
             connection.send(f"{type(error).__name__}: {error}")
             return
         seconds, work = time.perf_counter() - started, time.process_time() - worked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -114,17 +113,6 @@ class SquareDetector:
 @pytest.fixture
 def detector() -> SquareDetector:
     return SquareDetector()
-
-
-@pytest.fixture(scope="session")
-def test_data() -> Path:
-    """The folder with real footage and models."""
-    folder = os.environ.get("CAPSTONE_TEST_DATA")
-    if not folder:
-        pytest.skip(
-            "CAPSTONE_TEST_DATA is not set: the tests on real footage need a folder with data/ and models/"
-        )
-    return Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ class Batching:
         """
         try:
             return work(batch), ""
-        except Exception as error:
+        except Exception as error:  # which one means "no room" the memory knows; others go on
             if not self._memory.is_exhausted(error):
                 raise
             reason = first_line(error)

@@ -69,7 +69,7 @@ def load_checkpoint(path: Path) -> Any:
         yolo = ultralytics.YOLO(str(path))
         task = yolo.task
         names = dict(yolo.names)
-    except Exception as error:
+    except Exception as error:  # a damaged pickle can raise anything
         reason = first_line(error)
         raise ModelUnavailable(
             f"The model {path.name} does not load ({type(error).__name__}: {reason}); give a detection model "

@@ -142,7 +142,7 @@ def _export(checkpoint: Path) -> None:
 def _main() -> int:
     try:
         _export(Path(sys.argv[1]))
-    except Exception as error:
+    except Exception as error:  # the parent hears of whatever it is in one sentence
         told = str(error) if isinstance(error, AnalysisError) else None
         if told is None:
             reason = first_line(error)
