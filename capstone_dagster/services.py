@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from capstone_dagster.clients import aws_client
 from capstone_dagster.models import locate_model
+from capstone_dagster.observability.metrics import Metrics
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.storage.objects import ObjectStore, open_object_store
@@ -42,6 +43,11 @@ class Services:
     def sqs(self) -> SQSClient:
         """The SQS client."""
         return aws_client("sqs")
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Where every stage counts and measures."""
+        return Metrics(self.settings)
 
     def model_path(self, model: str | None = None) -> Path:
         """The detection model's file: the one named, else CAPSTONE_MODEL; fetched first if need be."""

@@ -147,6 +147,54 @@ class Settings(BaseSettings):
         default="Asia/Seoul", description="Zone of wall-clock times that name none, as in file names."
     )
 
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto",
+        description="Log lines on standard output: `json`, one object a line; `text` for people; `auto` is "
+        "text on a terminal and JSON elsewhere.",
+    )
+    log_spool: str | None = Field(
+        default=None,
+        description="Directory where log lines wait on disk until the shipper has sent them to CloudWatch; "
+        "without it none are sent.",
+    )
+    log_spool_mb: int = Field(
+        default=256,
+        ge=1,
+        description="Most megabytes that wait there; what comes beyond is dropped, and counted.",
+    )
+    metrics: Literal["off", "emf", "put"] = Field(
+        default="off",
+        description="How metrics travel: `emf`, embedded in lines of standard output, where awslogs carries "
+        "it to CloudWatch; `put`, through the spool and PutMetricData; `off`, not at all.",
+    )
+    ui_url: str | None = Field(default=None, description="Address of Dagster's pages, for links in alerts.")
+    runbook_url: str = Field(
+        default="docs/runbook.md", description="Address of the runbook, for links in alerts."
+    )
+    gpu_usd_per_hour: float | None = Field(
+        default=None, ge=0, description="What an hour of a GPU costs, for the estimated cost of a video."
+    )
+    run_limit_minutes: float = Field(
+        default=30, gt=0, description="A run that takes longer is overdue, unless its video is a long one."
+    )
+    run_limit_per_video: float = Field(
+        default=2,
+        gt=0,
+        description="Seconds of run that a second of video may take, where that is more than "
+        "CAPSTONE_RUN_LIMIT_MINUTES.",
+    )
+    reexecutions_per_video: int = Field(
+        default=3, ge=0, description="How often a video's failed run is started again by the system."
+    )
+    reexecutions_per_hour: int = Field(
+        default=60, ge=0, description="How many failed runs are started again by the system in an hour."
+    )
+    pause_after_failures: int = Field(
+        default=5,
+        ge=1,
+        description="Intake pauses itself when so many runs in a row have failed for one systemic reason.",
+    )
+
     key_prefix: str = Field(default="", description="Only keys under this prefix are analysed.")
     key_suffixes: CommaSeparated = Field(
         default=(".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"),
