@@ -35,6 +35,11 @@ LEFT_AT_DEFAULT = {
     "CAPSTONE_MESSAGES_PER_TICK": "measured against the queue's visibility time-out",
     "CAPSTONE_MAX_QUEUED_RUNS": "what Dagster's queue takes without slowing down",
     "CAPSTONE_PARTITION_RETENTION_DAYS": "a year",
+    "CAPSTONE_LOG_SPOOL_MB": "a small part of a container's disk",
+    "CAPSTONE_RUN_LIMIT_PER_VIDEO": "twice the video's length, where that is more than the limit",
+    "CAPSTONE_REEXECUTIONS_PER_VIDEO": "what passes by itself has passed by then",
+    "CAPSTONE_REEXECUTIONS_PER_HOUR": "a bound on what an outage costs, the same wherever it happens",
+    "CAPSTONE_PAUSE_AFTER_FAILURES": "the same wherever it happens",
 }
 # Settings that matter only where an analysis runs.
 ONLY_FOR_JOBS = {"CAPSTONE_REQUIRE_GPU", "CAPSTONE_DEVICE"}
@@ -139,8 +144,8 @@ def test_no_secret_is_a_plain_variable() -> None:
 
 def job_environment(aws: Deployed, name: str) -> dict[str, str]:
     [definition] = aws.client("batch").describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
-    # moto makes an empty list of an empty text.
-    return {each["name"]: each["value"] or "" for each in definition["containerProperties"]["environment"]}
+    # moto makes an empty list of an empty text, and leaves a number one.
+    return {each["name"]: str(each["value"] or "") for each in definition["containerProperties"]["environment"]}
 
 
 def task_environment(aws: Deployed, name: str) -> dict[str, str]:
