@@ -145,7 +145,9 @@ def test_no_secret_is_a_plain_variable() -> None:
 def job_environment(aws: Deployed, name: str) -> dict[str, str]:
     [definition] = aws.client("batch").describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
     # moto makes an empty list of an empty text, and leaves a number one.
-    return {each["name"]: str(each["value"] or "") for each in definition["containerProperties"]["environment"]}
+    return {
+        each["name"]: str(each["value"] or "") for each in definition["containerProperties"]["environment"]
+    }
 
 
 def task_environment(aws: Deployed, name: str) -> dict[str, str]:
