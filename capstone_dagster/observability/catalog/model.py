@@ -152,7 +152,7 @@ class SavedQuery:
 
     Attributes:
         groups: names of the log groups it reads.
-        text: the query, one command a line.
+        text: the query, each command on lines of its own.
     """
 
     name: str
@@ -174,7 +174,10 @@ class Graph:
     """A dashboard widget that draws numbers.
 
     Attributes:
-        expressions: (id, metric math, label) over the ids of `series`.
+        expressions: (id, metric math, label) over the ids of `series`; a series that one of them reads is not
+            drawn itself. `{name}` in one stands for a number that the deployment knows, by its key in the
+            renderer's table.
+        unit: what the left axis counts, where the metrics' own unit is not what is drawn.
     """
 
     title: str
@@ -185,6 +188,7 @@ class Graph:
     period_s: int = 60
     width: int = 8
     height: int = 6
+    unit: str = ""
     condition: str | None = None
 
 

@@ -1,0 +1,149 @@
+"""Saved queries of CloudWatch Logs Insights: what one asks the logs when something is wrong.
+
+A test parses each, and evaluates it over the lines of a real run: a field that nobody writes is an error.
+"""
+
+from __future__ import annotations
+
+from .log_groups import BATCH_JOB, DAEMON, INTAKE, VIDEO_ANALYSIS, WEBSERVER
+from .model import SavedQuery
+
+# What the operator puts his video's id or external id in place of.
+VIDEO_PLACEHOLDER = "VIDEO"
+
+_STORY = (INTAKE.name, VIDEO_ANALYSIS.name, BATCH_JOB.name)
+_EVERYTHING = (*_STORY, WEBSERVER.name, DAEMON.name)
+_RUNS = (VIDEO_ANALYSIS.name,)
+
+ONE_VIDEO = SavedQuery(
+    "one-video",
+    f"One video's whole story, from its upload on. Put its id or external id for {VIDEO_PLACEHOLDER}.",
+    _STORY,
+    f"""\
+fields @timestamp, level, component, action, step, message, elapsed_s, failure_class, run_id
+| filter video_id = "{VIDEO_PLACEHOLDER}" or external_id = "{VIDEO_PLACEHOLDER}"
+| sort @timestamp asc
+| limit 10000""",
+)
+RECENT_ERRORS = SavedQuery(
+    "recent-errors",
+    "What went wrong last, wherever it did.",
+    _EVERYTHING,
+    """\
+fields @timestamp, level, component, action, failure_class, video_id, run_id, message
+| filter level in ["ERROR", "CRITICAL"]
+| sort @timestamp desc
+| limit 50""",
+)
+ERRORS_BY_COMPONENT = SavedQuery(
+    "errors-by-component",
+    "Errors of each component in a quarter of an hour.",
+    _EVERYTHING,
+    """\
+filter level in ["ERROR", "CRITICAL"]
+| stats count(*) as errors by component, bin(15m) as since
+| sort since desc""",
+)
+ERROR_RATE = SavedQuery(
+    "error-rate",
+    "Of the runs that ended in a quarter of an hour, how many failed.",
+    _RUNS,
+    """\
+filter action in ["run.succeeded", "run.failed"]
+| fields strcontains(action, "failed") as is_failed
+| stats count(*) as runs, sum(is_failed) as failed, 100 * failed / runs as failed_percent by bin(15m) as since
+| sort since desc""",
+)
+FAILURES_BY_CLASS = SavedQuery(
+    "failures-by-class",
+    "Failed runs of each class in an hour; docs/runbook.md has a page for each.",
+    _RUNS,
+    """\
+filter action = "run.failed"
+| stats count(*) as failed by failure_class, bin(1h) as since
+| sort since desc""",
+)
+RUN_DURATIONS = SavedQuery(
+    "run-durations",
+    "How long runs took that ended well, hour by hour.",
+    _RUNS,
+    """\
+filter action = "run.succeeded"
+| stats count(*) as runs, avg(elapsed_s) as average_s, pct(elapsed_s, 95) as p95_s, max(elapsed_s) as longest_s
+    by bin(1h) as since
+| sort since desc""",
+)
+SLOWEST_STEPS = SavedQuery(
+    "slowest-steps",
+    "Where the time of a run goes: each step's average, longest and 95th percentile.",
+    _RUNS,
+    """\
+filter action = "step.completed"
+| stats count(*) as times, avg(elapsed_s) as average_s, max(elapsed_s) as longest_s, pct(elapsed_s, 95) as p95_s
+    by step
+| sort average_s desc""",
+)
+SLOWEST_STATEMENTS = SavedQuery(
+    "slowest-statements",
+    "Statements that the event store took longest for; their values are not in the log.",
+    _EVERYTHING,
+    """\
+filter action = "database.statement"
+| stats count(*) as times, avg(elapsed_s) as average_s, max(elapsed_s) as longest_s, pct(elapsed_s, 95) as p95_s
+    by statement
+| sort longest_s desc
+| limit 20""",
+)
+DATABASE_FAILURES = SavedQuery(
+    "database-failures",
+    "When the event store did not answer, and who was told so.",
+    _EVERYTHING,
+    """\
+fields @timestamp, component, video_id, run_id, message
+| filter failure_class = "database-unavailable"
+| sort @timestamp desc
+| limit 100""",
+)
+S3_ACCESS_DENIED = SavedQuery(
+    "s3-access-denied",
+    "Objects that S3 refused to give or take.",
+    _EVERYTHING,
+    """\
+filter failure_class in ["source-forbidden", "permission-denied"]
+| stats count(*) as times, latest(message) as said by component, bucket, key
+| sort times desc
+| limit 100""",
+)
+GPU_MEMORY = SavedQuery(
+    "gpu-memory",
+    "The GPUs' memory, used and there, in five minutes.",
+    _RUNS,
+    """\
+filter action = "gpu.memory"
+| stats max(used_gb) as used, max(total_gb) as total, 100 * used / total as used_percent by bin(5m) as since
+| sort since desc""",
+)
+REQUESTS_BY_COMPONENT = SavedQuery(
+    "requests-by-component",
+    "How many uploads each component had to do with in an hour, and how much it said of them.",
+    _EVERYTHING,
+    """\
+filter ispresent(upload_id)
+| stats count_distinct(upload_id) as uploads, count(*) as lines by component, bin(1h) as since
+| sort since desc""",
+)
+
+QUERIES = (
+    ONE_VIDEO,
+    RECENT_ERRORS,
+    ERRORS_BY_COMPONENT,
+    ERROR_RATE,
+    FAILURES_BY_CLASS,
+    RUN_DURATIONS,
+    SLOWEST_STEPS,
+    SLOWEST_STATEMENTS,
+    DATABASE_FAILURES,
+    S3_ACCESS_DENIED,
+    GPU_MEMORY,
+    REQUESTS_BY_COMPONENT,
+)
