@@ -6,20 +6,15 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from capstone_dagster.observability.failed_runs import FAILURE_TAG, NO_FAILURE, failure_of, starts_again
 from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
 
-FAILURE_TAG = "capstone/failure"
 UPLOAD_TAG = "capstone/upload_id"
-# Dagster's own word on a failed run that it is about to start again.
-_WILL_RETRY_TAG = "dagster/will_retry"
 _PARENT_TAG = "dagster/parent_run_id"
-# What batch_gpu says of a job, in tags of the run: its state with a reason, and how its worker failed.
+# What batch_gpu says of a job, in a tag of the run: its state with a reason.
 _JOB_STATUS_TAG = "batch_gpu/status"
-_JOB_FAILURE_TAG = "batch_gpu/failure"
-# A run is re-executed with its parent's tags; this takes the place of a failure that is not its own.
-_NO_FAILURE = "none"
 
 
 @dataclass(slots=True)
@@ -58,8 +53,8 @@ def explained(
     """
     tags = run_tags(context)
     subject = FailureSubject(upload_id or tags.get(UPLOAD_TAG))
-    if tags.get(FAILURE_TAG, _NO_FAILURE) != _NO_FAILURE:
-        context.instance.add_run_tags(context.run_id, {FAILURE_TAG: _NO_FAILURE})
+    if tags.get(FAILURE_TAG, NO_FAILURE) != NO_FAILURE:
+        context.instance.add_run_tags(context.run_id, {FAILURE_TAG: NO_FAILURE})
     try:
         yield subject
     except Exception as error:
@@ -128,7 +123,7 @@ def video_status_sensor(
             services.events.mark_cancelled(upload_id, run_id)
             written += 1
         elif run is not None and run.status == dg.DagsterRunStatus.FAILURE:
-            if run.tags.get(_WILL_RETRY_TAG) == "true":
+            if starts_again(run):
                 # Nothing has failed for good; the retry may do so without ever having begun.
                 retries = context.instance.get_runs(dg.RunsFilter(tags={_PARENT_TAG: run_id}), limit=1)
                 written += bool(retries and services.events.hand_over(upload_id, run_id, retries[0].run_id))
@@ -142,22 +137,3 @@ def video_status_sensor(
             reason = f"AWS Batch: {run.tags[_JOB_STATUS_TAG]}"
             written += services.events.mark_waiting(upload_id, run_id, reason)
     return dg.SkipReason(f"{len(unfinished)} uploads are under way, {written} brought up to date.")
-
-
-def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[FailureClass, str]:
-    """The class of a failed run and its sentence, from the run's own events."""
-    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
-    told = "The run ended without a word: its worker was lost."
-    for record in instance.get_records_for_run(run.run_id, of_type=kinds).records:
-        event = record.event_log_entry.dagster_event
-        if event is None:
-            continue
-        if event.is_step_failure and (data := event.step_failure_data.user_failure_data) is not None:
-            known = data.metadata.get("failure_class")
-            cause = data.metadata.get("cause")
-            if known is not None and cause is not None:
-                return FailureClass(str(known.value)), str(cause.value)
-        told = event.message or told
-    # A launcher that knows why says so; "none" is what it writes over a parent's.
-    by_launcher = run.tags.get(_JOB_FAILURE_TAG, _NO_FAILURE)
-    return FailureClass.WORKER_LOST if by_launcher == _NO_FAILURE else FailureClass(by_launcher), told

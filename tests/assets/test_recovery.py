@@ -8,7 +8,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from capstone_dagster.assets.failing import FAILURE_TAG, video_status_sensor
+from capstone_dagster.assets.failing import video_status_sensor
+from capstone_dagster.observability.failed_runs import FAILURE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.records import VideoUpload
 from tests.assets import recovery_job

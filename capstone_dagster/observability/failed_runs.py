@@ -1,0 +1,61 @@
+"""What class of failure ended a run: one answer for status, metrics, notices and re-execution."""
+
+from __future__ import annotations
+
+import dagster as dg
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.execution.plan.objects import ErrorSource
+
+from capstone_dagster.observability.failures import FailureClass
+
+FAILURE_TAG = "capstone/failure"
+# A run is re-executed with its parent's tags; this takes the place of a failure that is not its own.
+NO_FAILURE = "none"
+# What batch_gpu says of how a job's worker failed.
+_JOB_FAILURE_TAG = "batch_gpu/failure"
+# Dagster's own word on a failed run that it is about to start again.
+_WILL_RETRY_TAG = "dagster/will_retry"
+
+# What Dagster says of runs of which no step could speak. Whatever else it says, the worker is gone.
+_BY_REASON = {
+    RunFailureReason.JOB_INITIALIZATION_FAILURE: FailureClass.INTERNAL,
+    RunFailureReason.RUN_EXCEPTION: FailureClass.INTERNAL,
+    RunFailureReason.START_TIMEOUT: FailureClass.CAPACITY,
+}
+
+
+def starts_again(run: dg.DagsterRun) -> bool:
+    """Whether Dagster itself starts a failed run once more: then nothing has failed for good."""
+    return run.tags.get(_WILL_RETRY_TAG) == "true"
+
+
+def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[FailureClass, str]:
+    """The class of a failed run and its sentence, from the run's own events.
+
+    A step that failed for a known reason says it. Without one, the launcher is believed, then what kind of
+    failure Dagster saw.
+    """
+    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+    told = "The run ended without a word: its worker was lost."
+    seen = FailureClass.WORKER_LOST
+    for record in instance.get_records_for_run(run.run_id, of_type=kinds).records:
+        event = record.event_log_entry.dagster_event
+        if event is None:
+            continue
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data is not None:
+                known = data.user_failure_data.metadata.get("failure_class")
+                cause = data.user_failure_data.metadata.get("cause")
+                if known is not None and cause is not None:
+                    return FailureClass(str(known.value)), str(cause.value)
+            # A worker that was told to end interrupts its step: that is no defect of the step's.
+            if data.error_source != ErrorSource.INTERRUPT:
+                seen = FailureClass.INTERNAL
+        elif isinstance(event.event_specific_data, JobFailureData):
+            reason = event.event_specific_data.failure_reason
+            seen = _BY_REASON.get(reason, seen) if reason is not None else seen
+        told = event.message or told
+    # A launcher that knows why says so; "none" is what it writes over a parent's.
+    by_launcher = run.tags.get(_JOB_FAILURE_TAG, NO_FAILURE)
+    return seen if by_launcher == NO_FAILURE else FailureClass(by_launcher), told
