@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from capstone_dagster.observability.catalog.runbook import FAILURE_PAGES, SYSTEM_PAGES
 from capstone_dagster.observability.failures import POLICIES
 from capstone_dagster.settings import Settings, variable_name
 
@@ -31,9 +32,25 @@ def failures_table() -> str:
     return "\n".join(rows)
 
 
+def runbook_pages() -> str:
+    """Every page of the runbook, failure classes first; a link of a notice is `#` and a page's anchor."""
+    parts = []
+    for heading, pages in (("Failure classes", FAILURE_PAGES), ("The system itself", SYSTEM_PAGES)):
+        parts.append(f"## {heading}\n\n" + " · ".join(f"[{page.anchor}](#{page.anchor})" for page in pages))
+        for page in pages:
+            steps = "\n".join(f"{number}. {step}" for number, step in enumerate(page.do, 1))
+            looks = "\n".join(f"- {look}" for look in page.look)
+            parts.append(
+                f'<a id="{page.anchor}"></a>\n### {page.title} (`{page.anchor}`)\n\n{page.means}\n\n'
+                f"**Look**\n\n{looks}\n\n**Do**\n\n{steps}\n\n**After**: {page.after}"
+            )
+    return "\n\n".join(parts)
+
+
 PARTS = {
     ROOT / "README.md": {"settings": settings_table},
     ROOT / "docs" / "failures.md": {"failures": failures_table},
+    ROOT / "docs" / "runbook.md": {"runbook": runbook_pages},
 }
 
 
