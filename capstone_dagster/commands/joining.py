@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-DEFAULT_STATE = Path(__file__).resolve().parent.parent / ".capstone"
+from capstone_dagster.settings import read_settings
+
+if TYPE_CHECKING:
+    from capstone_dagster.storage.event_store import EventStore
+
+DEFAULT_STATE = Path(__file__).resolve().parent.parent.parent / ".capstone"
 StateOption = Annotated[
     Path,
     typer.Option(
@@ -37,3 +42,11 @@ def join_local_stack(state: Path) -> Mapping[str, str] | None:
     if environment is not None:
         enter_environment(environment)
     return environment
+
+
+def event_store(state: Path) -> EventStore:
+    """The event store of the stack or environment that a command works with."""
+    from capstone_dagster.storage.event_store import EventStore
+
+    join_local_stack(state)
+    return EventStore(read_settings().event_store_url())

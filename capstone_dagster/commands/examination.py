@@ -1,4 +1,4 @@
-"""`capstone doctor`: everything an analysis needs, looked at one by one, each with reason and remedy."""
+"""What `capstone doctor` looks at: everything an analysis needs, one by one, each with reason and remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from capstone_dagster.clients import aws_client
-from capstone_dagster.joining import START_STACK
+from capstone_dagster.commands.joining import START_STACK
 from capstone_dagster.services import Services
 from capstone_dagster.settings import ConfigurationError, Settings, read_settings, unknown_variables
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.joining import DEFAULT_STATE, FormatOption, StateOption, join_local_stack
+from capstone_dagster.commands.joining import DEFAULT_STATE, FormatOption, StateOption, join_local_stack
 from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:

@@ -1,0 +1,96 @@
+"""`capstone demo` and `capstone dev`: the whole system on this machine."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption
+
+
+class Compute(StrEnum):
+    """Where runs of `capstone dev` execute."""
+
+    LOCAL = "local"
+    BATCH = "batch"
+
+
+PortOption = Annotated[
+    int, typer.Option("--port", envvar="CAPSTONE_UI_PORT", min=1, max=65535, help="Port of the Dagster UI.")
+]
+
+
+def demo(
+    video: Annotated[
+        Path | None, typer.Argument(help="Your own video; without one, a clip made from two photographs.")
+    ] = None,
+    state: StateOption = DEFAULT_STATE,
+    port: PortOption = 3000,
+) -> None:
+    """Show the whole way of one video on this machine, from upload to events, and stop again.
+
+    Starts PostgreSQL, an AWS emulator and Dagster (or uses those of a running `capstone dev`), uploads the
+    video to the local S3, and waits until its events are in PostgreSQL.
+    """
+    from capstone_dagster.local.demo import run_demo
+
+    run_demo(video, state.resolve(), port)
+
+
+def dev(
+    state: StateOption = DEFAULT_STATE,
+    port: PortOption = 3000,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget everything earlier stacks left.")] = False,
+    compute: Annotated[
+        Compute,
+        typer.Option(
+            help="Where runs execute: as processes here, or as jobs of a fake AWS Batch, as in the cloud."
+        ),
+    ] = Compute.LOCAL,
+) -> None:
+    """Run the local stack with the Dagster UI until Ctrl-C."""
+    from capstone_dagster.local.cloud import fake_batch
+    from capstone_dagster.local.demo import model_of, prepare
+    from capstone_dagster.local.stack import LocalStack, local_stack
+
+    with ExitStack() as running:
+
+        def before_dagster(stack: LocalStack) -> None:
+            prepare(stack)
+            if compute is Compute.BATCH:
+                running.enter_context(fake_batch(stack))
+
+        with terminal.progress("Starting the local stack") as report:
+            stack = running.enter_context(
+                local_stack(
+                    state.resolve(),
+                    webserver_port=port,
+                    fresh=fresh,
+                    before_dagster=before_dagster,
+                    on_progress=report,
+                )
+            )
+        assert stack.dagster is not None
+        terminal.out.print(f"Dagster UI   {stack.dagster.url}")
+        terminal.out.print(f"Logs         {stack.logs}", markup=False, soft_wrap=True)
+        if compute is Compute.BATCH:
+            terminal.out.print(f"AWS Batch    {stack.environment['AWS_ENDPOINT_URL_BATCH']} (fake)")
+        terminal.out.print(f"Model        {model_of(stack.environment)}", markup=False, soft_wrap=True)
+        terminal.out.print("Try, in another terminal:")
+        terminal.out.print("             .venv/bin/capstone submit my-video.mp4")
+        terminal.out.print("             .venv/bin/capstone status")
+        terminal.out.print("             .venv/bin/capstone events")
+        terminal.out.print("Ctrl-C stops everything.")
+        try:
+            while True:
+                stack.check()
+                time.sleep(1)
+        except KeyboardInterrupt:
+            # This is how it is meant to end: no failure, for make neither.
+            terminal.err.print("Stopping …")

@@ -1,0 +1,36 @@
+"""`capstone doctor` and `capstone migrate`: is everything there, and is the database in shape."""
+
+from __future__ import annotations
+
+import typer
+from rich.markup import escape
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store, join_local_stack
+
+
+def doctor(state: StateOption = DEFAULT_STATE) -> None:
+    """Check settings, model, decoder, GPU, database and AWS, one by one.
+
+    Exits 1 if something needed is missing; what is merely absent is a warning.
+    """
+    from capstone_dagster.commands.examination import MARKS, examine
+
+    join_local_stack(state)
+    failed = False
+    for finding in examine():
+        colour, mark = MARKS[finding.state]
+        told = f"[{colour}]{mark}[/]  [bold]{finding.subject:<12}[/] {escape(finding.detail)}"
+        terminal.out.print(told, soft_wrap=True)
+        if finding.remedy:
+            terminal.out.print(f"{'':<19}→ {escape(finding.remedy)}", soft_wrap=True)
+        failed = failed or finding.state == "fail"
+    if failed:
+        raise typer.Exit(1)
+
+
+def migrate(state: StateOption = DEFAULT_STATE) -> None:
+    """Create or upgrade the event store's tables; safe to repeat."""
+    with terminal.progress("Migrating the event store"):
+        event_store(state).migrate()
+    terminal.err.print("The event store is up to date.")
