@@ -27,7 +27,8 @@ import psycopg
 import yaml
 from sqlalchemy.engine import make_url
 
-from capstone_dagster.intake.sensor import PARTITIONS_NAME, RUN_KEY_TAG, upload_sensor
+from capstone_dagster.intake.runs import PARTITIONS_NAME, RUN_KEY_TAG
+from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.local.aws import aws_environment, client, create_resources, ministack_server
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer, postgres_server
 from capstone_dagster.services import Services

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from capstone_dagster.intake.sensor import PARTITIONS_NAME
+from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.services import Services
 
 

@@ -11,7 +11,7 @@ import pytest
 from capstone_dagster.intake.identity import identify
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
-from capstone_dagster.intake.sensor import NewUpload, _run_request
+from capstone_dagster.intake.runs import NewUpload, run_request
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore
@@ -66,7 +66,7 @@ class Pipeline:
 
     def _request(self, upload: VideoUpload, **asked: Any) -> dg.RunRequest:
         message = ReceivedMessage("m1", "", "", 0, 1)
-        return _run_request(
+        return run_request(
             NewUpload("k", upload, AnalysisRequest(upload.bucket, upload.key, **asked), message)
         )
 

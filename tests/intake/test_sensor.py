@@ -13,7 +13,8 @@ from botocore.exceptions import ClientError
 from sqlalchemy.engine import make_url
 
 from capstone_dagster.intake.pruning import prune_partitions
-from capstone_dagster.intake.sensor import RUN_KEY_TAG, upload_sensor
+from capstone_dagster.intake.runs import RUN_KEY_TAG
+from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable

@@ -5,7 +5,7 @@ import os
 import dagster as dg
 
 from capstone_dagster.definitions import services
-from capstone_dagster.intake.sensor import JOB_NAME, PARTITIONS_NAME
+from capstone_dagster.intake.runs import JOB_NAME, PARTITIONS_NAME
 from tests.intake.soak.variants import VARIABLE, sensor_of_variant
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import dagster as dg
 
-from capstone_dagster.intake.sensor import JOB_NAME, SENSOR_NAME, upload_sensor
+from capstone_dagster.intake.runs import JOB_NAME
+from capstone_dagster.intake.sensor import SENSOR_NAME, upload_sensor
 from capstone_dagster.services import Services
 
 VARIABLE = "SOAK_VARIANT"

@@ -1,0 +1,71 @@
+"""What a new upload asks of Dagster: one run of its partition, and the account of its raw video."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import dagster as dg
+
+from capstone_dagster.intake.messages import AnalysisRequest
+from capstone_dagster.intake.queue import ReceivedMessage
+from capstone_dagster.storage.records import VideoUpload
+
+JOB_NAME = "analyze_upload"
+PARTITIONS_NAME = "videos"
+# Dagster's own tag on every run that a sensor asked for with a run key.
+RUN_KEY_TAG = "dagster/run_key"
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpload:
+    """A request that has no run yet."""
+
+    key: str
+    upload: VideoUpload
+    request: AnalysisRequest
+    message: ReceivedMessage
+
+
+def run_request(new: NewUpload) -> dg.RunRequest:
+    """The one run of a request, as Dagster creates it unless its key has one."""
+    upload, request = new.upload, new.request
+    config: dict[str, Any] = {
+        "upload": {
+            name: value.isoformat() if name in ("uploaded_at", "recorded_at") and value else value
+            for name, value in asdict(upload).items()
+        },
+        "sample_fps": request.sample_fps,
+        "model": request.model,
+        # The nonce makes other ids than before, so that nothing finished is taken for the answer.
+        "nonce": new.message.message_id if request.force else None,
+    }
+    tags = {
+        "capstone/video_id": upload.video_id,
+        "capstone/upload_id": upload.upload_id,
+        "capstone/s3_uri": upload.url,
+        "capstone/external_id": upload.external_id,
+        "capstone/traceparent": request.traceparent,
+        "dagster/priority": str(request.priority) if request.priority else None,
+    }
+    return dg.RunRequest(
+        run_key=new.key,
+        partition_key=upload.video_id,
+        run_config={"ops": {"video_analysis": {"ops": {"analyze_video": {"config": config}}}}},
+        tags={name: value for name, value in tags.items() if value is not None},
+    )
+
+
+def materialization(new: NewUpload) -> dg.AssetMaterialization:
+    """The raw video as its asset's history lists it."""
+    upload = new.upload
+    return dg.AssetMaterialization(
+        "raw_videos",
+        partition=upload.video_id,
+        metadata={
+            "object": dg.MetadataValue.path(upload.url),
+            "size_bytes": upload.size_bytes,
+            "uploaded_at": dg.MetadataValue.timestamp(upload.uploaded_at),
+            "announced_at": dg.MetadataValue.timestamp(new.message.sent_ms / 1000),
+            "camera": upload.camera,
+            "upload_id": upload.upload_id,
+        },
+    )

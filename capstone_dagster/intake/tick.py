@@ -1,0 +1,316 @@
+"""One look at the upload queue: what it received, what it asks of Dagster, and what it keeps for the next."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import dagster as dg
+
+from capstone_dagster.intake.identity import identify, run_key
+from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, parse_message
+from capstone_dagster.intake.queue import QueueUnavailable, ReceivedMessage, UploadQueue
+from capstone_dagster.intake.runs import (
+    JOB_NAME,
+    PARTITIONS_NAME,
+    RUN_KEY_TAG,
+    NewUpload,
+    materialization,
+    run_request,
+)
+from capstone_dagster.services import Services
+from capstone_dagster.storage.database import RefusedByDatabase
+from capstone_dagster.storage.errors import (
+    PermissionDenied,
+    SourceForbidden,
+    SourceMissing,
+    StorageUnavailable,
+)
+from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.sources import head_source
+
+# Dagster cuts a tick off after 60 s. Receiving ends after this long, asking S3 after that long; what follows
+# is bounded by the number of messages and takes a few seconds.
+_RECEIVE_BUDGET_S = 25.0
+_IDENTIFY_BUDGET_S = 32.0
+# The queue's visibility time-out is 180 s: a receipt older than this is not worth keeping.
+_RECEIPT_LIFE_S = 170.0
+# HeadObject takes some 20 ms; sixteen at once keep a tick of 500 messages under a second of waiting.
+_HEADS_AT_ONCE = 16
+
+
+@dataclass(slots=True)
+class Pending:
+    """A received message that waits for its runs to be on record.
+
+    Attributes:
+        run_keys: upload id → run key, of everything the message asked for.
+        rejected: its malformed parts as (reason, body), to be copied when it is acknowledged.
+        expires: when the receipt is worth nothing any more, seconds since 1970.
+    """
+
+    message_id: str
+    receipt: str
+    run_keys: dict[str, str]
+    expires: float
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a tick did, for people."""
+
+    received: int = 0
+    new: int = 0
+    duplicate: int = 0
+    ignored: int = 0
+    vanished: int = 0
+    malformed: int = 0
+    acknowledged: int = 0
+    left: int = 0
+
+    def __str__(self) -> str:
+        told = [f"{number} {name}" for name, number in asdict(self).items() if number]
+        return ", ".join(told) or "no messages"
+
+
+class Tick:
+    """One evaluation: what it received, what it asks for, and what it keeps for the next one."""
+
+    def __init__(self, context: dg.SensorEvaluationContext, services: Services) -> None:
+        self._context = context
+        self._services = services
+        self._queue = UploadQueue(services.sqs, services.settings.required("queue_url"))
+        self._started = time.monotonic()
+        self._waiting_runs: int | None = None
+        self.counts = Counts()
+        self._pending: list[Pending] = []
+        self._new: dict[str, NewUpload] = {}
+
+    def acknowledge_recorded(self, pending: Sequence[Pending]) -> None:
+        """Delete the messages of earlier ticks whose runs are on record by now."""
+        recorded = self._runs_on_record(key for item in pending for key in item.run_keys.values())
+        done = []
+        for item in pending:
+            if all(key in recorded for key in item.run_keys.values()):
+                done.append(item)
+            elif item.expires > time.time():
+                self._pending.append(item)
+        self._finish(done, recorded)
+
+    def may_take_more(self) -> bool:
+        """Whether the run queue has room; otherwise messages wait in SQS, where they cost nothing.
+
+        A database that is away ends the tick here: each message received in vain is a step towards the
+        dead-letter queue.
+        """
+        self._services.events.ping()
+        waiting = dg.RunsFilter(job_name=JOB_NAME, statuses=[dg.DagsterRunStatus.QUEUED])
+        queued = self._context.instance.get_runs_count(waiting)
+        if queued <= self._services.settings.max_queued_runs:
+            return True
+        self._waiting_runs = queued
+        return False
+
+    def receive(self) -> list[ReceivedMessage]:
+        """Take what is in the queue, waiting for a first message, bounded in number and time."""
+        settings = self._services.settings
+        left_s = max(0.0, settings.poll_wait_s - (time.monotonic() - self._started))
+        # With messages to acknowledge there is no time to lose: their receipts run out.
+        messages = self._queue.receive(wait_s=min(1.0, left_s) if self._pending else left_s)
+        while messages and len(messages) < settings.messages_per_tick and self._within(_RECEIVE_BUDGET_S):
+            more = self._queue.receive(wait_s=0)
+            if not more:
+                break
+            messages += more
+        # One that came again meanwhile is the same message; its latest receipt is the one that works.
+        messages = list({message.message_id: message for message in messages}.values())
+        self.counts.received += len(messages)
+        return messages
+
+    def may_wait_on(self) -> bool:
+        """Whether what came so far asks for nothing, so that the tick may go on waiting for an upload.
+
+        Dagster begins the next tick only after some seconds: S3's test event, or a duplicate, should not
+        make the upload behind it wait for that.
+        """
+        return not self._new and not self._pending and self._within(self._services.settings.poll_wait_s)
+
+    def understand(self, messages: Sequence[ReceivedMessage]) -> None:
+        """Sort messages into: acknowledged at once, left in the queue, and waiting for a run."""
+        settings = self._services.settings
+        keys = KeyFilter(settings.key_prefix, settings.key_suffixes)
+        parsed = [(message, parse_message(message.body, keys)) for message in messages]
+        answers = self._identify([request for _, content in parsed for request in content.requests])
+
+        waiting: list[Pending] = []
+        for message, content in parsed:
+            self.counts.ignored += len(content.ignored)
+            item = Pending(message.message_id, message.receipt, {}, time.time() + _RECEIPT_LIFE_S)
+            item.rejected += [(part.reason, part.body) for part in content.malformed]
+            complete = True
+            for request in content.requests:
+                answer = next(answers)
+                if reason := self._unwanted_model(request):
+                    item.rejected.append((reason, message.body))
+                    continue
+                try:
+                    upload = answer()
+                    self._services.events.record_upload(upload, told=_told(request))
+                except SourceMissing as error:
+                    self.counts.vanished += 1
+                    self._context.log.warning(f"{error} Its message is acknowledged.")
+                except RefusedByDatabase as error:
+                    # The database answers and will not have this upload, now or ever.
+                    item.rejected.append((str(error), message.body))
+                except (SourceForbidden, PermissionDenied, StorageUnavailable) as error:
+                    complete = False
+                    self._context.log.error(f"{error} Its message stays in the queue.")
+                else:
+                    key = run_key(upload.upload_id, request, message.message_id)
+                    item.run_keys[upload.upload_id] = key
+                    self._note(NewUpload(key, upload, request, message))
+            self.counts.malformed += len(item.rejected)
+            if complete:
+                waiting.append(item)
+            else:
+                self.counts.left += 1
+        self._settle(waiting)
+
+    def result(self) -> dg.SensorResult:
+        """What Dagster stores and does, and the account of this tick."""
+        cursor = json.dumps([asdict(item) for item in self._pending])
+        if self._waiting_runs is not None:
+            limit = self._services.settings.max_queued_runs
+            told = (
+                f"{self._waiting_runs} runs wait, more than CAPSTONE_MAX_QUEUED_RUNS ({limit}): messages "
+                f"stay in the queue until some have run. {self.counts}."
+            )
+            self._context.log.warning(told)
+            return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=cursor)
+        self._context.log.info(f"Uploads: {self.counts}.")
+        if not self._new:
+            reason = dg.SkipReason(f"Nothing to analyse: {self.counts}.")
+            return dg.SensorResult(skip_reason=reason, cursor=cursor)
+        # Those that exist already are sorted out by Dagster, at a cost of the new ones only.
+        videos = sorted({new.upload.video_id for new in self._new.values()})
+        return dg.SensorResult(
+            run_requests=[run_request(new) for new in self._new.values()],
+            dynamic_partitions_requests=[
+                dg.DynamicPartitionsDefinition(name=PARTITIONS_NAME).build_add_request(videos)
+            ],
+            asset_events=[materialization(new) for new in self._new.values()],
+            cursor=cursor,
+        )
+
+    def _within(self, budget_s: float) -> bool:
+        return time.monotonic() - self._started < budget_s
+
+    def _identify(self, requests: Sequence[AnalysisRequest]) -> Iterator[Callable[[], VideoUpload]]:
+        """For each request something that returns its upload or raises why there is none, in order.
+
+        S3 is asked for several at once. What it has not answered in time counts as not answered.
+        """
+
+        def ask(request: AnalysisRequest) -> VideoUpload:
+            source = head_source(self._services.s3, request.bucket, request.key, request.version_id)
+            try:
+                return identify(request, source, self._services.settings)
+            except Exception as error:
+                # A defect met by one message must not keep its neighbours waiting.
+                raise StorageUnavailable(f"{source.url} could not be identified: {error!r}") from error
+
+        pool = ThreadPoolExecutor(_HEADS_AT_ONCE)
+        asked = [pool.submit(ask, request) for request in requests]
+        wait(asked, timeout=max(0.0, self._started + _IDENTIFY_BUDGET_S - time.monotonic()))
+        # Without waiting for stragglers: their threads end by their own time-outs.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+        def answer(future: Future[VideoUpload], request: AnalysisRequest) -> VideoUpload:
+            if not future.done() or future.cancelled():
+                raise StorageUnavailable(
+                    f"S3 has not told of s3://{request.bucket}/{request.key} in this tick's time."
+                )
+            return future.result()
+
+        return (partial(answer, future, request) for future, request in zip(asked, requests, strict=True))
+
+    def _unwanted_model(self, request: AnalysisRequest) -> str | None:
+        """Why the model that a request names may not be used; None if it may, or none is named.
+
+        Whoever may send a message must not choose what file a worker loads.
+        """
+        model, settings = request.model, self._services.settings
+        allowed = (settings.model, *settings.request_models)
+        if model is None or model in allowed:
+            return None
+        prefixes = tuple(name for name in allowed if name.startswith("s3://") and name.endswith("/"))
+        if prefixes and model.startswith(prefixes):
+            return None
+        return f"model {model!r} is neither CAPSTONE_MODEL nor allowed by CAPSTONE_REQUEST_MODELS"
+
+    def _note(self, new: NewUpload) -> None:
+        """Remember a request once, however many messages make it."""
+        if new.key in self._new:
+            self.counts.duplicate += 1
+        else:
+            self._new[new.key] = new
+
+    def _settle(self, waiting: Sequence[Pending]) -> None:
+        """Requests whose run is on record are duplicates; messages that wait for nothing end here."""
+        recorded = self._runs_on_record(self._new)
+        for key in recorded:
+            del self._new[key]
+        self.counts.duplicate += len(recorded)
+        self.counts.new = len(self._new)
+        done: list[Pending] = []
+        for item in waiting:
+            asks = any(key in self._new for key in item.run_keys.values())
+            (self._pending if asks else done).append(item)
+        self._finish(done, recorded)
+
+    def _finish(self, done: Sequence[Pending], recorded: dict[str, str]) -> None:
+        """Say that uploads are queued, copy malformed parts to the dead-letter queue, delete the messages."""
+        self._services.events.mark_queued(
+            {upload: recorded[key] for item in done for upload, key in item.run_keys.items()}
+        )
+        receipts = [item.receipt for item in done if self._rejected_parts_are_kept(item)]
+        self.counts.left += len(done) - len(receipts)
+        if receipts:
+            self.counts.acknowledged += self._queue.acknowledge(receipts)
+
+    def _rejected_parts_are_kept(self, item: Pending) -> bool:
+        """Copy a message's malformed parts to the dead-letter queue; False leaves the message where it is."""
+        try:
+            for reason, body in item.rejected:
+                self._context.log.warning(f"Message {item.message_id} is malformed: {reason}.")
+                self._queue.reject(body, reason, item.message_id)
+        except QueueUnavailable as error:
+            # One that cannot be copied must not keep its neighbours from being acknowledged.
+            self._context.log.error(f"Message {item.message_id} stays in the queue: {error}")
+            return False
+        return True
+
+    def _runs_on_record(self, keys: Iterable[str]) -> dict[str, str]:
+        """Run key → run id, for those keys that have a run which Dagster will not create again."""
+        wanted = sorted(set(keys))
+        if not wanted:
+            return {}
+        records = self._context.instance.get_run_records(dg.RunsFilter(tags={RUN_KEY_TAG: wanted}))
+        return {
+            record.dagster_run.tags[RUN_KEY_TAG]: record.dagster_run.run_id
+            for record in records
+            if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED
+        }
+
+
+def read_cursor(cursor: str | None) -> list[Pending]:
+    """What an earlier tick kept."""
+    return [Pending(**item) for item in json.loads(cursor)] if cursor else []
+
+
+def _told(request: AnalysisRequest) -> set[str]:
+    """What the message itself says of the video: it goes before what is derived."""
+    return {name for name in ("external_id", "camera", "recorded_at") if getattr(request, name) is not None}
