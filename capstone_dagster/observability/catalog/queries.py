@@ -69,8 +69,8 @@ RUN_DURATIONS = SavedQuery(
     _RUNS,
     """\
 filter action = "run.succeeded"
-| stats count(*) as runs, avg(elapsed_s) as average_s, pct(elapsed_s, 95) as p95_s, max(elapsed_s) as longest_s
-    by bin(1h) as since
+| stats count(*) as runs, avg(elapsed_s) as average_s, max(elapsed_s) as longest_s,
+    pct(elapsed_s, 95) as p95_s by bin(1h) as since
 | sort since desc""",
 )
 SLOWEST_STEPS = SavedQuery(
@@ -79,8 +79,8 @@ SLOWEST_STEPS = SavedQuery(
     _RUNS,
     """\
 filter action = "step.completed"
-| stats count(*) as times, avg(elapsed_s) as average_s, max(elapsed_s) as longest_s, pct(elapsed_s, 95) as p95_s
-    by step
+| stats count(*) as times, avg(elapsed_s) as average_s, max(elapsed_s) as longest_s,
+    pct(elapsed_s, 95) as p95_s by step
 | sort average_s desc""",
 )
 SLOWEST_STATEMENTS = SavedQuery(
@@ -89,8 +89,8 @@ SLOWEST_STATEMENTS = SavedQuery(
     _EVERYTHING,
     """\
 filter action = "database.statement"
-| stats count(*) as times, avg(elapsed_s) as average_s, max(elapsed_s) as longest_s, pct(elapsed_s, 95) as p95_s
-    by statement
+| stats count(*) as times, avg(elapsed_s) as average_s, max(elapsed_s) as longest_s,
+    pct(elapsed_s, 95) as p95_s by statement
 | sort longest_s desc
 | limit 20""",
 )
