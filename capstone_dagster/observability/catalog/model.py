@@ -98,7 +98,8 @@ class Alarm:
             itself.
         period_s, periods, datapoints: `datapoints` out of the last `periods` periods must breach.
         missing: what a period without data counts as, and `why_missing` why that is right here.
-        causes: names of alarms that, while they ring, explain this one: its composite stays quiet then.
+        causes: names of alarms that, while they ring, explain this one: its composite stays quiet then
+            (`catalog.composites`, which also counts in the causes of its causes).
         condition: the template's condition under which there is anything to watch (a load balancer); None:
             always.
         owner: who is called.
@@ -122,6 +123,29 @@ class Alarm:
     look_at: tuple[str, ...]
     expression: str | None = None
     causes: tuple[str, ...] = ()
+    condition: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """An alarm made of the states of others.
+
+    Attributes:
+        any_of: names of the alarms of which one must ring.
+        suppressor: name of the alarm that keeps this one's actions back while it rings; None: nothing does.
+        wait_s: how long an action waits for the suppressor to ring first.
+        extension_s: how long an action waits after the suppressor has fallen silent.
+        notifies: whether it has actions; a suppressor has none.
+        condition: as in :class:`Alarm`.
+    """
+
+    name: str
+    meaning: str
+    any_of: tuple[str, ...]
+    suppressor: str | None = None
+    wait_s: int = 0
+    extension_s: int = 0
+    notifies: bool = True
     condition: str | None = None
 
 
