@@ -23,6 +23,8 @@ class Services:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        # Made at once: it holds on to the standard output that there is before a step begins.
+        self.metrics = Metrics(settings)
 
     @cached_property
     def s3(self) -> S3Client:
@@ -43,11 +45,6 @@ class Services:
     def sqs(self) -> SQSClient:
         """The SQS client."""
         return aws_client("sqs")
-
-    @cached_property
-    def metrics(self) -> Metrics:
-        """Where every stage counts and measures."""
-        return Metrics(self.settings)
 
     def model_path(self, model: str | None = None) -> Path:
         """The detection model's file: the one named, else CAPSTONE_MODEL; fetched first if need be."""

@@ -25,6 +25,7 @@ from capstone_dagster.local.aws import (
 )
 from capstone_dagster.local.clip import make_demo_clip
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer, postgres_server
+from capstone_dagster.observability import metrics
 from capstone_dagster.storage.event_store import EventStore
 from tests.support.moto import moto_server
 
@@ -42,6 +43,12 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, model_cache: Path) -> None
         if name.startswith(("CAPSTONE_", "POSTGRES_", "AWS_", "DAGSTER_")) and name != "CAPSTONE_TEST_DATA":
             monkeypatch.delenv(name)
     monkeypatch.setenv("CAPSTONE_MODEL_CACHE", str(model_cache))
+
+
+@pytest.fixture(autouse=True)
+def _refuse_undeclared_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric that the list does not have fails the test that emits it."""
+    monkeypatch.setattr(metrics, "strict", True)
 
 
 @pytest.fixture(scope="session")
