@@ -20,6 +20,15 @@ from capstone_dagster.intake.runs import (
     materialization,
     run_request,
 )
+from capstone_dagster.observability.catalog.metrics import (
+    DUPLICATES_PREVENTED,
+    MESSAGES_MALFORMED,
+    QUEUE_AGE,
+    UPLOADS_IGNORED,
+    UPLOADS_RECEIVED,
+    UPLOADS_VANISHED,
+)
+from capstone_dagster.observability.catalog.model import Metric
 from capstone_dagster.services import Services
 from capstone_dagster.storage.database import RefusedByDatabase
 from capstone_dagster.storage.errors import (
@@ -85,6 +94,7 @@ class Tick:
         self._queue = UploadQueue(services.sqs, services.settings.required("queue_url"))
         self._started = time.monotonic()
         self._waiting_runs: int | None = None
+        self._oldest_s: float | None = None
         self.counts = Counts()
         self._pending: list[Pending] = []
         self._new: dict[str, NewUpload] = {}
@@ -128,6 +138,9 @@ class Tick:
         # One that came again meanwhile is the same message; its latest receipt is the one that works.
         messages = list({message.message_id: message for message in messages}.values())
         self.counts.received += len(messages)
+        self._oldest_s = max(
+            [self._oldest_s or 0.0, *(time.time() - item.sent_ms / 1000 for item in messages)]
+        )
         return messages
 
     def may_wait_on(self) -> bool:
@@ -181,6 +194,7 @@ class Tick:
 
     def result(self) -> dg.SensorResult:
         """What Dagster stores and does, and the account of this tick."""
+        self._measure()
         cursor = json.dumps([asdict(item) for item in self._pending])
         if self._waiting_runs is not None:
             limit = self._services.settings.max_queued_runs
@@ -204,6 +218,23 @@ class Tick:
             asset_events=[materialization(new) for new in self._new.values()],
             cursor=cursor,
         )
+
+    def _measure(self) -> None:
+        """Zeros too: a rate needs them, and they say that somebody looked.
+
+        The messages of a tick that fails are those of a later one, which counts them.
+        """
+        counts = self.counts
+        values: dict[Metric, float] = {
+            UPLOADS_RECEIVED: counts.new + counts.duplicate,
+            DUPLICATES_PREVENTED: counts.duplicate,
+            UPLOADS_IGNORED: counts.ignored,
+            UPLOADS_VANISHED: counts.vanished,
+            MESSAGES_MALFORMED: counts.malformed,
+        }
+        if self._oldest_s is not None:
+            values[QUEUE_AGE] = self._oldest_s
+        self._services.metrics.add_all(values)
 
     def _within(self, budget_s: float) -> bool:
         return time.monotonic() - self._started < budget_s
