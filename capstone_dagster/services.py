@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from capstone_dagster.clients import aws_client
 from capstone_dagster.models import locate_model
+from capstone_dagster.observability.catalog.metrics import TELEMETRY_DROPPED
 from capstone_dagster.observability.metrics import Metrics
+from capstone_dagster.observability.traces.tracer import Tracer
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.storage.objects import ObjectStore, open_object_store
@@ -45,6 +47,15 @@ class Services:
     def sqs(self) -> SQSClient:
         """The SQS client."""
         return aws_client("sqs")
+
+    @cached_property
+    def tracer(self) -> Tracer:
+        """Where every stage records how long it took."""
+        return Tracer(
+            "capstone",
+            self.settings.environment,
+            lost=lambda spans: self.metrics.add(TELEMETRY_DROPPED, spans, channel="traces"),
+        )
 
     def model_path(self, model: str | None = None) -> Path:
         """The detection model's file: the one named, else CAPSTONE_MODEL; fetched first if need be."""

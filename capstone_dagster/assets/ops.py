@@ -52,6 +52,7 @@ class UploadConfig(dg.Config):
     recorded_at: str | None = None
     recorded_at_source: str | None = None
     uploaded_at: str
+    traceparent: str | None = None
 
     def to_upload(self) -> VideoUpload:
         """The value that the rest of the program works with."""

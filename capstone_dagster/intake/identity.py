@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from capstone_dagster.observability.traces.context import parse_traceparent
 from capstone_dagster.storage.records import VideoUpload
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def identify(request: AnalysisRequest, source: SourceObject, settings: Settings)
         recorded_at=recorded_at,
         recorded_at_source=recorded_at_source,
         uploaded_at=source.last_modified,
+        traceparent=_traceparent(request.traceparent) or _traceparent(source.metadata.get("traceparent")),
     )
 
 
@@ -97,6 +99,11 @@ def _recorded_at(
         except ValueError:
             pass  # digits that are no date, such as month 13
     return None, None
+
+
+def _traceparent(text: str | None) -> str | None:
+    # A broken one is no reason to refuse a video: it gets a trace of its own.
+    return text if parse_traceparent(text) else None
 
 
 def _zoned(time: datetime, zone: ZoneInfo) -> datetime:

@@ -7,6 +7,7 @@ import dagster as dg
 
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
+from capstone_dagster.observability.traces.context import upload_context
 from capstone_dagster.storage.records import VideoUpload
 
 JOB_NAME = "analyze_upload"
@@ -43,7 +44,7 @@ def run_request(new: NewUpload) -> dg.RunRequest:
         "capstone/upload_id": upload.upload_id,
         "capstone/s3_uri": upload.url,
         "capstone/external_id": upload.external_id,
-        "capstone/traceparent": request.traceparent,
+        "capstone/traceparent": str(upload_context(upload.upload_id, upload.traceparent)),
         "dagster/priority": str(request.priority) if request.priority else None,
     }
     return dg.RunRequest(

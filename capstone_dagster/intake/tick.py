@@ -20,6 +20,7 @@ from capstone_dagster.intake.runs import (
     materialization,
     run_request,
 )
+from capstone_dagster.intake.tracing import record_uploads
 from capstone_dagster.observability.catalog.metrics import (
     DUPLICATES_PREVENTED,
     MESSAGES_MALFORMED,
@@ -92,6 +93,7 @@ class Tick:
         self._context = context
         self._services = services
         self._queue = UploadQueue(services.sqs, services.settings.required("queue_url"))
+        self._began = time.time()
         self._started = time.monotonic()
         self._waiting_runs: int | None = None
         self._oldest_s: float | None = None
@@ -208,6 +210,7 @@ class Tick:
         if not self._new:
             reason = dg.SkipReason(f"Nothing to analyse: {self.counts}.")
             return dg.SensorResult(skip_reason=reason, cursor=cursor)
+        record_uploads(self._services.tracer, self._new.values(), self._began)
         # Those that exist already are sorted out by Dagster, at a cost of the new ones only.
         videos = sorted({new.upload.video_id for new in self._new.values()})
         return dg.SensorResult(

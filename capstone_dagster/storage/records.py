@@ -18,6 +18,7 @@ class VideoUpload:
         recorded_at: wall-clock time of the video's first frame, timezone-aware; None if unknown.
         recorded_at_source: `message`, `metadata`, `name` or `container`; None if unknown.
         uploaded_at: S3's Last-Modified, timezone-aware.
+        traceparent: the W3C context in which the uploader traces it; None if he does not.
     """
 
     upload_id: str
@@ -32,6 +33,7 @@ class VideoUpload:
     recorded_at: datetime | None
     recorded_at_source: str | None
     uploaded_at: datetime
+    traceparent: str | None = None
 
     @property
     def url(self) -> str:
