@@ -38,7 +38,7 @@ def widgets(dashboard: Dashboard) -> Iterator[tuple[str | None, dict[str, Any]]]
             raise ValueError(f"{dashboard.name}: {_title(widget)} stands after a conditional widget")
         if widget.width > COLUMNS:
             raise ValueError(f"{dashboard.name}: {_title(widget)} is {widget.width} wide, of {COLUMNS}")
-        if x + widget.width > COLUMNS or condition is not None and not conditional:
+        if x + widget.width > COLUMNS or (condition is not None and not conditional):
             x, y, row_height = 0, y + row_height, 0
         conditional = condition is not None
         place = {"x": x, "y": y, "width": widget.width, "height": widget.height}
@@ -49,9 +49,7 @@ def widgets(dashboard: Dashboard) -> Iterator[tuple[str | None, dict[str, Any]]]
 
 def body(dashboard: Dashboard, conditions: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The dashboard where `conditions` hold, the deployment's names left open."""
-    return {
-        "widgets": [each for condition, each in widgets(dashboard) if condition in (None, *conditions)]
-    }
+    return {"widgets": [each for condition, each in widgets(dashboard) if condition in (None, *conditions)]}
 
 
 def as_json(value: Any) -> str:
