@@ -221,6 +221,13 @@ class EventStore:
             row = self._one(connection, statement)
         return None if row is None else VideoUpload(**row)
 
+    def first_seen(self, video_ids: Collection[str]) -> datetime | None:
+        """When the first of these videos was first heard of; None if none of them is known."""
+        statement = sa.select(sa.func.min(videos.c.first_seen_at)).where(videos.c.video_id.in_(video_ids))
+        with self._transaction() as connection:
+            began: datetime | None = connection.execute(statement).scalar_one()
+        return began
+
     def finished_before(self, cutoff: datetime) -> list[str]:
         """Ids of videos whose every upload is older than `cutoff` and over, whichever way."""
         final = video_status.c.state.in_(FINAL_STATES)

@@ -1,0 +1,178 @@
+"""`capstone logs`: one video's story, from its upload to its last line, wherever that was written."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.text import Text
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store
+from capstone_dagster.settings import NotConfigured, read_settings
+
+if TYPE_CHECKING:
+    from capstone_dagster.observability.reading import LogLine, Reading, Subject
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+_COLOURS = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
+_POLL_S = 2.0
+# CloudWatch shows a line some seconds after it has taken it, and not in the order of taking.
+_OVERLAP_MS = 60_000
+# A clock that is behind the database's must not hide the first lines.
+_EARLIER_MS = 3_600_000
+
+
+def logs(
+    video: Annotated[str, typer.Argument(help="A video's id or external id.")],
+    tail: Annotated[int | None, typer.Option(min=1, help="Only so many lines, the last ones.")] = None,
+    level: Annotated[Level, typer.Option(help="Leave out what is below.", case_sensitive=False)] = "INFO",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")
+    ] = False,
+    form: Annotated[
+        Literal["text", "json"], typer.Option("--format", help="`json`: the lines as they were written.")
+    ] = "text",
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Show one video's story in the logs: intake, its runs, what its machines said.
+
+    From CloudWatch, and from the lines of this machine that are not sent yet. Where CloudWatch cannot be
+    read, Dagster's own records fill in.
+    """
+    from capstone_dagster.observability.reading import at_least, logs_client, read_story
+
+    subject, since_ms = _subject(video, state)
+    settings = read_settings()
+    spool = Path(settings.log_spool) if settings.log_spool else None
+    client = cache(logs_client)
+
+    def read(since_ms: int | None) -> Reading:
+        return read_story(subject, client=client, spool=spool, since_ms=since_ms)
+
+    def show(lines: Iterable[LogLine]) -> None:
+        for line in lines:
+            told = Text(line.text) if form == "json" else _told(line)
+            terminal.out.print(told, soft_wrap=True)
+
+    with terminal.progress("Reading the logs") if terminal.err.is_terminal else nullcontext():
+        reading = read(since_ms)
+    lines = list(reading.lines)
+    for trouble in reading.troubles:
+        _warn(trouble)
+    if not reading.has_cloudwatch:
+        lines = _with_dagsters_records(lines, subject)
+    wanted = at_least(level, lines)
+    show(wanted[-tail:] if tail else wanted)
+    if follow:
+        _follow(read, lines, lambda new: show(at_least(level, new)))
+    elif not wanted:
+        some = f" of level {level} or above; there are {len(lines)} below" if lines else ""
+        terminal.err.print(f"There is no line about {video}{some}.", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
+    """What lines may call the video, and from when on there can be any; None if nobody knows."""
+    from capstone_dagster.observability.reading import Subject, subject_of
+    from capstone_dagster.storage.errors import StorageError
+
+    try:
+        store = event_store(state)
+        rows = store.current_status(video)
+        began = store.first_seen([row["video_id"] for row in rows])
+    except NotConfigured:
+        if not _can_look_elsewhere():
+            raise
+        return Subject(frozenset({video})), None
+    except StorageError as error:
+        _warn(f"{error} Until then, only lines that name {video} itself are found.")
+        return Subject(frozenset({video})), None
+    subject = subject_of(rows)
+    since_ms = round(began.timestamp() * 1000) - _EARLIER_MS if began else None
+    return Subject(subject.names | {video}, subject.run_ids), since_ms
+
+
+def _can_look_elsewhere() -> bool:
+    """Whether the environment names an account or a spool, though no event store."""
+    import boto3
+
+    return boto3.Session().region_name is not None or read_settings().log_spool is not None
+
+
+def _with_dagsters_records(lines: Sequence[LogLine], subject: Subject) -> list[LogLine]:
+    """The lines that wait here, and what Dagster has recorded beside them."""
+    import dagster as dg
+
+    from capstone_dagster.observability.reading import merge, read_dagster
+
+    if "DAGSTER_HOME" not in os.environ:
+        _warn("Dagster's own records could fill in: set DAGSTER_HOME and DAGSTER_POSTGRES_URL for that.")
+        return list(lines)
+    runs = {str(line.fields["run_id"]) for line in lines if "run_id" in line.fields}
+    try:
+        with dg.DagsterInstance.get() as instance:
+            recorded = read_dagster(subject.with_runs(runs), instance)
+    except Exception as error:  # its storage raises whatever its driver does
+        said = str(error).strip().partition("\n")[0]
+        _warn(f"Dagster's own records cannot be read either: {type(error).__name__}: {said}")
+        return list(lines)
+    _warn("What follows is what waits on this machine and what Dagster has recorded itself.")
+    known = {(line.fields.get("run_id"), line.fields.get("message")) for line in lines}
+    new = [line for line in recorded if (line.fields["run_id"], line.fields["message"]) not in known]
+    return merge([lines, new])
+
+
+def _follow(
+    read: Callable[[int | None], Reading], shown: Sequence[LogLine], show: Callable[[list[LogLine]], None]
+) -> None:
+    """Show new lines as they come; what cannot be read is told once, and tried again."""
+    known = Counter(line.text for line in shown)
+    told: set[str] = set()
+    latest_ms = max((line.time_ms for line in shown), default=round(time.time() * 1000))
+    try:
+        while True:
+            time.sleep(_POLL_S)
+            reading = read(latest_ms - _OVERLAP_MS)
+            for trouble in {*reading.troubles} - told:
+                _warn(trouble)
+            told = {*reading.troubles}
+            met: Counter[str] = Counter()
+            new = []
+            for line in reading.lines:
+                met[line.text] += 1
+                if met[line.text] > known[line.text]:
+                    new.append(line)
+            known |= met
+            latest_ms = max((latest_ms, *(line.time_ms for line in new)))
+            show(new)
+    except KeyboardInterrupt:
+        return  # this is how it is meant to end
+
+
+def _told(line: LogLine) -> Text:
+    """A line for people, coloured by its level."""
+    colour = _COLOURS.get(line.level, "default")
+    at = datetime.fromtimestamp(line.time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    fields = line.fields
+    told = Text.assemble(
+        (f"[{at}] ", "dim"),
+        (line.level, colour),
+        f" {fields.get('component', line.group)} - ",
+        (str(fields.get("message", line.text)), colour),
+    )
+    for following in str(fields.get("exception") or "").splitlines():
+        told.append(f"\n    {following}", style="dim")
+    return told
+
+
+def _warn(sentence: str) -> None:
+    terminal.err.print(Text(sentence, style="yellow"), soft_wrap=True)
