@@ -92,7 +92,8 @@ def detect(
 
     # Whatever is pinned or not: what is loaded must be what the id was made from.
     expected = _pin(order, services.settings) or sha256
-    detector = _detector(model, chosen, services.settings, expected, say)
+    with services.tracer.span("load the model", model=model.name):
+        detector = _detector(model, chosen, services.settings, expected, say)
     say(
         f"The model {detector.name} runs on {detector.device} ({detector.backend}), "
         f"loaded in {detector.load_seconds:.1f} s."
@@ -103,31 +104,34 @@ def detect(
         # The suffix tells some containers' demuxers what to try first.
         video = Path(folder) / f"video{Path(upload.key).suffix}"
         started = time.monotonic()
-        download_source(
-            services.s3,
-            bucket=upload.bucket,
-            key=upload.key,
-            version_id=upload.version_id,
-            etag=upload.etag,
-            path=video,
-        )
+        with services.tracer.span("download", size_bytes=upload.size_bytes):
+            download_source(
+                services.s3,
+                bucket=upload.bucket,
+                key=upload.key,
+                version_id=upload.version_id,
+                etag=upload.etag,
+                path=video,
+            )
         say(f"Fetched {upload.size_bytes:,} bytes in {time.monotonic() - started:.1f} s.")
         out = Path(folder) / "detections"
-        done = analyze_video(
-            video,
-            out,
-            detector=detector,
-            settings=chosen,
-            hardware_decoding=services.settings.hardware_decoding,
-            progress=progress,
-        )
+        with services.tracer.span("decode, detect, track", device=detector.device):
+            done = analyze_video(
+                video,
+                out,
+                detector=detector,
+                settings=chosen,
+                hardware_decoding=services.settings.hardware_decoding,
+                progress=progress,
+            )
         summary = asdict(done)
         if services.objects.exists(reference.prefix + MANIFEST):
             # Another run of the same bytes finished first: what it wrote stands as it is.
             say(f"Detections {identity} were finished by another run meanwhile.")
             return replace(reference, summary=_manifest(reference, services))
-        for file in sorted(path for path in out.rglob("*") if path.is_file()):
-            services.objects.put_file(reference.prefix + file.relative_to(out).as_posix(), file)
+        with services.tracer.span("store the results"):
+            for file in sorted(path for path in out.rglob("*") if path.is_file()):
+                services.objects.put_file(reference.prefix + file.relative_to(out).as_posix(), file)
     services.objects.put_bytes(reference.prefix + MANIFEST, json.dumps(summary, indent=1).encode())
     return replace(reference, summary=summary, reused=False)
 

@@ -18,6 +18,7 @@ from capstone_dagster.assets.references import (
     FramesReference,
     PublishedAnalysis,
 )
+from capstone_dagster.assets.tracing import step_trace
 from capstone_dagster.observability.failures import FailureClass
 from capstone_dagster.services import Services
 from capstone_dagster.storage.records import VideoUpload
@@ -90,7 +91,8 @@ def analyze_video(
         failure.upload_id = watch.upload_id = upload.upload_id
         watch.report(0.0)
         order = AnalysisOrder(upload, config.sample_fps, config.model, config.nonce)
-        done = detect(order, services, say=context.log.info, progress=watch)
+        with services.tracer.within(step_trace(context, upload)):
+            done = detect(order, services, say=context.log.info, progress=watch)
     watch.warn(done)
     yield dg.Output(
         FramesReference(done.detection_id, done.prefix),
@@ -106,7 +108,8 @@ def derive_events(
 ) -> EventsReference:
     """Turn detections into events by today's rules."""
     with explained(context, services, detections.upload.upload_id):
-        derived = derive(detections, services, EventRules())
+        with services.tracer.within(step_trace(context, detections.upload)):
+            derived = derive(detections, services, EventRules())
     context.log.info(f"{derived.events} events derived from {detections.summary['detections']} detections.")
     return derived
 
@@ -120,7 +123,8 @@ def persist_events(
     # Publishing has tried a database that is away for long enough already, and a machine is held meanwhile.
     with explained(context, services, upload.upload_id, final={FailureClass.DATABASE_UNAVAILABLE}):
         requested_at = _requested_at(context)
-        published, events = publish(derived, services, run_id=context.run_id, requested_at=requested_at)
+        with services.tracer.within(step_trace(context, upload)):
+            published, events = publish(derived, services, run_id=context.run_id, requested_at=requested_at)
     if not published.current:
         context.log.warning("A newer upload's analysis is current; this one is stored beside it.")
     return dg.Output(published, metadata=metadata.of_publication(published, events))

@@ -1,0 +1,34 @@
+"""Where the spans of an op belong: below the step that Dagster's own record makes a span of."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from capstone_dagster.assets.failing import UPLOAD_TAG, run_tags
+from capstone_dagster.observability.traces.context import TraceContext, upload_context
+from capstone_dagster.observability.traces.runs import TRACEPARENT_TAG, step_context, trace_of
+from capstone_dagster.storage.records import VideoUpload
+
+
+def step_trace(context: dg.OpExecutionContext, upload: VideoUpload) -> TraceContext:
+    """The span of this attempt at this step.
+
+    A run that was started in the UI has no upload among its tags: it is given this one's, so that its logs,
+    notices and trace are found by the video too.
+    """
+    own = upload_context(upload.upload_id, upload.traceparent)
+    if not context.instance.has_run(context.run_id):
+        return own  # an op called on its own, as in a test, is no step
+    trace = trace_of(run_tags(context))
+    if trace is None:
+        trace = own
+        told = {
+            UPLOAD_TAG: upload.upload_id,
+            TRACEPARENT_TAG: str(trace),
+            "capstone/video_id": upload.video_id,
+            "capstone/s3_uri": upload.url,
+        }
+        if upload.external_id is not None:
+            told["capstone/external_id"] = upload.external_id
+        context.instance.add_run_tags(context.run_id, told)
+    return step_context(trace, context.run_id, str(context.op_handle), context.retry_number)
