@@ -107,9 +107,12 @@ def derive_events(
     context: dg.OpExecutionContext, detections: DetectionsReference, services: dg.ResourceParam[Services]
 ) -> EventsReference:
     """Turn detections into events by today's rules."""
-    with explained(context, services, detections.upload.upload_id):
-        with services.tracer.within(step_trace(context, detections.upload)):
-            derived = derive(detections, services, EventRules())
+    upload = detections.upload
+    with (
+        explained(context, services, upload.upload_id),
+        services.tracer.within(step_trace(context, upload)),
+    ):
+        derived = derive(detections, services, EventRules())
     context.log.info(f"{derived.events} events derived from {detections.summary['detections']} detections.")
     return derived
 

@@ -119,7 +119,7 @@ def publish(
         stop=stop_after_attempt(4),
         reraise=True,
     ):
-        with attempt, services.tracer.span("publish", **{"db.system.name": "postgresql", "rows": len(rows)}):
+        with attempt, services.tracer.span("publish", database="postgresql", rows=len(rows)):
             publication = services.events.publish(analysis, rows, facts)
     published = PublishedAnalysis(
         analysis_id=derived.analysis_id,
