@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import resource
+import statistics
 import sys
 import threading
 import time
@@ -46,6 +47,9 @@ _FRAMES_PER_BATCH = 512
 
 _PROGRESS_INTERVAL_S = 0.5
 
+# The driver's own sample of how busy the GPU is covers up to a second.
+_GPU_INTERVAL_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -79,6 +83,12 @@ class DetectionSummary:
         decode_seconds, inference_seconds: how much of it the decoder, the model were at work.
         decoder: `software` or `nvdec`.
         cpu_fallback: why it ran on the CPU although a GPU could be expected; None where it did as expected.
+        batch_size: pictures given to the model at once, at the end.
+        out_of_memory_backoffs: how often a batch was made smaller because the GPU had no room for it.
+        gpu_memory_used_mb: the most of the GPU's memory that was in use, by whomever, in MiB;
+            gpu_memory_total_mb: what there is. None without a GPU.
+        gpu_utilization_percent: how busy the GPU was on average, as its driver says; None
+            without a GPU, or where it does not say.
         truncated: the file ended before what it promised, or in a decoding error.
     """
 
@@ -103,6 +113,11 @@ class DetectionSummary:
     device: str
     backend: str
     cpu_fallback: str | None
+    batch_size: int
+    out_of_memory_backoffs: int
+    gpu_memory_used_mb: float | None
+    gpu_memory_total_mb: float | None
+    gpu_utilization_percent: float | None
     decoder: str
     model: str
     model_sha256: str
@@ -161,6 +176,9 @@ class _Pass:
         self._reported: float | None = None
         self._decode_seconds = 0.0
         self._inference = _BusyTime()
+        self._batch_size = detector.batch_size
+        self._backoffs_before = detector.backoffs
+        self._gpu = _GpuWatch(detector)
 
     def run(self) -> None:
         pictures = _BYTES_UNDER_WAY // (3 * self._video.info.width * self._video.info.height)
@@ -176,7 +194,9 @@ class _Pass:
                 detections = iter(found)
                 for frame in batch:
                     self._results.add(frame, next(detections) if frame.image is not None else None)
+                self._gpu.look()
                 self._report()
+        self._batch_size = min(size, self._detector.batch_size)
         self._report(finished=True)
 
     def _detect(self, batch: list[Frame]) -> list[Detections]:
@@ -213,6 +233,11 @@ class _Pass:
             device=self._detector.device,
             backend=self._detector.backend,
             cpu_fallback=self._detector.cpu_fallback,
+            batch_size=self._batch_size,
+            out_of_memory_backoffs=self._detector.backoffs - self._backoffs_before,
+            gpu_memory_used_mb=self._gpu.memory_used_mb,
+            gpu_memory_total_mb=self._gpu.memory_total_mb,
+            gpu_utilization_percent=self._gpu.utilization_percent,
             decoder=self._video.decoder,
             model=self._detector.name,
             model_sha256=self._detector.sha256,
@@ -286,6 +311,33 @@ class _Detecting:
                 yield first, found.result()
         for first, found in under_way:
             yield first, found.result()
+
+
+class _GpuWatch:
+    """What a pass's GPU was seen doing, looked at now and then by the thread that tracks."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._looked = -_GPU_INTERVAL_S
+        self._utilizations: list[float] = []
+        self.memory_used_mb: float | None = None
+        self.memory_total_mb: float | None = None
+
+    def look(self) -> None:
+        now = time.perf_counter()
+        if now - self._looked < _GPU_INTERVAL_S:
+            return
+        self._looked = now
+        state = self._detector.gpu_state()
+        if state is not None:
+            self.memory_used_mb = max(self.memory_used_mb or 0.0, state.memory_used_mb)
+            self.memory_total_mb = state.memory_total_mb
+            if state.utilization_percent is not None:
+                self._utilizations.append(state.utilization_percent)
+
+    @property
+    def utilization_percent(self) -> float | None:
+        return statistics.mean(self._utilizations) if self._utilizations else None
 
 
 class _BusyTime:

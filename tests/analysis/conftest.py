@@ -14,6 +14,7 @@ import pytest
 
 from capstone_dagster.analysis import Detections, frames
 from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
+from capstone_dagster.analysis.detection.device import GpuState
 from capstone_dagster.analysis.footage.video import Image
 from tests.analysis.reference import WEIGHTS, ultralytics_boxes
 
@@ -89,10 +90,14 @@ class SquareDetector:
     load_seconds: float = 0.0
     workers: int = 1
     batch_size: int = 8
+    backoffs: int = 0
     score: float = 0.9
 
     def __post_init__(self) -> None:
         self.batches: list[int] = []
+
+    def gpu_state(self) -> GpuState | None:
+        return None
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         self.batches.append(len(images))

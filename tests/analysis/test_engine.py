@@ -26,10 +26,12 @@ from capstone_dagster.analysis import (
     Progress,
     analyze_video,
     build_events,
+    engine,
     frames,
     read_detections,
     read_frames,
 )
+from capstone_dagster.analysis.detection.device import GpuState
 from capstone_dagster.analysis.engine import DECODE_THREAD, _batches
 from capstone_dagster.analysis.footage.video import Image, VideoReader
 
@@ -240,6 +242,41 @@ def test_a_failed_pass_leaves_nothing_of_its_own_and_nothing_of_an_earlier_one(
         analyze_video(clip, out, detector=GivesUp(batch_size=1), settings=EVERY_FRAME)
     left = {path.relative_to(out).as_posix() for path in out.rglob("*")}
     assert left == {"thumbnails", "thumbnails/holiday.jpg"}  # somebody's own picture is not ours to remove
+
+
+class OnAGpu(SquareDetector):
+    """Says of each batch's moment what a GPU might, and has no room for one of them."""
+
+    STATES = (
+        GpuState(3000.0, 80000.0, 90.0),
+        GpuState(3200.0, 80000.0, None),
+        GpuState(3100.0, 80000.0, 70.0),
+    )
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        if len(self.batches) == 1:
+            self.batch_size, self.backoffs = 4, self.backoffs + 1
+        return super().detect(images)
+
+    def gpu_state(self) -> GpuState | None:
+        return self.STATES[min(len(self.batches), len(self.STATES)) - 1]
+
+
+def test_a_pass_says_what_it_took_of_its_gpu(
+    make_clip: MakeClip, tmp_path: Path, detector: SquareDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_GPU_INTERVAL_S", 0.0)
+    clip = make_clip("a.mp4", [index * 40 for index in range(30)], visitor(0, 20))
+    on_gpu = OnAGpu(device="cuda:0", backoffs=5)
+    done = analyze_video(clip, tmp_path / "gpu", detector=on_gpu, settings=EVERY_FRAME)
+    assert done.out_of_memory_backoffs == 1  # those of earlier passes are not its own
+    assert done.batch_size == 4
+    assert (done.gpu_memory_used_mb, done.gpu_memory_total_mb) == (3200.0, 80000.0)
+    assert 70.0 <= (done.gpu_utilization_percent or 0.0) <= 90.0
+    done = analyze_video(clip, tmp_path / "cpu", detector=detector, settings=EVERY_FRAME)
+    assert (done.out_of_memory_backoffs, done.batch_size) == (0, 8)
+    assert done.gpu_memory_used_mb is None
+    assert done.gpu_utilization_percent is None
 
 
 def test_sparse_sampling_does_not_pile_up_frames(

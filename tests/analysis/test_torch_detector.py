@@ -116,6 +116,7 @@ def test_it_says_what_it_is(untrained: Callable[..., Path]) -> None:
     assert (found.cpu_fallback, found.workers, found.batch_size) == ("the driver is too old", 1, 1)
     assert found.load_seconds > 0
     assert found.detect([]) == []
+    assert (found.backoffs, found.gpu_state()) == (0, None)
 
 
 @pytest.fixture
@@ -157,6 +158,7 @@ def test_a_batch_without_room_is_halved(limit: Callable[..., list[int]], picture
     sizes = limit(lambda size: out_of_memory(size) if size > 2 else None)
     found = crowded.detect(alike)
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert crowded.backoffs == 2
     assert share_matched(found, one_by_one, least=20) >= 0.99
 
 
@@ -297,6 +299,10 @@ def test_a_gpu_finds_the_boxes_of_ultralytics(pictures: list[Image], expected: l
     half = detector(device=gpu)
     assert (full.backend, half.backend) == ("torch-f32", "torch-f16")
     assert half.batch_size > 1
+    state = half.gpu_state()
+    assert state is not None
+    assert 0 < state.memory_used_mb < state.memory_total_mb
+    assert state.utilization_percent is None or 0 <= state.utilization_percent <= 100
     assert share_matched(full.detect(pictures), expected) >= 0.99
     assert share_matched(half.detect(pictures * 2), expected * 2) >= 0.98
 

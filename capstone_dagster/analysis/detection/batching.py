@@ -34,7 +34,10 @@ class Memory(Protocol):
 
 
 class Batching:
-    """Runs work in batches that fit; remembers for each shape how many items do. Safe to share by threads."""
+    """Runs work in batches that fit; remembers for each shape how many items do. Safe to share by threads.
+
+    `backoffs` counts the batches that were halved.
+    """
 
     def __init__(self, memory: Memory, first_size: Callable[[Hashable], int]) -> None:
         """Takes the size to begin with for a shape not seen before, asked for once for each."""
@@ -42,6 +45,7 @@ class Batching:
         self._first_size = first_size
         self._sizes: dict[Hashable, int] = {}
         self._remembering = threading.Lock()
+        self.backoffs = 0
         self._turns = _Turns()
 
     def size(self, shape: Hashable) -> int:
@@ -105,6 +109,7 @@ class Batching:
         with self._remembering:
             # Half of what failed, not of what is remembered: two threads may fail with the same size.
             self._sizes[shape] = min(self._sizes[shape], failed // 2)
+            self.backoffs += 1
 
 
 def _empty_frames(error: BaseException) -> None:

@@ -13,6 +13,7 @@ from ..errors import InvalidAnalysisSettings, ModelUnavailable
 from ..footage.video import Image
 from ..identity import model_sha256
 from ..settings import AnalysisSettings
+from .device import GpuState
 
 DEFAULT_CACHE = Path("~/.cache/capstone/models")
 """Where exports and compiled models are kept unless somewhere else is named."""
@@ -32,6 +33,7 @@ class Detector(Protocol):
         load_seconds: how long loading and warming up took.
         workers: how many threads may and should call `detect` at once.
         batch_size: how many pictures a call should bring: costs memory, changes no result.
+        backoffs: how often, since it was loaded, a batch was made smaller because there was no room for it.
     """
 
     @property
@@ -54,9 +56,15 @@ class Detector(Protocol):
     def workers(self) -> int: ...
     @property
     def batch_size(self) -> int: ...
+    @property
+    def backoffs(self) -> int: ...
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """One `Detections` for each (height, width, 3) uint8 BGR picture, in order; `names` are `labels`."""
+        ...
+
+    def gpu_state(self) -> GpuState | None:
+        """How its GPU is doing now; None where it runs on the CPU, or cannot tell. Raises nothing."""
         ...
 
 

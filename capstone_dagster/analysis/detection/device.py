@@ -49,6 +49,20 @@ class Gpus:
     problem: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GpuState:
+    """How a GPU is doing at a moment, whoever keeps it busy.
+
+    Attributes:
+        memory_used_mb, memory_total_mb: MiB.
+        utilization_percent: of the driver's last sample, a second or less; None where it does not tell.
+    """
+
+    memory_used_mb: float
+    memory_total_mb: float
+    utilization_percent: float | None
+
+
 class Machine(Protocol):
     """What a machine tells of its GPUs."""
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import AnalysisError, GpuError, GpuOutOfMemory, first_line
+from .device import GpuState
 
 
 class TorchMemory:
@@ -34,6 +35,19 @@ class TorchMemory:
             isinstance(error, RuntimeError)
             and re.search("CUDA.*out of memory|ALLOC_FAILED", str(error)) is not None
         )
+
+
+def gpu_state(device: str) -> GpuState | None:
+    """How a CUDA device is doing; None if it does not tell, which is nobody's failure."""
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except Exception:
+        return None
+    try:
+        utilization: float | None = float(torch.cuda.utilization(device))
+    except Exception:  # the driver's library is missing, forbidden, or does not know this device
+        utilization = None
+    return GpuState((total - free) / (1 << 20), total / (1 << 20), utilization)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class OpenVinoDetector:
 
     device = "cpu"
     batch_size = 1
+    backoffs = 0
 
     def __init__(
         self,
@@ -107,6 +108,9 @@ class OpenVinoDetector:
         self.backend = f"openvino-{ready.precision}"
         self.workers = ready.parallel
         self.load_seconds = time.perf_counter() - started
+
+    def gpu_state(self) -> None:
+        """There is none."""
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """One `Detections` for each BGR picture, in order; may be called by `workers` threads at once."""

@@ -23,8 +23,8 @@ from ..footage.video import Image
 from ..settings import AnalysisSettings, Precision
 from .batching import Batching
 from .checkpoint import load_checkpoint
-from .device import Device, usable_cores
-from .gpu import TorchMemory, translated
+from .device import Device, GpuState, usable_cores
+from .gpu import TorchMemory, gpu_state, translated
 from .labels import LabelMap
 from .letterbox import Letterbox, model_size
 from .suppression import MAX_DETECTIONS
@@ -103,6 +103,15 @@ class TorchDetector:
     def batch_size(self) -> int:
         """Pictures of the usual size that are worked on at once; a call may bring any number."""
         return self._batching.size(_USUAL_SHAPE)
+
+    @property
+    def backoffs(self) -> int:
+        """Batches that were halved because there was no room for them."""
+        return self._batching.backoffs
+
+    def gpu_state(self) -> GpuState | None:
+        """How the GPU is doing, whoever keeps it busy; None on the CPU, or where it does not tell."""
+        return gpu_state(self.device) if self._kind == "cuda" else None
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """One `Detections` for each BGR picture, in order; may be called by `workers` threads at once.
