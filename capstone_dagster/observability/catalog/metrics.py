@@ -31,7 +31,12 @@ MESSAGES_MALFORMED = Metric(
 QUEUE_AGE = Metric("QueueAge", "Seconds", "gauge", "How long the oldest message of a tick had waited in SQS.")
 DEAD_LETTERS = Metric("DeadLetters", "Count", "gauge", "Messages in the dead-letter queue.")
 INTAKE_PAUSED = Metric(
-    "IntakePaused", "Count", "gauge", "1 while intake takes no messages because runs fail for one reason."
+    "IntakePaused",
+    "Count",
+    "gauge",
+    "1 while intake takes no messages because runs fail for one reason, which the class names; else 0. "
+    "The class is `duplicate-job` where it paused because of a second pass over the same detections.",
+    ("FailureClass",),
 )
 
 # --- runs ---
@@ -50,7 +55,8 @@ LONGEST_RUN_OVER_LIMIT = Metric(
     "LongestRunOverLimit",
     "None",
     "gauge",
-    "Of the running runs, the greatest ratio of age to the limit of its own video; above 1 it is overdue.",
+    "Of the running runs, the greatest ratio of age to the limit of its own video; above 1 it is overdue. "
+    "0 while none runs.",
 )
 UPLOAD_TO_PERSISTED = Metric(
     "UploadToPersisted", "Seconds", "measure", "From the object's upload to its events in PostgreSQL."

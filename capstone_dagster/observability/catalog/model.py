@@ -98,8 +98,14 @@ class Alarm:
             itself.
         period_s, periods, datapoints: `datapoints` out of the last `periods` periods must breach.
         missing: what a period without data counts as, and `why_missing` why that is right here.
+        incident: what this alarm is one of several signs of, and what people are told in its place: once,
+            however many of the signs ring (`catalog.composites`).
         causes: names of alarms that, while they ring, explain this one: its composite stays quiet then
-            (`catalog.composites`, which also counts in the causes of its causes).
+            (`catalog.composites`, which also counts in the causes of its causes, and what is a sign of the
+            same incident as a cause).
+        wait_s: how long people are not told yet, because a cause may be seen so much later than its effect.
+        extension_s: how long this alarm may go on after its causes are over, before people are told; None:
+            as long as what it looks at is.
         condition: the template's condition under which there is anything to watch (a load balancer); None:
             always.
         owner: who is called.
@@ -122,7 +128,10 @@ class Alarm:
     runbook: str
     look_at: tuple[str, ...]
     expression: str | None = None
+    incident: str | None = None
     causes: tuple[str, ...] = ()
+    wait_s: int = 120
+    extension_s: int | None = None
     condition: str | None = None
 
 

@@ -1,0 +1,629 @@
+"""Every condition that somebody is told of, and how one fault is told of once.
+
+Missing data. Counts of errors are published when there are errors: silence is no error (`notBreaching`).
+Gauges come from the daemon, whose own loss has an alarm: silence changes nothing (`ignore`). Signs of life
+must come: silence is the fault (`breaching`; FILL makes a minute without data a zero, because CloudWatch
+evaluates older data again before it takes missing data for breaching).
+
+One fault, one notice (`composites`):
+
+- Several alarms that are signs of the same `incident` are told of once, by a composite that rings while any
+  of them does. Which of them is seen first, and which stops first, then does not matter. The reason for which
+  intake paused itself is such a sign: a pause ends what caused it (no runs, no refused requests), so the
+  other signs vanish although nothing is mended.
+- An alarm with `causes` is told of by a composite whose actions wait `wait_s` for one of the causes to ring,
+  and are kept back while one does and `extension_s` longer. The rule is not "this AND NOT its causes": that
+  would tell of each effect that is seen before its cause, and again when the cause is over before its effect.
+- A cause is only what makes its effect certain, and a page is explained by pages alone: a disk that fills up
+  may ring for hours, and must not hide an outage.
+
+Periods slide: CloudWatch evaluates each alarm every minute over the last `period_s` seconds.
+"""
+
+from __future__ import annotations
+
+from . import aws_metrics as aws
+from . import metrics as own
+from .model import Alarm, AnomalyAlarm, AwsMetric, Metric, Series
+
+# Who is called: those who know the pipeline's code, or those who look after the AWS account.
+PIPELINE = "video pipeline"
+PLATFORM = "platform"
+
+# Values of the metrics' dimension `Service`: what the supervisor of each container calls itself.
+WEBSERVER = "webserver"
+DAEMON = "daemon"
+
+_MINUTE = 60
+_FIVE_MINUTES = 300
+_HOUR = 3600
+_GIB = 1024**3
+
+_NO_ERROR = "Errors are counted when they happen: no data is no error."
+_DAEMON_TELLS = "The daemon publishes it, and has an alarm of its own: while it is silent nothing is known."
+_NO_LOAD = "What reports nothing carries no load; that it is gone is told by its heartbeat."
+
+
+def _sum(name: str, metric: Metric | AwsMetric, **dimensions: str) -> Series:
+    return Series(name, metric, "Sum", dimensions)
+
+
+def _most(name: str, metric: Metric | AwsMetric, **dimensions: str) -> Series:
+    return Series(name, metric, "Maximum", dimensions)
+
+
+# --- what stops everything, each of it one incident ---
+
+_DATABASE_LOOK_AT = (
+    "RDS: state and recent events of the instance `capstone`",
+    "security group of the database: port 5432 from the services and the jobs",
+    "secrets of the two database users: a password that was changed",
+    "RDS: connections against max_connections",
+)
+DATABASE_CONNECTION_FAILURE = Alarm(
+    "DatabaseConnectionFailure",
+    "PostgreSQL did not answer more than 3 times in 5 minutes: results cannot be persisted.",
+    (_sum("failures", own.DATABASE_CONNECTION_FAILURES),),
+    threshold=3,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="page",
+    owner=PLATFORM,
+    runbook="database-unavailable",
+    look_at=_DATABASE_LOOK_AT,
+    incident="DatabaseUnavailable",
+)
+DATABASE_SILENT = Alarm(
+    "DatabaseSilent",
+    "RDS reports nothing about the database for 5 minutes: it is stopped, or has failed.",
+    (Series("samples", aws.DATABASE_CPU, "SampleCount"),),
+    expression="FILL(samples, 0)",
+    threshold=1,
+    comparison="LessThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="breaching",
+    why_missing="RDS measures a database that runs every minute, whatever goes on in it.",
+    severity="page",
+    owner=PLATFORM,
+    runbook="database-unavailable",
+    look_at=_DATABASE_LOOK_AT,
+    incident="DatabaseUnavailable",
+)
+
+
+def _paused_for(name: str, failure_classes: tuple[str, ...], sign_of: Alarm) -> Alarm:
+    """Intake paused itself for one of these reasons: a sign of the same incident as another alarm."""
+    series = tuple(
+        _most(f"paused{index}", own.INTAKE_PAUSED, FailureClass=each)
+        for index, each in enumerate(failure_classes)
+    )
+    filled = ", ".join(f"FILL({each.id}, 0)" for each in series)
+    return Alarm(
+        name,
+        f"Intake is paused because of {' or '.join(failure_classes)}.",
+        series,
+        expression=f"MAX([{filled}])" if len(series) > 1 else None,
+        threshold=0,
+        comparison="GreaterThanThreshold",
+        period_s=_FIVE_MINUTES,  # bridges a restart of the daemon, which publishes it
+        periods=1,
+        datapoints=1,
+        missing="notBreaching",
+        why_missing="Published with this class only while intake is paused for it.",
+        severity="page",
+        owner=sign_of.owner,
+        runbook=sign_of.runbook,
+        look_at=sign_of.look_at,
+        incident=sign_of.incident,
+    )
+
+
+INTAKE_PAUSED_FOR_DATABASE = _paused_for(
+    "IntakePausedForDatabase", ("database-unavailable",), DATABASE_CONNECTION_FAILURE
+)
+
+_ACCESS_LOOK_AT = (
+    "IAM: policies of the roles of worker and daemon (infra/application.yaml)",
+    "S3: bucket policies of the raw and the derived bucket, a Deny above all",
+    "KMS: the key that encrypts the objects, kms:Decrypt",
+    "organisation: service control policies",
+)
+S3_ACCESS_DENIED = Alarm(
+    "S3AccessDenied",
+    "S3 refused more than 5 requests in a minute: videos cannot be read, or results not be written.",
+    (_sum("denied", own.S3_ACCESS_DENIED),),
+    threshold=5,
+    comparison="GreaterThanThreshold",
+    period_s=_MINUTE,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="page",
+    owner=PLATFORM,
+    runbook="permission-denied",
+    look_at=_ACCESS_LOOK_AT,
+    incident="AccessDenied",
+)
+INTAKE_PAUSED_FOR_PERMISSION = _paused_for(
+    "IntakePausedForPermission", ("permission-denied", "source-forbidden"), S3_ACCESS_DENIED
+)
+
+_DUPLICATE_LOOK_AT = (
+    "Dagster: the two runs that the notice names, and who started them",
+    "ECS: more than one daemon",
+    "Dagster: a sensor or code location that was renamed, which opens all run keys again",
+)
+DUPLICATE_JOB_DETECTED = Alarm(
+    "DuplicateJobDetected",
+    "The same GPU work really started twice: a fence has failed. Prevented duplicates do not count.",
+    (_sum("duplicates", own.DUPLICATE_JOBS),),
+    threshold=0,
+    comparison="GreaterThanThreshold",
+    period_s=_MINUTE,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="page",
+    owner=PIPELINE,
+    runbook="duplicate-job",
+    look_at=_DUPLICATE_LOOK_AT,
+    incident="DuplicateJobs",
+)
+INTAKE_PAUSED_FOR_DUPLICATES = _paused_for(
+    "IntakePausedForDuplicates", ("duplicate-job",), DUPLICATE_JOB_DETECTED
+)
+
+_STOPS_EVERYTHING = (DATABASE_CONNECTION_FAILURE.name, S3_ACCESS_DENIED.name)
+
+# --- the services, from outside ---
+
+
+def _heartbeat_lost(
+    name: str, service: str, period_s: int, meaning: str, runbook: str, look_at: tuple[str, ...]
+) -> Alarm:
+    return Alarm(
+        name,
+        meaning,
+        (_sum("beats", own.HEARTBEAT, Service=service),),
+        expression="FILL(beats, 0)",
+        threshold=1,
+        comparison="LessThanThreshold",
+        period_s=period_s,
+        periods=1,
+        datapoints=1,
+        missing="breaching",
+        why_missing="A sign of life that does not come is what this is about.",
+        severity="page",
+        owner=PLATFORM,
+        runbook=runbook,
+        look_at=look_at,
+        causes=(DATABASE_CONNECTION_FAILURE.name,),
+        # The database's silence is seen after 5 minutes too, and RDS's numbers come some minutes late.
+        wait_s=180,
+    )
+
+
+DAEMON_HEARTBEAT_LOST = _heartbeat_lost(
+    "DaemonHeartbeatLost",
+    DAEMON,
+    # A deployment ends the old daemon before it starts the new one; the queue keeps what comes meanwhile.
+    _FIVE_MINUTES,
+    "Dagster's daemon gave no sign of life for 5 minutes: no upload becomes a run, and no notice is sent.",
+    runbook="daemon-silent",
+    look_at=(
+        "ECS: events and stopped tasks of the service capstone-daemon",
+        "log group /ecs/capstone-daemon",
+        "RDS: Dagster's own storage is there",
+    ),
+)
+WEBSERVER_HEARTBEAT_LOST = _heartbeat_lost(
+    "WebserverHeartbeatLost",
+    WEBSERVER,
+    180,  # a deployment leaves no gap here
+    "No web server gave a sign of life for 3 minutes: Dagster's pages cannot be opened.",
+    runbook="webserver-silent",
+    look_at=(
+        "ECS: events and stopped tasks of the service capstone-webserver",
+        "log group /ecs/capstone-webserver",
+        "RDS: Dagster's own storage is there",
+    ),
+)
+SENSOR_TICKS_FAILING = Alarm(
+    "SensorTicksFailing",
+    "Sensors' ticks failed more than 3 times in 5 minutes, twice running: intake, status or notices stand.",
+    (_sum("errors", own.SENSOR_TICK_ERRORS),),
+    # The slowest sensors tick once a minute. One hiccup fails one tick of each, in one of two periods.
+    threshold=3,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=2,
+    datapoints=2,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="page",
+    owner=PIPELINE,
+    runbook="sensor-failing",
+    look_at=(
+        "Dagster: Automation, the sensor's ticks and their stack trace",
+        "IAM: policy of the daemon's role, SQS above all",
+    ),
+    causes=_STOPS_EVERYTHING,
+)
+LOAD_BALANCER_5XX = Alarm(
+    "LoadBalancer5xx",
+    "More than 10 requests in 5 minutes were answered with 5xx: Dagster's pages do not work for people.",
+    (_sum("instead", aws.LOAD_BALANCER_5XX), _sum("answered", aws.TARGET_5XX)),
+    expression="FILL(instead, 0) + FILL(answered, 0)",
+    threshold=10,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="ticket",
+    owner=PLATFORM,
+    runbook="load-balancer-errors",
+    look_at=(
+        "load balancer: health of the targets, and which of the two counts it is",
+        "security group of the services: port 3000 from the load balancer",
+        "log group /ecs/capstone-webserver",
+    ),
+    causes=(WEBSERVER_HEARTBEAT_LOST.name, DATABASE_CONNECTION_FAILURE.name),
+    wait_s=180,  # what the missing heartbeat takes
+    condition="HasAddress",
+)
+
+
+def _busy(
+    name: str,
+    metric: AwsMetric,
+    threshold: float,
+    meaning: str,
+    runbook: str,
+    look_at: tuple[str, ...],
+) -> Alarm:
+    return Alarm(
+        name,
+        meaning,
+        (Series("load", metric, "Average"),),
+        threshold=threshold,
+        comparison="GreaterThanThreshold",
+        period_s=_FIVE_MINUTES,
+        periods=2,
+        datapoints=2,
+        missing="notBreaching",
+        why_missing=_NO_LOAD,
+        severity="ticket",
+        owner=PLATFORM,
+        runbook=runbook,
+        look_at=look_at,
+    )
+
+
+_TASK_CPU = ("ECS: Cpu of the task definition", "Dagster: sensors' tick durations, the backlog of runs")
+_TASK_MEMORY = ("ECS: Memory of the task definition", "ECS: tasks that stopped with OutOfMemoryError")
+DAEMON_CPU_HIGH = _busy(
+    "DaemonCpuHigh",
+    aws.DAEMON_CPU,
+    80,
+    "The daemon's CPU is above 80 % for 10 minutes.",
+    runbook="ecs-cpu",
+    look_at=_TASK_CPU,
+)
+DAEMON_MEMORY_HIGH = _busy(
+    "DaemonMemoryHigh",
+    aws.DAEMON_MEMORY,
+    85,
+    "The daemon's memory is above 85 % for 10 minutes: soon ECS ends it.",
+    runbook="ecs-memory",
+    look_at=_TASK_MEMORY,
+)
+WEBSERVER_CPU_HIGH = _busy(
+    "WebserverCpuHigh",
+    aws.WEBSERVER_CPU,
+    80,
+    "The web servers' CPU is above 80 % for 10 minutes, although their number grows with it.",
+    runbook="ecs-cpu",
+    look_at=("ECS: WebserverMaxTasks is reached", *_TASK_CPU[:1]),
+)
+WEBSERVER_MEMORY_HIGH = _busy(
+    "WebserverMemoryHigh",
+    aws.WEBSERVER_MEMORY,
+    85,
+    "The web servers' memory is above 85 % for 10 minutes: soon ECS ends one.",
+    runbook="ecs-memory",
+    look_at=_TASK_MEMORY,
+)
+
+# --- the database, before it fails ---
+
+DATABASE_CPU_HIGH = _busy(
+    "DatabaseCpuHigh",
+    aws.DATABASE_CPU,
+    80,
+    "The database's CPU is above 80 % for 10 minutes.",
+    runbook="database-cpu",
+    look_at=("saved query: slowest statements", "RDS: CPU credits of the instance class", "RDS: top SQL"),
+)
+DATABASE_CONNECTIONS_HIGH = Alarm(
+    "DatabaseConnectionsHigh",
+    "More than 80 connections to the database are open: near the end new ones are refused.",
+    (Series("connections", aws.DATABASE_CONNECTIONS, "Average"),),
+    threshold=80,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing="That a database reports nothing is told by another alarm.",
+    severity="ticket",
+    owner=PLATFORM,
+    runbook="database-connections",
+    look_at=("pg_stat_activity: who holds them", "how many jobs run at once (compute.yaml)"),
+)
+DATABASE_STORAGE_LOW = Alarm(
+    "DatabaseStorageLow",
+    "The database's disk has less than 2 GiB left: when it is full, PostgreSQL stops.",
+    (Series("free", aws.DATABASE_FREE_STORAGE, "Average"),),
+    threshold=2 * _GIB,
+    comparison="LessThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="ignore",
+    why_missing="A full disk does not become empty by not being measured.",
+    severity="page",
+    owner=PLATFORM,
+    runbook="database-storage",
+    look_at=(
+        "RDS: MaxAllocatedStorage is reached",
+        "replication slots and long transactions",
+        "largest tables",
+    ),
+)
+
+# --- the pipeline ---
+
+INTAKE_PAUSED = Alarm(
+    "IntakePaused",
+    "Intake takes no uploads, because the last runs failed for one reason.",
+    (_most("paused", own.INTAKE_PAUSED),),
+    threshold=0,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing="A daemon that was restarted says it again within the period; one that is lost has an alarm.",
+    severity="page",
+    owner=PIPELINE,
+    runbook="intake-paused",
+    look_at=(
+        "`capstone intake status`: the class for which it paused, and the page of that class",
+        "model: CAPSTONE_MODEL, CAPSTONE_MODEL_SHA256 and the object they name",
+    ),
+    causes=(*_STOPS_EVERYTHING, DUPLICATE_JOB_DETECTED.name),
+)
+HIGH_BATCH_JOB_FAILURE_RATE = Alarm(
+    "HighBatchJobFailureRate",
+    "More than 10 % of the runs that ended in 15 minutes failed.",
+    (_sum("failed", own.RUNS_FAILED), _sum("succeeded", own.RUNS_SUCCEEDED)),
+    # The floor: 10 runs, or one failure would be a rate; and 5 failures, as many as make intake pause
+    # (CAPSTONE_PAUSE_AFTER_FAILURES), or two broken videos among ten would be an outage.
+    expression=(
+        "IF(FILL(failed, 0) + FILL(succeeded, 0) >= 10 AND FILL(failed, 0) >= 5, "
+        "100 * FILL(failed, 0) / (FILL(failed, 0) + FILL(succeeded, 0)), 0)"
+    ),
+    threshold=10,
+    comparison="GreaterThanThreshold",
+    period_s=900,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing="Where no run ended none failed; nights are like that.",
+    severity="page",
+    owner=PIPELINE,
+    runbook="high-failure-rate",
+    look_at=(
+        "dashboard: failures by class, then the page of the class",
+        "saved query: errors by component",
+        "AWS Batch: status reasons of the failed jobs; GPU quota",
+    ),
+    causes=(*_STOPS_EVERYTHING, INTAKE_PAUSED.name),
+    wait_s=180,
+)
+LONG_RUNNING_JOBS = Alarm(
+    "LongRunningJobs",
+    "A run takes longer than its video explains (30 minutes at least): it hangs, or its machine is slow.",
+    (_most("ratio", own.LONGEST_RUN_OVER_LIMIT),),
+    threshold=1,
+    comparison="GreaterThanThreshold",
+    period_s=_MINUTE,
+    periods=2,
+    datapoints=2,
+    missing="ignore",
+    why_missing=_DAEMON_TELLS,
+    severity="ticket",
+    owner=PIPELINE,
+    runbook="long-running",
+    look_at=(
+        "`capstone logs VIDEO --tail 50`: the step it is in",
+        "AWS Batch: the job's machine, its GPU's utilisation",
+    ),
+)
+QUEUE_AGE_HIGH = Alarm(
+    "QueueAgeHigh",
+    "An upload has waited in the queue for more than an hour: intake stands, or machines are too few.",
+    (_most("age", aws.QUEUE_OLDEST),),
+    threshold=_HOUR,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing="SQS says nothing of a queue in which nothing happens: then nobody waits in it.",
+    severity="page",
+    owner=PIPELINE,
+    runbook="queue-age",
+    look_at=(
+        "Dagster: Automation, is the upload sensor on and do its ticks succeed",
+        "AWS Batch: GPU quota, and GpuMaxVcpus of compute.yaml",
+    ),
+    causes=(*_STOPS_EVERYTHING, INTAKE_PAUSED.name, DAEMON_HEARTBEAT_LOST.name, SENSOR_TICKS_FAILING.name),
+    extension_s=1800,  # a backlog needs its time after the cause is mended
+)
+NO_SUCCESS = Alarm(
+    "NoSuccess",
+    "Uploads wait or run, and none has become events for two hours.",
+    (_most("since", own.SECONDS_WITHOUT_SUCCESS),),
+    # A run's limit is half an hour, a first machine takes minutes: four runs in a row came to nothing.
+    threshold=2 * _HOUR,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="ignore",
+    why_missing=_DAEMON_TELLS,
+    severity="page",
+    owner=PIPELINE,
+    runbook="no-success",
+    look_at=(
+        "AWS Batch: jobs that stay RUNNABLE; GPU quota",
+        "`capstone status`: in which state the uploads are",
+        "dashboard: failures by class",
+    ),
+    causes=(
+        *_STOPS_EVERYTHING,
+        INTAKE_PAUSED.name,
+        DAEMON_HEARTBEAT_LOST.name,
+        SENSOR_TICKS_FAILING.name,
+        HIGH_BATCH_JOB_FAILURE_RATE.name,
+    ),
+    extension_s=_HOUR,  # a machine, the backlog's first run, and its whole length
+)
+DEAD_LETTERS_PRESENT = Alarm(
+    "DeadLettersPresent",
+    "Messages were given up: their videos are not analysed until somebody sends them back.",
+    (_most("dead", own.DEAD_LETTERS),),
+    threshold=0,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="ignore",
+    why_missing=_DAEMON_TELLS,
+    severity="ticket",
+    owner=PIPELINE,
+    runbook="dead-letters",
+    look_at=("`capstone dlq list`: each with its reason", "whoever writes the messages"),
+)
+REEXECUTIONS_USED_UP = Alarm(
+    "ReexecutionsUsedUp",
+    "Failed runs are not started again, because the hour's budget is used up: somebody has to.",
+    (_sum("refused", own.REEXECUTIONS_REFUSED),),
+    threshold=0,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="ticket",
+    owner=PIPELINE,
+    runbook="high-failure-rate",
+    look_at=("Dagster: failed runs of the last hours", "CAPSTONE_REEXECUTIONS_PER_HOUR"),
+    causes=(*_STOPS_EVERYTHING, INTAKE_PAUSED.name, HIGH_BATCH_JOB_FAILURE_RATE.name),
+    wait_s=180,
+)
+CPU_FALLBACK = Alarm(
+    "CpuFallback",
+    "Videos are analysed on a CPU where a GPU should be: slowly, on a machine that is paid for its GPU.",
+    (_sum("fallbacks", own.CPU_FALLBACKS),),
+    threshold=0,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="ticket",
+    owner=PLATFORM,
+    runbook="gpu-error",
+    look_at=(
+        "AWS Batch: the job's machine, its image and NVIDIA driver",
+        "GPU job definition: the GPU it asks for",
+    ),
+)
+
+# --- what tells of all this ---
+
+NOTICES_FAILING = Alarm(
+    "NoticesFailing",
+    "More than 3 attempts to send a notice failed in 5 minutes: failures are not told of.",
+    (_sum("failures", own.NOTICES_FAILED),),
+    threshold=3,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="page",
+    owner=PLATFORM,
+    runbook="notices-failed",
+    look_at=(
+        "SNS: the topic and its policy",
+        "IAM: sns:Publish of the daemon's role",
+        "CAPSTONE_ALERT_TOPIC_ARN",
+    ),
+)
+TELEMETRY_DROPPED = Alarm(
+    "TelemetryDropped",
+    "Log lines, metrics or spans were given up: what is seen of the system has gaps.",
+    (_sum("dropped", own.TELEMETRY_DROPPED),),
+    threshold=0,
+    comparison="GreaterThanThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="ticket",
+    owner=PLATFORM,
+    runbook="telemetry-dropped",
+    look_at=(
+        "`capstone doctor`: which service refuses, and why",
+        "IAM: logs:PutLogEvents and cloudwatch:PutMetricData",
+    ),
+)
+
+ALARMS: tuple[Alarm, ...] = tuple(value for value in globals().values() if isinstance(value, Alarm))
+
+# Declared and unproven: what the band is, CloudWatch's model decides, which learns for two weeks first.
+DETECTIONS_UNUSUAL = AnomalyAlarm(
+    "DetectionsUnusual",
+    "Videos yield far more or fewer detections than usual at this hour: cameras, model or settings changed.",
+    Series("detections", own.DETECTIONS_PER_VIDEO, "Average"),
+    band=4,  # wide: an unusual day is no fault
+    period_s=_HOUR,
+    periods=3,
+    datapoints=3,
+    severity="ticket",
+    owner=PIPELINE,
+    runbook="detections-unusual",
+    look_at=(
+        "a video of that hour: `capstone events VIDEO`",
+        "what was deployed since: model, labels, sampling",
+    ),
+)
+
+ANOMALY_ALARMS = (DETECTIONS_UNUSUAL,)
