@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ class Services:
     @cached_property
     def events(self) -> EventStore:
         """The event store."""
-        return EventStore(self.settings.event_store_url())
+        return EventStore(self.settings.event_store_url(), slow=_log_statement)
 
     @cached_property
     def sqs(self) -> SQSClient:
@@ -61,3 +62,14 @@ class Services:
         """The detection model's file: the one named, else CAPSTONE_MODEL; fetched first if need be."""
         cache = Path(self.settings.model_cache).expanduser()
         return locate_model(model or self.settings.model, cache=cache, s3=lambda: self.s3)
+
+
+def _log_statement(statement: str, elapsed_s: float) -> None:
+    logging.getLogger("capstone.storage").debug(
+        f"A statement took {elapsed_s:.2f} s.",
+        extra={
+            "action": "database.statement",
+            "statement": statement,
+            "elapsed_s": round(elapsed_s, 3),
+        },
+    )

@@ -17,6 +17,7 @@ from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
 from capstone_dagster.storage.records import Analysis, Publication, VideoFacts, VideoUpload
 from capstone_dagster.storage.schema import FINAL_STATES, SCHEMA, analyses, events, video_status, videos
+from capstone_dagster.storage.statements import SlowStatementReport, StatementWatch
 
 State = Literal[
     "received", "queued", "waiting-for-compute", "running", "done", "failed", "superseded", "cancelled"
@@ -30,10 +31,14 @@ class EventStore:
 
     Every method raises the classes of :mod:`capstone_dagster.storage.database`:
     `DatabaseUnavailable`, `SchemaMissing`, `PermissionDenied`, `RefusedByDatabase`, `DatabaseError`.
+
+    Args:
+        slow: is told of each statement that took long.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, slow: SlowStatementReport | None = None) -> None:
         self.engine = open_engine(url)
+        self._watch = StatementWatch(self.engine, slow or _nobody)
 
     def close(self) -> None:
         """Close pooled connections."""
@@ -297,19 +302,15 @@ class EventStore:
             connection.execute(sa.update(analyses).where(this).values(changed))
         return dict(stored), False
 
-    @staticmethod
     def _copy_events(
-        connection: sa.Connection, analysis: Analysis, rows: Sequence[Mapping[str, Any]]
+        self, connection: sa.Connection, analysis: Analysis, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         # COPY is the fastest way in, and part of the transaction like any other statement.
         fixed = {"analysis_id": analysis.analysis_id, "video_id": analysis.video_id}
         driver = connection.connection.driver_connection
         assert driver is not None
-        columns = ", ".join(_EVENT_COLUMNS)
-        with (
-            driver.cursor() as cursor,
-            cursor.copy(f"COPY {SCHEMA}.events ({columns}) FROM STDIN") as copy,
-        ):
+        statement = f"COPY {SCHEMA}.events ({', '.join(_EVENT_COLUMNS)}) FROM STDIN"
+        with self._watch.timed(statement), driver.cursor() as cursor, cursor.copy(statement) as copy:
             for row in rows:
                 merged = {**row, **fixed}
                 copy.write_row([_copyable(merged[column]) for column in _EVENT_COLUMNS])
@@ -344,6 +345,10 @@ class EventStore:
     def _one(connection: sa.Connection, statement: sa.Select[Any]) -> Mapping[str, Any] | None:
         row = connection.execute(statement).mappings().first()
         return None if row is None else dict(row)
+
+
+def _nobody(statement: str, elapsed_s: float) -> None:
+    """Nobody wants to know."""
 
 
 def _copyable(value: Any) -> Any:
