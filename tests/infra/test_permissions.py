@@ -18,12 +18,13 @@ from botocore import xform_name
 from tests.infra.stacks import resources, template
 
 ROOT = Path(__file__).resolve().parents[2]
-# What runs on AWS: not the local stack, the fake Batch, nor the uploader's own command.
+# What runs on AWS: not the local stack, the fake Batch, nor the uploader's own command; nor what makes alarms
+# and log groups, which CloudFormation does there.
 CODE = [
     path
     for folder in ("capstone_dagster", "batch_gpu")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if not {"local", "testing"} & set(path.parts) and path.name != "submit.py"
+    if not {"local", "testing", "render"} & set(path.parts) and path.name != "submit.py"
 ]
 # What boto3 adds to its clients, in terms of what they call.
 TRANSFERS = {
@@ -38,6 +39,11 @@ PERMISSIONS = {
     "sqs:DeleteMessageBatch": ("sqs:DeleteMessage",),
     "batch:SubmitJob": ("batch:SubmitJob", "batch:TagResource"),
     "batch:RegisterJobDefinition": ("batch:RegisterJobDefinition", "batch:TagResource", "iam:PassRole"),
+}
+# Calls that are not made on AWS.
+ONLY_LOCAL = {
+    "logs:CreateLogGroup": "logs.yaml declares them; the shipper makes those that an emulator forgot",
+    "cloudwatch:PutMetricData": "CAPSTONE_METRICS=emf: awslogs carries metrics",
 }
 # Permissions that no call of ours in the code asks for, by role.
 WITHOUT_A_CALL = {
@@ -56,8 +62,8 @@ WITHOUT_A_CALL = {
 # there; the others run parts of it.
 MODULES = {
     "DaemonRole": [""],
-    "WorkerRole": ["storage/sources.py", "storage/objects.py", "models.py"],
-    "WebserverRole": [],
+    "WorkerRole": ["storage/sources.py", "storage/objects.py", "models.py", "observability/shipper.py"],
+    "WebserverRole": ["observability/shipper.py"],
 }
 # `Terminate` in the pages looks the run's job up and ends it.
 WEBSERVER_ACTIONS = {"batch:TerminateJob", "batch:DescribeJobs", "batch:ListJobs"}
@@ -130,13 +136,25 @@ def needed(role: str) -> set[str]:
         for call in calls(path)
         if any(path.as_posix().endswith(module) for module in MODULES[role])
     }
-    return {action for name in names for action in TRANSFERS.get(name, PERMISSIONS.get(name, (name,)))}
+    return {
+        action
+        for name in names - set(ONLY_LOCAL)
+        for action in TRANSFERS.get(name, PERMISSIONS.get(name, (name,)))
+    }
 
 
 def test_the_scan_finds_the_calls() -> None:
     found = {call for path in CODE for call in calls(path)}
     assert {"sqs:ReceiveMessage", "s3:HeadObject", "s3:PutObject", "batch:SubmitJob"} <= found
     assert {"batch:RegisterJobDefinition", "logs:GetLogEvents", "s3:ListObjectsV2"} <= found
+    assert {"logs:PutLogEvents", "logs:FilterLogEvents", *ONLY_LOCAL} <= found
+
+
+def test_metrics_travel_in_log_lines_on_aws() -> None:
+    """Where they do not, the roles need PutMetricData."""
+    text = str(template("application"))
+    assert "{'Name': 'CAPSTONE_METRICS', 'Value': 'emf'}" in text
+    assert text.count("'CAPSTONE_METRICS'") == text.count("'Value': 'emf'")
 
 
 @pytest.mark.parametrize("role", ["DaemonRole", "WorkerRole"])
@@ -157,7 +175,7 @@ def test_the_web_server_shows_and_ends_runs_and_no_more() -> None:
     extra = {action for action in WITHOUT_A_CALL["WebserverRole"] if "*" not in action}
     exec_into = {action for action in granted("WebserverRole") if action.startswith("ssmmessages:")}
 
-    assert granted("WebserverRole") == WEBSERVER_ACTIONS | extra | exec_into
+    assert granted("WebserverRole") == WEBSERVER_ACTIONS | needed("WebserverRole") | extra | exec_into
 
 
 def test_no_action_is_a_pattern() -> None:

@@ -11,12 +11,13 @@ from capstone_dagster.observability.catalog.model import (
     Alarm,
     AnomalyAlarm,
     Composite,
+    Dashboard,
     LogGroup,
     SavedQuery,
     Series,
 )
 
-from .dashboards import dimensions, namespace, with_open_numbers
+from .dashboards import as_json, body, dimensions, namespace, with_open_numbers
 
 Kind = Literal["log group", "alarm", "composite alarm", "anomaly detector", "dashboard", "saved query"]
 # CloudWatch's limit, with room for a long address of the runbook (DescribeAlarms: AlarmDescription).
@@ -51,6 +52,12 @@ def saved_query(query: SavedQuery) -> Request:
     parameters = {"logGroupNames": list(query.groups), "queryString": query.text}
     name = f"capstone/{query.name}"
     return Request("saved query", name, {"name": name, **parameters})
+
+
+def dashboard(listed: Dashboard, conditions: frozenset[str] = frozenset()) -> Request:
+    """PutDashboard, of the dashboard where `conditions` hold."""
+    parameters = {"DashboardName": listed.name, "DashboardBody": as_json(body(listed, conditions))}
+    return Request("dashboard", listed.name, parameters)
 
 
 def alarms(listed: Iterable[Alarm]) -> Iterator[Request]:
@@ -110,7 +117,7 @@ def anomaly_detector(alarm: AnomalyAlarm) -> Request:
         "Dimensions": _pairs(dimensions(series)),
         "Stat": series.statistic,
     }
-    return Request("anomaly detector", alarm.name, {"SingleMetricAnomalyDetector": parameters})
+    return Request("anomaly detector", series.metric.name, {"SingleMetricAnomalyDetector": parameters})
 
 
 def anomaly_alarm(alarm: AnomalyAlarm) -> Request:
