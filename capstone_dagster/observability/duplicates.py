@@ -1,0 +1,40 @@
+"""What runs' tags say of passes over the same pixels: who is at it, who has finished, who did it once more.
+
+A run that is started again takes its parent's tags along; each of these that is about a run alone names it.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+# The detections that a run works on, or worked on last, and whether it has finished them.
+DETECTION_TAG = "capstone/detection_id"
+FINISHED_TAG = "capstone/pass_finished_by"
+# The run that did what another one had done or was doing, and that other one.
+DUPLICATE_TAG = "capstone/duplicate"
+DUPLICATE_OF_TAG = "capstone/duplicate_of"
+
+
+def doubled_work(run: dg.DagsterRun) -> bool:
+    """Whether this run passed over pixels that another one, of which it is no retry, had or was at."""
+    return run.tags.get(DUPLICATE_TAG) == run.run_id
+
+
+def same_work(instance: dg.DagsterInstance, run_id: str, detection_id: str) -> list[dg.DagsterRun]:
+    """Runs that pass over the same pixels now, or have finished doing so.
+
+    Left out are the run itself and those of the same root, which are tries of one request.
+    """
+    own = instance.get_run_by_id(run_id)
+    root = run_id if own is None else _root(own)
+    found = instance.get_runs(dg.RunsFilter(tags={DETECTION_TAG: detection_id}))
+    return [
+        run
+        for run in found
+        if _root(run) != root
+        and (run.status == dg.DagsterRunStatus.STARTED or run.tags.get(FINISHED_TAG) == run.run_id)
+    ]
+
+
+def _root(run: dg.DagsterRun) -> str:
+    return run.root_run_id or run.run_id
