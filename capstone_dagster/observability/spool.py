@@ -78,6 +78,10 @@ class Spool:
                     writer = self._writers[group_name] = _Writer(folder, self._name, self._segment_bytes)
                 try:
                     data = _record(line)
+                except Exception:  # no text at all: the lines after it are none the worse for it
+                    writer.count_loss()
+                    return False
+                try:
                     if not self._has_room(len(data)):
                         raise _NoRoom(f"it holds CAPSTONE_LOG_SPOOL_MB, {self._limit_bytes} bytes, already")
                     writer.write(data)
@@ -95,6 +99,10 @@ class Spool:
         """Finish this process's files; a later line begins new ones, and `lost` anew."""
         with self._lock:
             self._begin()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
 
     def _begin(self) -> None:
         for writer in self._writers.values():
@@ -254,15 +262,21 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The lines that one writer had to give up, so far."""
+    """Where one writer counts the lines that it had to give up."""
 
     path: Path
     group_name: str
-    lines: int
 
     def is_finished(self) -> bool:
         """Whether its writer will count no more here. Ask before reading."""
         return _is_unlocked(self.path)
+
+    def read(self) -> int:
+        """How many lines it has lost so far."""
+        try:
+            return int(self.path.read_bytes())
+        except (OSError, ValueError):
+            return 0  # gone, or not yet begun
 
 
 def segments(folder: Path) -> list[Segment]:
@@ -276,12 +290,8 @@ def segments(folder: Path) -> list[Segment]:
 
 
 def losses(folder: Path) -> list[Loss]:
-    """What each writer has counted."""
-    found = []
-    for group_name, path in _files(folder, ".lost"):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(Loss(path, group_name, int(path.read_bytes())))
-    return found
+    """What each writer counts."""
+    return [Loss(path, group_name) for group_name, path in _files(folder, ".lost")]
 
 
 def used_bytes(folder: Path) -> int:
