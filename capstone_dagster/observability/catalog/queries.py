@@ -50,8 +50,8 @@ ERROR_RATE = SavedQuery(
     _RUNS,
     """\
 filter action in ["run.succeeded", "run.failed"]
-| fields strcontains(action, "failed") as is_failed
-| stats count(*) as runs, sum(is_failed) as failed, 100 * failed / runs as failed_percent by bin(15m) as since
+| stats count(*) as runs, sum(strcontains(action, "failed")) as failed,
+    100 * sum(strcontains(action, "failed")) / count(*) as failed_percent by bin(15m) as since
 | sort since desc""",
 )
 FAILURES_BY_CLASS = SavedQuery(
@@ -78,7 +78,7 @@ SLOWEST_STEPS = SavedQuery(
     "Where the time of a run goes: each step's average, longest and 95th percentile.",
     _RUNS,
     """\
-filter action = "step.completed"
+filter action = "step.completed" and not ispresent(reused)
 | stats count(*) as times, avg(elapsed_s) as average_s, max(elapsed_s) as longest_s,
     pct(elapsed_s, 95) as p95_s by step
 | sort average_s desc""",
@@ -86,7 +86,7 @@ filter action = "step.completed"
 SLOWEST_STATEMENTS = SavedQuery(
     "slowest-statements",
     "Statements that the event store took longest for; their values are not in the log.",
-    _EVERYTHING,
+    _RUNS,
     """\
 filter action = "database.statement"
 | stats count(*) as times, avg(elapsed_s) as average_s, max(elapsed_s) as longest_s,
@@ -120,7 +120,8 @@ GPU_MEMORY = SavedQuery(
     _RUNS,
     """\
 filter action = "gpu.memory"
-| stats max(used_gb) as used, max(total_gb) as total, 100 * used / total as used_percent by bin(5m) as since
+| stats max(used_gb) as used, max(total_gb) as total, 100 * max(used_gb) / max(total_gb) as used_percent
+    by bin(5m) as since
 | sort since desc""",
 )
 REQUESTS_BY_COMPONENT = SavedQuery(
