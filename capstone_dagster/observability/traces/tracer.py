@@ -30,6 +30,8 @@ ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_
 # An export that takes longer has lost its spans. A run's process, which waits for the last one before it
 # ends, is held up by this at most.
 _EXPORT_TIMEOUT_S = 3.0
+# After one, the next are given up at once for so long: a process that ends with many spans waits for one.
+_REST_S = 10.0
 # How long spans wait for company.
 _EXPORT_INTERVAL_MS = 2000
 
@@ -168,9 +170,13 @@ class _CarefulExporter(SpanExporter):
     def __init__(self, exporter: SpanExporter, lost: Callable[[int], None]) -> None:
         self._exporter = exporter
         self._lost = lost
+        self._rests_until = 0.0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export a batch, or count it as lost."""
+        if time.monotonic() < self._rests_until:
+            self._lost(len(spans))
+            return SpanExportResult.FAILURE
         why = "the collector did not take them in time, or refused"
         try:
             result = self._exporter.export(spans)
@@ -179,6 +185,7 @@ class _CarefulExporter(SpanExporter):
         if result is SpanExportResult.SUCCESS:
             _told.clear()
             return result
+        self._rests_until = time.monotonic() + _REST_S
         self._lost(len(spans))
         _warn_once(why)
         return result
