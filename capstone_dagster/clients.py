@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
@@ -36,3 +37,13 @@ def aws_client(service: str) -> Any:
         retries={"mode": "standard", "total_max_attempts": 3},
     )
     return boto3.client(service, config=config)  # type: ignore[call-overload]
+
+
+def on_forbidden(client: Any, tell: Callable[[str], None]) -> None:
+    """Have `tell` called with the operation's name for each call that the service answers with 403."""
+
+    def look(parsed: dict[str, Any], model: Any, **more: Any) -> None:
+        if parsed.get("ResponseMetadata", {}).get("HTTPStatusCode") == 403:
+            tell(str(model.name))
+
+    client.meta.events.register("after-call", look)

@@ -7,9 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capstone_dagster.clients import aws_client
+from capstone_dagster.clients import aws_client, on_forbidden
 from capstone_dagster.models import locate_model
-from capstone_dagster.observability.catalog.metrics import TELEMETRY_DROPPED
+from capstone_dagster.observability.catalog.metrics import (
+    DATABASE_CONNECTION_FAILURES,
+    S3_ACCESS_DENIED,
+    TELEMETRY_DROPPED,
+)
 from capstone_dagster.observability.metrics import Metrics
 from capstone_dagster.observability.traces.tracer import Tracer
 from capstone_dagster.settings import Settings
@@ -32,7 +36,9 @@ class Services:
     @cached_property
     def s3(self) -> S3Client:
         """The S3 client."""
-        return aws_client("s3")
+        client = aws_client("s3")
+        on_forbidden(client, lambda operation: self.metrics.add(S3_ACCESS_DENIED))
+        return client
 
     @cached_property
     def objects(self) -> ObjectStore:
@@ -42,7 +48,11 @@ class Services:
     @cached_property
     def events(self) -> EventStore:
         """The event store."""
-        return EventStore(self.settings.event_store_url(), slow=_log_statement)
+        return EventStore(
+            self.settings.event_store_url(),
+            slow=_log_statement,
+            unavailable=lambda error: self.metrics.add(DATABASE_CONNECTION_FAILURES),
+        )
 
     @cached_property
     def sqs(self) -> SQSClient:

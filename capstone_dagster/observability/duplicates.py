@@ -1,15 +1,15 @@
 """What runs' tags say of passes over the same pixels: who is at it, who has finished, who did it once more.
 
-A run that is started again takes its parent's tags along; each of these that is about a run alone names it.
+A run that is started again takes its parent's tags along: that it doubled work is said of a run by its id.
 """
 
 from __future__ import annotations
 
 import dagster as dg
 
-# The detections that a run works on, or worked on last, and whether it has finished them.
+# The detections that a run works on, or worked on last, and those that it stored last.
 DETECTION_TAG = "capstone/detection_id"
-FINISHED_TAG = "capstone/pass_finished_by"
+FINISHED_TAG = "capstone/detections_stored"
 # The run that did what another one had done or was doing, and that other one.
 DUPLICATE_TAG = "capstone/duplicate"
 DUPLICATE_OF_TAG = "capstone/duplicate_of"
@@ -32,7 +32,7 @@ def same_work(instance: dg.DagsterInstance, run_id: str, detection_id: str) -> l
         run
         for run in found
         if _root(run) != root
-        and (run.status == dg.DagsterRunStatus.STARTED or run.tags.get(FINISHED_TAG) == run.run_id)
+        and (run.status == dg.DagsterRunStatus.STARTED or run.tags.get(FINISHED_TAG) == detection_id)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -15,6 +15,7 @@ from capstone_dagster.storage import recording, status
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
+from capstone_dagster.storage.errors import DatabaseUnavailable
 from capstone_dagster.storage.records import Analysis, Publication, VideoFacts, VideoUpload
 from capstone_dagster.storage.schema import FINAL_STATES, SCHEMA, analyses, events, video_status, videos
 from capstone_dagster.storage.statements import SlowStatementReport, StatementWatch
@@ -34,10 +35,17 @@ class EventStore:
 
     Args:
         slow: is told of each statement that took long.
+        unavailable: is told each time that the database does not answer.
     """
 
-    def __init__(self, url: str, slow: SlowStatementReport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        slow: SlowStatementReport | None = None,
+        unavailable: Callable[[DatabaseUnavailable], None] | None = None,
+    ) -> None:
         self.engine = open_engine(url)
+        self._unavailable = unavailable
         self._watch = StatementWatch(self.engine, slow or _nobody)
 
     def close(self) -> None:
@@ -56,7 +64,8 @@ class EventStore:
             SchemaMissing: it has not the tables, or not this version's columns.
             PermissionDenied: this user may not write them.
         """
-        ping_engine(self.engine)
+        with self._watched():
+            ping_engine(self.engine)
 
     def record_upload(self, upload: VideoUpload, told: Collection[str] = ()) -> None:
         """Remember an upload and what is said of it; the same again changes nothing.
@@ -194,6 +203,7 @@ class EventStore:
             of_latest = latest["upload_id"] == analysis.upload_id
 
             stored, inserted = self._store(connection, analysis, upload, of_latest=of_latest)
+            first = inserted and self._is_first(connection, analysis)
             if inserted:
                 self._copy_events(connection, analysis, rows)
             if of_latest:
@@ -209,7 +219,9 @@ class EventStore:
                     "current": current,
                 }
                 status.notify(connection, "video.analyzed", analysis.upload_id, analysis.video_id, payload)
-        return Publication(inserted=inserted, current=current, published_at=stored["published_at"])
+        return Publication(
+            inserted=inserted, current=current, published_at=stored["published_at"], first=first
+        )
 
     def latest_upload(self, video_id: str) -> VideoUpload | None:
         """The newest upload known of a video; None if the video is unknown."""
@@ -262,8 +274,17 @@ class EventStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        with database_errors(self.engine), self.engine.begin() as connection:
+        with self._watched(), database_errors(self.engine), self.engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseUnavailable as error:
+            if self._unavailable is not None:
+                self._unavailable(error)
+            raise
 
     def _view(self, view: str, video: str | None, order: str, limit: int | None) -> list[dict[str, Any]]:
         query = f"SELECT * FROM {SCHEMA}.{view}"
@@ -301,6 +322,15 @@ class EventStore:
         if changed:
             connection.execute(sa.update(analyses).where(this).values(changed))
         return dict(stored), False
+
+    @staticmethod
+    def _is_first(connection: sa.Connection, analysis: Analysis) -> bool:
+        others = sa.and_(
+            analyses.c.video_id == analysis.video_id,
+            analyses.c.upload_id == analysis.upload_id,
+            analyses.c.analysis_id != analysis.analysis_id,
+        )
+        return not connection.execute(sa.select(sa.exists().where(others))).scalar()
 
     def _copy_events(
         self, connection: sa.Connection, analysis: Analysis, rows: Sequence[Mapping[str, Any]]

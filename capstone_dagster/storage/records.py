@@ -95,8 +95,10 @@ class Publication:
         inserted: rows were written; False when this analysis was published before.
         current: it is what consumers now see; False when a newer upload's analysis is.
         published_at: when it was first published.
+        first: it is new, and the first analysis of its upload.
     """
 
     inserted: bool
     current: bool
     published_at: datetime
+    first: bool

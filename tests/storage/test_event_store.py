@@ -19,6 +19,7 @@ def test_publishing_twice_changes_nothing(event_store: EventStore) -> None:
 
     assert (first.inserted, first.current) == (True, True)
     assert (again.inserted, again.current, again.published_at) == (False, True, first.published_at)
+    assert (first.first, again.first) == (True, False)
     assert count(event_store, "analyses") == 1
     assert [row["event_id"] for row in event_store.current_events("v1")] == ["e1", "e2"]
     assert event_store.current_events()[0]["best_box"] == [0.1, 0.2, 0.3, 0.4]
@@ -65,8 +66,10 @@ def test_of_one_upload_the_last_request_is_current(event_store: EventStore) -> N
     event_store.record_upload(UPLOAD)
     later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
 
-    assert event_store.publish(later, [event_row("e9")], FACTS).current
-    assert not event_store.publish(ANALYSIS, ROWS, FACTS).current
+    published = event_store.publish(later, [event_row("e9")], FACTS)
+    assert (published.current, published.first) == (True, True)
+    published = event_store.publish(ANALYSIS, ROWS, FACTS)
+    assert (published.current, published.first, published.inserted) == (False, False, True)
     # Asking for the first one again, later still, makes it current without writing it again.
     again = event_store.publish(replace(ANALYSIS, requested_at=NOON + timedelta(hours=1)), ROWS, FACTS)
 

@@ -1,0 +1,55 @@
+"""What passes and publications are measured by."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from capstone_dagster.analysis import DetectionSummary
+from capstone_dagster.observability.catalog import metrics as declared
+from capstone_dagster.observability.catalog.model import Metric
+from capstone_dagster.services import Services
+from capstone_dagster.storage.records import Publication
+
+
+def measure_pass(done: DetectionSummary, services: Services) -> None:
+    """Publish what a pass over the pixels found, how fast, and what it took."""
+    seconds = max(done.seconds, 1e-9)
+    gpu_seconds = done.seconds if done.device.startswith("cuda") else 0.0
+    values: dict[Metric, float] = {
+        declared.FRAMES_DECODED_PER_SECOND: done.frames_decoded / seconds,
+        declared.FRAMES_ANALYZED_PER_SECOND: done.frames_analyzed / seconds,
+        declared.DETECTIONS_PER_VIDEO: done.detections,
+        declared.BATCH_SIZE: done.batch_size,
+        declared.OUT_OF_MEMORY_BACKOFFS: done.out_of_memory_backoffs,
+        declared.CPU_FALLBACKS: done.cpu_fallback is not None,
+        declared.GPU_SECONDS: gpu_seconds,
+    }
+    if done.gpu_memory_used_mb is not None and done.gpu_memory_total_mb:
+        values[declared.GPU_MEMORY_USED] = 100 * done.gpu_memory_used_mb / done.gpu_memory_total_mb
+    if done.gpu_utilization_percent is not None:
+        values[declared.GPU_UTILIZATION] = done.gpu_utilization_percent
+    if services.settings.gpu_usd_per_hour is not None:
+        values[declared.ESTIMATED_COST] = gpu_seconds / 3600 * services.settings.gpu_usd_per_hour
+    services.metrics.add_all(values)
+
+
+def measure_publication(
+    publication: Publication, *, events: int, seconds: float, uploaded_at: datetime, services: Services
+) -> None:
+    """Publish what a publication wrote, and how long it and everything before it took.
+
+    Args:
+        events: of the analysis; they are written only if it was not published before.
+        seconds: that publishing took.
+    """
+    values: dict[Metric, float] = {
+        declared.ROWS_PERSISTED: events if publication.inserted else 0,
+        declared.PERSIST_TIME: seconds,
+        declared.PERSIST_ERRORS: 0,
+    }
+    if publication.inserted:
+        values[declared.EVENTS_PER_VIDEO] = events
+    if publication.first:
+        # Of an upload that is analysed again the way from upload to rows tells nothing.
+        values[declared.UPLOAD_TO_PERSISTED] = (publication.published_at - uploaded_at).total_seconds()
+    services.metrics.add_all(values)
