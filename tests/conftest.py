@@ -27,6 +27,7 @@ from capstone_dagster.local.clip import make_demo_clip
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer, postgres_server
 from capstone_dagster.observability import metrics
 from capstone_dagster.storage.event_store import EventStore
+from tests.support.command_line import Capstone, command_line
 from tests.support.moto import moto_server
 
 
@@ -131,6 +132,12 @@ def aws(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     opener.open(urllib.request.Request(aws_endpoint + path, method="POST"), timeout=30).close()
     return Aws(aws_endpoint, create_resources(aws_endpoint))
+
+
+@pytest.fixture
+def capstone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Capstone:
+    """Runs a command line, away from any stack of the person who runs the tests."""
+    return command_line(monkeypatch, capsys, tmp_path / "no-stack")
 
 
 @pytest.fixture(scope="session")

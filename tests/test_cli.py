@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,38 +22,8 @@ from capstone_dagster.local.state import own_state, write_environment
 from capstone_dagster.storage.event_store import EventStore
 from tests.conftest import Aws
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
+from tests.support.command_line import Capstone
 from tests.support.waiting import wait_for
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-
-Capstone = Callable[..., Outcome]
-
-
-@pytest.fixture
-def capstone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Capstone:
-    """Runs a command line, away from any stack of the person who runs the tests."""
-
-    def run(*arguments: str | Path) -> Outcome:
-        words = [str(argument) for argument in arguments]
-        if words[0] not in ("analyze", "demo", "dev") and not {"--help", "-h"} & set(words):
-            words += ["--state", str(tmp_path / "no-stack")]
-        monkeypatch.setattr("sys.argv", ["capstone", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        code = ended.value.code
-        return Outcome(code if isinstance(code, int) else int(code is not None), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
