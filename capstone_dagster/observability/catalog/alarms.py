@@ -16,6 +16,8 @@ One fault, one notice (`composites`):
   would tell of each effect that is seen before its cause, and again when the cause is over before its effect.
 - A cause is only what makes its effect certain, and a page is explained by pages alone: a disk that fills up
   may ring for hours, and must not hide an outage.
+- That it is over is told by alarms whose ALARM is never kept back: CloudWatch would also send the OK of what
+  nobody was told of.
 
 Periods slide: CloudWatch evaluates each alarm every minute over the last `period_s` seconds.
 """
@@ -441,6 +443,13 @@ HIGH_BATCH_JOB_FAILURE_RATE = Alarm(
     causes=(*_STOPS_EVERYTHING, INTAKE_PAUSED.name),
     wait_s=180,
 )
+_STOPS_UPLOADS = (
+    *_STOPS_EVERYTHING,
+    DAEMON_HEARTBEAT_LOST.name,
+    SENSOR_TICKS_FAILING.name,
+    INTAKE_PAUSED.name,
+    HIGH_BATCH_JOB_FAILURE_RATE.name,
+)
 LONG_RUNNING_JOBS = Alarm(
     "LongRunningJobs",
     "A run takes longer than its video explains (30 minutes at least): it hangs, or its machine is slow.",
@@ -478,8 +487,9 @@ QUEUE_AGE_HIGH = Alarm(
         "Dagster: Automation, is the upload sensor on and do its ticks succeed",
         "AWS Batch: GPU quota, and GpuMaxVcpus of compute.yaml",
     ),
-    causes=(*_STOPS_EVERYTHING, INTAKE_PAUSED.name, DAEMON_HEARTBEAT_LOST.name, SENSOR_TICKS_FAILING.name),
-    extension_s=1800,  # a backlog needs its time after the cause is mended
+    incident="UploadsStuck",
+    causes=_STOPS_UPLOADS,
+    extension_s=_HOUR,  # a backlog needs its time after the cause is mended
 )
 NO_SUCCESS = Alarm(
     "NoSuccess",
@@ -501,14 +511,9 @@ NO_SUCCESS = Alarm(
         "`capstone status`: in which state the uploads are",
         "dashboard: failures by class",
     ),
-    causes=(
-        *_STOPS_EVERYTHING,
-        INTAKE_PAUSED.name,
-        DAEMON_HEARTBEAT_LOST.name,
-        SENSOR_TICKS_FAILING.name,
-        HIGH_BATCH_JOB_FAILURE_RATE.name,
-    ),
-    extension_s=_HOUR,  # a machine, the backlog's first run, and its whole length
+    incident="UploadsStuck",
+    causes=_STOPS_UPLOADS,
+    extension_s=_HOUR,  # a machine has to come first, then the first run has to end
 )
 DEAD_LETTERS_PRESENT = Alarm(
     "DeadLettersPresent",

@@ -1,8 +1,8 @@
 """One notice for one incident, by composites that notify in place of alarms.
 
-Signs of one incident are told of once, by a composite that rings while any of them does. An alarm that others
-explain is told of by a composite that waits for them: a rule such as "this one and not its cause" would not
-do, because the effect is often seen before its cause, would be told of, and then be taken back. CloudWatch's
+Signs of one incident are told of once, by a composite that rings while any of them does. What others explain
+is told of by a composite that waits for them: a rule such as "this one and not its cause" would not do,
+because the effect is often seen before its cause, would be told of, and then be taken back. CloudWatch's
 suppression waits for the cause before it tells anything.
 """
 
@@ -14,28 +14,29 @@ from .model import Alarm, Composite
 
 
 def composites(alarms: Sequence[Alarm]) -> tuple[Composite, ...]:
-    """What notifies in place of alarms that have fellow signs or causes, and what keeps these back, causes
-    first.
+    """What notifies in place of alarms that have fellow signs or causes, and what keeps that back; each
+    stands after all that it refers to.
 
     Raises:
-        ValueError: a cause is no alarm of the list, is caused by its own effect, or is not always there; or
-            an alarm has both an incident and causes.
+        ValueError: a cause does not stand in the list before its effect, or is not always there.
     """
-    by_name = {each.name: each for each in alarms}
-    incidents: dict[str, list[Alarm]] = {}
-    explained: list[Composite] = []
+    groups: dict[str, list[Alarm]] = {}
     for alarm in alarms:
-        if alarm.incident:
-            if alarm.causes:
-                raise ValueError(f"{alarm.name}: a sign of {alarm.incident} cannot have causes of its own")
-            incidents.setdefault(alarm.incident, []).append(alarm)
-        elif alarm.causes:
-            explained += _explained(alarm, _all_causes(alarm, by_name))
-    together = (
-        Composite(name, signs[0].meaning, tuple(each.name for each in signs), condition=signs[0].condition)
-        for name, signs in incidents.items()
-    )
-    return (*together, *explained)
+        groups.setdefault(notifier(alarm), []).append(alarm)
+    # By each alarm that is dealt with: what rings when it does, and what explains it in turn.
+    explains: dict[str, tuple[str, ...]] = {}
+    made: list[Composite] = []
+    for alarm in alarms:
+        name = notifier(alarm)
+        signs = groups[name]
+        if alarm is not signs[-1]:
+            continue  # told of with the last of its fellows
+        causes = _causes(signs, alarms, explains)
+        if alarm.incident or causes:
+            made += _notifying(name, signs, causes)
+        for each in signs:
+            explains[each.name] = (alarm.incident or alarm.name, *causes)
+    return tuple(made)
 
 
 def notifier(alarm: Alarm) -> str:
@@ -43,44 +44,49 @@ def notifier(alarm: Alarm) -> str:
     return alarm.incident or (f"{alarm.name}Unexplained" if alarm.causes else alarm.name)
 
 
-def _explained(alarm: Alarm, causes: Sequence[str]) -> list[Composite]:
+def _causes(
+    signs: Sequence[Alarm], alarms: Sequence[Alarm], explains: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """Names of what explains any of the signs, causes of causes included."""
+    conditions = {each.name: each.condition for each in alarms}
+    found: dict[str, None] = {}
+    for sign in signs:
+        for cause in sign.causes:
+            if cause not in explains:
+                raise ValueError(f"{sign.name}: its cause {cause} must stand before it in the list")
+            if conditions[cause] not in (None, sign.condition):
+                raise ValueError(f"{sign.name}: its cause {cause} exists only under {conditions[cause]}")
+            found |= dict.fromkeys(explains[cause])
+    return tuple(found)
+
+
+def _notifying(name: str, signs: Sequence[Alarm], causes: Sequence[str]) -> list[Composite]:
     made = []
-    suppressor = causes[0]
+    suppressor = causes[0] if causes else None
     if len(causes) > 1:
-        suppressor = f"{alarm.name}Causes"
-        meaning = f"Something rings that explains {alarm.name}."
-        made.append(Composite(suppressor, meaning, tuple(causes), notifies=False, condition=alarm.condition))
-    extension_s = alarm.extension_s
-    if extension_s is None:
-        extension_s = alarm.period_s * alarm.periods + alarm.wait_s
+        suppressor = f"{signs[0].incident or signs[0].name}Causes"
+        made.append(
+            Composite(
+                suppressor,
+                f"Something rings that explains {signs[0].incident or signs[0].name}.",
+                tuple(causes),
+                notifies=False,
+                condition=signs[0].condition,
+            )
+        )
+    extensions = (
+        each.extension_s if each.extension_s is not None else each.period_s * each.periods + each.wait_s
+        for each in signs
+    )
     made.append(
         Composite(
-            notifier(alarm),
-            alarm.meaning,
-            (alarm.name,),
+            name,
+            signs[0].meaning,
+            tuple(each.name for each in signs),
             suppressor,
-            alarm.wait_s,
-            extension_s,
-            condition=alarm.condition,
+            wait_s=max(each.wait_s for each in signs) if suppressor else 0,
+            extension_s=max(extensions) if suppressor else 0,
+            condition=signs[0].condition,
         )
     )
     return made
-
-
-def _all_causes(alarm: Alarm, by_name: Mapping[str, Alarm]) -> list[str]:
-    """The causes and their causes; in place of one sign of an incident, the composite of all of them."""
-    found: dict[str, None] = {}
-    to_visit = list(alarm.causes)
-    while to_visit:
-        name = to_visit.pop(0)
-        if name not in by_name:
-            raise ValueError(f"{alarm.name}: its cause {name} is no alarm of the list")
-        if name == alarm.name:
-            raise ValueError(f"{alarm.name} causes itself, by way of {', '.join(found)}")
-        cause = by_name[name]
-        if cause.condition not in (None, alarm.condition):
-            raise ValueError(f"{alarm.name}: its cause {name} exists only under {cause.condition}")
-        if (known_as := cause.incident or name) not in found:
-            found[known_as] = None
-            to_visit += cause.causes
-    return list(found)

@@ -157,6 +157,11 @@ class Composite:
     notifies: bool = True
     condition: str | None = None
 
+    @property
+    def tells_recovery(self) -> bool:
+        """Whether it has an action for OK: after a suppressed ALARM, CloudWatch would send the OK alone."""
+        return self.notifies and self.suppressor is None
+
 
 @dataclass(frozen=True, slots=True)
 class AnomalyAlarm:
