@@ -1,4 +1,4 @@
-"""Renders the parts of the documentation that the code knows best, between their markers.
+"""Renders what the code knows best: parts of the documentation, between their markers, and two templates.
 
 `make docs` writes them; a test runs this with `--check`, which changes nothing and fails if they are stale.
 """
@@ -6,11 +6,19 @@
 import argparse
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from capstone_dagster.observability.catalog.alarms import ALARMS, ANOMALY_ALARMS
+from capstone_dagster.observability.catalog.dashboard import DASHBOARDS, OPERATIONS
+from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
+from capstone_dagster.observability.catalog.metrics import METRICS
+from capstone_dagster.observability.catalog.queries import QUERIES
 from capstone_dagster.observability.catalog.runbook import FAILURE_PAGES, SYSTEM_PAGES
 from capstone_dagster.observability.failures import POLICIES
+from capstone_dagster.observability.render import reference
+from capstone_dagster.observability.render.cloudformation import logs_template, observability_template
 from capstone_dagster.settings import Settings, variable_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +59,21 @@ PARTS = {
     ROOT / "README.md": {"settings": settings_table},
     ROOT / "docs" / "failures.md": {"failures": failures_table},
     ROOT / "docs" / "runbook.md": {"runbook": runbook_pages},
+    ROOT / "docs" / "observability.md": {
+        "log groups": lambda: reference.log_groups(LOG_GROUPS),
+        "metrics": lambda: reference.metrics(METRICS),
+        "alarms": lambda: reference.alarms(ALARMS, ANOMALY_ALARMS),
+        "notifiers": lambda: reference.notifiers(ALARMS),
+        "dashboard": lambda: reference.dashboard(OPERATIONS),
+        "queries": lambda: reference.queries(QUERIES),
+    },
+}
+# Rendered from the first line to the last.
+WHOLE = {
+    ROOT / "infra" / "logs.yaml": lambda: logs_template(LOG_GROUPS),
+    ROOT / "infra" / "observability.yaml": lambda: observability_template(
+        ALARMS, ANOMALY_ALARMS, DASHBOARDS, QUERIES
+    ),
 }
 
 
@@ -58,23 +81,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a file would change")
     check = parser.parse_args().check
+    rendered = {path: render() for path, render in WHOLE.items()}
+    rendered |= {path: _with_parts(path, parts) for path, parts in PARTS.items()}
     stale = []
-    for path, parts in PARTS.items():
-        text = before = path.read_text()
-        for name, render in parts.items():
-            opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
-            part = f"{opening}\n{render()}\n{closing}"
-            pattern = re.escape(opening) + ".*?" + re.escape(closing)
-            text, found = re.subn(pattern, lambda _, part=part: part, text, flags=re.DOTALL)  # type: ignore[misc]
-            if found != 1:
-                raise SystemExit(f"{path} should hold the markers of {name} once, found {found}")
-        if text != before:
+    for path, text in rendered.items():
+        if not path.exists() or path.read_text() != text:
             stale.append(str(path.relative_to(ROOT)))
             if not check:
                 path.write_text(text)
     if stale:
         print(("stale, run `make docs`: " if check else "wrote ") + ", ".join(stale))
     return int(check and bool(stale))
+
+
+def _with_parts(path: Path, parts: Mapping[str, Callable[[], str]]) -> str:
+    text = path.read_text()
+    for name, render in parts.items():
+        opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+        part = f"{opening}\n{render()}\n{closing}"
+        pattern = re.escape(opening) + ".*?" + re.escape(closing)
+        text, found = re.subn(pattern, lambda _, part=part: part, text, flags=re.DOTALL)  # type: ignore[misc]
+        if found != 1:
+            raise SystemExit(f"{path} should hold the markers of {name} once, found {found}")
+    return text
 
 
 def _shown(default: Any) -> str:

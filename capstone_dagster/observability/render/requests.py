@@ -6,7 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from capstone_dagster.observability.catalog.alarms import ALARMS, ANOMALY_ALARMS
 from capstone_dagster.observability.catalog.composites import composites, notifier
+from capstone_dagster.observability.catalog.dashboard import DASHBOARDS
+from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.observability.catalog.model import (
     Alarm,
     AnomalyAlarm,
@@ -16,6 +19,7 @@ from capstone_dagster.observability.catalog.model import (
     SavedQuery,
     Series,
 )
+from capstone_dagster.observability.catalog.queries import QUERIES
 
 from .dashboards import as_json, body, dimensions, namespace, with_open_numbers
 
@@ -39,6 +43,22 @@ class Request:
     name: str
     parameters: Mapping[str, Any] = field(repr=False)
     condition: str | None = None
+
+
+def everything(conditions: frozenset[str] = frozenset()) -> Iterator[Request]:
+    """All of the list, each entry after those that it refers to.
+
+    Args:
+        conditions: those under which dashboards are drawn; alarms say their own.
+    """
+    yield from map(log_group, LOG_GROUPS)
+    yield from alarms(ALARMS)
+    for anomaly in ANOMALY_ALARMS:
+        yield anomaly_detector(anomaly)
+        yield anomaly_alarm(anomaly)
+    for each in DASHBOARDS:
+        yield dashboard(each, conditions)
+    yield from map(saved_query, QUERIES)
 
 
 def log_group(group: LogGroup) -> Request:
@@ -92,11 +112,11 @@ def metric_alarm(alarm: Alarm) -> Request:
 
 def composite_alarm(composite: Composite, alarms: Mapping[str, Alarm]) -> Request:
     """PutCompositeAlarm."""
-    told = [each for name in composite.any_of if (each := alarms[name])] if composite.notifies else []
+    signs = [alarms[name] for name in composite.any_of] if composite.notifies else []
     parameters: dict[str, Any] = {
         "AlarmName": composite.name,
-        "AlarmDescription": _description(told[0]) if told else composite.meaning,
-        **_actions(composite.notifies),
+        "AlarmDescription": _description(signs[0], *signs[1:]) if signs else composite.meaning,
+        **_actions(composite.notifies, composite.tells_recovery),
         "AlarmRule": " OR ".join(f'ALARM("{name}")' for name in composite.any_of),
     }
     if composite.suppressor:
@@ -178,21 +198,25 @@ def _pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"Name": name, "Value": value} for name, value in values.items()]
 
 
-def _actions(notifies: bool) -> dict[str, list[str]]:
-    actions = ["${alert_topic}"] if notifies else []
-    return {"AlarmActions": actions, "OKActions": actions}
+def _actions(notifies: bool, tells_recovery: bool = True) -> dict[str, list[str]]:
+    topic = ["${alert_topic}"]
+    return {
+        "AlarmActions": topic if notifies else [],
+        "OKActions": topic if notifies and tells_recovery else [],
+    }
 
 
-def _description(alarm: Alarm | AnomalyAlarm) -> str:
-    """What the notice says: AWS sends it along."""
-    text = "\n".join(
-        (
-            f"{alarm.meaning}",
-            f"Look at: {'; '.join(alarm.look_at)}",
-            f"Runbook: ${{runbook_url}}#{alarm.runbook}",
-            f"Owner: {alarm.owner} ({alarm.severity})",
-        )
-    )
+def _description(alarm: Alarm | AnomalyAlarm, *others: Alarm) -> str:
+    """What the notice says, which AWS sends it along with; of an incident what its first sign would say."""
+    lines = [
+        alarm.meaning,
+        f"Look at: {'; '.join(alarm.look_at)}",
+        f"Runbook: ${{runbook_url}}#{alarm.runbook}",
+        f"Owner: {alarm.owner} ({alarm.severity})",
+    ]
+    if others:
+        lines.insert(1, f"One of: {', '.join(each.name for each in (alarm, *others))}")
+    text = "\n".join(lines)
     if len(text) > LONGEST_DESCRIPTION:
         raise ValueError(f"{alarm.name}: its description has {len(text)} of {LONGEST_DESCRIPTION} characters")
     return text
