@@ -76,7 +76,7 @@ ALLOWED = {
     "observability": {"settings"},
     "storage": {"settings"},
     "models": {"settings", "storage", "analysis"},
-    "services": {"settings", "clients", "storage", "models"},
+    "services": {"settings", "clients", "storage", "models", "observability"},
     "intake": {"settings", "storage", "observability", "services"},
     "assets": {"settings", "analysis", "storage", "observability", "services", "models"},
 }

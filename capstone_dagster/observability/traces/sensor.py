@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
+from typing import Any, Protocol, cast
 
 import dagster as dg
 
@@ -19,24 +20,29 @@ _RUNS_A_TICK = 200
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
-def run_traces_sensor(tracer: Tracer) -> dg.SensorDefinition:
-    """The sensor `run_traces`, which records through `tracer`."""
+class Needs(Protocol):
+    """What the sensor uses of what the code location shares."""
 
-    @dg.sensor(
-        name="run_traces",
-        minimum_interval_seconds=10,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Records ended runs as spans of their videos' traces, if a collector is named by "
-        "OTEL_EXPORTER_OTLP_ENDPOINT.",
-    )
-    def run_traces(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        if not tracer.enabled:
-            return dg.SkipReason("No collector is named: OTEL_EXPORTER_OTLP_ENDPOINT is not set.")
-        cursor, told = record_ended(context.instance, tracer, context.cursor)
-        context.update_cursor(cursor)
-        return dg.SkipReason(f"{told} runs recorded.")
+    @property
+    def tracer(self) -> Tracer: ...
 
-    return run_traces
+
+@dg.sensor(
+    name="run_traces",
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    required_resource_keys={"services"},
+    description="Records ended runs as spans of their videos' traces, if a collector is named by "
+    "OTEL_EXPORTER_OTLP_ENDPOINT.",
+)
+def run_traces_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """See the module."""
+    tracer = cast(Needs, context.resources.services).tracer
+    if not tracer.enabled:
+        return dg.SkipReason("No collector is named: OTEL_EXPORTER_OTLP_ENDPOINT is not set.")
+    cursor, told = record_ended(context.instance, tracer, context.cursor)
+    context.update_cursor(cursor)
+    return dg.SkipReason(f"{told} runs recorded.")
 
 
 def record_ended(instance: dg.DagsterInstance, tracer: Tracer, cursor: str | None) -> tuple[str, int]:
@@ -44,7 +50,8 @@ def record_ended(instance: dg.DagsterInstance, tracer: Tracer, cursor: str | Non
 
     A run whose tags change later is met again: its spans are then the same, under the same ids.
     """
-    last = json.loads(cursor) if cursor else {"until": time.time() - _LOOK_BACK_S, "seen": {}}
+    last: dict[str, Any] = {"until": time.time() - _LOOK_BACK_S, "seen": {}}
+    last.update(json.loads(cursor or "{}"))
     records = instance.get_run_records(
         dg.RunsFilter(statuses=_ENDED, updated_after=datetime.fromtimestamp(last["until"] - _OVERLAP_S, UTC)),
         # Those in the overlap are met again each time, and must not fill it.
