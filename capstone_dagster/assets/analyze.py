@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +21,8 @@ from capstone_dagster.analysis import (
     model_sha256,
 )
 from capstone_dagster.assets.references import DetectionsReference
+from capstone_dagster.assets.story import Story
+from capstone_dagster.assets.temporary import temporary_folder
 from capstone_dagster.models import analysis_settings
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
@@ -49,7 +51,7 @@ def detect(
     order: AnalysisOrder,
     services: Services,
     *,
-    say: Callable[[str], None],
+    story: Story,
     progress: Callable[[Progress], None],
 ) -> DetectionsReference:
     """Analyse an upload, or find that its analysis is finished already.
@@ -57,7 +59,7 @@ def detect(
     The manifest is written last: detections without one do not exist.
 
     Args:
-        say: takes a sentence for the log at each step.
+        story: is told each step.
         progress: called as the pass over the pixels goes on.
 
     Raises:
@@ -85,24 +87,20 @@ def detect(
     )
     try:
         reference = replace(reference, summary=_manifest(reference, services))
-        say(f"Detections {identity} exist already: nothing is analysed again.")
-        return reference
     except ObjectNotFound:
         pass
+    else:
+        return _found(reference, story, "exist already: nothing is analysed again", level=logging.INFO)
 
     # Whatever is pinned or not: what is loaded must be what the id was made from.
     expected = _pin(order, services.settings) or sha256
+    started = time.monotonic()
     with services.tracer.span("load the model", model=model.name):
-        detector = _detector(model, chosen, services.settings, expected, say)
-    say(
-        f"The model {detector.name} runs on {detector.device} ({detector.backend}), "
-        f"loaded in {detector.load_seconds:.1f} s."
-    )
-    if detector.missing_labels:
-        say(f"The model {detector.name} has no label {', '.join(detector.missing_labels)}: not looked for.")
-    with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
+        detector = _detector(model, chosen, services.settings, expected, story)
+    story.model_loaded(detector, time.monotonic() - started)
+    with temporary_folder() as folder:
         # The suffix tells some containers' demuxers what to try first.
-        video = Path(folder) / f"video{Path(upload.key).suffix}"
+        video = folder / f"video{Path(upload.key).suffix}"
         started = time.monotonic()
         with services.tracer.span("download", size_bytes=upload.size_bytes):
             download_source(
@@ -113,8 +111,14 @@ def detect(
                 etag=upload.etag,
                 path=video,
             )
-        say(f"Fetched {upload.size_bytes:,} bytes in {time.monotonic() - started:.1f} s.")
-        out = Path(folder) / "detections"
+        took = time.monotonic() - started
+        story.say(
+            f"Fetched {upload.size_bytes:,} bytes in {took:.1f} s.",
+            action="video.fetched",
+            bytes=upload.size_bytes,
+            elapsed_s=round(took, 3),
+        )
+        out = folder / "detections"
         with services.tracer.span("decode, detect, track", device=detector.device):
             done = analyze_video(
                 video,
@@ -125,15 +129,27 @@ def detect(
                 progress=progress,
             )
         summary = asdict(done)
+        story.analyzed(summary)
         if services.objects.exists(reference.prefix + MANIFEST):
             # Another run of the same bytes finished first: what it wrote stands as it is.
-            say(f"Detections {identity} were finished by another run meanwhile.")
-            return replace(reference, summary=_manifest(reference, services))
+            reference = replace(reference, summary=_manifest(reference, services))
+            return _found(reference, story, "were finished by another run meanwhile", level=logging.WARNING)
         with services.tracer.span("store the results"):
             for file in sorted(path for path in out.rglob("*") if path.is_file()):
                 services.objects.put_file(reference.prefix + file.relative_to(out).as_posix(), file)
     services.objects.put_bytes(reference.prefix + MANIFEST, json.dumps(summary, indent=1).encode())
     return replace(reference, summary=summary, reused=False)
+
+
+def _found(reference: DetectionsReference, story: Story, told: str, *, level: int) -> DetectionsReference:
+    story.say(
+        f"Detections {reference.detection_id} {told}.",
+        action="detections.reused",
+        level=level,
+        detection_id=reference.detection_id,
+    )
+    story.on_record(reference.summary, "the detections exist already")
+    return reference
 
 
 def _manifest(reference: DetectionsReference, services: Services) -> dict[str, Any]:
@@ -158,7 +174,7 @@ _loaded: _Loaded | None = None
 
 
 def _detector(
-    model: Path, chosen: AnalysisSettings, settings: Settings, sha256: str, say: Callable[[str], None]
+    model: Path, chosen: AnalysisSettings, settings: Settings, sha256: str, story: Story
 ) -> Detector:
     """Loading costs seconds: the videos of one process share the detector of the settings at hand."""
     global _loaded
@@ -172,7 +188,7 @@ def _detector(
             require_gpu=settings.require_gpu,
             expected_sha256=sha256,
             cache=Path(settings.model_cache),
-            say=say,
+            say=lambda told: story.say(told, action="model.prepared"),
         )
         _loaded = _Loaded(key, detector)
     return _loaded.detector

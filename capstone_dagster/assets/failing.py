@@ -1,11 +1,14 @@
 """Failures of ops and runs, in the words of the failure list: in the run, its tags and the event store."""
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
+from capstone_dagster.assets.story import Story
 from capstone_dagster.observability.failed_runs import FAILURE_TAG, NO_FAILURE, failure_of, starts_again
 from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.services import Services
@@ -17,11 +20,19 @@ _PARENT_TAG = "dagster/parent_run_id"
 _JOB_STATUS_TAG = "batch_gpu/status"
 
 
+# Nothing can be analysed until somebody has mended these; of other classes the next video may know nothing.
+_CANNOT_WORK = {
+    FailureClass.MODEL_UNAVAILABLE,
+    FailureClass.PERMISSION_DENIED,
+    FailureClass.CONFIGURATION,
+}
+
+
 @dataclass(slots=True)
 class FailureSubject:
-    """Whose failure it would be; the upload is known to an op only after it has looked."""
+    """Whose failure it would be; an op that has to look for its upload knows only afterwards."""
 
-    upload_id: str | None = None
+    story: Story | None
 
 
 def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.Failure:
@@ -43,25 +54,59 @@ def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.
 def explained(
     context: dg.OpExecutionContext,
     services: Services,
-    upload_id: str | None = None,
+    story: Story | None = None,
     *,
     final: Collection[FailureClass] = (),
 ) -> Iterator[FailureSubject]:
     """Turn whatever goes wrong in an op into :func:`as_failure`.
 
-    After the last try the run's tag and the upload's status say what failed, and why.
+    The log says what failed, why and what to do; after the last try the run's tag and the upload's status
+    do, too.
     """
     tags = run_tags(context)
-    subject = FailureSubject(upload_id or tags.get(UPLOAD_TAG))
+    subject = FailureSubject(story)
     if tags.get(FAILURE_TAG, NO_FAILURE) != NO_FAILURE:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: NO_FAILURE})
     try:
         yield subject
     except Exception as error:
         failure = as_failure(error, final=final)
-        if not failure.allow_retries or _tries_left(context) == 0:
-            record_failure(context, services, subject.upload_id, classify(error), sentence(error))
+        tries_left = _tries_left(context) if failure.allow_retries else 0
+        tell_failure(context, subject.story, error, tries_left=tries_left)
+        if not tries_left:
+            upload_id = subject.story.upload_id if subject.story else tags.get(UPLOAD_TAG)
+            record_failure(context, services, upload_id, classify(error), sentence(error))
         raise failure from error
+
+
+def tell_failure(
+    context: dg.OpExecutionContext,
+    story: Story | None,
+    error: Exception,
+    *,
+    tries_left: int = 0,
+    video_id: str | None = None,
+) -> None:
+    """Say in the log what failed, why, and what to do about it, or that it is tried again.
+
+    Args:
+        story: None where the upload is not known; `video_id` may be.
+    """
+    failure, cause = classify(error), sentence(error)
+    remedy = POLICIES[failure].remedy
+    fields: dict[str, Any] = {"failure_class": failure.value, "cause": cause, "tries_left": tries_left}
+    if tries_left:
+        action, level = "analysis.retried", logging.WARNING
+        told = f"{failure.value}: {cause} It is tried again."
+    else:
+        action, level = "analysis.failed", logging.CRITICAL if failure in _CANNOT_WORK else logging.ERROR
+        told = f"Video analysis failed: {failure.value}: {cause} What to do: {remedy}"
+        fields["remedy"] = remedy
+    if story is not None:
+        story.say(told, action=action, level=level, **fields)
+    else:
+        known = {"video_id": video_id} if video_id else {}
+        context.log.log(level, told, extra={"action": action, **fields, **known})
 
 
 def _tries_left(context: dg.OpExecutionContext) -> int:
@@ -97,7 +142,10 @@ def record_failure(
             services.events.mark_failed(upload_id, context.run_id, failure_class=failure.value, message=told)
     except StorageError as error:
         # The sensor below writes it when the database is back.
-        context.log.warning(f"The failure could not be written to the event store: {error}")
+        context.log.warning(
+            f"The failure could not be written to the event store: {error}",
+            extra={"action": "status.lost", "failure_class": classify(error).value},
+        )
 
 
 @dg.sensor(

@@ -1,5 +1,6 @@
 """The ops and the assets made of them: thin; what they do stands in `analyze` and `publish`."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -10,14 +11,15 @@ from capstone_dagster.analysis import EventRules
 from capstone_dagster.assets import metadata
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.failing import explained, run_tags
-from capstone_dagster.assets.progress import Watch, latest_upload
-from capstone_dagster.assets.publish import derive, publish
+from capstone_dagster.assets.progress import Watch, latest_upload, warn
+from capstone_dagster.assets.publish import conclude, derive, publish
 from capstone_dagster.assets.references import (
     DetectionsReference,
     EventsReference,
     FramesReference,
     PublishedAnalysis,
 )
+from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.tracing import step_trace
 from capstone_dagster.observability.failures import FailureClass
 from capstone_dagster.services import Services
@@ -88,12 +90,12 @@ def analyze_video(
         upload = (
             config.upload.to_upload() if config.upload else latest_upload(context.partition_key, services)
         )
-        failure.upload_id = watch.upload_id = upload.upload_id
+        story = failure.story = watch.story = Story(context.log, context.run_id, upload)
         watch.report(0.0)
         order = AnalysisOrder(upload, config.sample_fps, config.model, config.nonce)
         with services.tracer.within(step_trace(context, upload)):
-            done = detect(order, services, say=context.log.info, progress=watch)
-    watch.warn(done)
+            done = detect(order, services, story=story, progress=watch)
+    warn(done.summary, story)
     yield dg.Output(
         FramesReference(done.detection_id, done.prefix),
         "extracted_frames",
@@ -108,12 +110,14 @@ def derive_events(
 ) -> EventsReference:
     """Turn detections into events by today's rules."""
     upload = detections.upload
+    story = Story(context.log, context.run_id, upload)
     with (
-        explained(context, services, upload.upload_id),
+        explained(context, services, story),
         services.tracer.within(step_trace(context, upload)),
     ):
+        story.on_record(detections.summary, "the detections were stored before")
         derived = derive(detections, services, EventRules())
-    context.log.info(f"{derived.events} events derived from {detections.summary['detections']} detections.")
+    story.derived(derived.events, detections.summary["detections"])
     return derived
 
 
@@ -122,14 +126,17 @@ def persist_events(
     context: dg.OpExecutionContext, derived: EventsReference, services: dg.ResourceParam[Services]
 ) -> dg.Output[PublishedAnalysis]:
     """Publish the events in one transaction; what was published before only becomes current."""
-    upload = derived.detections.upload
+    upload, summary = derived.detections.upload, derived.detections.summary
+    story = Story(context.log, context.run_id, upload)
     # Publishing has tried a database that is away for long enough already, and a machine is held meanwhile.
-    with explained(context, services, upload.upload_id, final={FailureClass.DATABASE_UNAVAILABLE}):
+    with explained(context, services, story, final={FailureClass.DATABASE_UNAVAILABLE}):
+        story.on_record(summary, "the detections were stored before")
         requested_at = _requested_at(context)
         with services.tracer.within(step_trace(context, upload)):
-            published, events = publish(derived, services, run_id=context.run_id, requested_at=requested_at)
-    if not published.current:
-        context.log.warning("A newer upload's analysis is current; this one is stored beside it.")
+            published, events = publish(
+                derived, services, run_id=context.run_id, requested_at=requested_at, story=story
+            )
+    conclude(published, summary, story, elapsed_s=_seconds_since_start(context))
     return dg.Output(published, metadata=metadata.of_publication(published, events))
 
 
@@ -171,6 +178,13 @@ analyze_upload = dg.define_asset_job(
     partitions_def=videos,
     description="Analyses one upload and publishes its events. The upload sensor starts it.",
 )
+
+
+def _seconds_since_start(context: dg.OpExecutionContext) -> float:
+    record = context.instance.get_run_record_by_id(context.run_id)
+    if record is None:
+        return 0.0
+    return time.time() - (record.start_time or record.create_timestamp.timestamp())
 
 
 def _requested_at(context: dg.OpExecutionContext) -> datetime:

@@ -1,11 +1,15 @@
 """Which upload an op works on, and what is told of its progress while it does."""
 
+import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 
 from capstone_dagster.analysis import Progress
-from capstone_dagster.assets.references import DetectionsReference
+from capstone_dagster.assets.story import Story
+from capstone_dagster.observability.failures import classify
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import SourceMissing, StorageError
 from capstone_dagster.storage.records import VideoUpload
@@ -21,6 +25,10 @@ def latest_upload(video_id: str, services: Services) -> VideoUpload:
     return upload
 
 
+# A pass of an hour leaves so many lines of progress; each is a row in Dagster's storage, too.
+_LINE_EVERY_S = 30.0
+
+
 class Watch:
     """Follows the pass over the pixels: remembers when it began and ended, and tells the event store.
 
@@ -31,7 +39,8 @@ class Watch:
         self._context = context
         self._services = services
         self._silent = False
-        self.upload_id = ""
+        self._told_at = time.monotonic()
+        self.story: Story | None = None
         self.first_frame_at: float | None = None
         self.last_frame_at: float | None = None
 
@@ -39,29 +48,34 @@ class Watch:
         self.last_frame_at = time.time()
         self.first_frame_at = self.first_frame_at or self.last_frame_at
         self.report(progress.fraction)
+        if self.story is not None and time.monotonic() - self._told_at >= _LINE_EVERY_S:
+            self._told_at = time.monotonic()
+            self.story.say(
+                f"{progress.frames_decoded} frames decoded, {progress.fraction:.0%} of the video",
+                action="analysis.progress",
+                level=logging.DEBUG,
+                frame_count=progress.frames_decoded,
+                frames_analyzed=progress.frames_analyzed,
+                detections=progress.detections,
+                frames_per_second=round(progress.fps, 1),
+            )
 
     def report(self, fraction: float) -> None:
         """Tell the event store how far it is, 0–1."""
-        if self._silent:
+        if self._silent or self.story is None:
             return
         try:
             # The last hundredth is publishing.
-            self._services.events.mark_running(self.upload_id, self._context.run_id, min(fraction, 0.99))
+            events = self._services.events
+            events.mark_running(self.story.upload_id, self._context.run_id, min(fraction, 0.99))
         except StorageError as error:
             self._silent = True
-            self._context.log.warning(f"Progress is no longer reported: {error}")
-
-    def warn(self, done: DetectionsReference) -> None:
-        """Say what an operator should know of a finished pass."""
-        if done.summary["truncated"] or done.summary["decode_errors"]:
-            cut = "ends before its stated end, or in an error" if done.summary["truncated"] else "is damaged"
-            self._context.log.warning(
-                f"The video {cut} ({done.summary['decode_errors']} decoding errors): what decodes, "
-                f"{done.summary['frames_decoded']} frames, was analysed."
+            self.story.say(
+                f"Progress is no longer reported: {error}",
+                action="progress.lost",
+                level=logging.WARNING,
+                failure_class=classify(error).value,
             )
-        if done.summary["cpu_fallback"]:
-            why = done.summary["cpu_fallback"]
-            self._context.log.warning(f"Analysed on the CPU: {why}. CAPSTONE_REQUIRE_GPU=true refuses this.")
 
     def times(self) -> dict[str, dg.MetadataValue]:
         """When the first and the last frame were analysed; nothing if none was."""
@@ -71,3 +85,33 @@ class Watch:
             "first_frame_at": dg.MetadataValue.timestamp(self.first_frame_at),
             "last_frame_at": dg.MetadataValue.timestamp(self.last_frame_at),
         }
+
+
+def warn(summary: Mapping[str, Any], story: Story) -> None:
+    """Say what an operator should know of a finished pass."""
+    if summary["truncated"] or summary["decode_errors"]:
+        cut = "ends before its stated end, or in an error" if summary["truncated"] else "is damaged"
+        story.say(
+            f"The video {cut} ({summary['decode_errors']} decoding errors): what decodes, "
+            f"{summary['frames_decoded']} frames, was analysed.",
+            action="video.damaged",
+            level=logging.WARNING,
+            truncated=summary["truncated"],
+            decode_errors=summary["decode_errors"],
+            frame_count=summary["frames_decoded"],
+        )
+    if summary["cpu_fallback"]:
+        story.say(
+            f"Analysed on the CPU: {summary['cpu_fallback']}. CAPSTONE_REQUIRE_GPU=true refuses this.",
+            action="gpu.missing",
+            level=logging.WARNING,
+        )
+    if summary.get("out_of_memory_backoffs"):
+        story.say(
+            f"The GPU had no room for a batch {summary['out_of_memory_backoffs']} times: batches were made "
+            f"smaller, {summary['batch_size']} pictures at the end.",
+            action="gpu.out-of-memory",
+            level=logging.WARNING,
+            batch_size=summary["batch_size"],
+            backoffs=summary["out_of_memory_backoffs"],
+        )

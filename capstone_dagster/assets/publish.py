@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from capstone_dagster.analysis import (
     EVENTS_VERSION,
@@ -22,6 +28,8 @@ from capstone_dagster.analysis import (
     write_events,
 )
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
+from capstone_dagster.assets.story import Story
+from capstone_dagster.assets.temporary import take_removed, temporary_folder
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from capstone_dagster.storage.records import Analysis, VideoFacts
@@ -40,8 +48,8 @@ def derive(detections: DetectionsReference, services: Services, rules: EventRule
     summary, video_id = detections.summary, detections.upload.video_id
     identity = analysis_id(video_id=video_id, detection_id=detections.detection_id, rules=rules)
     prefix = f"analyses/{identity}/"
-    with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
-        path = Path(folder) / "detections.parquet"
+    with temporary_folder() as folder:
+        path = folder / "detections.parquet"
         services.objects.get_file(detections.prefix + path.name, path)
         events = build_events(
             read_detections(path),
@@ -54,7 +62,7 @@ def derive(detections: DetectionsReference, services: Services, rules: EventRule
             sample_interval_ms=summary["sample_interval_ms"],
             longest_interval_ms=summary["longest_interval_ms"],
         )
-        target = Path(folder) / EVENTS_FILE
+        target = folder / EVENTS_FILE
         write_events(target, events)
         services.objects.put_file(prefix + EVENTS_FILE, target)
     recorded_at, source = _recorded_at(detections)
@@ -62,21 +70,25 @@ def derive(detections: DetectionsReference, services: Services, rules: EventRule
 
 
 def publish(
-    derived: EventsReference, services: Services, *, run_id: str, requested_at: datetime
+    derived: EventsReference, services: Services, *, run_id: str, requested_at: datetime, story: Story
 ) -> tuple[PublishedAnalysis, list[Event]]:
     """Check the events and make them current, in one transaction; again changes nothing.
 
     A database that does not answer is tried for some ten seconds and no longer, because the caller may hold
     a machine meanwhile.
 
+    Args:
+        story: is told of each retry, and of the step when it is done.
+
     Raises:
         IntegrityViolation: events and detections contradict each other.
         DatabaseUnavailable: it did not answer.
     """
+    started = time.monotonic()
     detections, summary = derived.detections, derived.detections.summary
     upload = detections.upload
-    with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
-        path = Path(folder) / EVENTS_FILE
+    with temporary_folder() as folder:
+        path = folder / EVENTS_FILE
         services.objects.get_file(derived.prefix + EVENTS_FILE, path)
         events = read_events(path)
     check_integrity(events, expected=derived.events, summary=summary)
@@ -117,6 +129,7 @@ def publish(
         retry=retry_if_exception_type(DatabaseUnavailable),
         wait=wait_random_exponential(multiplier=1, max=4),
         stop=stop_after_attempt(4),
+        before_sleep=lambda state: _tell_retry(story, state),
         reraise=True,
     ):
         with attempt, services.tracer.span("publish", database="postgresql", rows=len(rows)):
@@ -127,8 +140,24 @@ def publish(
         events=len(events),
         published_at=publication.published_at,
         current=publication.current,
+        rows=len(rows) if publication.inserted else 0,
     )
+    story.saved(published.events, published.rows, time.monotonic() - started)
     return published, events
+
+
+def conclude(
+    published: PublishedAnalysis, summary: Mapping[str, Any], story: Story, *, elapsed_s: float
+) -> None:
+    """Tell the end of a video's story: what was cleaned up, and that all is done."""
+    if not published.current:
+        story.say(
+            "A newer upload's analysis is current; this one is stored beside it.",
+            action="analysis.outdated",
+            level=logging.WARNING,
+        )
+    story.cleaned_up(take_removed())
+    story.completed(summary, published.events, published.rows, elapsed_s)
 
 
 def check_integrity(events: Sequence[Event], *, expected: int, summary: Mapping[str, Any]) -> None:
@@ -153,6 +182,17 @@ def check_integrity(events: Sequence[Event], *, expected: int, summary: Mapping[
             wrong.append(f"event {event.event_id} has a box outside the frame")
     if wrong:
         raise IntegrityViolation("Nothing was published: " + "; ".join(wrong[:10]) + ".")
+
+
+def _tell_retry(story: Story, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    story.say(
+        f"The event store did not answer, attempt {state.attempt_number}: {error}",
+        action="database.retry",
+        level=logging.WARNING,
+        attempt=state.attempt_number,
+        failure_class=DatabaseUnavailable.failure_class,
+    )
 
 
 def _row(event: Event, derived: EventsReference) -> dict[str, Any]:

@@ -66,13 +66,18 @@ class EventsReference:
 
 @dataclass(frozen=True, slots=True)
 class PublishedAnalysis:
-    """An analysis that is in the event store."""
+    """An analysis that is in the event store.
+
+    Attributes:
+        rows: of its events, those that this publication wrote: none, if it was published before.
+    """
 
     analysis_id: str
     video_id: str
     events: int
     published_at: datetime
     current: bool
+    rows: int = 0
 
 
 Reference = FramesReference | DetectionsReference | EventsReference | PublishedAnalysis

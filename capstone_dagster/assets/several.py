@@ -5,6 +5,7 @@ again, with a new model say, is what this job is for; each video's assets are ma
 run of its own.
 """
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -13,10 +14,11 @@ import dagster as dg
 from capstone_dagster.analysis import EventRules
 from capstone_dagster.assets import metadata
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
-from capstone_dagster.assets.failing import as_failure, record_failure
-from capstone_dagster.assets.progress import Watch, latest_upload
-from capstone_dagster.assets.publish import derive, publish
+from capstone_dagster.assets.failing import as_failure, record_failure, tell_failure
+from capstone_dagster.assets.progress import Watch, latest_upload, warn
+from capstone_dagster.assets.publish import conclude, derive, publish
 from capstone_dagster.assets.references import FramesReference, Reference, keep_latest
+from capstone_dagster.assets.story import Story
 from capstone_dagster.observability.failures import FailureClass, classify, sentence
 from capstone_dagster.services import Services
 
@@ -53,21 +55,25 @@ def analyze_each(
     videos = list(dict.fromkeys(config.videos))
     failed: dict[str, FailureClass] = {}
     for number, video_id in enumerate(videos, start=1):
-        context.log.info(f"Video {number} of {len(videos)}: {video_id}")
-        upload_id = None
+        context.log.info(
+            f"Video {number} of {len(videos)}: {video_id}",
+            extra={"action": "video.begun", "video_id": video_id},
+        )
+        upload_id = story = None
         try:
             upload = latest_upload(video_id, services)
             upload_id = upload.upload_id
+            story = Story(context.log, context.run_id, upload)
             order = AnalysisOrder(upload, config.sample_fps, config.model, config.nonce)
-            for event in _analyzed(context, order, services):
+            for event in _analyzed(context, order, services, story):
                 context.log_event(event)
         except Exception as error:
             failure = classify(error)
+            tell_failure(context, story, error, video_id=video_id)
             record_failure(context, services, upload_id, failure, sentence(error))
             if failure not in _OF_ONE_VIDEO:
                 raise as_failure(error) from error
             failed[video_id] = failure
-            context.log.error(f"{video_id}: {failure.value}: {sentence(error)}")
     if failed:
         told = ", ".join(f"{video_id} ({failure.value})" for video_id, failure in failed.items())
         raise dg.Failure(
@@ -78,15 +84,16 @@ def analyze_each(
 
 
 def _analyzed(
-    context: dg.OpExecutionContext, order: AnalysisOrder, services: Services
+    context: dg.OpExecutionContext, order: AnalysisOrder, services: Services, story: Story
 ) -> Iterator[dg.AssetMaterialization]:
     """What the three ops do, for one video: its materialisations, each as soon as it is true."""
     video_id = order.upload.video_id
+    started = time.monotonic()
     watch = Watch(context, services)
-    watch.upload_id = order.upload.upload_id
+    watch.story = story
     watch.report(0.0)
-    done = detect(order, services, say=context.log.info, progress=watch)
-    watch.warn(done)
+    done = detect(order, services, story=story, progress=watch)
+    warn(done.summary, story)
 
     def materialization(
         asset: str, reference: Reference, shown: metadata.Metadata
@@ -98,9 +105,13 @@ def _analyzed(
     yield materialization("extracted_frames", frames, metadata.of_frames(done, services, watch.times()))
     yield materialization("detections", done, metadata.of_detections(done, services))
     derived = derive(done, services, EventRules())
+    story.derived(derived.events, done.summary["detections"])
     record = context.instance.get_run_record_by_id(context.run_id)
     requested_at = record.create_timestamp.astimezone(UTC) if record else datetime.now(UTC)
-    published, events = publish(derived, services, run_id=context.run_id, requested_at=requested_at)
+    published, events = publish(
+        derived, services, run_id=context.run_id, requested_at=requested_at, story=story
+    )
+    conclude(published, done.summary, story, elapsed_s=time.monotonic() - started)
     yield materialization("events", published, metadata.of_publication(published, events))
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, TextIO
 from capstone_dagster.observability.catalog.log_groups import INTAKE, VIDEO_ANALYSIS
 from capstone_dagster.observability.catalog.model import LogGroup
 from capstone_dagster.observability.redaction import HIDDEN, Redaction, known_secrets
-from capstone_dagster.observability.run_lines import ENDINGS, Fields, event_fields, run_fields
+from capstone_dagster.observability.run_lines import ENDINGS, Fields, event_fields, run_fields, trace_id
 from capstone_dagster.observability.spool import Spool
 from capstone_dagster.observability.standard_output import standard_output
 from capstone_dagster.settings import ConfigurationError, Settings, read_settings
@@ -95,6 +95,9 @@ class JsonFormatter(logging.Formatter):
             for name, value in record.__dict__.items()
             if name not in _RECORD_ATTRIBUTES and name not in _DAGSTER_ATTRIBUTES
         }
+        # A run of many videos, or from the UI, has no tag that would tell.
+        if "trace_id" not in found and (trace := trace_id(found.get("upload_id"), None)):
+            found["trace_id"] = trace
         if record.exc_info and record.exc_info[0] is not None:
             found["exception"] = "".join(traceback.format_exception(*record.exc_info))
         elif record.exc_text:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from capstone_dagster.observability.traces.context import parse_traceparent, upload_context
 
 if TYPE_CHECKING:
     from dagster import DagsterEvent
@@ -35,15 +36,13 @@ ACTIONS: Mapping[str, str] = {
 # What Dagster writes of a run that ends, or is to be ended.
 ENDINGS = frozenset({"PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED"})
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-
 
 def trace_id(upload_id: str | None, traceparent: str | None) -> str | None:
     """The trace that an upload's work belongs to: the uploader's, else one that follows from the upload."""
-    match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
-    if match is not None:
-        return match[1]
-    return upload_id[:32] if upload_id else None
+    told = parse_traceparent(traceparent)
+    if told is None and upload_id:
+        told = upload_context(upload_id)
+    return told.trace_id if told else None
 
 
 def run_fields(run_id: str | None, tags: Mapping[str, str]) -> Fields:
@@ -101,6 +100,7 @@ def _failure_fields(data: Any) -> Fields:
     if reason is not None:
         found["reason"] = str(reason.value)
     error = getattr(data, "error", None)
-    if error is not None:
+    # The end of a run repeats the error of its first step that failed.
+    if error is not None and first is None:
         found["exception"] = error_text(error)
     return found

@@ -1,5 +1,6 @@
 """From an upload to published events, op by op, as Dagster executes them."""
 
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.ops import persist_events
 from capstone_dagster.assets.publish import IntegrityViolation, check_integrity, derive, publish
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, ReferenceIOManager
+from capstone_dagster.assets.story import Story
 from capstone_dagster.services import Services
 from tests.assets.conftest import Pipeline
 
@@ -134,8 +136,9 @@ def test_a_bad_upload_fails_with_its_reason_and_leaves_nothing(
 
 def _published(pipeline: Pipeline, clip: Path) -> tuple[DetectionsReference, EventsReference]:
     upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
+    story = Story(logging.getLogger("test"), "r", upload)
     order = AnalysisOrder(upload)
-    detections = detect(order, pipeline.services, say=lambda _: None, progress=lambda _: None)
+    detections = detect(order, pipeline.services, story=story, progress=lambda _: None)
     return detections, derive(detections, pipeline.services, EventRules())
 
 
@@ -161,7 +164,8 @@ def test_a_database_outage_fails_the_last_op_only_and_it_can_be_repeated(
 
 def test_publishing_refuses_events_that_cannot_be_true(pipeline: Pipeline, clip: Path) -> None:
     detections, derived = _published(pipeline, clip)
-    _, found = publish(derived, pipeline.services, run_id="r", requested_at=datetime.now(UTC))
+    story = Story(logging.getLogger("test"), "r", detections.upload)
+    _, found = publish(derived, pipeline.services, run_id="r", requested_at=datetime.now(UTC), story=story)
     summary = dict(detections.summary)
 
     check_integrity(found, expected=len(found), summary=summary)

@@ -1,0 +1,203 @@
+"""What each video's run tells, in five steps with count and time, whether it does them or finds them done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from capstone_dagster.analysis import Detector
+from capstone_dagster.assets.temporary import Removed
+from capstone_dagster.storage.records import VideoUpload
+
+_STEPS = {
+    "model-loading": "[1/5] Model loading",
+    "frame-extraction": "[2/5] Frame extraction",
+    "person-detection": "[3/5] Person detection",
+    "database-saving": "[4/5] Database saving",
+    "cleanup": "[5/5] Cleanup",
+}
+_MIB_PER_GB = 1024
+
+# Which run's first three steps were told last in this process: a run that is re-executed from a later step
+# has them from an earlier run, and tells that.
+_told_of: tuple[str, str] | None = None
+
+
+class Story:
+    """Tells one video's story in the log of the run that analyses it.
+
+    Args:
+        log: of the op.
+        run_id: of the run.
+        upload: whose video it is; a run from the UI has no tags that would say so.
+    """
+
+    def __init__(self, log: logging.Logger, run_id: str, upload: VideoUpload) -> None:
+        self.upload_id = upload.upload_id
+        self._log = log
+        self._key = (run_id, upload.upload_id)
+        self._whose = of_upload(upload)
+
+    def say(self, message: str, *, action: str, level: int = logging.INFO, **fields: Any) -> None:
+        """One line, with fields."""
+        self._log.log(level, message, extra={"action": action, **self._whose, **fields})
+
+    def model_loaded(self, detector: Detector, elapsed_s: float) -> None:
+        """Step 1, at its end."""
+        self._step(
+            "model-loading",
+            f"{detector.name} on {detector.device} ({detector.backend})",
+            elapsed_s,
+            model=detector.name,
+            device=detector.device,
+            backend=detector.backend,
+        )
+        state = detector.gpu_state()
+        if state is not None:
+            self._gpu_memory(state.memory_used_mb, state.memory_total_mb)
+        if detector.missing_labels:
+            missing = ", ".join(detector.missing_labels)
+            self.say(
+                f"The model {detector.name} has no label {missing}: not looked for.",
+                action="model.incomplete",
+                level=logging.WARNING,
+                labels=list(detector.missing_labels),
+            )
+
+    def analyzed(self, summary: Mapping[str, Any]) -> None:
+        """Steps 2 and 3, which overlap: each with the time that it was at work, which is not that it took."""
+        self._begin()
+        frames, analyzed = summary["frames_decoded"], summary["frames_analyzed"]
+        took = {"pass_s": _seconds(summary["seconds"])}
+        self._step(
+            "frame-extraction",
+            f"{frames} frames decoded, {analyzed} to be analysed",
+            summary["decode_seconds"],
+            frame_count=frames,
+            frames_analyzed=analyzed,
+            decoder=summary["decoder"],
+            **took,
+        )
+        detections, tracks = summary["detections"], summary["tracks"]
+        self._step(
+            "person-detection",
+            f"{detections} detections in {analyzed} frames, {tracks} tracks",
+            summary["inference_seconds"],
+            frame_count=analyzed,
+            detections=detections,
+            tracks=tracks,
+            batch_size=summary.get("batch_size"),
+            **took,
+        )
+        if summary.get("gpu_memory_used_mb") is not None:
+            self._gpu_memory(summary["gpu_memory_used_mb"], summary["gpu_memory_total_mb"])
+
+    def on_record(self, summary: Mapping[str, Any], why: str) -> None:
+        """Steps 1 to 3 where they were done before; once for each run and video."""
+        if _told_of == self._key:
+            return
+        self._begin()
+        self._step("model-loading", f"not needed, {why}", 0.0, model=summary["model"], reused=True)
+        frames, analyzed = summary["frames_decoded"], summary["frames_analyzed"]
+        self._step(
+            "frame-extraction",
+            f"{frames} frames on record, {analyzed} of them analysed",
+            0.0,
+            frame_count=frames,
+            frames_analyzed=analyzed,
+            reused=True,
+        )
+        detections, tracks = summary["detections"], summary["tracks"]
+        self._step(
+            "person-detection",
+            f"{detections} detections on record, {tracks} tracks",
+            0.0,
+            frame_count=analyzed,
+            detections=detections,
+            tracks=tracks,
+            reused=True,
+        )
+
+    def derived(self, events: int, detections: int) -> None:
+        """Between steps 3 and 4: what the rules made of the detections."""
+        self.say(
+            f"{events} events derived from {detections} detections.",
+            action="events.derived",
+            events=events,
+            detections=detections,
+        )
+
+    def saved(self, events: int, rows: int, elapsed_s: float) -> None:
+        """Step 4; `rows` is 0 where the analysis was published before."""
+        told = f"{events} events" if rows or not events else f"{events} events were saved before"
+        self._step("database-saving", told, elapsed_s, events=events, rows=rows)
+
+    def cleaned_up(self, removed: Removed) -> None:
+        """Step 5."""
+        self._step(
+            "cleanup",
+            f"{removed.files} temporary files ({removed.bytes / 1e6:.1f} MB) removed",
+            removed.elapsed_s,
+            files=removed.files,
+            bytes=removed.bytes,
+        )
+
+    def completed(self, summary: Mapping[str, Any], events: int, rows: int, elapsed_s: float) -> None:
+        """The end, with everything that counts."""
+        self.say(
+            f"Video analysis completed successfully in {elapsed_s:.1f} seconds",
+            action="analysis.completed",
+            elapsed_s=_seconds(elapsed_s),
+            frame_count=summary["frames_decoded"],
+            frames_analyzed=summary["frames_analyzed"],
+            detections=summary["detections"],
+            tracks=summary["tracks"],
+            events=events,
+            rows=rows,
+            video_s=_seconds(summary["duration_ms"] / 1000),
+            device=summary["device"],
+            gpu_memory_used_gb=_gigabytes(summary.get("gpu_memory_used_mb")),
+            gpu_memory_total_gb=_gigabytes(summary.get("gpu_memory_total_mb")),
+        )
+
+    def _begin(self) -> None:
+        global _told_of
+        _told_of = self._key
+
+    def _step(self, step: str, told: str, elapsed_s: float, **fields: Any) -> None:
+        self.say(
+            f"{_STEPS[step]}: {told}, {elapsed_s:.1f} s",
+            action="step.completed",
+            step=step,
+            elapsed_s=_seconds(elapsed_s),
+            **fields,
+        )
+
+    def _gpu_memory(self, used_mb: float, total_mb: float) -> None:
+        used, total = used_mb / _MIB_PER_GB, total_mb / _MIB_PER_GB
+        self.say(
+            f"CUDA memory: {used:.1f}GB / {total:.1f}GB",
+            action="gpu.memory",
+            used_gb=_gigabytes(used_mb),
+            total_gb=_gigabytes(total_mb),
+        )
+
+
+def of_upload(upload: VideoUpload) -> dict[str, str | None]:
+    """The fields that say which upload a line is about."""
+    return {
+        "video_id": upload.video_id,
+        "external_id": upload.external_id,
+        "bucket": upload.bucket,
+        "key": upload.key,
+        "upload_id": upload.upload_id,
+    }
+
+
+def _seconds(value: float) -> float:
+    return round(value, 3)
+
+
+def _gigabytes(mebibytes: float | None) -> float | None:
+    return None if mebibytes is None else round(mebibytes / _MIB_PER_GB, 2)
