@@ -13,11 +13,13 @@ from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.intake.pruning import prune_partitions, prune_schedule
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.observability.alerts.sensor import alerts_sensor
+from capstone_dagster.observability.logs import configure_logging
 from capstone_dagster.observability.traces.sensor import run_traces_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 
 services = Services(read_settings())
+configure_logging(services.settings, "code-location")
 
 
 @dg.io_manager
