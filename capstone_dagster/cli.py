@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from capstone_dagster import terminal
-from capstone_dagster.commands import dead_letters, logs, stack, system, videos
+from capstone_dagster.commands import alerts, dead_letters, logs, stack, system, videos
 from capstone_dagster.commands.sentences import sentence_of
 
 if TYPE_CHECKING:  # what a command needs it imports itself, so that --help stays quick
@@ -38,6 +38,7 @@ for command in (
     videos.status,
     videos.events,
     logs.logs,
+    alerts.alerts,
     videos.analyze,
     system.doctor,
 ):

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capstone_dagster.local.processes import LOOPBACK, ChildProcess, Command, free_port, start
+from capstone_dagster.observability.alerts.inbox import INBOX_QUEUE
 
 if TYPE_CHECKING:
     from boto3.session import Session
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.literals import BucketLocationConstraintType
+    from mypy_boto3_sns import SNSClient
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.literals import QueueAttributeNameType
 
@@ -37,6 +39,7 @@ UPLOAD_QUEUE = "capstone-uploads"
 DEAD_LETTER_QUEUE = "capstone-uploads-dlq"
 ALERT_TOPIC = "capstone-alerts"
 RETENTION_S = 14 * 24 * 3600  # SQS's longest: a weekend of outage and a week to notice it
+INBOX_RETENTION_S = 3 * 24 * 3600  # all of it is read at each look
 UPLOAD_QUEUE_ATTRIBUTES: "Mapping[QueueAttributeNameType, str]" = {
     # A sensor tick (60 s limit) + submitting its runs + one interval, with room; short enough that what a
     # killed daemon held comes back within minutes.
@@ -67,6 +70,7 @@ class AwsResources:
     raw_bucket: str
     derived_url: str
     alert_topic_arn: str
+    alert_inbox_url: str
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,18 @@ def create_resources(endpoint_url: str) -> AwsResources:
         },
     )
     _ensure_notification(s3, _queue_arn(sqs, queue_url))
-    topic = client("sns", endpoint_url).create_topic(Name=ALERT_TOPIC)
+    sns: SNSClient = client("sns", endpoint_url)
+    topic_arn = sns.create_topic(Name=ALERT_TOPIC)["TopicArn"]
+    # There is no mail here: whoever wants to read notices looks into this queue (`capstone alerts`).
+    inbox_url = _ensure_queue(sqs, INBOX_QUEUE, {"MessageRetentionPeriod": str(INBOX_RETENTION_S)})
+    _ensure_subscription(sns, topic_arn, _queue_arn(sqs, inbox_url))
     return AwsResources(
         queue_url=queue_url,
         dead_letter_queue_url=dead_letter_url,
         raw_bucket=RAW_BUCKET,
         derived_url=f"s3://{DERIVED_BUCKET}",
-        alert_topic_arn=topic["TopicArn"],
+        alert_topic_arn=topic_arn,
+        alert_inbox_url=inbox_url,
     )
 
 
@@ -245,6 +254,13 @@ def _allow_notifications(dead_letter_arn: str) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _ensure_subscription(sns: "SNSClient", topic_arn: str, queue_arn: str) -> None:
+    # AWS answers with the subscription that is there; an emulator may make a second one.
+    present = sns.list_subscriptions_by_topic(TopicArn=topic_arn)["Subscriptions"]
+    if queue_arn not in {each.get("Endpoint") for each in present}:
+        sns.subscribe(TopicArn=topic_arn, Protocol="sqs", Endpoint=queue_arn)
 
 
 def _ensure_notification(s3: "S3Client", queue_arn: str) -> None:

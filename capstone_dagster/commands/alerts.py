@@ -1,0 +1,99 @@
+"""`capstone alerts`: the notices that were sent, locally from the stack's inbox, else how to receive them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.text import Text
+
+from capstone_dagster import terminal
+from capstone_dagster.clients import aws_client
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack
+from capstone_dagster.settings import read_settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
+    from capstone_dagster.observability.alerts.inbox import Received
+
+_POLL_S = 2.0
+_COLOURS = {"failure": "red", "update": "yellow", "recovery": "green"}
+
+
+def alerts(
+    tail: Annotated[int, typer.Option(min=1, help="Only so many notices, the last ones.")] = 10,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new notices until Ctrl-C.")
+    ] = False,
+    form: Annotated[
+        Literal["text", "json"], typer.Option("--format", help="`json`: one object a line.")
+    ] = "text",
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Show the notices that were sent: what failed, why, what to do, and what is over.
+
+    The local stack keeps them in an inbox. Elsewhere SNS keeps none: then this tells how to subscribe.
+    """
+    from capstone_dagster.observability.alerts.inbox import look_into
+
+    join_local_stack(state)
+    topic = read_settings().required("alert_topic_arn")
+    sqs = aws_client("sqs")
+    url = _inbox_url(sqs)
+    if url is None:
+        _tell_how_to_subscribe(topic)
+        raise typer.Exit(1)
+    notices = look_into(sqs, url)
+    for notice in notices[-tail:]:
+        _show(notice, form)
+    if follow:
+        _follow(lambda: look_into(sqs, url), {notice.message_id for notice in notices}, form)
+    elif not notices:
+        terminal.err.print("No notice was sent yet.")
+
+
+def _inbox_url(sqs: SQSClient) -> str | None:
+    from botocore.exceptions import ClientError
+
+    from capstone_dagster.observability.alerts.inbox import INBOX_QUEUE
+
+    with suppress(ClientError):  # there is none, or this role may not know: either way it is no use
+        return sqs.get_queue_url(QueueName=INBOX_QUEUE)["QueueUrl"]
+    return None
+
+
+def _tell_how_to_subscribe(topic: str) -> None:
+    told = (
+        f"Notices go to {topic}, and SNS keeps none to be shown. Receive them by mail:\n\n"
+        f"aws sns subscribe --topic-arn {topic} --protocol email --notification-endpoint you@example.com\n\n"
+        "Their attributes kind, class, severity and environment can be filtered by (a filter policy)."
+    )
+    terminal.err.print(told, markup=False, soft_wrap=True)
+
+
+def _follow(look: Callable[[], list[Received]], known: set[str], form: str) -> None:
+    with suppress(KeyboardInterrupt):  # this is how it is meant to end
+        while True:
+            time.sleep(_POLL_S)
+            for notice in look():
+                if notice.message_id not in known:
+                    known.add(notice.message_id)
+                    _show(notice, form)
+
+
+def _show(notice: Received, form: str) -> None:
+    if form == "json":
+        print(json.dumps(asdict(notice) | {"at": notice.at.isoformat()}), flush=True)
+        return
+    colour = _COLOURS.get(notice.attributes.get("kind", ""), "default")
+    at = notice.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    told = Text.assemble((f"[{at}] ", "dim"), (notice.subject, colour))
+    for line in notice.body.splitlines():
+        told.append(f"\n    {line}")
+    terminal.out.print(told, soft_wrap=True)

@@ -1,0 +1,74 @@
+"""What the sensor remembers from tick to tick: its cursor, JSON, bounded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from capstone_dagster.observability.alerts.notices import Record
+from capstone_dagster.observability.alerts.reading import LOOK_BACK_S, Position
+
+_VERSION = 1
+
+
+@dataclass(slots=True)
+class Memory:
+    """How far was read, what is going on, and how sending goes.
+
+    Attributes:
+        successes_read: up to when runs that ended well were looked at, seconds since 1970; so are all times.
+        letters_read: when the dead letters were looked at last; `letters` how many there were.
+        refusals: how often in a row SNS did not take a notice, and `refusal` why it did not last.
+        refused_since: since when.
+        try_again: not before this time is SNS tried again.
+    """
+
+    position: Position
+    record: Record = field(default_factory=Record)
+    successes_read: float = 0.0
+    letters_read: float = 0.0
+    refusals: int = 0
+    refusal: str = ""
+    refused_since: float = 0.0
+    try_again: float = 0.0
+
+    @classmethod
+    def read(cls, cursor: str | None, now: float) -> Memory:
+        """What :meth:`write` wrote; without it, one that looks back over the last minutes."""
+        kept = json.loads(cursor) if cursor else {}
+        if kept.get("version") != _VERSION:
+            return cls(Position(since=now - LOOK_BACK_S), successes_read=now)
+        position = kept["position"]
+        recent = {run: (int(number), float(read)) for run, (number, read) in position["recent"].items()}
+        return cls(
+            Position(position["since"], position["after"], recent),
+            Record.from_json(kept["record"]),
+            kept["successes_read"],
+            kept["letters_read"],
+            kept["refusals"],
+            kept["refusal"],
+            kept["refused_since"],
+            kept["try_again"],
+        )
+
+    def write(self) -> str:
+        """The cursor."""
+        position = self.position
+        return json.dumps(
+            {
+                "version": _VERSION,
+                "position": {
+                    "since": position.since,
+                    "after": position.after,
+                    "recent": {run: [number, round(read)] for run, (number, read) in position.recent.items()},
+                },
+                "record": self.record.to_json(),
+                "successes_read": self.successes_read,
+                "letters_read": self.letters_read,
+                "refusals": self.refusals,
+                "refusal": self.refusal,
+                "refused_since": self.refused_since,
+                "try_again": self.try_again,
+            },
+            separators=(",", ":"),
+        )

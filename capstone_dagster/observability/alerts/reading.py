@@ -1,0 +1,296 @@
+"""What has failed, ended well, or is wrong now, as Dagster's records and the queues tell it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from dagster._core.events import RunFailureReason
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, InstigatorType, TickStatus
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
+from dagster_shared.error import SerializableErrorInfo
+
+from capstone_dagster.observability.alerts.notices import Retry, RunFailure, RunSuccess, Trouble
+from capstone_dagster.observability.breaker_state import DUPLICATE_JOB, OPERATOR, read_breaker
+from capstone_dagster.observability.failed_runs import NO_FAILURE, failure_of, starts_again
+from capstone_dagster.observability.failures import POLICIES, FailureClass
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
+# Events get their numbers before they are committed: one that is read may be followed by one with a smaller
+# number. Transactions take milliseconds; what is this old has no straggler before it.
+OVERLAP_S = 120.0
+# Without a cursor, failures of the last minutes count: those of a daemon that was away are not old news.
+LOOK_BACK_S = 600.0
+_EVENTS_AT_ONCE = 500
+# Successes are only looked at to see that an incident is over; seeing one twice does no harm.
+_SUCCESS_OVERLAP_S = 60.0
+_SUCCESSES_AT_ONCE = 500
+# A worker that was told to stop does not know why: the launcher's sensor looks it up within its interval of
+# 10 s and writes it into the run's tags.
+_EXPLAINED_WITHIN_S = 25.0
+# One failed tick may be a deployment or a moment's loss of connection; the next comes within seconds.
+_FAILED_TICKS = 2
+# A sensor that does not tick any more (switched off, renamed) is not failing.
+_TICKS_OF_LAST_S = 300.0
+# A GPU machine starts and pulls its image in some ten minutes; whoever waits longer waits for capacity.
+WAITS_LONG_S = 900.0
+
+_VIDEO_TAG, _EXTERNAL_TAG = "capstone/video_id", "capstone/external_id"
+_JOB_TAG, _JOB_FAILURE_TAG, _JOB_STATUS_TAG = "batch_gpu/job_id", "batch_gpu/failure", "batch_gpu/status"
+_STREAM_TAG = "batch_gpu/log_stream"
+_PARTITION_TAG, _ROOT_TAG = "dagster/partition", "dagster/root_run_id"
+
+# A tick's error is on record as text; these names of ours say the class.
+ERRORS: Mapping[str, FailureClass] = {
+    "DatabaseUnavailable": FailureClass.DATABASE_UNAVAILABLE,
+    "StorageUnavailable": FailureClass.STORAGE_UNAVAILABLE,
+    "PermissionDenied": FailureClass.PERMISSION_DENIED,
+    "SourceForbidden": FailureClass.SOURCE_FORBIDDEN,
+    "SchemaMissing": FailureClass.CONFIGURATION,
+    "ConfigurationError": FailureClass.CONFIGURATION,
+    "NotConfigured": FailureClass.CONFIGURATION,
+}
+
+
+@dataclass(slots=True)
+class Position:
+    """How far the run failures have been read.
+
+    Attributes:
+        since: nothing before this time counts, seconds since 1970.
+        after: number of an event; all up to it are read.
+        recent: run id → (number, when it was read), of events behind `after` that are read too.
+    """
+
+    since: float
+    after: int = 0
+    recent: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+
+def new_failures(
+    instance: dg.DagsterInstance,
+    position: Position,
+    *,
+    now: float,
+    budget_s: float,
+    clean: Callable[[str], str] = lambda text: text,
+) -> Iterator[RunFailure]:
+    """Failed runs that were not read yet; `position` moves on with each.
+
+    Args:
+        budget_s: seconds after which the rest is left to the next time.
+        clean: takes what is secret out of a sentence.
+    """
+    over = time.monotonic() + budget_s
+    _forget_recent(position, now)
+    cursor = position.after
+    while True:
+        wanted = dg.RunStatusChangeRecordsFilter(
+            dg.DagsterEventType.RUN_FAILURE, after_timestamp=position.since, after_storage_id=cursor
+        )
+        records = instance.fetch_run_status_changes(wanted, limit=_EVENTS_AT_ONCE, ascending=True).records
+        unread = {
+            record.event_log_entry.run_id: record
+            for record in records
+            if record.event_log_entry.run_id not in position.recent
+        }
+        runs = (
+            {run.run_id: run for run in instance.get_runs(dg.RunsFilter(run_ids=list(unread)))}
+            if unread
+            else {}
+        )
+        for run_id, record in unread.items():
+            at, run = record.event_log_entry.timestamp, runs.get(run_id)
+            if run is not None and _is_being_explained(run, now - at):
+                continue
+            if time.monotonic() > over:
+                return
+            position.recent[run_id] = (record.storage_id, now)
+            # A run that was deleted meanwhile, or that an operator started again and canceled, is nobody's.
+            if run is not None and run.status == dg.DagsterRunStatus.FAILURE:
+                yield _failure(instance, run, at, clean)
+        if len(records) < _EVENTS_AT_ONCE:
+            return
+        cursor = records[-1].storage_id
+
+
+def successes(instance: dg.DagsterInstance, since: float) -> list[RunSuccess]:
+    """Runs over videos that ended well after `since`, seconds since 1970."""
+    wanted = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.SUCCESS],
+        updated_after=datetime.fromtimestamp(since - _SUCCESS_OVERLAP_S, UTC),
+    )
+    found = []
+    for record in instance.get_run_records(wanted, limit=_SUCCESSES_AT_ONCE):
+        tags = record.dagster_run.tags
+        video = tags.get(_VIDEO_TAG) or tags.get(_PARTITION_TAG)
+        if video is not None and record.start_time is not None:
+            found.append(RunSuccess(record.start_time, video))
+    return found
+
+
+def failing_sensors(
+    instance: dg.DagsterInstance, *, now: float, clean: Callable[[str], str] = lambda text: text
+) -> list[Trouble]:
+    """Sensors whose latest ticks have all failed."""
+    found = []
+    for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        if state.status == InstigatorStatus.STOPPED:
+            continue
+        errors = _latest_errors(instance, state, now)
+        if len(errors) >= _FAILED_TICKS:
+            failure = _class_of(errors[0])
+            page = failure.value if failure is not None else "sensor-failing"
+            cause = clean(_told(errors[0]))
+            found.append(Trouble(f"sensor {state.instigator_name}", cause, page, failure))
+    return found
+
+
+def intake_pause(instance: dg.DagsterInstance) -> list[Trouble]:
+    """Intake that has paused itself; what an operator ordered he knows."""
+    breaker = read_breaker(instance)
+    if not breaker.paused or breaker.cause == OPERATOR:
+        return []
+    page = "duplicate-job" if breaker.cause == DUPLICATE_JOB else "intake-paused"
+    return [Trouble("intake", breaker.told or f"Intake has paused because of {breaker.cause}.", page)]
+
+
+def waiting_runs(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
+    """Runs that were launched long ago and have no machine yet."""
+    # A run's row is written when it is launched, and when what it waits for changes.
+    wanted = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.STARTING],
+        updated_before=datetime.fromtimestamp(now - WAITS_LONG_S, UTC),
+    )
+    waiting = instance.get_runs(wanted, limit=500)
+    if not waiting:
+        return []
+    reason = waiting[-1].tags.get(_JOB_STATUS_TAG)
+    told = f"AWS Batch says {reason}" if reason else "there is no word of their workers"
+    many = f"{len(waiting)} runs have" if len(waiting) > 1 else "1 run has"
+    cause = f"{many} waited for a machine for more than {WAITS_LONG_S / 60:.0f} min: {told}."
+    return [Trouble("waiting runs", cause, "waiting-for-capacity", count=len(waiting))]
+
+
+def dead_letters(sqs: SQSClient, queue_url: str) -> list[Trouble]:
+    """Messages in the dead-letter queue of the upload queue."""
+    policy = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["RedrivePolicy"])
+    redrive: dict[str, Any] = json.loads(policy.get("Attributes", {}).get("RedrivePolicy", "{}"))
+    if "deadLetterTargetArn" not in redrive:
+        return []
+    name = str(redrive["deadLetterTargetArn"]).rpartition(":")[2]
+    url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
+    # Those that somebody is looking at (`capstone dlq list`) are hidden for a moment, and not gone.
+    told = sqs.get_queue_attributes(
+        QueueUrl=url,
+        AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
+    )
+    count = sum(int(number) for number in told["Attributes"].values())
+    if count == 0:
+        return []
+    many = f"{count} messages were given up and lie" if count > 1 else "1 message was given up and lies"
+    cause = f"{many} in {name}; `capstone dlq list` has the reasons."
+    return [Trouble("dead letters", cause, "dead-letters", count=count)]
+
+
+def _forget_recent(position: Position, now: float) -> None:
+    old = {run: number for run, (number, read) in position.recent.items() if now - read > OVERLAP_S}
+    if old:
+        position.after = max(position.after, *old.values())
+    for run in old:
+        del position.recent[run]
+
+
+def _is_being_explained(run: dg.DagsterRun, age_s: float) -> bool:
+    return (
+        run.tags.get(RUN_FAILURE_REASON_TAG) == RunFailureReason.UNEXPECTED_TERMINATION.value
+        and run.tags.get(_JOB_TAG, NO_FAILURE) != NO_FAILURE
+        and run.tags.get(_JOB_FAILURE_TAG, NO_FAILURE) == NO_FAILURE
+        # A worker's clock may be ahead: then nothing is known of the age, and nothing is waited for.
+        and 0 <= age_s < _EXPLAINED_WITHIN_S
+    )
+
+
+def _failure(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, at: float, clean: Callable[[str], str]
+) -> RunFailure:
+    failure, told = failure_of(instance, run)
+    retry: Retry = "no"
+    if starts_again(run):
+        retry = "dagster"
+    elif POLICIES[failure].transient:
+        retry = "reexecution"
+    job = run.tags.get(_JOB_TAG, NO_FAILURE)
+    stream = run.tags.get(_STREAM_TAG, NO_FAILURE)
+    return RunFailure(
+        run.run_id,
+        failure,
+        clean(told),
+        at,
+        video_id=run.tags.get(_VIDEO_TAG) or run.tags.get(_PARTITION_TAG),
+        external_id=run.tags.get(_EXTERNAL_TAG),
+        attempt=_attempt(instance, run),
+        retry=retry,
+        job_id=None if job == NO_FAILURE else job,
+        log_stream=None if stream == NO_FAILURE else stream,
+    )
+
+
+def _attempt(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int:
+    """1 for a first run; for one started again, its place among the runs of its root."""
+    root = run.tags.get(_ROOT_TAG)
+    if root is None:
+        return 1
+    family = instance.get_run_records(dg.RunsFilter(tags={_ROOT_TAG: root}), limit=100, ascending=True)
+    ids = [record.dagster_run.run_id for record in family if record.dagster_run.run_id != root]
+    return 2 + ids.index(run.run_id) if run.run_id in ids else 2
+
+
+def _latest_errors(
+    instance: dg.DagsterInstance, state: InstigatorState, now: float
+) -> list[SerializableErrorInfo]:
+    """The errors of a sensor's latest ticks, newest first, up to the last one that was well."""
+    ticks = instance.get_ticks(
+        state.instigator_origin_id, state.selector_id, after=now - _TICKS_OF_LAST_S, limit=_FAILED_TICKS + 2
+    )
+    errors = []
+    for tick in ticks:
+        if tick.status == TickStatus.STARTED:
+            continue
+        if tick.status != TickStatus.FAILURE or tick.error is None:
+            break
+        errors.append(tick.error)
+    return errors
+
+
+def _class_of(error: SerializableErrorInfo) -> FailureClass | None:
+    for link in _chain(error):
+        if link.cls_name is not None and link.cls_name in ERRORS:
+            return ERRORS[link.cls_name]
+    return None
+
+
+def _told(error: SerializableErrorInfo) -> str:
+    """The innermost error's own words: around it are Dagster's, on the sensor that everybody sees."""
+    *_, innermost = _chain(error)
+    for link in _chain(error):
+        if link.cls_name in ERRORS:
+            innermost = link
+            break
+    _, colon, words = innermost.message.strip().partition(": ")
+    ours = innermost.cls_name in ERRORS and colon
+    return words.strip() if ours else innermost.message.strip()
+
+
+def _chain(error: SerializableErrorInfo) -> Iterator[SerializableErrorInfo]:
+    link: SerializableErrorInfo | None = error
+    while link is not None:
+        yield link
+        link = link.cause

@@ -1,0 +1,85 @@
+"""Handing notices to SNS, within seconds, whatever SNS does."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from capstone_dagster.observability.alerts.clients import brief_client
+from capstone_dagster.observability.alerts.wording import Message
+
+if TYPE_CHECKING:
+    from mypy_boto3_sns import SNSClient
+    from mypy_boto3_sns.type_defs import MessageAttributeValueTypeDef
+
+log = logging.getLogger("capstone.alerts")
+
+
+class NotSent(Exception):
+    """SNS did not take a notice; the message says why, and what to do."""
+
+
+class Topic:
+    """The SNS topic that people and their tools subscribe to.
+
+    Args:
+        arn: its ARN, whose region is the one that is asked.
+    """
+
+    def __init__(self, arn: str) -> None:
+        self.arn = arn
+        self._client: SNSClient | None = None
+
+    def publish(self, message: Message) -> None:
+        """Hand one notice over.
+
+        Raises:
+            NotSent: whatever went wrong.
+        """
+        attributes: dict[str, MessageAttributeValueTypeDef] = {
+            name: {"DataType": "String", "StringValue": value} for name, value in message.attributes.items()
+        }
+        more: dict[str, str] = {}
+        if self.arn.endswith(".fifo"):
+            incident = message.attributes["incident"]
+            more = {"MessageGroupId": incident, "MessageDeduplicationId": _distinct(message)}
+        try:
+            if self._client is None:
+                self._client = brief_client("sns", self.arn.split(":")[3])
+            self._client.publish(
+                TopicArn=self.arn,
+                Subject=message.subject,
+                Message=message.body,
+                MessageAttributes=attributes,
+                **more,
+            )
+        except Exception as error:  # a client can fail in every way, when made and when used
+            raise _not_sent(error, self.arn) from error
+
+
+def _distinct(message: Message) -> str:
+    import hashlib
+
+    return hashlib.sha256(f"{message.subject}\n{message.body}".encode()).hexdigest()
+
+
+def _not_sent(error: Exception, arn: str) -> NotSent:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    if isinstance(error, ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        told = error.response.get("Error", {}).get("Message", "")
+        if code in ("NotFound", "NotFoundException"):
+            remedy = "CAPSTONE_ALERT_TOPIC_ARN should name a topic that exists."
+        elif "Access" in code or "Authorization" in code or "Token" in code:
+            remedy = "Grant this role sns:Publish on it."
+        else:
+            remedy = "It is tried again."
+        return NotSent(f"SNS refused {arn}: {code} ({told.rstrip('.')}). {remedy}")
+    kind = type(error).__name__
+    if isinstance(error, BotoCoreError):
+        return NotSent(
+            f"SNS cannot be reached for {arn}: {kind} ({str(error).rstrip('.')}). Check the AWS_* "
+            "variables and the network; it is tried again."
+        )
+    return NotSent(f"SNS could not be given a notice for {arn}: {kind} ({error}). It is tried again.")
