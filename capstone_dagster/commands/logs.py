@@ -85,6 +85,7 @@ def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
     from capstone_dagster.observability.reading import Subject, subject_of
     from capstone_dagster.storage.errors import StorageError
 
+    asked = Subject(frozenset({video}))
     try:
         store = event_store(state)
         rows = store.current_status(video)
@@ -92,13 +93,12 @@ def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
     except NotConfigured:
         if not _can_look_elsewhere():
             raise
-        return Subject(frozenset({video})), None
+        return asked, None
     except StorageError as error:
         _warn(f"{error} Until then, only lines that name {video} itself are found.")
-        return Subject(frozenset({video})), None
-    subject = subject_of(rows)
+        return asked, None
     since_ms = round(began.timestamp() * 1000) - _EARLIER_MS if began else None
-    return Subject(subject.names | {video}, subject.run_ids), since_ms
+    return subject_of(rows).and_also(asked), since_ms
 
 
 def _can_look_elsewhere() -> bool:
@@ -112,15 +112,16 @@ def _with_dagsters_records(lines: Sequence[LogLine], subject: Subject) -> list[L
     """The lines that wait here, and what Dagster has recorded beside them."""
     import dagster as dg
 
-    from capstone_dagster.observability.reading import merge, read_dagster
+    from capstone_dagster.observability.reading import Subject, merge, read_dagster
 
     if "DAGSTER_HOME" not in os.environ:
         _warn("Dagster's own records could fill in: set DAGSTER_HOME and DAGSTER_POSTGRES_URL for that.")
         return list(lines)
-    runs = {str(line.fields["run_id"]) for line in lines if "run_id" in line.fields}
+    runs = frozenset(str(line.fields["run_id"]) for line in lines if "run_id" in line.fields)
+    subject = subject.and_also(Subject(frozenset(), runs))
     try:
         with dg.DagsterInstance.get() as instance:
-            recorded = read_dagster(subject.with_runs(runs), instance)
+            recorded = read_dagster(subject, instance)
     except Exception as error:  # its storage raises whatever its driver does
         said = str(error).strip().partition("\n")[0]
         _warn(f"Dagster's own records cannot be read either: {type(error).__name__}: {said}")

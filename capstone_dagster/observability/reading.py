@@ -7,10 +7,11 @@ once. Nothing here raises for a service that cannot be read: what is missing is 
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -25,6 +26,9 @@ from botocore.exceptions import (
 
 from capstone_dagster.observability.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSIS
 from capstone_dagster.observability.catalog.model import Level
+from capstone_dagster.observability.logs import json_line, utc
+from capstone_dagster.observability.redaction import Redaction
+from capstone_dagster.observability.run_lines import event_fields, run_fields
 from capstone_dagster.observability.spool import segments
 
 if TYPE_CHECKING:
@@ -74,7 +78,7 @@ class Subject:
     """Whose story is told.
 
     Attributes:
-        names: everything that lines may call the video by: its id, its external id.
+        names: everything that the video is asked for by: its id, its external id.
         run_ids: its runs, as far as they are known. A line of a run that names no video belongs to the story:
             a crash's last words.
     """
@@ -89,9 +93,16 @@ class Subject:
             return True
         return video_id is None and fields.get("run_id") in self.run_ids
 
-    def with_runs(self, run_ids: Iterable[str]) -> Subject:
-        """The same with more runs."""
-        return Subject(self.names, self.run_ids.union(run_ids))
+    def and_also(self, other: Subject) -> Subject:
+        """Both."""
+        return Subject(self.names | other.names, self.run_ids | other.run_ids)
+
+    def without(self, other: Subject) -> Subject:
+        """What the other one has not."""
+        return Subject(self.names - other.names, self.run_ids - other.run_ids)
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.run_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,7 @@ def read_story(
     """
     # First what waits: a line that is sent meanwhile is then met twice, not never.
     waiting, troubles = _from_spool(subject, spool) if spool is not None else ([], [])
-    subject = subject.with_runs(_runs(waiting))
+    subject = subject.and_also(_told_by(waiting))
     sent: list[list[LogLine]] = []
     has_cloudwatch = False
     try:
@@ -212,6 +223,7 @@ def _from_cloudwatch(
     """The story, one list for each group, and the groups that do not exist."""
     found: dict[str, dict[str, LogLine]] = {group: {} for group in GROUPS}
     missing: set[str] = set()
+    known = Subject(frozenset())
 
     def ask(subject: Subject) -> None:
         for group in GROUPS:
@@ -226,10 +238,11 @@ def _from_cloudwatch(
                     raise
                 missing.add(group)
 
-    ask(subject)
-    new = _runs(line for lines in found.values() for line in lines.values()) - subject.run_ids
-    if new:
-        ask(Subject(frozenset(), new))
+    while subject:
+        ask(subject)
+        known = known.and_also(subject)
+        # Who asked for an external id learns the video's own, and of a video its runs.
+        subject = _told_by(line for lines in found.values() for line in lines.values()).without(known)
     return [sorted(lines.values(), key=_by_time) for lines in found.values()], missing
 
 
@@ -277,7 +290,8 @@ def _from_spool(subject: Subject, folder: Path) -> tuple[list[LogLine], list[str
             continue  # sent meanwhile
         except OSError as error:
             troubles.append(f"{segment.path} cannot be read: {error.strerror}. Ask as the user who owns it.")
-    subject = subject.with_runs(_runs(line for line in lines if subject.owns(line.fields)))
+    while new := _told_by(line for line in lines if subject.owns(line.fields)).without(subject):
+        subject = subject.and_also(new)
     return sorted((line for line in lines if subject.owns(line.fields)), key=_by_time), troubles
 
 
@@ -307,8 +321,13 @@ def _time_ms(timestamp: Any, otherwise: int) -> int:
         return otherwise
 
 
-def _runs(lines: Iterable[LogLine]) -> frozenset[str]:
-    return frozenset(str(line.fields["run_id"]) for line in lines if line.fields.get("run_id"))
+def _told_by(lines: Iterable[LogLine]) -> Subject:
+    """The videos and runs that lines name."""
+    names, run_ids = set(), set()
+    for line in lines:
+        names.add(line.fields.get("video_id"))
+        run_ids.add(line.fields.get("run_id"))
+    return Subject(frozenset(filter(None, names)), frozenset(filter(None, run_ids)))
 
 
 def _quoted(value: str) -> str:
@@ -317,25 +336,19 @@ def _quoted(value: str) -> str:
 
 
 def _of_record(entry: dg.EventLogEntry, run: dg.DagsterRun) -> LogLine:
-    kind = entry.dagster_event_type.value.lower() if entry.dagster_event_type else "message"
-    level = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}.get(
-        int(entry.level), "INFO"
-    )
-    error = entry.dagster_event.event_specific_data if entry.dagster_event is not None else None
     fields: dict[str, Any] = {
-        "timestamp": datetime.fromtimestamp(entry.timestamp, UTC).isoformat(timespec="milliseconds"),
-        "level": level,
-        "component": "dagster",
-        "action": f"dagster.{kind}",
+        "timestamp": utc(entry.timestamp),
+        "level": logging.getLevelName(int(entry.level)),
+        "component": "analysis" if entry.dagster_event is None else "dagster",
+        "action": "log",
         "message": entry.message or entry.user_message,
-        "video_id": run.tags.get("capstone/video_id") or run.tags.get("dagster/partition"),
-        "external_id": run.tags.get("capstone/external_id"),
-        "run_id": run.run_id,
+        **run_fields(run.run_id, run.tags),
         "step": entry.step_key,
-        "exception": str(told) if (told := getattr(error, "error", None)) else None,
     }
-    fields = {name: value for name, value in fields.items() if value is not None}
-    return LogLine(round(entry.timestamp * 1000), "dagster", json.dumps(fields, ensure_ascii=False), fields)
+    if entry.dagster_event is not None:
+        fields |= event_fields(entry.dagster_event)
+    text = json_line(fields, Redaction())
+    return LogLine(round(entry.timestamp * 1000), "dagster", text, json.loads(text))
 
 
 def _in_words(error: BotoCoreError | ClientError) -> str:
@@ -361,5 +374,5 @@ def _in_words(error: BotoCoreError | ClientError) -> str:
 
 def subject_of(rows: Collection[Mapping[str, Any]]) -> Subject:
     """The subject that rows of `current_status` are about."""
-    names = {row[key] for row in rows for key in _NAMES if row[key] is not None}
-    return Subject(frozenset(names), frozenset(row["run_id"] for row in rows if row["run_id"] is not None))
+    run_ids = {row["run_id"] for row in rows if row["run_id"] is not None}
+    return Subject(frozenset(row["video_id"] for row in rows), frozenset(run_ids))
