@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudwatch import CloudWatchClient
+    from mypy_boto3_logs import CloudWatchLogsClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sns import SNSClient
     from mypy_boto3_sqs import SQSClient
@@ -18,6 +19,8 @@ def aws_client(service: Literal["s3"]) -> S3Client: ...
 def aws_client(service: Literal["sqs"]) -> SQSClient: ...
 @overload
 def aws_client(service: Literal["sns"]) -> SNSClient: ...
+@overload
+def aws_client(service: Literal["logs"]) -> CloudWatchLogsClient: ...
 @overload
 def aws_client(service: Literal["cloudwatch"]) -> CloudWatchClient: ...
 def aws_client(service: str) -> Any:

@@ -11,7 +11,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from capstone_dagster.clients import aws_client
+from capstone_dagster.commands import channels
+from capstone_dagster.commands.channels import Wrong
 from capstone_dagster.commands.joining import START_STACK
+from capstone_dagster.observability.traces.tracer import ENDPOINT_VARIABLES
 from capstone_dagster.services import Services
 from capstone_dagster.settings import ConfigurationError, Settings, read_settings, unknown_variables
 
@@ -31,14 +34,6 @@ class Finding:
     state: State
     detail: str
     remedy: str = ""
-
-
-class _Wrong(Exception):
-    """A check's own finding that something needed is missing."""
-
-    def __init__(self, detail: str, remedy: str) -> None:
-        super().__init__(detail)
-        self.remedy = remedy
 
 
 def examine() -> Iterator[Finding]:
@@ -68,14 +63,17 @@ def examine() -> Iterator[Finding]:
     for subject, check in needed:
         yield _look(subject, check, otherwise="fail")
     yield _look("sns", lambda: _topic(settings), otherwise="warn")
-    yield _look("cloudwatch", _cloudwatch, otherwise="warn")
+    yield _look("cloudwatch", channels.cloudwatch, otherwise="warn")
+    yield _look("log groups", channels.log_groups, otherwise="warn")
+    yield _look("shipping", lambda: channels.shipping(settings), otherwise="warn")
+    yield _look("traces", lambda: channels.traces(ENDPOINT_VARIABLES), otherwise="warn")
 
 
 def _look(subject: str, check: Callable[[], str], *, otherwise: State) -> Finding:
     # A check may fail in any way its service can; whatever it is, the next check is still made.
     try:
         return Finding(subject, "pass", check())
-    except _Wrong as wrong:
+    except Wrong as wrong:
         return Finding(subject, otherwise, str(wrong), wrong.remedy)
     except ConfigurationError as error:
         return Finding(subject, otherwise, str(error), START_STACK)
@@ -136,8 +134,8 @@ def _gpu(settings: Settings) -> str:
         return f"{torch.cuda.device_count()} × {', '.join(sorted(names))}"
     if settings.device.startswith("cuda"):
         remedy = "Install NVIDIA's driver, or set CAPSTONE_DEVICE=auto."
-        raise _Wrong(f"CAPSTONE_DEVICE is {settings.device}, but torch sees no GPU", remedy)
-    raise _Wrong("none that torch can use: analysis runs on the CPU, more slowly", "")
+        raise Wrong(f"CAPSTONE_DEVICE is {settings.device}, but torch sees no GPU", remedy)
+    raise Wrong("none that torch can use: analysis runs on the CPU, more slowly", "")
 
 
 def _database(services: Services) -> str:
@@ -158,13 +156,13 @@ def _dagster_storage() -> str:
 
     url = os.environ.get("DAGSTER_POSTGRES_URL")
     if not url:
-        raise _Wrong("DAGSTER_POSTGRES_URL is not set: Dagster has nowhere to keep its runs.", START_STACK)
+        raise Wrong("DAGSTER_POSTGRES_URL is not set: Dagster has nowhere to keep its runs.", START_STACK)
     engine = sa.create_engine(url, connect_args={"connect_timeout": 5})
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))
     home = os.environ.get("DAGSTER_HOME")
     if not home or not (Path(home) / "dagster.yaml").exists():
-        raise _Wrong("DAGSTER_HOME does not hold a dagster.yaml.", "Point it to the directory that does.")
+        raise Wrong("DAGSTER_HOME does not hold a dagster.yaml.", "Point it to the directory that does.")
     return f"storage answers, home {home}"
 
 
@@ -173,7 +171,7 @@ def _bucket(services: Services, bucket: str) -> str:
     # S3 says nothing for its first region.
     found, configured = answer.get("LocationConstraint") or "us-east-1", services.s3.meta.region_name
     if found != configured:
-        raise _Wrong(
+        raise Wrong(
             f"bucket {bucket} is in {found}, but AWS_REGION is {configured}",
             f"Set AWS_REGION={found}, or use a bucket in {configured}.",
         )
@@ -197,7 +195,7 @@ def _queue(services: Services) -> str:
     url = services.settings.required("queue_url")
     region, host = services.sqs.meta.region_name, urlsplit(url).hostname or ""
     if host.startswith("sqs.") and host.split(".")[1] != region:
-        raise _Wrong(
+        raise Wrong(
             f"the queue is in {host.split('.')[1]}, but AWS_REGION is {region}",
             f"Set AWS_REGION={host.split('.')[1]}, or use a queue in {region}.",
         )
@@ -214,21 +212,15 @@ def _queue(services: Services) -> str:
 def _topic(settings: Settings) -> str:
     arn = settings.alert_topic_arn
     if arn is None:
-        raise _Wrong(
+        raise Wrong(
             "CAPSTONE_ALERT_TOPIC_ARN is not set: nobody is alerted.", "Set it to an SNS topic's ARN."
         )
     client = aws_client("sns")
     region = arn.split(":")[3] if arn.count(":") == 5 else ""
     if region and region != client.meta.region_name:
-        raise _Wrong(
+        raise Wrong(
             f"the topic is in {region}, but AWS_REGION is {client.meta.region_name}",
             "Use a topic of the same region.",
         )
     client.get_topic_attributes(TopicArn=arn)
     return arn
-
-
-def _cloudwatch() -> str:
-    client = aws_client("cloudwatch")
-    client.list_metrics(Namespace="Capstone")
-    return f"answers in {client.meta.region_name}"

@@ -1,0 +1,101 @@
+"""What `capstone doctor` finds out about the ways that logs, metrics, alerts and traces take."""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from capstone_dagster.clients import aws_client
+from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
+from capstone_dagster.settings import Settings
+
+# A shipper that lives says so every 10 s.
+_SILENT_S = 60.0
+_TIMEOUT_S = 5.0
+
+
+class Wrong(Exception):
+    """A check's own finding that something is missing or broken; `remedy` says what to do."""
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(detail)
+        self.remedy = remedy
+
+
+def cloudwatch() -> str:
+    """Whether CloudWatch's metrics can be asked for."""
+    client = aws_client("cloudwatch")
+    client.list_metrics(Namespace="Capstone")
+    return f"answers in {client.meta.region_name}"
+
+
+def log_groups() -> str:
+    """Whether the groups of the list exist, and are kept for as long as it says."""
+    client = aws_client("logs")
+    found = {
+        group["logGroupName"]: group.get("retentionInDays")
+        for prefix in ("/capstone/", "/aws/batch/job", "/ecs/capstone-")
+        for group in client.describe_log_groups(logGroupNamePrefix=prefix)["logGroups"]
+    }
+    remedy = "Deploy the stack of log groups (docs/deploy.md); locally, `make dev` makes them."
+    if missing := [group.name for group in LOG_GROUPS if group.name not in found]:
+        raise Wrong(f"there is no log group {', '.join(missing)}", remedy)
+    for group in LOG_GROUPS:
+        if found[group.name] != group.retention_days:
+            kept = f"{found[group.name]} days" if found[group.name] else "for ever"
+            raise Wrong(f"{group.name} is kept {kept}, the list says {group.retention_days} days", remedy)
+    return f"{len(LOG_GROUPS)} groups, kept for 7 to 30 days"
+
+
+def shipping(settings: Settings) -> str:
+    """Whether lines and metrics get away, as the shipper itself said last."""
+    from capstone_dagster.observability.shipper import read_status
+
+    if settings.log_spool is None:
+        raise Wrong(
+            "CAPSTONE_LOG_SPOOL is not set: log lines stay on standard output", "Set it to a directory."
+        )
+    status = read_status(Path(settings.log_spool))
+    if status is None or time.time() - status.updated > _SILENT_S:
+        since = f"for {time.time() - status.updated:,.0f} s" if status else "yet"
+        raise Wrong(
+            f"no shipper has reported {since} in {settings.log_spool}: lines wait there",
+            "`capstone dev` starts one; in a container the supervisor does: is it the container's entry?",
+        )
+    for name, channel in sorted(status.channels.items()):
+        if channel.last_error is not None:
+            raise Wrong(f"{name}: {channel.last_error}", channel.remedy or "")
+    dropped = status.lost + sum(channel.dropped for channel in status.channels.values())
+    sent = sum(channel.sent for channel in status.channels.values())
+    told = f"{sent:,} sent, {status.waiting_bytes:,} bytes wait in {settings.log_spool}"
+    return told + (f"; {dropped:,} were given up since it began" if dropped else "")
+
+
+def traces(variables: Sequence[str]) -> str:
+    """Whether the collector takes spans; an empty batch is what it is asked with.
+
+    Args:
+        variables: which name its address, the one for traces alone first.
+    """
+    own, common = (os.environ.get(name) for name in variables)
+    if not own and not common:
+        return "no collector is named: traces are off"
+    url = own or f"{str(common).rstrip('/')}/v1/traces"
+    try:
+        request = urllib.request.Request(
+            url, data=b"", headers={"Content-Type": "application/x-protobuf"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            return f"{url} takes spans ({answer.status})"
+    except urllib.error.HTTPError as error:
+        raise Wrong(
+            f"{url} answers {error.code} {error.reason}", "Check its path and credentials."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise Wrong(
+            f"{url} does not answer: {error}", "Check the address, and that a collector runs."
+        ) from error
