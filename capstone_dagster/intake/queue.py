@@ -72,12 +72,12 @@ class UploadQueue:
         self._client = client
         self.url = url
 
-    def receive(self, *, wait_s: float) -> list[ReceivedMessage]:
-        """Up to ten messages, waiting for a first one for at most `wait_s` (0–20) seconds."""
+    def receive(self, *, wait_s: float, most: int = _BATCH) -> list[ReceivedMessage]:
+        """Up to `most` messages, ten at once, waiting for a first one for at most `wait_s` (0–20) seconds."""
         try:
             answer = self._client.receive_message(
                 QueueUrl=self.url,
-                MaxNumberOfMessages=_BATCH,
+                MaxNumberOfMessages=min(most, _BATCH),
                 WaitTimeSeconds=round(wait_s),
                 MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
             )

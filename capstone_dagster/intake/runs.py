@@ -14,6 +14,9 @@ JOB_NAME = "analyze_upload"
 PARTITIONS_NAME = "videos"
 # Dagster's own tag on every run that a sensor asked for with a run key.
 RUN_KEY_TAG = "dagster/run_key"
+PROBE_TAG = "capstone/probe"
+# Above what any back end asks for.
+_PROBE_PRIORITY = 1001
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,14 @@ class NewUpload:
     message: ReceivedMessage
 
 
-def run_request(new: NewUpload) -> dg.RunRequest:
-    """The one run of a request, as Dagster creates it unless its key has one."""
+def run_request(new: NewUpload, *, probe: bool = False) -> dg.RunRequest:
+    """The one run of a request, as Dagster creates it unless its key has one.
+
+    Args:
+        probe: it is to show whether a systemic failure is over, and goes before all that wait.
+    """
     upload, request = new.upload, new.request
+    priority = max(request.priority, _PROBE_PRIORITY) if probe else request.priority
     config: dict[str, Any] = {
         "upload": {
             name: value.isoformat() if name in ("uploaded_at", "recorded_at") and value else value
@@ -45,7 +53,8 @@ def run_request(new: NewUpload) -> dg.RunRequest:
         "capstone/s3_uri": upload.url,
         "capstone/external_id": upload.external_id,
         "capstone/traceparent": str(upload_context(upload.upload_id, upload.traceparent)),
-        "dagster/priority": str(request.priority) if request.priority else None,
+        "dagster/priority": str(priority) if priority else None,
+        PROBE_TAG: "true" if probe else None,
     }
     return dg.RunRequest(
         run_key=new.key,

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 
 import dagster as dg
 
+from capstone_dagster.intake.gate import Gate
 from capstone_dagster.intake.identity import identify, run_key
 from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, parse_message
 from capstone_dagster.intake.queue import QueueUnavailable, ReceivedMessage, UploadQueue
@@ -33,6 +35,7 @@ from capstone_dagster.observability.catalog.model import Metric
 from capstone_dagster.services import Services
 from capstone_dagster.storage.database import RefusedByDatabase
 from capstone_dagster.storage.errors import (
+    DatabaseUnavailable,
     PermissionDenied,
     SourceForbidden,
     SourceMissing,
@@ -93,6 +96,7 @@ class Tick:
         self._context = context
         self._services = services
         self._queue = UploadQueue(services.sqs, services.settings.required("queue_url"))
+        self._gate = Gate(context.instance, services)
         self._began = time.time()
         self._started = time.monotonic()
         self._waiting_runs: int | None = None
@@ -102,7 +106,12 @@ class Tick:
         self._new: dict[str, NewUpload] = {}
 
     def acknowledge_recorded(self, pending: Sequence[Pending]) -> None:
-        """Delete the messages of earlier ticks whose runs are on record by now."""
+        """Delete the messages of earlier ticks whose runs are on record by now, also while intake is paused.
+
+        Raises:
+            DatabaseUnavailable: their uploads cannot be said to be queued, and intake is not paused; if it
+                is, those messages are kept for the next tick.
+        """
         recorded = self._runs_on_record(key for item in pending for key in item.run_keys.values())
         done = []
         for item in pending:
@@ -110,14 +119,21 @@ class Tick:
                 done.append(item)
             elif item.expires > time.time():
                 self._pending.append(item)
-        self._finish(done, recorded)
+        try:
+            self._finish(done, recorded)
+        except DatabaseUnavailable:
+            if not self._gate.paused:
+                raise
+            self._pending += [item for item in done if item.expires > time.time()]
 
     def may_take_more(self) -> bool:
-        """Whether the run queue has room; otherwise messages wait in SQS, where they cost nothing.
+        """Whether intake is not paused and the run queue has room; else messages wait in SQS, at no cost.
 
         A database that is away ends the tick here: each message received in vain is a step towards the
         dead-letter queue.
         """
+        if self._gate.paused and not self._gate.wants_probe:
+            return False
         self._services.events.ping()
         waiting = dg.RunsFilter(job_name=JOB_NAME, statuses=[dg.DagsterRunStatus.QUEUED])
         queued = self._context.instance.get_runs_count(waiting)
@@ -127,12 +143,16 @@ class Tick:
         return False
 
     def receive(self) -> list[ReceivedMessage]:
-        """Take what is in the queue, waiting for a first message, bounded in number and time."""
+        """Take what is in the queue, waiting for a first message, bounded in number and time.
+
+        One message is enough for a probe; more of them would only be a delivery nearer to the dead letters.
+        """
         settings = self._services.settings
         left_s = max(0.0, settings.poll_wait_s - (time.monotonic() - self._started))
+        most = 1 if self._gate.wants_probe else settings.messages_per_tick
         # With messages to acknowledge there is no time to lose: their receipts run out.
-        messages = self._queue.receive(wait_s=min(1.0, left_s) if self._pending else left_s)
-        while messages and len(messages) < settings.messages_per_tick and self._within(_RECEIVE_BUDGET_S):
+        messages = self._queue.receive(wait_s=min(1.0, left_s) if self._pending else left_s, most=most)
+        while messages and len(messages) < most and self._within(_RECEIVE_BUDGET_S):
             more = self._queue.receive(wait_s=0)
             if not more:
                 break
@@ -208,13 +228,15 @@ class Tick:
             return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=cursor)
         self._context.log.info(f"Uploads: {self.counts}.")
         if not self._new:
-            reason = dg.SkipReason(f"Nothing to analyse: {self.counts}.")
-            return dg.SensorResult(skip_reason=reason, cursor=cursor)
+            told = f"{self._gate if self._gate.paused else 'Nothing to analyse'}: {self.counts}."
+            return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=cursor)
+        if self._gate.paused:
+            self._gate.let_through(next(iter(self._new)))
         record_uploads(self._services.tracer, self._new.values(), self._began)
         # Those that exist already are sorted out by Dagster, at a cost of the new ones only.
         videos = sorted({new.upload.video_id for new in self._new.values()})
         return dg.SensorResult(
-            run_requests=[run_request(new) for new in self._new.values()],
+            run_requests=[run_request(new, probe=self._gate.paused) for new in self._new.values()],
             dynamic_partitions_requests=[
                 dg.DynamicPartitionsDefinition(name=PARTITIONS_NAME).build_add_request(videos)
             ],
@@ -298,11 +320,14 @@ class Tick:
         for key in recorded:
             del self._new[key]
         self.counts.duplicate += len(recorded)
-        self.counts.new = len(self._new)
         done: list[Pending] = []
         for item in waiting:
             asks = any(key in self._new for key in item.run_keys.values())
             (self._pending if asks else done).append(item)
+        if self._gate.paused:
+            # Of a message with several uploads the others come when it is delivered again.
+            self._new = dict(islice(self._new.items(), 1))
+        self.counts.new = len(self._new)
         self._finish(done, recorded)
 
     def _finish(self, done: Sequence[Pending], recorded: dict[str, str]) -> None:

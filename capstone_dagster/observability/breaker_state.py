@@ -7,13 +7,15 @@ Kept in Dagster's own storage, not in the event store, which may be what failed.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
 import dagster as dg
 
 _KEY = "capstone/intake/breaker"
+_OFFERS_KEY = "capstone/reexecution/offers"
 # What pauses intake beside failure classes, in the place of one.
 DUPLICATE_JOB = "duplicate-job"
 OPERATOR = "operator"
@@ -84,21 +86,37 @@ class BreakerState:
 
 def read_breaker(instance: dg.DagsterInstance) -> BreakerState:
     """The breaker as intake's last tick left it; closed if there was none yet."""
-    kept = instance.daemon_cursor_storage.get_cursor_values({_KEY}).get(_KEY)
-    if kept is None:
-        return BreakerState()
-    fields: dict[str, Any] = json.loads(kept)
-    probe = fields.pop("probe")
-    return BreakerState(
-        **{
-            **fields,
-            "phase": Phase(fields["phase"]),
-            "probe": None if probe is None else Probe(**probe),
-            "duplicates": tuple(fields["duplicates"]),
-        }
-    )
+    kept = _read(instance, _KEY)
+    # Of another version of the program there may be more or fewer fields.
+    known = {field.name: kept[field.name] for field in fields(BreakerState) if field.name in kept}
+    if "phase" in known:
+        known["phase"] = Phase(known["phase"])
+    if known.get("probe") is not None:
+        known["probe"] = Probe(**known["probe"])
+    if "duplicates" in known:
+        known["duplicates"] = tuple(known["duplicates"])
+    return BreakerState(**known)
 
 
 def write_breaker(instance: dg.DagsterInstance, state: BreakerState) -> None:
     """Keep the breaker's state; for intake's tick only."""
-    instance.daemon_cursor_storage.set_cursor_values({_KEY: json.dumps(asdict(state))})
+    _write(instance, _KEY, asdict(state))
+
+
+def read_offers(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Failed runs (ids to failure classes) of which re-execution waits for the breaker: cheap probes."""
+    return _read(instance, _OFFERS_KEY)
+
+
+def write_offers(instance: dg.DagsterInstance, offers: Mapping[str, str]) -> None:
+    """Offer failed runs as probes; for the sensor that re-executes only."""
+    _write(instance, _OFFERS_KEY, dict(offers))
+
+
+def _read(instance: dg.DagsterInstance, key: str) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads(instance.daemon_cursor_storage.get_cursor_values({key}).get(key, "{}"))
+    return kept
+
+
+def _write(instance: dg.DagsterInstance, key: str, value: Mapping[str, Any]) -> None:
+    instance.daemon_cursor_storage.set_cursor_values({key: json.dumps(value)})

@@ -1,0 +1,110 @@
+"""What the last runs tell the circuit breaker, read from Dagster's storage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from capstone_dagster.intake.breaker import EndedRun, ProbeFate
+from capstone_dagster.intake.runs import JOB_NAME, RUN_KEY_TAG
+from capstone_dagster.observability.breaker_state import Probe
+from capstone_dagster.observability.duplicates import doubled_work
+from capstone_dagster.observability.failed_runs import FAILURE_TAG, NO_FAILURE, failure_of, starts_again
+from capstone_dagster.observability.failures import FailureClass
+
+_UPLOAD_TAG = "capstone/upload_id"
+_PARENT_TAG = "dagster/parent_run_id"
+_WILL_RETRY_TAG = "dagster/will_retry"
+# The op with the pass over the pixels, as a run's steps name it.
+_PASS = "video_analysis.analyze_video"
+
+# Runs that ended longer ago say nothing of now.
+_LOOKED_BACK = timedelta(days=1)
+# Some multiple of any sensible CAPSTONE_PAUSE_AFTER_FAILURES; failures of videos' own may lie between.
+_RUNS_LOOKED_AT = 100
+_SEEN = [
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.SUCCESS,
+    dg.DagsterRunStatus.FAILURE,
+]
+
+
+def last_runs(instance: dg.DagsterInstance, now: float) -> tuple[list[EndedRun], list[str]]:
+    """The last runs that are over, newest first, and the ids of those that doubled GPU work, at work or over.
+
+    A run that Dagster starts again by itself is not over, nor one of which it has not said so yet; of one
+    that an operator ended nothing is to be learnt.
+    """
+    records = instance.get_run_records(
+        dg.RunsFilter(
+            job_name=JOB_NAME,
+            statuses=_SEEN,
+            updated_after=datetime.fromtimestamp(now, UTC) - _LOOKED_BACK,
+        ),
+        limit=_RUNS_LOOKED_AT,
+        order_by="update_timestamp",
+    )
+    ended = [run for record in records if (run := _ended(instance, record)) is not None]
+    duplicates = [record.dagster_run.run_id for record in records if doubled_work(record.dagster_run)]
+    # Whatever was written to a run's tags afterwards moved it up in the list.
+    return sorted(ended, key=lambda run: run.ended_at, reverse=True), duplicates
+
+
+def fate_of(instance: dg.DagsterInstance, probe: Probe) -> ProbeFate:
+    """What became of a probe; if Dagster retried it after its worker was lost, of the last retry."""
+    if probe.reexecutes is not None:
+        records = _runs_with(instance, _PARENT_TAG, probe.reexecutes)
+    else:
+        assert probe.run_key is not None
+        records = _runs_with(instance, RUN_KEY_TAG, probe.run_key)
+    on_record = [record for record in records if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED]
+    if not on_record:
+        return "missing"
+    record = on_record[0]
+    while starts_again(record.dagster_run):
+        retries = _runs_with(instance, _PARENT_TAG, record.dagster_run.run_id)
+        if not retries:
+            return "under way"
+        record = retries[0]
+    if record.dagster_run.status == dg.DagsterRunStatus.CANCELED:
+        return "canceled"
+    return _ended(instance, record) or "under way"
+
+
+def _runs_with(instance: dg.DagsterInstance, tag: str, value: str) -> Sequence[dg.RunRecord]:
+    """The runs with a tag, newest first."""
+    return instance.get_run_records(dg.RunsFilter(tags={tag: value}))
+
+
+def _ended(instance: dg.DagsterInstance, record: dg.RunRecord) -> EndedRun | None:
+    run = record.dagster_run
+    failure: FailureClass | None = None
+    if run.status == dg.DagsterRunStatus.FAILURE:
+        # Dagster says whether it retries a moment after the failure.
+        undecided = instance.run_retries_enabled and _WILL_RETRY_TAG not in run.tags
+        if undecided or starts_again(run):
+            return None
+        told = run.tags.get(FAILURE_TAG, NO_FAILURE)
+        failure = FailureClass(told) if told != NO_FAILURE else failure_of(instance, run)[0]
+    elif run.status != dg.DagsterRunStatus.SUCCESS:
+        return None
+    ended_at = record.end_time or record.update_timestamp.timestamp()
+    return EndedRun(
+        run_id=run.run_id,
+        upload=run.tags.get(_UPLOAD_TAG) or run.run_id,
+        failure=failure,
+        started_at=record.start_time or ended_at,
+        ended_at=ended_at,
+        whole=not run.step_keys_to_execute or _PASS in run.step_keys_to_execute,
+        own_model=_names_a_model(run),
+    )
+
+
+def _names_a_model(run: dg.DagsterRun) -> bool:
+    """Whether the request behind a run wanted another model than the configured one."""
+    section: object = run.run_config
+    for name in ("ops", "video_analysis", "ops", "analyze_video", "config", "model"):
+        section = section.get(name) if isinstance(section, dict) else None
+    return section is not None

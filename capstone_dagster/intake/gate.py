@@ -1,0 +1,107 @@
+"""Whether a tick may take messages: the circuit breaker between Dagster's records and the queue."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+import dagster as dg
+
+from capstone_dagster.intake.breaker import Seen, advance, describe, probe_is_due, release
+from capstone_dagster.intake.evidence import fate_of, last_runs
+from capstone_dagster.intake.orders import last_order
+from capstone_dagster.observability.breaker_state import (
+    BreakerState,
+    Probe,
+    read_breaker,
+    read_offers,
+    write_breaker,
+)
+from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.services import Services
+from capstone_dagster.storage.errors import StorageError, StorageUnavailable
+
+_log = logging.getLogger("capstone.reactions")
+
+
+class Gate:
+    """The breaker in one tick: looks at the last runs when it is made, and keeps what it concludes.
+
+    Attributes:
+        paused: no message may be taken, unless `wants_probe`.
+        wants_probe: one upload may be let through, to see whether the cause is gone.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, services: Services) -> None:
+        self._instance = instance
+        now = time.time()
+        before = read_breaker(instance)
+        ended, duplicates = last_runs(instance, now)
+        seen = Seen(
+            ended,
+            duplicates,
+            fate_of(instance, before.probe) if before.probe is not None else None,
+            _reachable(before, services),
+        )
+        state = advance(
+            before,
+            seen,
+            now=now,
+            pause_after=services.settings.pause_after_failures,
+            order=last_order(instance),
+        )
+        self.wants_probe = probe_is_due(state, seen, now)
+        if self.wants_probe and (failed := _offered(instance, state)) is not None:
+            # What failed is tried again from the step that failed: mostly it takes no GPU.
+            state = release(state, Probe(now, reexecutes=failed))
+            self.wants_probe = False
+        self.paused = state.paused
+        self._state = before
+        self._keep(state)
+
+    def let_through(self, run_key: str) -> None:
+        """Remember the upload that is the probe; before Dagster is asked for its run."""
+        self._keep(release(self._state, Probe(time.time(), run_key=run_key)))
+
+    def __str__(self) -> str:
+        return describe(self._state)
+
+    def _keep(self, state: BreakerState) -> None:
+        before, self._state = self._state, state
+        if state == before:
+            return
+        write_breaker(self._instance, state)
+        told = describe(state)
+        if replace(state, duplicates=()) == replace(before, duplicates=()):
+            return
+        action = "intake_resumed" if before.paused else "order_followed"
+        if state.paused:
+            action = "probe_released" if state.probe not in (None, before.probe) else "intake_paused"
+        level = logging.WARNING if state.paused and not before.paused else logging.INFO
+        extra = {"action": action, "cause": state.cause, "probes": state.probes, "paused": state.paused}
+        _log.log(level, told, extra=extra)
+
+
+def _offered(instance: dg.DagsterInstance, state: BreakerState) -> str | None:
+    """A run that failed for the cause and waits to be re-executed."""
+    return next((run for run, failure in read_offers(instance).items() if failure == state.cause), None)
+
+
+def _reachable(state: BreakerState, services: Services) -> bool | None:
+    """Whether the cause of a pause answers, where that can be asked without a run."""
+    if state.paused and state.cause == FailureClass.DATABASE_UNAVAILABLE:
+        try:
+            services.events.ping()
+        except StorageError:
+            return False  # one that answers and refuses is of no more use
+        return True
+    if state.paused and state.cause == FailureClass.STORAGE_UNAVAILABLE:
+        try:
+            services.objects.exists("ping")
+        except StorageUnavailable:
+            return False
+        except StorageError:
+            pass  # it answers; whether there is such an object it need not tell
+        return True
+    return None
