@@ -29,6 +29,7 @@ from capstone_dagster.local.dagster_services import (
     start_dagster,
 )
 from capstone_dagster.local.errors import LocalStackError
+from capstone_dagster.local.observed import create_observed
 from capstone_dagster.local.postgres import DAGSTER_DATABASE, EVENT_DATABASE, PostgresServer, postgres_server
 from capstone_dagster.local.processes import LOOPBACK, free_port
 from capstone_dagster.local.state import clear_state, own_state, remove_environment, write_environment
@@ -122,6 +123,7 @@ def local_stack(
         )
         resources = create_resources(aws.endpoint_url)
         report(f"S3, SQS, SNS and CloudWatch are ready at {aws.endpoint_url}")
+        report(create_observed(aws.endpoint_url, resources))
         home = _dagster_home(state, files.instance)
         environment = {**_environment(postgres, aws, resources, home), UI_PORT_VARIABLE: str(ui_port)}
         stack = LocalStack(state, environment, postgres, aws, resources)

@@ -17,6 +17,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 from .deployment import filled
 from .requests import Kind, Request
 
+# What properties are for, in a word; others are called by their name.
+_FEATURES = {
+    "Metrics": "metric math",
+    "ThresholdMetricId": "metric math",
+    "ActionsSuppressor": "suppression",
+    "ActionsSuppressorWaitPeriod": "suppression",
+    "ActionsSuppressorExtensionPeriod": "suppression",
+}
+_PLURALS: Mapping[Kind, str] = {"saved query": "saved queries"}
+
 Clients = Callable[[str], Any]
 """A boto3 client for a service, by its name."""
 
@@ -69,13 +79,16 @@ def create(
 
 
 def sentence(left_out: Iterable[LeftOut]) -> str:
-    """What is missing, by kind and property, with how often; empty where nothing is."""
-    counted = Counter((each.kind, each.properties) for each in left_out)
-    parts = [
-        f"{number} {kind}{'s' if number > 1 else ''}" + (f" ({', '.join(which)})" if which else "")
-        for (kind, which), number in counted.items()
-    ]
-    return ", ".join(parts)
+    """What is missing, by feature and kind, with how often; empty where nothing is."""
+    counted: Counter[tuple[str, Kind]] = Counter()
+    for each in left_out:
+        features = {_FEATURES.get(name, name) for name in each.properties} or {""}
+        counted.update((feature, each.kind) for feature in sorted(features))
+    return ", ".join(
+        (f"{feature} of " if feature else "")
+        + f"{number} {_PLURALS.get(kind, kind + 's') if number > 1 else kind}"
+        for (feature, kind), number in counted.items()
+    )
 
 
 def _differences(wanted: Iterable[Request], client: Clients, unknown: set[Kind]) -> Iterable[LeftOut]:
