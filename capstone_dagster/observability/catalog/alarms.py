@@ -110,7 +110,9 @@ def _paused_for(name: str, failure_classes: tuple[str, ...], sign_of: Alarm) -> 
         name,
         f"Intake is paused because of {' or '.join(failure_classes)}.",
         series,
-        expression=f"MAX([{filled}])" if len(series) > 1 else None,
+        # Of one class too: the local stack's emulator evaluates no expressions, but knows no dimensions
+        # either, and would take a bare metric of any class for this one.
+        expression=f"MAX([{filled}])" if len(series) > 1 else filled,
         threshold=0,
         comparison="GreaterThanThreshold",
         period_s=_FIVE_MINUTES,  # bridges a restart of the daemon, which publishes it
@@ -188,9 +190,7 @@ _STOPS_EVERYTHING = (DATABASE_CONNECTION_FAILURE.name, S3_ACCESS_DENIED.name)
 # --- the services, from outside ---
 
 
-def _heartbeat_lost(
-    name: str, service: str, period_s: int, meaning: str, runbook: str, look_at: tuple[str, ...]
-) -> Alarm:
+def _heartbeat_lost(name: str, service: str, meaning: str, runbook: str, look_at: tuple[str, ...]) -> Alarm:
     return Alarm(
         name,
         meaning,
@@ -198,7 +198,8 @@ def _heartbeat_lost(
         expression="FILL(beats, 0)",
         threshold=1,
         comparison="LessThanThreshold",
-        period_s=period_s,
+        # Five beats: some may be late, and a deployment ends the old daemon before it starts the new one.
+        period_s=_FIVE_MINUTES,
         periods=1,
         datapoints=1,
         missing="breaching",
@@ -216,8 +217,6 @@ def _heartbeat_lost(
 DAEMON_HEARTBEAT_LOST = _heartbeat_lost(
     "DaemonHeartbeatLost",
     DAEMON,
-    # A deployment ends the old daemon before it starts the new one; the queue keeps what comes meanwhile.
-    _FIVE_MINUTES,
     "Dagster's daemon gave no sign of life for 5 minutes: no upload becomes a run, and no notice is sent.",
     runbook="daemon-silent",
     look_at=(
@@ -229,8 +228,7 @@ DAEMON_HEARTBEAT_LOST = _heartbeat_lost(
 WEBSERVER_HEARTBEAT_LOST = _heartbeat_lost(
     "WebserverHeartbeatLost",
     WEBSERVER,
-    180,  # a deployment leaves no gap here
-    "No web server gave a sign of life for 3 minutes: Dagster's pages cannot be opened.",
+    "No web server gave a sign of life for 5 minutes: Dagster's pages cannot be opened.",
     runbook="webserver-silent",
     look_at=(
         "ECS: events and stopped tasks of the service capstone-webserver",
@@ -280,7 +278,7 @@ LOAD_BALANCER_5XX = Alarm(
         "log group /ecs/capstone-webserver",
     ),
     causes=(WEBSERVER_HEARTBEAT_LOST.name, DATABASE_CONNECTION_FAILURE.name),
-    wait_s=180,  # what the missing heartbeat takes
+    wait_s=_FIVE_MINUTES,  # what the missing heartbeat takes
     condition="HasAddress",
 )
 
