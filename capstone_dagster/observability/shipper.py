@@ -190,7 +190,7 @@ class Shipper:
         self._safely(lambda: self.drain(drain_s))
 
     def drain(self, most_s: float) -> bool:
-        """Send what is left, at once and whatever was wrong before, each for as long as CloudWatch takes it.
+        """Send what is left, at once and whatever was wrong before, and leave the folder to the next one.
 
         Returns:
             whether everything is sent.
@@ -218,6 +218,9 @@ class Shipper:
             return left == 0
         finally:
             self._give_up = None
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     def ship(self) -> bool:
         """Send what there is, as far as it is its turn; whether more could be sent at once."""
@@ -523,9 +526,10 @@ class Shipper:
         if used <= _SHED_ABOVE * self._limit_bytes:
             return
         for segment in sorted(segments(self._folder), key=_age):
-            channel = self._channel(segment.group_name)
-            stuck = channel if self._unsent(segment, "lines") else self._channel(METRICS_CHANNEL)
-            if stuck.status.last_error is not None and segment.is_finished():
+            stuck, outlet = self._channel(segment.group_name), self._logs
+            if not self._unsent(segment, "lines"):
+                stuck, outlet = self._channel(METRICS_CHANNEL), self._cloudwatch
+            if (stuck.trouble or outlet.trouble) and segment.is_finished():
                 lines = self._unsent_lines(segment)
                 self._drop(stuck, lines, "they could not be sent, and the spool is nearly full")
                 with contextlib.suppress(OSError):
@@ -566,6 +570,8 @@ class Shipper:
                 os.close(descriptor)
                 return False
             self._lock = descriptor
+            self._channels.clear()
+            self._marks.clear()
             self._status = read_status(self._folder) or ShipperStatus()
             self._status.pid = os.getpid()
         return True

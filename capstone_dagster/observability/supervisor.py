@@ -1,0 +1,431 @@
+"""Runs a container's command: its output becomes JSON lines, its spool is sent to the end, its heart is felt.
+
+    python -m capstone_dagster.observability.supervisor --service daemon --probe daemon -- COMMAND
+
+The command is started first, and its exit code is the one returned; whatever becomes of the rest, it runs as
+if it had been started alone. What it has left in the spool is sent even after it was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from capstone_dagster.observability.redaction import Redaction
+    from capstone_dagster.settings import Settings
+
+Stream = Literal["stdout", "stderr"]
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# ECS kills a container 30 s after it has asked it to stop, unless told otherwise, and the command takes its
+# part of them first: a daemon of Dagster's up to 15.
+DRAIN_S = 8.0
+# For what processes the command has left behind, and that still hold its pipes.
+_LEFTOVERS_S = 2.0
+# Lines that wait for a reader of standard output that stands still; what comes then is dropped and counted.
+_MOST_WAITING_BYTES = 8 * 1024 * 1024
+# A traceback is one line; so long it may be, and so long its next line may take.
+_MOST_JOINED_LINES = 400
+_PATIENCE_S = 0.3
+_READ_BYTES = 64 * 1024
+# An endless line is cut into pieces of so many bytes.
+_LONGEST_LINE = 256 * 1024
+
+_LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "WARN": 30, "ERROR": 40, "CRITICAL": 50, "FATAL": 50}
+# Where consoles put a level: Dagster's ` - INFO - `, uvicorn's `INFO:`, Alembic's `INFO  [`, and `[INFO]`.
+_LEVEL = re.compile(
+    r"(?: - |^|\[)(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)(?= - |:|\]|\s+\[|\s{2,})", re.IGNORECASE
+)
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_TRACEBACK = "Traceback (most recent call last):"
+_CRASH = re.compile(
+    r"^(Fatal Python error|terminate called|Segmentation fault|Aborted|Bus error|Illegal instruction"
+    r"|free\(\): |malloc\(\): |double free|corrupted |Out of memory|Killed\b|\*\*\* )"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code, or 128 + the signal that ended it, as a shell's."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    child = _Child()
+    for number in FORWARDED:
+        signal.signal(number, lambda received, _: child.send(received))
+    try:
+        outputs = child.start(options.command)
+    except OSError as error:
+        print(f"{options.command[0]} cannot be executed: {error.strerror}.", file=sys.stderr)
+        return 126 if isinstance(error, PermissionError) else 127
+    company = _Company(options, outputs)
+    code = child.wait()
+    company.leave()
+    return code
+
+
+class _Child:
+    """The command's process. Reaps orphans too: as process 1 they are ours."""
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+        self._early: list[int] = []
+
+    def start(self, command: Sequence[str]) -> dict[Stream, int]:
+        """Start it; the descriptors from which its output is read.
+
+        Raises:
+            OSError: it cannot be executed.
+        """
+        out, out_end = os.pipe()
+        err, err_end = os.pipe()
+        try:
+            self._pid = os.posix_spawnp(
+                command[0],
+                list(command),
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, out_end, 1),
+                    (os.POSIX_SPAWN_DUP2, err_end, 2),
+                ],
+                # Its own group: Ctrl-C on a terminal comes from here, and not twice.
+                setpgroup=0,
+                # Python ignores the last two, and what is ignored stays so in a child.
+                setsigdef=(*FORWARDED, signal.SIGPIPE, signal.SIGXFSZ),
+            )
+        finally:
+            os.close(out_end)
+            os.close(err_end)
+        for number in self._early:
+            self.send(number)
+        return {"stdout": out, "stderr": err}
+
+    def send(self, number: int) -> None:
+        """Hand a signal on."""
+        if self._pid is None:
+            self._early.append(number)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, number)
+
+    def wait(self) -> int:
+        """Reap until the command has ended."""
+        while True:
+            pid, status = os.waitpid(-1, 0)
+            if pid == self._pid:
+                self._pid = None
+                self._early = []
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+
+
+class _Company:
+    """What goes beside the command: its lines, the shipper, the heartbeat. None of it may hold it up."""
+
+    def __init__(self, options: argparse.Namespace, outputs: dict[Stream, int]) -> None:
+        # The lines at once, in threads that need nothing else: settings and AWS's library take a second.
+        self._options = options
+        self._stop = threading.Event()
+        self._stop_beating = threading.Event()
+        self._shipper: threading.Thread | None = None
+        self._output = Output(1)
+        self._relays = [
+            Relay(descriptor, stream, options.service, _LEVELS[options.level], self._output)
+            for stream, descriptor in outputs.items()
+        ]
+        for relay in self._relays:
+            relay.start()
+        self._setting_up = threading.Thread(target=self._set_up, daemon=True, name="set-up")
+        self._setting_up.start()
+
+    def leave(self) -> None:
+        """The command has ended: pass on the rest of what it said, and send what waits."""
+        give_up = time.monotonic() + _LEFTOVERS_S
+        for relay in self._relays:
+            relay.join(max(0.0, give_up - time.monotonic()))
+            relay.flush()
+        self._stop_beating.set()
+        self._setting_up.join(DRAIN_S)
+        self._stop.set()
+        if self._shipper is not None:
+            self._shipper.join(DRAIN_S + 1.0)
+        self._output.close(_LEFTOVERS_S)
+
+    def _set_up(self) -> None:
+        from capstone_dagster.observability.redaction import Redaction, known_secrets
+        from capstone_dagster.settings import ConfigurationError, read_settings
+
+        settings: Settings | None = None
+        try:
+            settings = read_settings()
+        except ConfigurationError:
+            pass  # the command says so itself
+        except Exception as error:
+            self._say(f"Its settings cannot be read: {error!r}")
+        with contextlib.suppress(Exception):
+            redaction = Redaction(known_secrets(settings))
+            for relay in self._relays:
+                relay.redaction = redaction
+        if settings is None:
+            return
+        try:
+            self._configure_logging()
+            from capstone_dagster.observability.metrics import Metrics
+
+            metrics = Metrics(settings)
+            self._output.on_loss = lambda count: _count_dropped(metrics, count)
+            if settings.log_spool is not None:
+                self._start_shipper(settings)
+            if self._options.probe is not None:
+                self._start_heartbeat(metrics)
+        except Exception as error:  # law: observing must not end what is observed
+            self._say(f"Its lines or heartbeats are not sent: {error!r}")
+
+    def _configure_logging(self) -> None:
+        """The shipper's and the probe's own words: as JSON lines among the command's."""
+        from capstone_dagster.observability.logs import JsonFormatter
+
+        handler = _OutputHandler(self._output)
+        handler.setFormatter(JsonFormatter(self._options.service))
+        root = logging.getLogger("capstone")
+        root.addHandler(handler)
+        root.setLevel(max(logging.INFO, _LEVELS[self._options.level]))
+        root.propagate = False
+
+    def _start_shipper(self, settings: Settings) -> None:
+        from pathlib import Path
+
+        from capstone_dagster.observability.shipper import Shipper
+
+        shipper = Shipper(Path(str(settings.log_spool)).expanduser(), settings)
+        self._shipper = threading.Thread(
+            target=shipper.run, args=(self._stop, DRAIN_S), daemon=True, name="shipper"
+        )
+        self._shipper.start()
+
+    def _start_heartbeat(self, metrics: Any) -> None:
+        from capstone_dagster.observability.probes import probe_of, send_heartbeats
+
+        probes = {self._options.service: probe_of(self._options.probe)}
+        threading.Thread(
+            target=send_heartbeats, args=(probes, metrics, self._stop_beating), daemon=True, name="heartbeat"
+        ).start()
+
+    def _say(self, message: str) -> None:
+        fields = {"level": "ERROR", "component": self._options.service, "action": "supervisor.failed"}
+        self._output.write(_json({"timestamp": _now(), **fields, "message": message}))
+
+
+class Relay(threading.Thread):
+    """Reads one stream of the command; JSON lines pass as they are, others become some.
+
+    Args:
+        least: the level below which lines are dropped.
+    """
+
+    def __init__(self, descriptor: int, stream: Stream, service: str, least: int, output: Output) -> None:
+        super().__init__(daemon=True, name=f"relay-{stream}")
+        self.redaction: Redaction | None = None
+        self._descriptor = descriptor
+        self._stream = stream
+        self._service = service
+        self._least = least
+        self._output = output
+        self._joined: list[str] = []
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        rest = b""
+        with contextlib.suppress(OSError):
+            while True:
+                if self._joined and not select.select([self._descriptor], [], [], _PATIENCE_S)[0]:
+                    self.flush()
+                data = os.read(self._descriptor, _READ_BYTES)
+                if not data:
+                    break
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._take(line)
+                if len(rest) > _LONGEST_LINE:
+                    self._take(rest)
+                    rest = b""
+        if rest:
+            self._take(rest)
+        self.flush()
+
+    def flush(self) -> None:
+        """Pass on a traceback that may not be complete."""
+        with self._lock:
+            joined, self._joined = self._joined, []
+        if joined:
+            self._wrap("\n".join(joined), "ERROR")
+
+    def _take(self, data: bytes) -> None:
+        text = _COLOURS.sub("", data.decode(errors="replace")).rstrip("\r").rpartition("\r")[2]
+        fields = _object(text)
+        if fields is not None:
+            if "_aws" in fields or _LEVELS.get(str(fields.get("level")).upper(), 100) >= self._least:
+                self._output.write(text)
+        elif self._joined or text.startswith(_TRACEBACK):
+            with self._lock:
+                self._joined.append(text)
+            # The exception's own line is the first that is not indented.
+            ended = len(self._joined) > 1 and not text.startswith((" ", "\t"))
+            if ended or len(self._joined) >= _MOST_JOINED_LINES:
+                self.flush()
+        elif text.strip():
+            self._wrap(text, level_of(text) or ("WARNING" if self._stream == "stderr" else "INFO"))
+
+    def _wrap(self, text: str, level: str) -> None:
+        if _LEVELS[level] < self._least:
+            return
+        if self.redaction is not None:
+            with contextlib.suppress(Exception):
+                text = self.redaction.text(text)
+        self._output.write(
+            _json(
+                {
+                    "timestamp": _now(),
+                    "level": level,
+                    "component": self._service,
+                    "action": "output",
+                    "message": text,
+                    "stream": self._stream,
+                }
+            )
+        )
+
+
+class Output:
+    """Standard output, for several threads; one that takes nothing costs lines, and no time.
+
+    Attributes:
+        on_loss: told how many lines were dropped, once the rest is written again.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.on_loss: Callable[[int], None] = lambda count: None
+        self._descriptor = descriptor
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0
+        self._dropped = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="output")
+        self._thread.start()
+
+    def write(self, line: str) -> None:
+        """Leave one line to be written."""
+        data = line.encode(errors="replace") + b"\n"
+        with self._changed:
+            if self._bytes + len(data) > _MOST_WAITING_BYTES:
+                self._dropped += 1
+                return
+            self._bytes += len(data)
+            self._waiting.append(data)
+            self._changed.notify()
+
+    def close(self, most_s: float) -> None:
+        """Write what waits, for so long at most."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(most_s)
+
+    def _run(self) -> None:
+        for data in self._lines():
+            with contextlib.suppress(OSError):  # nobody reads any more: the command goes on
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+
+    def _lines(self) -> Iterator[bytes]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if not self._waiting:
+                    return
+                data = self._waiting.popleft()
+                self._bytes -= len(data)
+                dropped, self._dropped = (self._dropped, 0) if not self._waiting else (0, self._dropped)
+            yield data
+            if dropped:
+                self.on_loss(dropped)
+
+
+class _OutputHandler(logging.Handler):
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._output.write(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def level_of(text: str) -> str | None:
+    """The level that a line of some console names, or shows; None if it does neither."""
+    if _CRASH.match(text):
+        return "CRITICAL"
+    found = _LEVEL.search(text, 0, 200)
+    if found is None:
+        return None
+    return {"WARN": "WARNING", "FATAL": "CRITICAL"}.get(found[1].upper(), found[1].upper())
+
+
+def _count_dropped(metrics: Any, count: int) -> None:
+    from capstone_dagster.observability.catalog.metrics import TELEMETRY_DROPPED
+
+    metrics.add(TELEMETRY_DROPPED, count, channel="stdout")
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    if not text.startswith("{"):
+        return None
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(fields, dict) and ("_aws" in fields or "level" in fields)
+    return fields if known else None
+
+
+def _json(fields: dict[str, str]) -> str:
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def _now() -> str:
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03}Z"
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="supervisor", description="Run a container's command.")
+    parser.add_argument("--service", required=True, help="what it is called in lines and metrics")
+    parser.add_argument(
+        "--level", choices=sorted(_LEVELS), default="INFO", help="the least that is passed on"
+    )
+    parser.add_argument(
+        "--probe", help="how to ask whether it works: a web server's address, or `daemon`; else no heartbeat"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args(arguments)
+    options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not options.command:
+        parser.error("a command was expected behind --")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
