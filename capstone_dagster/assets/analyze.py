@@ -20,10 +20,13 @@ from capstone_dagster.analysis import (
     load_detector,
     model_sha256,
 )
+from capstone_dagster.assets.measures import measure_pass
+from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.references import DetectionsReference
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.temporary import temporary_folder
 from capstone_dagster.models import analysis_settings
+from capstone_dagster.observability.catalog.metrics import MODEL_LOAD_TIME
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import ObjectNotFound
@@ -53,6 +56,7 @@ def detect(
     *,
     story: Story,
     progress: Callable[[Progress], None],
+    passes: Passes,
 ) -> DetectionsReference:
     """Analyse an upload, or find that its analysis is finished already.
 
@@ -61,6 +65,7 @@ def detect(
     Args:
         story: is told each step.
         progress: called as the pass over the pixels goes on.
+        passes: is told when one begins and ends.
 
     Raises:
         AnalysisError, StorageError: each with its failure class.
@@ -96,7 +101,7 @@ def detect(
     expected = _pin(order, services.settings) or sha256
     started = time.monotonic()
     with services.tracer.span("load the model", model=model.name):
-        detector = _detector(model, chosen, services.settings, expected, story)
+        detector = _detector(model, chosen, services, expected, story)
     story.model_loaded(detector, time.monotonic() - started)
     with temporary_folder() as folder:
         # The suffix tells some containers' demuxers what to try first.
@@ -119,6 +124,7 @@ def detect(
             elapsed_s=round(took, 3),
         )
         out = folder / "detections"
+        passes.begin(identity, video, story)
         with services.tracer.span("decode, detect, track", device=detector.device):
             done = analyze_video(
                 video,
@@ -128,16 +134,19 @@ def detect(
                 hardware_decoding=services.settings.hardware_decoding,
                 progress=progress,
             )
+        measure_pass(done, services)
         summary = asdict(done)
         story.analyzed(summary)
         if services.objects.exists(reference.prefix + MANIFEST):
             # Another run of the same bytes finished first: what it wrote stands as it is.
             reference = replace(reference, summary=_manifest(reference, services))
+            passes.overtaken(identity, story)
             return _found(reference, story, "were finished by another run meanwhile", level=logging.WARNING)
         with services.tracer.span("store the results"):
             for file in sorted(path for path in out.rglob("*") if path.is_file()):
                 services.objects.put_file(reference.prefix + file.relative_to(out).as_posix(), file)
     services.objects.put_bytes(reference.prefix + MANIFEST, json.dumps(summary, indent=1).encode())
+    passes.finish(identity)
     return replace(reference, summary=summary, reused=False)
 
 
@@ -174,10 +183,11 @@ _loaded: _Loaded | None = None
 
 
 def _detector(
-    model: Path, chosen: AnalysisSettings, settings: Settings, sha256: str, story: Story
+    model: Path, chosen: AnalysisSettings, services: Services, sha256: str, story: Story
 ) -> Detector:
     """Loading costs seconds: the videos of one process share the detector of the settings at hand."""
     global _loaded
+    settings = services.settings
     key = (model, chosen, settings.device, settings.require_gpu, settings.model_cache, sha256)
     if _loaded is None or _loaded.key != key:
         _loaded = None  # the old one's memory is free before the new one needs it
@@ -190,5 +200,6 @@ def _detector(
             cache=Path(settings.model_cache),
             say=lambda told: story.say(told, action="model.prepared"),
         )
+        services.metrics.add(MODEL_LOAD_TIME, detector.load_seconds)
         _loaded = _Loaded(key, detector)
     return _loaded.detector

@@ -11,6 +11,7 @@ from capstone_dagster.analysis import EventRules
 from capstone_dagster.assets import metadata
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.failing import explained, run_tags
+from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.progress import Watch, latest_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
 from capstone_dagster.assets.references import (
@@ -94,7 +95,13 @@ def analyze_video(
         watch.report(0.0)
         order = AnalysisOrder(upload, config.sample_fps, config.model, config.nonce)
         with services.tracer.within(step_trace(context, upload)):
-            done = detect(order, services, story=story, progress=watch)
+            done = detect(
+                order,
+                services,
+                story=story,
+                progress=watch,
+                passes=Passes(context.instance, context.run_id, services),
+            )
     warn(done.summary, story)
     yield dg.Output(
         FramesReference(done.detection_id, done.prefix),

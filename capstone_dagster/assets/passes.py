@@ -7,38 +7,53 @@ means that one of them has failed, and costs money until somebody knows.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import dagster as dg
 
+from capstone_dagster.analysis import probe
+from capstone_dagster.assets.story import Story
 from capstone_dagster.observability.catalog.metrics import DUPLICATE_JOBS
 from capstone_dagster.observability.duplicates import (
     DETECTION_TAG,
     DUPLICATE_OF_TAG,
     DUPLICATE_TAG,
     FINISHED_TAG,
+    VIDEO_SECONDS_TAG,
     same_work,
 )
 from capstone_dagster.services import Services
 
+log = logging.getLogger("capstone.analysis")
+
 
 class Passes:
-    """The passes of one run, noted in its tags."""
+    """The passes of one run, one after the other, noted in its tags."""
 
-    def __init__(self, context: dg.OpExecutionContext, services: Services) -> None:
-        self._context = context
+    def __init__(self, instance: dg.DagsterInstance, run_id: str, services: Services) -> None:
+        self._instance = instance
+        self._run_id = run_id
         self._services = services
+        self._video_s = 0.0
         self._counted = False
 
-    def begin(self, detection_id: str) -> None:
+    def begin(self, detection_id: str, video: Path, story: Story) -> None:
         """Note that this run begins a pass, and tell if another one is at it or has finished it.
 
         The note comes first: of two that begin at the same moment one at least sees the other.
+
+        Args:
+            video: whose length is noted as well, because how long the run may take depends on it.
+
+        Raises:
+            UndecodableVideo: it is none.
         """
-        self._tag({DETECTION_TAG: detection_id})
+        self._video_s += (probe(video).duration_ms or 0) / 1000
+        self._tag({DETECTION_TAG: detection_id, VIDEO_SECONDS_TAG: f"{self._video_s:.3f}"})
         others = self._others(detection_id)
         self._counted = bool(others)
         if others:
-            self._tell(detection_id, others[0])
+            self._tell(detection_id, others[0], story)
         else:
             self._services.metrics.add(DUPLICATE_JOBS, 0)
 
@@ -46,40 +61,40 @@ class Passes:
         """Note that its results are stored."""
         self._tag({FINISHED_TAG: detection_id})
 
-    def overtaken(self, detection_id: str) -> None:
+    def overtaken(self, detection_id: str, story: Story) -> None:
         """Tell that somebody else's results were there when this run's were ready."""
         # Whoever began later has seen this run's note, and told of it.
         if not self._counted and not self._others(detection_id):
-            self._tell(detection_id, None)
+            self._tell(detection_id, None, story)
 
     def _others(self, detection_id: str) -> list[dg.DagsterRun]:
         try:
-            return same_work(self._context.instance, self._context.run_id, detection_id)
+            return same_work(self._instance, self._run_id, detection_id)
         except Exception as error:  # law: what only observes fails no run
-            self._context.log.warning(f"Whether another run does the same is not known: {error!r}")
+            self._warn(f"Whether another run does the same is not known: {error!r}")
             return []
 
-    def _tell(self, detection_id: str, other: dg.DagsterRun | None) -> None:
-        whose = "a run that cannot be named" if other is None else f"run {other.run_id}"
-        self._context.log.log(
-            logging.ERROR,
+    def _tell(self, detection_id: str, other: dg.DagsterRun | None, story: Story) -> None:
+        whose = "a worker that was given up, or nobody's run" if other is None else f"run {other.run_id}"
+        story.say(
             f"These detections are made twice: {whose} passes over the same pixels or did ({detection_id}). "
-            "Look whether its worker still runs, and whether the object store has lost what it stored.",
-            extra={
-                "action": "analysis.duplicate",
-                "detection_id": detection_id,
-                "other_run_id": None if other is None else other.run_id,
-            },
+            "See whether its worker still runs, and whether the object store has lost what it stored.",
+            action="analysis.duplicate",
+            level=logging.ERROR,
+            detection_id=detection_id,
+            other_run_id=None if other is None else other.run_id,
         )
         self._services.metrics.add(DUPLICATE_JOBS)
         named = {} if other is None else {DUPLICATE_OF_TAG: other.run_id}
-        self._tag({DUPLICATE_TAG: self._context.run_id, **named})
+        self._tag({DUPLICATE_TAG: self._run_id, **named})
 
     def _tag(self, tags: dict[str, str]) -> None:
-        instance = self._context.instance
         try:
             # An op called on its own, as in a test, has no run.
-            if instance.has_run(self._context.run_id):
-                instance.add_run_tags(self._context.run_id, tags)
+            if self._instance.has_run(self._run_id):
+                self._instance.add_run_tags(self._run_id, tags)
         except Exception as error:  # as above
-            self._context.log.warning(f"The run's tags could not be written: {error!r}")
+            self._warn(f"The run's tags could not be written: {error!r}")
+
+    def _warn(self, told: str) -> None:
+        log.warning(told, extra={"action": "look-failed", "source": "passes", "run_id": self._run_id})

@@ -27,12 +27,14 @@ from capstone_dagster.analysis import (
     read_events,
     write_events,
 )
+from capstone_dagster.assets.measures import measure_publication
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.temporary import take_removed, temporary_folder
+from capstone_dagster.observability.catalog.metrics import DATABASE_RETRIES, PERSIST_ERRORS
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
-from capstone_dagster.storage.records import Analysis, VideoFacts
+from capstone_dagster.storage.records import Analysis, Publication, VideoFacts
 
 EVENTS_FILE = "events.parquet"
 
@@ -85,6 +87,31 @@ def publish(
         DatabaseUnavailable: it did not answer.
     """
     started = time.monotonic()
+    try:
+        publication, events = _publish(derived, services, run_id, requested_at, story)
+    except Exception:
+        services.metrics.add(PERSIST_ERRORS)
+        raise
+    seconds = time.monotonic() - started
+    upload = derived.detections.upload
+    measure_publication(
+        publication, events=len(events), seconds=seconds, uploaded_at=upload.uploaded_at, services=services
+    )
+    published = PublishedAnalysis(
+        analysis_id=derived.analysis_id,
+        video_id=upload.video_id,
+        events=len(events),
+        published_at=publication.published_at,
+        current=publication.current,
+        rows=len(events) if publication.inserted else 0,
+    )
+    story.saved(published.events, published.rows, seconds)
+    return published, events
+
+
+def _publish(
+    derived: EventsReference, services: Services, run_id: str, requested_at: datetime, story: Story
+) -> tuple[Publication, list[Event]]:
     detections, summary = derived.detections, derived.detections.summary
     upload = detections.upload
     with temporary_folder() as folder:
@@ -129,21 +156,12 @@ def publish(
         retry=retry_if_exception_type(DatabaseUnavailable),
         wait=wait_random_exponential(multiplier=1, max=4),
         stop=stop_after_attempt(4),
-        before_sleep=lambda state: _tell_retry(story, state),
+        before_sleep=lambda state: _tell_retry(story, services, state),
         reraise=True,
     ):
         with attempt, services.tracer.span("publish", database="postgresql", rows=len(rows)):
             publication = services.events.publish(analysis, rows, facts)
-    published = PublishedAnalysis(
-        analysis_id=derived.analysis_id,
-        video_id=upload.video_id,
-        events=len(events),
-        published_at=publication.published_at,
-        current=publication.current,
-        rows=len(rows) if publication.inserted else 0,
-    )
-    story.saved(published.events, published.rows, time.monotonic() - started)
-    return published, events
+    return publication, events
 
 
 def conclude(
@@ -184,7 +202,8 @@ def check_integrity(events: Sequence[Event], *, expected: int, summary: Mapping[
         raise IntegrityViolation("Nothing was published: " + "; ".join(wrong[:10]) + ".")
 
 
-def _tell_retry(story: Story, state: RetryCallState) -> None:
+def _tell_retry(story: Story, services: Services, state: RetryCallState) -> None:
+    services.metrics.add(DATABASE_RETRIES)
     error = state.outcome.exception() if state.outcome else None
     story.say(
         f"The event store did not answer, attempt {state.attempt_number}: {error}",

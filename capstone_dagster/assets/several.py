@@ -15,6 +15,7 @@ from capstone_dagster.analysis import EventRules
 from capstone_dagster.assets import metadata
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.failing import as_failure, record_failure, tell_failure
+from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.progress import Watch, latest_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
 from capstone_dagster.assets.references import FramesReference, Reference, keep_latest
@@ -54,6 +55,7 @@ def analyze_each(
     # A video named twice is one video; the order asked for is kept.
     videos = list(dict.fromkeys(config.videos))
     failed: dict[str, FailureClass] = {}
+    passes = Passes(context.instance, context.run_id, services)
     for number, video_id in enumerate(videos, start=1):
         context.log.info(
             f"Video {number} of {len(videos)}: {video_id}",
@@ -65,7 +67,7 @@ def analyze_each(
             upload_id = upload.upload_id
             story = Story(context.log, context.run_id, upload)
             order = AnalysisOrder(upload, config.sample_fps, config.model, config.nonce)
-            for event in _analyzed(context, order, services, story):
+            for event in _analyzed(context, order, services, story, passes):
                 context.log_event(event)
         except Exception as error:
             failure = classify(error)
@@ -84,7 +86,7 @@ def analyze_each(
 
 
 def _analyzed(
-    context: dg.OpExecutionContext, order: AnalysisOrder, services: Services, story: Story
+    context: dg.OpExecutionContext, order: AnalysisOrder, services: Services, story: Story, passes: Passes
 ) -> Iterator[dg.AssetMaterialization]:
     """What the three ops do, for one video: its materialisations, each as soon as it is true."""
     video_id = order.upload.video_id
@@ -92,7 +94,7 @@ def _analyzed(
     watch = Watch(context, services)
     watch.story = story
     watch.report(0.0)
-    done = detect(order, services, story=story, progress=watch)
+    done = detect(order, services, story=story, progress=watch, passes=passes)
     warn(done.summary, story)
 
     def materialization(

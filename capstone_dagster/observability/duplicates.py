@@ -10,6 +10,8 @@ import dagster as dg
 # The detections that a run works on, or worked on last, and those that it stored last.
 DETECTION_TAG = "capstone/detection_id"
 FINISHED_TAG = "capstone/detections_stored"
+# Seconds of video that a run has to do with, as far as it knows yet.
+VIDEO_SECONDS_TAG = "capstone/video_s"
 # The run that did what another one had done or was doing, and that other one.
 DUPLICATE_TAG = "capstone/duplicate"
 DUPLICATE_OF_TAG = "capstone/duplicate_of"

@@ -5,16 +5,22 @@ from __future__ import annotations
 import dagster as dg
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.plan.objects import ErrorSource
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from capstone_dagster.observability.failures import FailureClass
 
 FAILURE_TAG = "capstone/failure"
 # A run is re-executed with its parent's tags; this takes the place of a failure that is not its own.
 NO_FAILURE = "none"
-# What batch_gpu says of how a job's worker failed.
-_JOB_FAILURE_TAG = "batch_gpu/failure"
+# What batch_gpu says of a run's job, and of how its worker failed.
+_JOB_TAG, _JOB_FAILURE_TAG = "batch_gpu/job_id", "batch_gpu/failure"
 # Dagster's own word on a failed run that it is about to start again.
 _WILL_RETRY_TAG = "dagster/will_retry"
+# It is written right behind the failure; where retries are off, it is not.
+_DECIDED_WITHIN_S = 5.0
+# A worker that was told to stop does not know why: the launcher's sensor looks it up within its interval of
+# 10 s and writes it into the run's tags.
+_EXPLAINED_WITHIN_S = 25.0
 
 # What Dagster says of runs of which no step could speak. Whatever else it says, the worker is gone.
 _BY_REASON = {
@@ -27,6 +33,24 @@ _BY_REASON = {
 def starts_again(run: dg.DagsterRun) -> bool:
     """Whether Dagster itself starts a failed run once more: then nothing has failed for good."""
     return run.tags.get(_WILL_RETRY_TAG) == "true"
+
+
+def is_explained(run: dg.DagsterRun, age_s: float) -> bool:
+    """Whether everybody who has to say something of a failed run has had the time to.
+
+    Args:
+        age_s: of its failure; negative where the worker's clock is ahead, which tells nothing.
+    """
+    if age_s < 0:
+        return True
+    if _WILL_RETRY_TAG not in run.tags and age_s < _DECIDED_WITHIN_S:
+        return False
+    return (
+        run.tags.get(RUN_FAILURE_REASON_TAG) != RunFailureReason.UNEXPECTED_TERMINATION.value
+        or run.tags.get(_JOB_TAG, NO_FAILURE) == NO_FAILURE
+        or run.tags.get(_JOB_FAILURE_TAG, NO_FAILURE) != NO_FAILURE
+        or age_s >= _EXPLAINED_WITHIN_S
+    )
 
 
 def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[FailureClass, str]:

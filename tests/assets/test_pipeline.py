@@ -11,6 +11,7 @@ import pytest
 from capstone_dagster.analysis import EventRules, read_events
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.ops import persist_events
+from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.publish import IntegrityViolation, check_integrity, derive, publish
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, ReferenceIOManager
 from capstone_dagster.assets.story import Story
@@ -138,7 +139,8 @@ def _published(pipeline: Pipeline, clip: Path) -> tuple[DetectionsReference, Eve
     upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
     story = Story(logging.getLogger("test"), "r", upload)
     order = AnalysisOrder(upload)
-    detections = detect(order, pipeline.services, story=story, progress=lambda _: None)
+    passes = Passes(pipeline.instance, "r", pipeline.services)
+    detections = detect(order, pipeline.services, story=story, progress=lambda _: None, passes=passes)
     return detections, derive(detections, pipeline.services, EventRules())
 
 

@@ -1,0 +1,55 @@
+"""How many messages wait in the upload queue and in its dead-letter queue."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
+# A message that somebody has received and not deleted yet waits as well.
+_WAITING = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+
+
+class Queues:
+    """The upload queue and the dead-letter queue that its redrive policy names.
+
+    Methods raise botocore's errors.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def waiting(self) -> int:
+        """Messages in the upload queue, those included that were received and not acknowledged yet."""
+        return self._count(self._url)
+
+    def dead_letters(self) -> int:
+        """Messages in the dead-letter queue; 0 if there is none."""
+        return 0 if self._dead_letter_url is None else self._count(self._dead_letter_url)
+
+    def _count(self, url: str) -> int:
+        told = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=_WAITING)  # type: ignore[arg-type]
+        return sum(int(number) for number in told["Attributes"].values())
+
+    @cached_property
+    def _dead_letter_url(self) -> str | None:
+        told = self._client.get_queue_attributes(QueueUrl=self._url, AttributeNames=["RedrivePolicy"])
+        policy = json.loads(told.get("Attributes", {}).get("RedrivePolicy", "{}"))
+        if "deadLetterTargetArn" not in policy:
+            return None
+        name = str(policy["deadLetterTargetArn"]).rpartition(":")[2]
+        return self._client.get_queue_url(QueueName=name)["QueueUrl"]
+
+    @cached_property
+    def _client(self) -> SQSClient:
+        import boto3
+        from botocore.config import Config
+
+        # A tick that waits longer misses others; the next one tries again.
+        config = Config(
+            connect_timeout=2, read_timeout=3, retries={"mode": "standard", "total_max_attempts": 1}
+        )
+        return boto3.client("sqs", config=config)
