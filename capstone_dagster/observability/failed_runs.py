@@ -35,21 +35,26 @@ def starts_again(run: dg.DagsterRun) -> bool:
     return run.tags.get(_WILL_RETRY_TAG) == "true"
 
 
-def is_explained(run: dg.DagsterRun, age_s: float) -> bool:
-    """Whether everybody who has to say something of a failed run has had the time to.
+def retry_is_decided(run: dg.DagsterRun, age_s: float) -> bool:
+    """Whether :func:`starts_again` can be asked of a failed run.
 
     Args:
         age_s: of its failure; negative where the worker's clock is ahead, which tells nothing.
     """
-    if age_s < 0:
-        return True
-    if _WILL_RETRY_TAG not in run.tags and age_s < _DECIDED_WITHIN_S:
-        return False
+    return _WILL_RETRY_TAG in run.tags or not 0 <= age_s < _DECIDED_WITHIN_S
+
+
+def is_explained(run: dg.DagsterRun, age_s: float) -> bool:
+    """Whether the launcher has said why a failed run's worker ended, or has had the time to.
+
+    Args:
+        age_s: as above.
+    """
     return (
         run.tags.get(RUN_FAILURE_REASON_TAG) != RunFailureReason.UNEXPECTED_TERMINATION.value
         or run.tags.get(_JOB_TAG, NO_FAILURE) == NO_FAILURE
         or run.tags.get(_JOB_FAILURE_TAG, NO_FAILURE) != NO_FAILURE
-        or age_s >= _EXPLAINED_WITHIN_S
+        or not 0 <= age_s < _EXPLAINED_WITHIN_S
     )
 
 

@@ -34,7 +34,12 @@ from capstone_dagster.observability.catalog.metrics import (
     SENSOR_TICK_ERRORS,
 )
 from capstone_dagster.observability.duplicates import VIDEO_SECONDS_TAG
-from capstone_dagster.observability.failed_runs import failure_of, is_explained, starts_again
+from capstone_dagster.observability.failed_runs import (
+    failure_of,
+    is_explained,
+    retry_is_decided,
+    starts_again,
+)
 from capstone_dagster.observability.metrics import Metrics
 from capstone_dagster.observability.waiting_messages import Queues
 from capstone_dagster.settings import Settings
@@ -177,10 +182,11 @@ def observe(
 def longest_over_limit(instance: dg.DagsterInstance, settings: Settings, now: float) -> float:
     """Of the running runs, the greatest ratio of age to limit; 0 while none runs."""
     running = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-    return max((_age_over_limit(record, settings, now) for record in running), default=0.0)
+    return max((age_over_limit(record, settings, now) for record in running), default=0.0)
 
 
-def _age_over_limit(record: dg.RunRecord, settings: Settings, now: float) -> float:
+def age_over_limit(record: dg.RunRecord, settings: Settings, now: float) -> float:
+    """The ratio of a running run's age to the limit of its own video; above 1 it is overdue."""
     if record.start_time is None:
         return 0.0
     try:
@@ -201,7 +207,7 @@ def _count_runs(instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, 
         [memory.last_success, *(event.event_log_entry.timestamp for event in succeeded)]
     )
     failures: Counter[str] = Counter()
-    for event in _unread(instance, memory, dg.DagsterEventType.RUN_FAILURE, now, is_ready=is_explained):
+    for event in _unread(instance, memory, dg.DagsterEventType.RUN_FAILURE, now, is_ready=_is_settled):
         run_id = event.event_log_entry.run_id
         # An operator may have deleted it, or started it again and canceled it.
         record = _records(instance, [run_id]).get(run_id)
@@ -296,6 +302,10 @@ def _unread(
         if len(events) < _EVENTS_AT_ONCE:
             return
         cursor = events[-1].storage_id
+
+
+def _is_settled(run: dg.DagsterRun, age_s: float) -> bool:
+    return retry_is_decided(run, age_s) and is_explained(run, age_s)
 
 
 def _may_be_read(
