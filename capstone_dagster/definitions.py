@@ -13,6 +13,7 @@ from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.intake.pruning import prune_partitions, prune_schedule
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.observability.alerts.sensor import alerts_sensor
+from capstone_dagster.observability.forwarding import run_events_forwarder
 from capstone_dagster.observability.logs import configure_logging
 from capstone_dagster.observability.traces.sensor import run_traces_sensor
 from capstone_dagster.services import Services
@@ -31,7 +32,14 @@ defs = dg.Definitions(
     assets=[raw_videos, video_analysis, events],
     jobs=[analyze_upload, analyze_videos, prune_partitions],
     schedules=[prune_schedule],
-    sensors=[upload_sensor, video_status_sensor, batch_runs_sensor, alerts_sensor, run_traces_sensor],
+    sensors=[
+        upload_sensor,
+        video_status_sensor,
+        batch_runs_sensor,
+        run_events_forwarder,
+        alerts_sensor,
+        run_traces_sensor,
+    ],
     resources={
         "services": dg.ResourceDefinition.hardcoded_resource(services),
         "io_manager": reference_io_manager,

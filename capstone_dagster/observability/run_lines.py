@@ -75,6 +75,10 @@ def event_fields(event: DagsterEvent) -> Fields:
     asset_key = getattr(subject, "asset_key", None)
     if asset_key is not None:
         found["asset"] = asset_key.to_user_string()
+        # A partition is a video, in runs over many and in what the sensor says of an upload, too.
+        found["video_id"] = getattr(subject, "partition", None)
+        upload_id = (getattr(subject, "metadata", None) or {}).get("upload_id")
+        found["upload_id"] = upload_id.value if upload_id is not None else None
     if kind == "ASSET_CHECK_EVALUATION":
         found |= {"check": getattr(data, "check_name", None), "passed": getattr(data, "passed", None)}
     found |= _failure_fields(data)
