@@ -87,7 +87,8 @@ class Spool:
                     writer.write(data)
                 except Exception as error:  # law: a line is never worth a failure, whatever is wrong with it
                     self._allowance = 0
-                    self._look_again = time.monotonic() + _PAUSE_S
+                    if time.monotonic() >= self._look_again:  # not during a pause, which would never end
+                        self._look_again = time.monotonic() + _PAUSE_S
                     writer.count_loss()
                     self._tell(error)
                     return False

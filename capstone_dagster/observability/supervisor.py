@@ -35,6 +35,8 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signa
 DRAIN_S = 8.0
 # For what processes the command has left behind, and that still hold its pipes.
 _LEFTOVERS_S = 2.0
+# For reading the settings, on a machine that has just started.
+_SETTING_UP_S = 8.0
 # Lines that wait for a reader of standard output that stands still; what comes then is dropped and counted.
 _MOST_WAITING_BYTES = 8 * 1024 * 1024
 # A traceback is one line; so long it may be, and so long its next line may take.
@@ -49,6 +51,8 @@ _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "WARN": 30, "ERROR": 40, "CRI
 _LEVEL = re.compile(
     r"(?: - |^|\[)(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)(?= - |:|\]|\s+\[|\s{2,})", re.IGNORECASE
 )
+# What is no line of ours names no video; the launcher has told whose run this is, if it is one's.
+_WHOSE = {"run_id": run_id} if (run_id := os.environ.get("BATCH_GPU_RUN_ID")) else {}
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TRACEBACK = "Traceback (most recent call last):"
 _CRASH = re.compile(
@@ -155,41 +159,39 @@ class _Company:
             relay.join(max(0.0, give_up - time.monotonic()))
             relay.flush()
         self._stop_beating.set()
-        self._setting_up.join(DRAIN_S)
+        self._setting_up.join(_SETTING_UP_S)
         self._stop.set()
         if self._shipper is not None:
             self._shipper.join(DRAIN_S + 1.0)
         self._output.close(_LEFTOVERS_S)
 
     def _set_up(self) -> None:
+        try:
+            self._set_all_up()
+        except Exception as error:  # law: observing must not end what is observed
+            self._say(f"Its lines or heartbeats are not sent: {error!r}")
+        finally:
+            self._output.redact_by(None)
+
+    def _set_all_up(self) -> None:
         from capstone_dagster.observability.redaction import Redaction, known_secrets
         from capstone_dagster.settings import ConfigurationError, read_settings
 
         settings: Settings | None = None
-        try:
+        with contextlib.suppress(ConfigurationError):  # the command says so itself
             settings = read_settings()
-        except ConfigurationError:
-            pass  # the command says so itself
-        except Exception as error:
-            self._say(f"Its settings cannot be read: {error!r}")
-        with contextlib.suppress(Exception):
-            redaction = Redaction(known_secrets(settings))
-            for relay in self._relays:
-                relay.redaction = redaction
+        self._output.redact_by(Redaction(known_secrets(settings)))
         if settings is None:
             return
-        try:
-            self._configure_logging()
-            from capstone_dagster.observability.metrics import Metrics
+        self._configure_logging()
+        from capstone_dagster.observability.metrics import Metrics
 
-            metrics = Metrics(settings)
-            self._output.on_loss = lambda count: _count_dropped(metrics, count)
-            if settings.log_spool is not None:
-                self._start_shipper(settings)
-            if self._options.probe is not None:
-                self._start_heartbeat(metrics)
-        except Exception as error:  # law: observing must not end what is observed
-            self._say(f"Its lines or heartbeats are not sent: {error!r}")
+        metrics = Metrics(settings)
+        self._output.on_loss = lambda count: _count_dropped(metrics, count)
+        if settings.log_spool is not None:
+            self._start_shipper(settings)
+        if self._options.probe is not None:
+            self._start_heartbeat(metrics)
 
     def _configure_logging(self) -> None:
         """The shipper's and the probe's own words: as JSON lines among the command's."""
@@ -223,7 +225,7 @@ class _Company:
 
     def _say(self, message: str) -> None:
         fields = {"level": "ERROR", "component": self._options.service, "action": "supervisor.failed"}
-        self._output.write(_json({"timestamp": _now(), **fields, "message": message}))
+        self._output.wrap({"timestamp": _now(), **fields, "message": message})
 
 
 class Relay(threading.Thread):
@@ -235,7 +237,6 @@ class Relay(threading.Thread):
 
     def __init__(self, descriptor: int, stream: Stream, service: str, least: int, output: Output) -> None:
         super().__init__(daemon=True, name=f"relay-{stream}")
-        self.redaction: Redaction | None = None
         self._descriptor = descriptor
         self._stream = stream
         self._service = service
@@ -289,20 +290,15 @@ class Relay(threading.Thread):
     def _wrap(self, text: str, level: str) -> None:
         if _LEVELS[level] < self._least:
             return
-        if self.redaction is not None:
-            with contextlib.suppress(Exception):
-                text = self.redaction.text(text)
-        self._output.write(
-            _json(
-                {
-                    "timestamp": _now(),
-                    "level": level,
-                    "component": self._service,
-                    "action": "output",
-                    "message": text,
-                    "stream": self._stream,
-                }
-            )
+        self._output.wrap(
+            {
+                "timestamp": _now(),
+                "level": level,
+                "component": self._service,
+                "action": "output",
+                "message": text,
+                "stream": self._stream,
+            }
         )
 
 
@@ -316,7 +312,9 @@ class Output:
     def __init__(self, descriptor: int) -> None:
         self.on_loss: Callable[[int], None] = lambda count: None
         self._descriptor = descriptor
-        self._waiting: deque[bytes] = deque()
+        self._redaction: Redaction | None = None
+        self._redaction_known = threading.Event()
+        self._waiting: deque[str | dict[str, str]] = deque()
         self._bytes = 0
         self._dropped = 0
         self._closing = False
@@ -326,14 +324,16 @@ class Output:
 
     def write(self, line: str) -> None:
         """Leave one line to be written."""
-        data = line.encode(errors="replace") + b"\n"
-        with self._changed:
-            if self._bytes + len(data) > _MOST_WAITING_BYTES:
-                self._dropped += 1
-                return
-            self._bytes += len(data)
-            self._waiting.append(data)
-            self._changed.notify()
+        self._put(line, len(line))
+
+    def wrap(self, fields: dict[str, str]) -> None:
+        """Leave fields to be written as JSON, `message` without its secrets."""
+        self._put(fields, len(fields["message"]))
+
+    def redact_by(self, redaction: Redaction | None) -> None:
+        """What was wrapped waits until this is said, the first time."""
+        self._redaction = redaction or self._redaction
+        self._redaction_known.set()
 
     def close(self, most_s: float) -> None:
         """Write what waits, for so long at most."""
@@ -342,22 +342,40 @@ class Output:
             self._changed.notify()
         self._thread.join(most_s)
 
+    def _put(self, line: str | dict[str, str], size: int) -> None:
+        with self._changed:
+            if self._bytes + size > _MOST_WAITING_BYTES:
+                self._dropped += 1
+                return
+            self._bytes += size
+            self._waiting.append(line)
+            self._changed.notify()
+
     def _run(self) -> None:
-        for data in self._lines():
-            with contextlib.suppress(OSError):  # nobody reads any more: the command goes on
+        for line in self._lines():
+            with contextlib.suppress(Exception):  # nobody reads any more: the command goes on
+                data = self._text(line).encode(errors="replace") + b"\n"
                 while data:
                     data = data[os.write(self._descriptor, data) :]
 
-    def _lines(self) -> Iterator[bytes]:
+    def _text(self, line: str | dict[str, str]) -> str:
+        if isinstance(line, str):
+            return line
+        self._redaction_known.wait(_SETTING_UP_S)
+        if self._redaction is not None:
+            line["message"] = self._redaction.text(line["message"])
+        return json.dumps(line, ensure_ascii=False)
+
+    def _lines(self) -> Iterator[str | dict[str, str]]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if not self._waiting:
                     return
-                data = self._waiting.popleft()
-                self._bytes -= len(data)
-                dropped, self._dropped = (self._dropped, 0) if not self._waiting else (0, self._dropped)
-            yield data
+                line = self._waiting.popleft()
+                self._bytes -= len(line if isinstance(line, str) else line["message"])
+                dropped, self._dropped = (0, self._dropped) if self._waiting else (self._dropped, 0)
+            yield line
             if dropped:
                 self.on_loss(dropped)
 
@@ -399,10 +417,6 @@ def _object(text: str) -> dict[str, Any] | None:
         return None
     known = isinstance(fields, dict) and ("_aws" in fields or "level" in fields)
     return fields if known else None
-
-
-def _json(fields: dict[str, str]) -> str:
-    return json.dumps(fields, ensure_ascii=False)
 
 
 def _now() -> str:
