@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from capstone_dagster import terminal
-from capstone_dagster.commands import alerts, dead_letters, logs, stack, system, videos
+from capstone_dagster.commands import alerts, dead_letters, intake, logs, stack, system, videos
 from capstone_dagster.commands.sentences import sentence_of
 
 if TYPE_CHECKING:  # what a command needs it imports itself, so that --help stays quick
@@ -43,6 +43,7 @@ for command in (
     system.doctor,
 ):
     app.command()(command)
+app.add_typer(intake.app, name="intake")
 app.add_typer(dead_letters.app, name="dlq")
 app.command()(system.migrate)
 

@@ -1,0 +1,119 @@
+"""`capstone intake`: whether uploads are taken from the queue, and an operator's word on it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack
+from capstone_dagster.settings import NotConfigured
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from capstone_dagster.intake.breaker import Order
+    from capstone_dagster.observability.breaker_state import BreakerState
+
+# A tick that waits for messages takes 20 s, and the next one begins some seconds later.
+_FOLLOWED_WITHIN_S = 45.0
+_POLL_S = 0.5
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Whether uploads are taken from the queue. Intake pauses itself while runs fail for one systemic "
+    "reason, and resumes by itself; an operator's word goes before that.",
+)
+Why = Annotated[str, typer.Option("--why", help="The reason, for whoever asks later.")]
+By = Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")]
+
+
+@app.command("status")
+def intake_status(
+    form: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print.")] = "text",
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Say whether intake runs or is paused, why, since when, and when the next probe is due."""
+    from capstone_dagster.intake.breaker import describe
+    from capstone_dagster.intake.orders import last_order
+    from capstone_dagster.observability.breaker_state import read_breaker
+
+    with _instance(state) as instance:
+        breaker, order = read_breaker(instance), last_order(instance)
+    if form == "json":
+        print(json.dumps({**asdict(breaker), "paused": breaker.paused}))
+        return
+    print(describe(breaker))
+    if order is not None and order.at > breaker.order_at:
+        _tell_unfollowed(order)
+
+
+@app.command("pause")
+def intake_pause(why: Why = "no reason given", by: By = None, state: StateOption = DEFAULT_STATE) -> None:
+    """Leave new uploads in the queue until `capstone intake resume`; what runs goes on."""
+    _order("pause", why, by, state)
+
+
+@app.command("resume")
+def intake_resume(why: Why = "no reason given", by: By = None, state: StateOption = DEFAULT_STATE) -> None:
+    """Take uploads again, whoever paused it; failures count anew from now on."""
+    _order("resume", why, by, state)
+
+
+def _order(wanted: Literal["pause", "resume"], why: str, by: str | None, state: Path) -> None:
+    from capstone_dagster.intake.breaker import describe
+    from capstone_dagster.intake.orders import give_order
+
+    with _instance(state) as instance:
+        order = give_order(instance, wanted, by=by or getpass.getuser(), why=why)
+        with terminal.progress("Waiting for intake's next tick"):
+            breaker = _followed(instance, order)
+    if breaker is None:
+        _tell_unfollowed(order)
+    else:
+        print(describe(breaker))
+
+
+def _followed(instance: dg.DagsterInstance, order: Order) -> BreakerState | None:
+    """The breaker after it followed the order; None if no tick did in time."""
+    from capstone_dagster.observability.breaker_state import read_breaker
+
+    give_up = time.monotonic() + _FOLLOWED_WITHIN_S
+    while time.monotonic() < give_up:
+        breaker = read_breaker(instance)
+        if breaker.order_at >= order.at:
+            return breaker
+        time.sleep(_POLL_S)
+    return None
+
+
+def _tell_unfollowed(order: Order) -> None:
+    terminal.err.print(
+        f"The order of {order.by} to {order.wanted} ({order.why}) is kept, and no tick has followed it yet: "
+        "does the daemon run, and is the sensor upload_sensor on?",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def _instance(state: Path) -> Iterator[dg.DagsterInstance]:
+    join_local_stack(state)
+    if not os.environ.get("DAGSTER_HOME"):
+        raise NotConfigured(
+            "DAGSTER_HOME is not set: intake's state lies in Dagster's storage. Point it to the folder that "
+            "holds dagster.yaml, and set what that file names."
+        )
+    import dagster as dg
+
+    with dg.DagsterInstance.get() as instance:
+        yield instance
