@@ -6,18 +6,16 @@ import contextlib
 import json
 import logging
 import math
-import os
 import re
-import select
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from capstone_dagster.observability.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.observability.catalog.metrics import METRICS, TELEMETRY_DROPPED
 from capstone_dagster.observability.catalog.model import NAMESPACE, Metric
-from capstone_dagster.observability.spool import Spool
+from capstone_dagster.observability.logs import shared_spool
+from capstone_dagster.observability.standard_output import StandardOutput, standard_output
 from capstone_dagster.settings import Settings
 
 log = logging.getLogger("capstone.metrics")
@@ -41,25 +39,22 @@ class MetricRefused(ValueError):
 class Metrics:
     """Publishes values of declared metrics the way CAPSTONE_METRICS says; usable from all threads.
 
-    `emf` writes to the standard output that the process has when this is made: Dagster redirects it during
-    a step, into a file of the step's own. `put` leaves the line in the spool, from where the shipper sends it
-    as PutMetricData.
+    `emf` writes to the process's own standard output, which Dagster redirects during a step. `put` leaves the
+    line in the spool, from where the shipper sends it as PutMetricData.
+
+    Args:
+        output: in place of the process's standard output.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, output: StandardOutput | None = None) -> None:
         self._environment = settings.environment
         self._mode = settings.metrics
-        self._spool: Spool | None = None
-        self._output: int | None = None
+        self._output = (output or standard_output()) if self._mode == "emf" else None
+        self._spool = shared_spool(settings) if self._mode == "put" else None
         self._dropped = 0
         self._told: set[str] = set()
         self._values: dict[tuple[str, str], set[str]] = {}
         self._lock = threading.RLock()
-        if self._mode == "emf":
-            with contextlib.suppress(OSError):  # a process without one
-                self._output = os.dup(1)
-        elif self._mode == "put" and settings.log_spool is not None:
-            self._spool = Spool(Path(settings.log_spool), settings.log_spool_mb * 1024 * 1024)
 
     def add(self, metric: Metric, value: float = 1, **dimensions: str) -> None:
         """Publish one value; a counter's is what it rises by.
@@ -140,40 +135,27 @@ class Metrics:
         )
 
     def _write(self, line: str) -> None:
-        if self._mode == "put":
+        if self._output is None:
             if self._spool is None:
                 self._tell("CAPSTONE_METRICS is put, which needs CAPSTONE_LOG_SPOOL: metrics are dropped.")
             else:
                 # What the spool has no room for it counts itself.
                 self._spool.append(VIDEO_ANALYSIS.name, line)
             return
-        with self._lock:
-            self._dropped += not self._printed(line)
-            if self._dropped and self._printed(
-                self._line({TELEMETRY_DROPPED: float(self._dropped)}, {"channel": "metrics"})
-            ):
-                self._dropped = 0
-
-    def _printed(self, line: str) -> bool:
-        """Write a line to standard output unless that would wait: for a reader that stands still, say."""
-        data = line.encode() + b"\n"
-        if self._output is None:
-            self._tell("This process has no standard output: metrics are dropped.")
-            return False
-        # A pipe that is ready takes so many bytes at once, and keeps them apart from other writers' lines.
-        if len(data) > select.PIPE_BUF:
-            self._tell(f"A line of metrics has {len(data)} bytes, more than {select.PIPE_BUF}: dropped.")
-            return False
-        poll = select.poll()
-        poll.register(self._output, select.POLLOUT)
-        if not any(event & select.POLLOUT for _, event in poll.poll(0)):
+        if not self._output.write(line):
+            self._lose(1)
             self._tell("Standard output takes nothing: metrics are dropped until it does.")
-            return False
-        try:
-            return os.write(self._output, data) == len(data)
-        except OSError as error:
-            self._tell(f"Standard output takes nothing ({error}): metrics are dropped.")
-            return False
+            return
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
+        if dropped and not self._output.write(
+            self._line({TELEMETRY_DROPPED: float(dropped)}, {"channel": "metrics"})
+        ):
+            self._lose(dropped)
+
+    def _lose(self, lines: int) -> None:
+        with self._lock:
+            self._dropped += lines
 
     def _tell(self, problem: str) -> None:
         """Once each, and not too many: whoever gives a wrong value gives it often."""

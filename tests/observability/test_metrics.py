@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from capstone_dagster.observability.catalog.model import Metric
 from capstone_dagster.observability.failures import FailureClass
 from capstone_dagster.observability.metrics import MetricRefused, Metrics
 from capstone_dagster.observability.spool import segments
+from capstone_dagster.observability.standard_output import StandardOutput
 from capstone_dagster.settings import read_settings
 
 VIDEO_ID = "walk-0f3c9a1e"
@@ -43,20 +43,11 @@ class Stdout:
         self.read_end, self.write_end = os.pipe()
         os.set_blocking(self.read_end, False)
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        saved = os.dup(1)
-        os.dup2(self.write_end, 1)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 1)
-            os.close(saved)
-
     def emf(self) -> Metrics:
-        """Metrics of a process that has this standard output when it begins."""
-        with self.in_place():
-            return Metrics(read_settings(metrics="emf", environment="prod"))
+        """Metrics of a process that has this standard output."""
+        return Metrics(
+            read_settings(metrics="emf", environment="prod"), output=StandardOutput(self.write_end)
+        )
 
     def lines(self) -> list[dict[str, Any]]:
         """What was written since the last call."""
@@ -182,15 +173,15 @@ def test_metrics_never_raise_in_production(
 
 
 def test_metrics_that_are_off_write_nothing(stdout: Stdout, tmp_path: Path) -> None:
-    with stdout.in_place():
-        Metrics(read_settings(log_spool=str(tmp_path))).add(RUNS_STARTED)
+    output = StandardOutput(stdout.write_end)
+    Metrics(read_settings(log_spool=str(tmp_path)), output=output).add(RUNS_STARTED)
     assert stdout.lines() == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_that_are_put_wait_in_the_spool(stdout: Stdout, tmp_path: Path) -> None:
-    with stdout.in_place():
-        Metrics(read_settings(metrics="put", log_spool=str(tmp_path))).add(RUNS_STARTED, 3)
+    output = StandardOutput(stdout.write_end)
+    Metrics(read_settings(metrics="put", log_spool=str(tmp_path)), output=output).add(RUNS_STARTED, 3)
     (segment,) = segments(tmp_path)
     (record,), _ = segment.read(0, 1 << 20, True)
     assert json.loads(record.text)["RunsStarted"] == 3
@@ -203,19 +194,6 @@ def test_metrics_without_their_spool_are_told_of_once(caplog: pytest.LogCaptureF
     metrics.add(RUNS_STARTED)
     (record,) = [record for record in caplog.records if record.name == "capstone.metrics"]
     assert "CAPSTONE_LOG_SPOOL" in record.getMessage()
-
-
-def test_metrics_go_past_what_redirects_standard_output_later(stdout: Stdout, tmp_path: Path) -> None:
-    """Dagster redirects a step's standard output into a file, from which it is copied a little later."""
-    metrics = stdout.emf()
-    saved = os.dup(1)
-    with (tmp_path / "step.out").open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        metrics.add(RUNS_STARTED)
-        os.dup2(saved, 1)
-        os.close(saved)
-    assert [line["RunsStarted"] for line in stdout.lines()] == [1]
-    assert (tmp_path / "step.out").read_bytes() == b""
 
 
 def test_metrics_do_not_wait_for_a_reader_that_stands_still(
