@@ -19,6 +19,8 @@ FAILURE_TAG = "batch_gpu/failure"
 NONE = "none"
 TERMINATED = "TERMINATED"
 """The status tag of a job that the launcher has ended."""
+RUN_ID_VARIABLE = "BATCH_GPU_RUN_ID"
+"""Tells whose run a job is, also to what goes on there before Dagster does, or without it."""
 OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG)
 
 DEFAULT_ATTEMPTS = 3
@@ -76,7 +78,7 @@ def submit_request(
     overrides["resourceRequirements"] = [
         {"type": kind, "value": str(amount)} for kind, amount in requirements.items() if amount is not None
     ]
-    environment = {"DAGSTER_RUN_JOB_NAME": dagster_job, **(job.environment or {})}
+    environment = {RUN_ID_VARIABLE: run_id, "DAGSTER_RUN_JOB_NAME": dagster_job, **(job.environment or {})}
     overrides["environment"] = [{"name": key, "value": value} for key, value in environment.items()]
     length = len(json.dumps(overrides))
     if length > LONGEST_OVERRIDES:

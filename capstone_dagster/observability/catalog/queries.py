@@ -15,14 +15,18 @@ _STORY = (INTAKE.name, VIDEO_ANALYSIS.name, BATCH_JOB.name)
 _EVERYTHING = (*_STORY, WEBSERVER.name, DAEMON.name)
 _RUNS = (VIDEO_ANALYSIS.name,)
 
+# What a process prints and what it gives to the shipper are in two groups the same: where several groups are
+# asked, each line counts once, by its text.
 ONE_VIDEO = SavedQuery(
     "one-video",
     f"One video's whole story, from its upload on. Put its id or external id for {VIDEO_PLACEHOLDER}.",
     _STORY,
     f"""\
-fields @timestamp, level, component, action, step, message, elapsed_s, failure_class, run_id
-| filter video_id = "{VIDEO_PLACEHOLDER}" or external_id = "{VIDEO_PLACEHOLDER}"
-| sort @timestamp asc
+filter video_id = "{VIDEO_PLACEHOLDER}" or external_id = "{VIDEO_PLACEHOLDER}"
+| stats count_distinct(@log) as groups
+    by timestamp, level, component, action, step, message, elapsed_s, failure_class, run_id
+| sort timestamp asc
+| display timestamp, level, component, action, step, message, elapsed_s, failure_class, run_id
 | limit 10000""",
 )
 RECENT_ERRORS = SavedQuery(
@@ -30,9 +34,11 @@ RECENT_ERRORS = SavedQuery(
     "What went wrong last, wherever it did.",
     _EVERYTHING,
     """\
-fields @timestamp, level, component, action, failure_class, video_id, run_id, message
-| filter level in ["ERROR", "CRITICAL"]
-| sort @timestamp desc
+filter level in ["ERROR", "CRITICAL"]
+| stats count_distinct(@log) as groups
+    by timestamp, level, component, action, failure_class, message, video_id, run_id
+| sort timestamp desc
+| display timestamp, level, component, action, failure_class, message, video_id, run_id
 | limit 50""",
 )
 ERRORS_BY_COMPONENT = SavedQuery(
@@ -41,7 +47,7 @@ ERRORS_BY_COMPONENT = SavedQuery(
     _EVERYTHING,
     """\
 filter level in ["ERROR", "CRITICAL"]
-| stats count(*) as errors by component, bin(15m) as since
+| stats count_distinct(@message) as errors by component, bin(15m) as since
 | sort since desc""",
 )
 ERROR_RATE = SavedQuery(
@@ -96,21 +102,22 @@ filter action = "database.statement"
 )
 DATABASE_FAILURES = SavedQuery(
     "database-failures",
-    "When the event store did not answer, and who was told so.",
+    "When the event store did not answer, and whose work that was.",
     _EVERYTHING,
     """\
-fields @timestamp, component, video_id, run_id, message
-| filter failure_class = "database-unavailable"
-| sort @timestamp desc
+filter failure_class = "database-unavailable"
+| stats count_distinct(@log) as groups by timestamp, level, component, action, message, video_id, run_id
+| sort timestamp desc
+| display timestamp, level, component, action, message, video_id, run_id
 | limit 100""",
 )
 S3_ACCESS_DENIED = SavedQuery(
     "s3-access-denied",
-    "Objects that S3 refused to give or take.",
+    "Objects that S3 refused to give or take, and to whom.",
     _EVERYTHING,
     """\
 filter failure_class in ["source-forbidden", "permission-denied"]
-| stats count(*) as times, latest(message) as said by component, bucket, key
+| stats count_distinct(@message) as times, latest(message) as said by component, bucket, key
 | sort times desc
 | limit 100""",
 )
@@ -130,7 +137,7 @@ REQUESTS_BY_COMPONENT = SavedQuery(
     _EVERYTHING,
     """\
 filter ispresent(upload_id)
-| stats count_distinct(upload_id) as uploads, count(*) as lines by component, bin(1h) as since
+| stats count_distinct(upload_id) as uploads, count_distinct(@message) as lines by component, bin(1h) as since
 | sort since desc""",
 )
 
