@@ -16,6 +16,7 @@ from capstone_dagster.observability.alerts.sensor import alerts_sensor
 from capstone_dagster.observability.forwarding import run_events_forwarder
 from capstone_dagster.observability.logs import configure_logging
 from capstone_dagster.observability.traces.sensor import run_traces_sensor
+from capstone_dagster.observability.vital_signs import vital_signs_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 
@@ -39,6 +40,7 @@ defs = dg.Definitions(
         run_events_forwarder,
         alerts_sensor,
         run_traces_sensor,
+        vital_signs_sensor,
     ],
     resources={
         "services": dg.ResourceDefinition.hardcoded_resource(services),
