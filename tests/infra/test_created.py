@@ -1,7 +1,8 @@
 """What the emulators really made of the templates, by describe calls: their word that a stack is complete is
 worth nothing, since both leave out in silence what they do not know.
 
-No emulator shows the scaling of the web servers; test_templates.py reads it in the template.
+No emulator shows the scaling of the web servers; test_templates.py reads it in the template. Composite
+alarms, anomaly detector and saved queries are compared with the list (tests/observability/test_render_*.py).
 """
 
 import json
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from capstone_dagster.local.aws import client
+from capstone_dagster.local.aws import REGION, client
 from tests.infra.conftest import APPLICATION, Deployed
 from tests.infra.stacks import NOT_ON, deploy, resources, template, without
 from tests.support.waiting import wait_for
@@ -42,6 +43,9 @@ def test_every_kind_of_resource_is_looked_at_somewhere() -> None:
     assert nowhere & declared == {
         "AWS::ApplicationAutoScaling::ScalableTarget",
         "AWS::ApplicationAutoScaling::ScalingPolicy",
+        "AWS::CloudWatch::AnomalyDetector",
+        "AWS::CloudWatch::CompositeAlarm",
+        "AWS::Logs::QueryDefinition",
     }
 
 
@@ -66,6 +70,18 @@ def test_log_groups_forget(deployed: Deployed) -> None:
         "/ecs/capstone-webserver": 7,
         "/ecs/capstone-daemon": 7,
     }
+
+
+def test_the_dashboard_draws_what_was_deployed(deployed: Deployed) -> None:
+    cloudwatch = deployed.client("cloudwatch")
+    body = cloudwatch.get_dashboard(DashboardName="capstone-operations")["DashboardBody"]
+    widgets = json.loads(body)["widgets"]
+
+    assert ("AWS/ApplicationELB" in body) == (deployed.name == "ministack")  # where a host name was given
+    assert len(widgets) > 20
+    for wanted in ('"ClusterName","capstone"', '"QueueName","capstone-uploads"', '"Environment","prod"'):
+        assert wanted in body
+    assert {each["properties"]["region"] for each in widgets if each["type"] != "text"} == {REGION}
 
 
 def test_an_image_never_changes_under_its_tag(deployed: Deployed) -> None:
@@ -97,6 +113,18 @@ def test_services_run_one_image_and_find_their_logs(deployed: Deployed) -> None:
 
 
 # --- what ministack shows ---
+
+
+def test_alarms_watch_what_was_deployed_and_tell_the_topic(on_ministack: Deployed) -> None:
+    alarms = on_ministack.client("cloudwatch").describe_alarms()["MetricAlarms"]
+    found = {each["AlarmName"]: each for each in alarms}
+    connections = found["DatabaseConnectionsHigh"]
+
+    assert connections["Dimensions"] == [{"Name": "DBInstanceIdentifier", "Value": "capstone"}]
+    assert connections["AlarmActions"] == [on_ministack.output("data", "AlertTopicArn")]
+    assert "Runbook: docs/runbook.md#database-connections" in connections["AlarmDescription"]
+    assert found["S3AccessDenied"]["Dimensions"] == [{"Name": "Environment", "Value": "prod"}]
+    assert found["S3AccessDenied"]["AlarmActions"] == [], "its incident's composite tells of it"
 
 
 def test_nobody_reaches_a_web_server_without_logging_in(on_ministack: Deployed) -> None:

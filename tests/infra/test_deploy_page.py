@@ -16,17 +16,23 @@ from botocore import xform_name
 
 from capstone_dagster.cli import app
 from tests.infra.stacks import INFRA, ORDER, template
+from tests.infra.test_templates import LONGEST_TEMPLATE
 
 ROOT = INFRA.parent
 PAGE = ROOT / "docs" / "deploy.md"
 # What the AWS CLI adds to AWS's API, with the options of its reference that are used here.
 COMMANDS_OF_THE_CLI = {
-    "cloudformation deploy": {"stack-name", "template-file", "capabilities", "parameter-overrides"},
+    "cloudformation deploy": {
+        *("stack-name", "template-file", "capabilities", "parameter-overrides"),
+        *("s3-bucket", "s3-prefix"),
+    },
     "ecr get-login-password": set[str](),
     "logs tail": {"since"},
     "s3 cp": set[str](),
     "s3 rb": {"force"},
 }
+# What it calls otherwise than AWS's API does.
+RENAMED_BY_THE_CLI = {"sns subscribe": {"notification-endpoint": "endpoint"}}
 # Options of every command.
 OPTIONS_OF_THE_CLI = {"query", "output", "region", "max-items"}
 
@@ -112,7 +118,8 @@ def test_aws_knows_the_command(words: list[str]) -> None:
     else:
         known = operation(service, name)
 
-    assert given <= known
+    renamed = RENAMED_BY_THE_CLI.get(f"{service} {name}", {})
+    assert {renamed.get(each, each) for each in given} <= known
     for query in options(words).get("query", []):
         jmespath.compile(query)  # raises if it is none
 
@@ -129,6 +136,8 @@ def test_every_template_is_deployed_in_its_turn() -> None:
         assert parameters <= set(template(name).get("Parameters", {}))
         has_roles = any("AWS::IAM::" in body["Type"] for body in template(name)["Resources"].values())
         assert each.get("capabilities", []) == (["CAPABILITY_IAM"] if has_roles else [])
+        too_long = (INFRA / f"{name}.yaml").stat().st_size > LONGEST_TEMPLATE
+        assert each.get("s3-bucket", []) == (["capstone-derived-$ACCOUNT-$AWS_REGION"] if too_long else [])
 
 
 def test_the_models_parameters_exist() -> None:

@@ -48,7 +48,7 @@ def deployed(body: Mapping[str, Any], load_balancer: bool) -> dict[tuple[str, st
     values |= {known.export: names[key] for key, known in DEPLOYMENT.items() if known.export}
     for key, parameter in body.get("Parameters", {}).items():
         values[key] = parameter["Default"]
-    values["LoadBalancer"] = str(load_balancer).lower()
+    values["LoadBalancer"] = names["load_balancer"] if load_balancer else ""
 
     def value_of(part: Any, known: Mapping[str, Any]) -> Any:
         if isinstance(part, list):
@@ -63,6 +63,8 @@ def deployed(body: Mapping[str, Any], load_balancer: bool) -> dict[tuple[str, st
                 return known[name]
             case [("Fn::Equals", [one, other])]:
                 return value_of(one, known) == value_of(other, known)
+            case [("Fn::Not", [one])]:
+                return not value_of(one, known)
             case [("Fn::If", [condition, one, other])]:
                 return value_of(one if conditions[condition] else other, known)
             case [("Fn::Sub", [text, also])]:

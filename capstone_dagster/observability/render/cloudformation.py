@@ -89,11 +89,17 @@ def observability_template(
         resources[f"{_camel_case(dashboard.name)}Dashboard"] = _dashboard(dashboard)
     body = {
         "Parameters": {
+            "RunbookUrl": {
+                "Type": "String",
+                "Default": DEPLOYMENT["runbook_url"].local,
+                "AllowedPattern": r"^\S+$",
+                "Description": "Where docs/runbook.md of this version is read; as in application.yaml.",
+            },
             "LoadBalancer": {
                 "Type": "String",
-                "AllowedValues": ["true", "false"],
-                "Default": "false",
-                "Description": "Whether there is one, which application.yaml makes for a HostName.",
+                "Default": "",
+                "AllowedPattern": "^(app/.+)?$",
+                "Description": "Output LoadBalancerFullName of application.yaml. Empty where there is none.",
             },
             "DatabaseStorageGiB": {
                 "Type": "Number",
@@ -101,7 +107,9 @@ def observability_template(
                 "Description": "Size of the database's disk; it grows by itself.",
             },
         },
-        "Conditions": {_HAS_ADDRESS: _Function("Equals", [_Function("Ref", "LoadBalancer"), "true"])},
+        "Conditions": {
+            _HAS_ADDRESS: _Function("Not", [_Function("Equals", [_Function("Ref", "LoadBalancer"), ""])])
+        },
         "Resources": resources,
     }
     return (
