@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -67,7 +68,7 @@ def test_alerts_of_what_follows_come_at_growing_intervals() -> None:
         if tell(record, START + second):
             told_at.append(second)
 
-    waits = [later - earlier for earlier, later in zip(told_at, told_at[1:], strict=False)]
+    waits = [later - earlier for earlier, later in pairwise(told_at)]
     assert told_at[0] == 0
     assert waits == list(UPDATE_AFTER_S[: len(waits)])
     assert len(waits) == 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Received:
     """A notice as a subscriber gets it.
 
     Attributes:
-        at: when SNS took it.
+        at: when it arrived.
         attributes: its message attributes, by which a subscription can filter.
     """
 
@@ -39,13 +39,18 @@ def look_into(sqs: SQSClient, url: str, *, limit: int = 1000) -> list[Received]:
     receipts = []
     while len(found) < limit:
         answer = sqs.receive_message(
-            QueueUrl=url, MaxNumberOfMessages=_BATCH, VisibilityTimeout=_LOOK_S, WaitTimeSeconds=0
+            QueueUrl=url,
+            MaxNumberOfMessages=_BATCH,
+            VisibilityTimeout=_LOOK_S,
+            WaitTimeSeconds=0,
+            MessageSystemAttributeNames=["SentTimestamp"],
         )
         messages = answer.get("Messages", [])
         if not messages:
             break
         for message in messages:
-            notice = _received(json.loads(message["Body"]))
+            sent_ms = int(message["Attributes"]["SentTimestamp"])
+            notice = _received(json.loads(message["Body"]), sent_ms)
             found[notice.message_id] = notice
             receipts.append(message["ReceiptHandle"])
     for receipt in receipts:
@@ -54,12 +59,12 @@ def look_into(sqs: SQSClient, url: str, *, limit: int = 1000) -> list[Received]:
     return sorted(found.values(), key=lambda notice: (notice.at, notice.message_id))
 
 
-def _received(envelope: dict[str, Any]) -> Received:
+def _received(envelope: dict[str, Any], sent_ms: int) -> Received:
     """What SNS wraps a notice in for SQS."""
     attributes = {name: str(each["Value"]) for name, each in envelope.get("MessageAttributes", {}).items()}
     return Received(
         envelope["MessageId"],
-        datetime.fromisoformat(envelope["Timestamp"]),
+        datetime.fromtimestamp(sent_ms / 1000, UTC),
         envelope.get("Subject") or "",
         envelope["Message"],
         attributes,

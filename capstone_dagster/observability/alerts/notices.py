@@ -33,6 +33,8 @@ SYSTEMIC = frozenset(
         FailureClass.CONFIGURATION,
     }
 )
+# Of these even a run that only publishes shows that they are over.
+_SHOWN_BY_ANY_RUN = frozenset({FailureClass.DATABASE_UNAVAILABLE, FailureClass.STORAGE_UNAVAILABLE})
 # Of these the class is no cause yet: two permissions are two incidents.
 _SEVERAL_CAUSES = frozenset(
     {FailureClass.PERMISSION_DENIED, FailureClass.CONFIGURATION, FailureClass.INTERNAL}
@@ -81,10 +83,15 @@ class RunFailure:
 
 @dataclass(frozen=True, slots=True)
 class RunSuccess:
-    """A run that ended well."""
+    """A run that ended well.
+
+    Attributes:
+        whole: the pass over the pixels was part of it.
+    """
 
     started: float
     video_id: str | None
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +300,8 @@ def _add_success(record: Record, success: RunSuccess, now: float) -> None:
         if incident.closed is not None or incident.had_troubles or incident.runs == 0:
             continue
         if incident.systemic:
-            over = success.started > incident.last
+            shown = success.whole or incident.failure in _SHOWN_BY_ANY_RUN
+            over = shown and success.started > incident.last
         else:
             if success.video_id in incident.videos:
                 incident.videos.remove(success.video_id)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from dagster._core.events import RunFailureReason
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, InstigatorType, TickStatus
-from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 from dagster_shared.error import SerializableErrorInfo
 
 from capstone_dagster.observability.alerts.notices import Retry, RunFailure, RunSuccess, Trouble
 from capstone_dagster.observability.breaker_state import DUPLICATE_JOB, OPERATOR, read_breaker
-from capstone_dagster.observability.failed_runs import NO_FAILURE, failure_of, starts_again
+from capstone_dagster.observability.failed_runs import NO_FAILURE, failure_of, is_explained, starts_again
 from capstone_dagster.observability.failures import POLICIES, FailureClass
-
-if TYPE_CHECKING:
-    from mypy_boto3_sqs import SQSClient
+from capstone_dagster.observability.vital_signs import age_over_limit
+from capstone_dagster.observability.waiting_messages import Queues
+from capstone_dagster.settings import Settings
 
 # Events get their numbers before they are committed: one that is read may be followed by one with a smaller
 # number. Transactions take milliseconds; what is this old has no straggler before it.
@@ -32,9 +28,6 @@ _EVENTS_AT_ONCE = 500
 # Successes are only looked at to see that an incident is over; seeing one twice does no harm.
 _SUCCESS_OVERLAP_S = 60.0
 _SUCCESSES_AT_ONCE = 500
-# A worker that was told to stop does not know why: the launcher's sensor looks it up within its interval of
-# 10 s and writes it into the run's tags.
-_EXPLAINED_WITHIN_S = 25.0
 # One failed tick may be a deployment or a moment's loss of connection; the next comes within seconds.
 _FAILED_TICKS = 2
 # A sensor that does not tick any more (switched off, renamed) is not failing.
@@ -43,8 +36,9 @@ _TICKS_OF_LAST_S = 300.0
 WAITS_LONG_S = 900.0
 
 _VIDEO_TAG, _EXTERNAL_TAG = "capstone/video_id", "capstone/external_id"
-_JOB_TAG, _JOB_FAILURE_TAG, _JOB_STATUS_TAG = "batch_gpu/job_id", "batch_gpu/failure", "batch_gpu/status"
-_STREAM_TAG = "batch_gpu/log_stream"
+_JOB_TAG, _JOB_STATUS_TAG, _STREAM_TAG = "batch_gpu/job_id", "batch_gpu/status", "batch_gpu/log_stream"
+# The step that passes over the pixels: a run without it says nothing of model and GPU.
+_PASS = "video_analysis.analyze_video"
 _PARTITION_TAG, _ROOT_TAG = "dagster/partition", "dagster/root_run_id"
 
 # A tick's error is on record as text; these names of ours say the class.
@@ -108,7 +102,7 @@ def new_failures(
         )
         for run_id, record in unread.items():
             at, run = record.event_log_entry.timestamp, runs.get(run_id)
-            if run is not None and _is_being_explained(run, now - at):
+            if run is not None and not is_explained(run, now - at):
                 continue
             if time.monotonic() > over:
                 return
@@ -129,10 +123,11 @@ def successes(instance: dg.DagsterInstance, since: float) -> list[RunSuccess]:
     )
     found = []
     for record in instance.get_run_records(wanted, limit=_SUCCESSES_AT_ONCE):
-        tags = record.dagster_run.tags
-        video = tags.get(_VIDEO_TAG) or tags.get(_PARTITION_TAG)
+        run = record.dagster_run
+        video = run.tags.get(_VIDEO_TAG) or run.tags.get(_PARTITION_TAG)
         if video is not None and record.start_time is not None:
-            found.append(RunSuccess(record.start_time, video))
+            whole = not run.step_keys_to_execute or _PASS in run.step_keys_to_execute
+            found.append(RunSuccess(record.start_time, video, whole))
     return found
 
 
@@ -179,24 +174,26 @@ def waiting_runs(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
     return [Trouble("waiting runs", cause, "waiting-for-capacity", count=len(waiting))]
 
 
-def dead_letters(sqs: SQSClient, queue_url: str) -> list[Trouble]:
-    """Messages in the dead-letter queue of the upload queue."""
-    policy = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["RedrivePolicy"])
-    redrive: dict[str, Any] = json.loads(policy.get("Attributes", {}).get("RedrivePolicy", "{}"))
-    if "deadLetterTargetArn" not in redrive:
+def overdue_runs(instance: dg.DagsterInstance, settings: Settings, *, now: float) -> list[Trouble]:
+    """Runs that take longer than their videos explain."""
+    running = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]), limit=500)
+    overdue = [record for record in running if age_over_limit(record, settings, now) > 1]
+    if not overdue:
         return []
-    name = str(redrive["deadLetterTargetArn"]).rpartition(":")[2]
-    url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
-    # Those that somebody is looking at (`capstone dlq list`) are hidden for a moment, and not gone.
-    told = sqs.get_queue_attributes(
-        QueueUrl=url,
-        AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
-    )
-    count = sum(int(number) for number in told["Attributes"].values())
+    longest = min(overdue, key=lambda record: record.start_time or now)
+    video = longest.dagster_run.tags.get(_VIDEO_TAG) or longest.dagster_run.tags.get(_PARTITION_TAG)
+    age_min = (now - (longest.start_time or now)) / 60
+    cause = f"The run {longest.dagster_run.run_id} of {video} has been running for {age_min:.0f} min."
+    return [Trouble("overdue runs", cause, "long-running", count=len(overdue))]
+
+
+def dead_letters(queues: Queues) -> list[Trouble]:
+    """Messages in the dead-letter queue of the upload queue."""
+    count = queues.dead_letters()
     if count == 0:
         return []
-    many = f"{count} messages were given up and lie" if count > 1 else "1 message was given up and lies"
-    cause = f"{many} in {name}; `capstone dlq list` has the reasons."
+    many = f"{count} messages were given up" if count > 1 else "1 message was given up"
+    cause = f"{many} and put with the dead letters; `capstone dlq list` has the reasons."
     return [Trouble("dead letters", cause, "dead-letters", count=count)]
 
 
@@ -206,16 +203,6 @@ def _forget_recent(position: Position, now: float) -> None:
         position.after = max(position.after, *old.values())
     for run in old:
         del position.recent[run]
-
-
-def _is_being_explained(run: dg.DagsterRun, age_s: float) -> bool:
-    return (
-        run.tags.get(RUN_FAILURE_REASON_TAG) == RunFailureReason.UNEXPECTED_TERMINATION.value
-        and run.tags.get(_JOB_TAG, NO_FAILURE) != NO_FAILURE
-        and run.tags.get(_JOB_FAILURE_TAG, NO_FAILURE) == NO_FAILURE
-        # A worker's clock may be ahead: then nothing is known of the age, and nothing is waited for.
-        and 0 <= age_s < _EXPLAINED_WITHIN_S
-    )
 
 
 def _failure(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-from capstone_dagster.observability.alerts.clients import brief_client
 from capstone_dagster.observability.alerts.wording import Message
 
 if TYPE_CHECKING:
     from mypy_boto3_sns import SNSClient
     from mypy_boto3_sns.type_defs import MessageAttributeValueTypeDef
 
-log = logging.getLogger("capstone.alerts")
+# A tick is cut off after 60 s, and what it decided would be decided again: one try of a few seconds, and the
+# next tick tries again.
+_CONNECT_S, _READ_S = 3, 5
 
 
 class NotSent(Exception):
@@ -45,7 +45,7 @@ class Topic:
             more = {"MessageGroupId": incident, "MessageDeduplicationId": _distinct(message)}
         try:
             if self._client is None:
-                self._client = brief_client("sns", self.arn.split(":")[3])
+                self._client = _client(self.arn.split(":")[3])
             self._client.publish(
                 TopicArn=self.arn,
                 Subject=message.subject,
@@ -55,6 +55,18 @@ class Topic:
             )
         except Exception as error:  # a client can fail in every way, when made and when used
             raise _not_sent(error, self.arn) from error
+
+
+def _client(region: str) -> SNSClient:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=_CONNECT_S,
+        read_timeout=_READ_S,
+        retries={"mode": "standard", "total_max_attempts": 1},
+    )
+    return boto3.client("sns", region_name=region, config=config)
 
 
 def _distinct(message: Message) -> str:

@@ -7,12 +7,11 @@ same again. What SNS does not take stays in the cursor.
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from typing import Protocol
 
 import dagster as dg
 
 from capstone_dagster.observability.alerts import reading
-from capstone_dagster.observability.alerts.clients import brief_client
 from capstone_dagster.observability.alerts.memory import Memory
 from capstone_dagster.observability.alerts.notices import Trouble, due, observe, sent
 from capstone_dagster.observability.alerts.sending import NotSent, Topic
@@ -20,6 +19,7 @@ from capstone_dagster.observability.alerts.wording import Place, compose
 from capstone_dagster.observability.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
 from capstone_dagster.observability.metrics import Metrics
 from capstone_dagster.observability.redaction import Redaction, known_secrets
+from capstone_dagster.observability.waiting_messages import Queues
 from capstone_dagster.settings import Settings
 
 SENSOR_NAME = "alerts"
@@ -29,7 +29,7 @@ log = logging.getLogger("capstone.alerts")
 # Of the 60 s that a tick may take: classifying a failed run takes some 5 ms, a notice to SNS some 20 ms.
 _READ_BUDGET_S = 10.0
 _SEND_BUDGET_S = 20.0
-# The number of dead letters takes three requests; it may be that old.
+# The number of dead letters takes three requests and a client; it may be that old.
 _LETTERS_INTERVAL_S = 20.0
 # SNS is tried again with the next tick, then less often.
 _AGAIN_S = 5.0
@@ -49,13 +49,11 @@ class Needs(Protocol):
     name=SENSOR_NAME,
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    required_resource_keys={"services"},
     description="Tells people what failed, why, and when it is over: runs by class, sensors whose ticks "
     "fail, messages that were given up, intake that has paused itself, runs without a machine.",
 )
-def alerts_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+def alerts_sensor(context: dg.SensorEvaluationContext, services: dg.ResourceParam[Needs]) -> dg.SensorResult:
     """See the module; without a topic it does nothing and says so."""
-    services = cast(Needs, context.resources.services)
     if services.settings.alert_topic_arn is None:
         told = "CAPSTONE_ALERT_TOPIC_ARN is not set: nobody is told of failures."
         return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=context.cursor)
@@ -80,13 +78,13 @@ def _look(instance: dg.DagsterInstance, services: Needs, memory: Memory) -> int:
         "sensor": lambda: reading.failing_sensors(instance, now=now, clean=clean),
         "intake": lambda: reading.intake_pause(instance),
         "waiting": lambda: reading.waiting_runs(instance, now=now),
+        "overdue": lambda: reading.overdue_runs(instance, services.settings, now=now),
     }
     unseen = set()
     if now - memory.letters_read >= _LETTERS_INTERVAL_S and services.settings.queue_url is not None:
         memory.letters_read = now
-        sources["dead"] = lambda: reading.dead_letters(
-            brief_client("sqs"), services.settings.required("queue_url")
-        )
+        queues = Queues(services.settings.queue_url)
+        sources["dead"] = lambda: reading.dead_letters(queues)
     else:
         unseen.add("dead")
     troubles = []

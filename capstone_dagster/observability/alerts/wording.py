@@ -139,7 +139,7 @@ def _extent(incident: Incident) -> list[str]:
         named = incident.videos[:_NAMED_VIDEOS]
         more = "" if len(named) == len(incident.videos) and not incident.more_videos else " and others"
         videos = f", of {', '.join(named)}{more}" if incident.runs > 1 and named else ""
-        lines.append(f"{times} for it{videos}.")
+        lines.append(f"{times} because of it{videos}.")
     if incident.troubles:
         counted = [f"{name} ({count})" if count > 1 else name for name, count in incident.troubles.items()]
         lines.append(f"Concerned: {', '.join(counted)}.")

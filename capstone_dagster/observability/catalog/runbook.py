@@ -213,6 +213,7 @@ FAILURE_PAGES: tuple[RunbookPage, ...] = (
             "Grant what the message names in infra/application.yaml, and deploy; a change by hand is undone "
             "by the next deployment.",
             _REEXECUTE,
+            "Messages that were given up meanwhile: `capstone dlq list`, then `capstone dlq redrive --all`.",
             "Intake resumes by itself with a trial run; `capstone intake resume` does it at once.",
         ),
         "`capstone doctor` passes. " + _RECOVERY,
@@ -380,22 +381,6 @@ SYSTEM_PAGES: tuple[RunbookPage, ...] = (
             "Otherwise it is a defect: keep intake paused and report both runs' logs.",
         ),
         "`capstone intake status` says that intake runs; no further notice comes.",
-    ),
-    RunbookPage(
-        "s3-access-denied",
-        "S3 refuses more than 5 requests a minute",
-        "The intake, the workers or somebody with a wrong role is refused by S3. Messages whose object may "
-        "not be read stay in the queue.",
-        (
-            "`capstone doctor`: which bucket refuses.",
-            "The saved query `S3 access denied`: which key, which action, since when.",
-            "`aws s3api get-bucket-policy --bucket BUCKET`.",
-        ),
-        (
-            "Undo the change of the policy or the key; go on as under [source-forbidden](#source-forbidden).",
-            "Messages that were given up: `capstone dlq redrive --all`.",
-        ),
-        "No 403 for two minutes; the messages come back from the queue by themselves.",
     ),
     RunbookPage(
         "sensor-failing",
@@ -571,7 +556,7 @@ SYSTEM_PAGES: tuple[RunbookPage, ...] = (
         "The database uses its processor up",
         "PostgreSQL's machine has been busy for long; statements become slow, then time out.",
         (
-            "The saved query of the slowest statements; `pg_stat_statements` in the database.",
+            "The saved query `slowest-statements`; `pg_stat_statements` in the database.",
             "`aws rds describe-db-instances --db-instance-identifier capstone`: a db.t3 that has used up its "
             "credits shows CPUCreditBalance 0.",
         ),
