@@ -19,22 +19,8 @@ from capstone_dagster.observability.breaker_state import (
     Phase,
     Probe,
 )
-from capstone_dagster.observability.failures import POLICIES, FailureClass
+from capstone_dagster.observability.failures import POLICIES, SYSTEMIC, FailureClass
 
-# What fails every run alike, whatever its video. All others may be one video's doing (undecodable, source-*,
-# gpu-out-of-memory, timeout, worker-lost, internal): a camera that sends a hundred broken files must not keep
-# the others waiting. `capacity` costs nothing while it lasts, and a run that waits takes the first machine.
-SYSTEMIC = frozenset(
-    {
-        FailureClass.DATABASE_UNAVAILABLE,
-        FailureClass.STORAGE_UNAVAILABLE,
-        FailureClass.MODEL_UNAVAILABLE,
-        FailureClass.PERMISSION_DENIED,
-        FailureClass.CONFIGURATION,
-        FailureClass.CONTAINER_START,
-        FailureClass.GPU_ERROR,
-    }
-)
 # Every run, even one that only publishes, has shown that these are well again.
 _SHOWN_BY_ANY_RUN = frozenset({FailureClass.DATABASE_UNAVAILABLE, FailureClass.STORAGE_UNAVAILABLE})
 

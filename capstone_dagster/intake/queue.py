@@ -53,6 +53,7 @@ class ReceivedMessage:
         receipt: what acknowledging this delivery takes; good until the visibility time-out ends.
         sent_ms: when it entered the queue, milliseconds since 1970.
         receive_count: deliveries so far, this one included.
+        request_id: of the request that it was received by, as AWS knows it.
     """
 
     message_id: str
@@ -60,6 +61,7 @@ class ReceivedMessage:
     receipt: str
     sent_ms: int
     receive_count: int
+    request_id: str = ""
 
 
 class UploadQueue:
@@ -90,6 +92,7 @@ class UploadQueue:
                 receipt=message["ReceiptHandle"],
                 sent_ms=int(message.get("Attributes", {}).get("SentTimestamp", 0)),
                 receive_count=int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1)),
+                request_id=str(answer.get("ResponseMetadata", {}).get("RequestId", "")),
             )
             for message in answer.get("Messages", [])
         ]

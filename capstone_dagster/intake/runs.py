@@ -7,6 +7,7 @@ import dagster as dg
 
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
+from capstone_dagster.observability.breaker_state import PROBE_TAGS
 from capstone_dagster.observability.traces.context import upload_context
 from capstone_dagster.storage.records import VideoUpload
 
@@ -14,9 +15,6 @@ JOB_NAME = "analyze_upload"
 PARTITIONS_NAME = "videos"
 # Dagster's own tag on every run that a sensor asked for with a run key.
 RUN_KEY_TAG = "dagster/run_key"
-PROBE_TAG = "capstone/probe"
-# Above what any back end asks for.
-_PROBE_PRIORITY = 1001
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,6 @@ def run_request(new: NewUpload, *, probe: bool = False) -> dg.RunRequest:
         probe: it is to show whether a systemic failure is over, and goes before all that wait.
     """
     upload, request = new.upload, new.request
-    priority = max(request.priority, _PROBE_PRIORITY) if probe else request.priority
     config: dict[str, Any] = {
         "upload": {
             name: value.isoformat() if name in ("uploaded_at", "recorded_at") and value else value
@@ -53,8 +50,8 @@ def run_request(new: NewUpload, *, probe: bool = False) -> dg.RunRequest:
         "capstone/s3_uri": upload.url,
         "capstone/external_id": upload.external_id,
         "capstone/traceparent": str(upload_context(upload.upload_id, upload.traceparent)),
-        "dagster/priority": str(priority) if priority else None,
-        PROBE_TAG: "true" if probe else None,
+        "dagster/priority": str(request.priority) if request.priority else None,
+        **(PROBE_TAGS if probe else {}),
     }
     return dg.RunRequest(
         run_key=new.key,

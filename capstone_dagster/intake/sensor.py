@@ -5,8 +5,11 @@ Dagster's storage by then. A crash at any point leaves the message in the queue,
 again finds its run on record.
 """
 
+import logging
+
 import dagster as dg
 
+from capstone_dagster.intake.lines import warn
 from capstone_dagster.intake.runs import JOB_NAME
 from capstone_dagster.intake.tick import Tick, read_cursor
 from capstone_dagster.services import Services
@@ -34,6 +37,12 @@ def upload_sensor(
                     break
     except Exception as error:
         # Whatever went wrong, no message is lost: those not acknowledged come back by themselves.
-        context.log.error(f"{error} So far: {tick.counts}.")
+        warn(
+            context,
+            f"{error} So far: {tick.counts}.",
+            action="tick.failed",
+            level=logging.ERROR,
+            error=error,
+        )
         raise
     return tick.result()

@@ -1,6 +1,7 @@
 """One look at the upload queue: what it received, what it asks of Dagster, and what it keeps for the next."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -12,6 +13,7 @@ import dagster as dg
 
 from capstone_dagster.intake.gate import Gate
 from capstone_dagster.intake.identity import identify, run_key
+from capstone_dagster.intake.lines import of_message, of_request, of_upload, tell, warn
 from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, parse_message
 from capstone_dagster.intake.queue import QueueUnavailable, ReceivedMessage, UploadQueue
 from capstone_dagster.intake.runs import (
@@ -62,6 +64,7 @@ class Pending:
         run_keys: upload id → run key, of everything the message asked for.
         rejected: its malformed parts as (reason, body), to be copied when it is acknowledged.
         expires: when the receipt is worth nothing any more, seconds since 1970.
+        request_id: of the request that it was received by.
     """
 
     message_id: str
@@ -69,6 +72,7 @@ class Pending:
     run_keys: dict[str, str]
     expires: float
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    request_id: str = ""
 
 
 @dataclass(slots=True)
@@ -104,6 +108,7 @@ class Tick:
         self.counts = Counts()
         self._pending: list[Pending] = []
         self._new: dict[str, NewUpload] = {}
+        self._told: set[str] = set()
 
     def acknowledge_recorded(self, pending: Sequence[Pending]) -> None:
         """Delete the messages of earlier ticks whose runs are on record by now, also while intake is paused.
@@ -183,7 +188,15 @@ class Tick:
         waiting: list[Pending] = []
         for message, content in parsed:
             self.counts.ignored += len(content.ignored)
-            item = Pending(message.message_id, message.receipt, {}, time.time() + _RECEIPT_LIFE_S)
+            for reason in content.ignored:
+                tell(logging.INFO, f"Ignored: {reason}.", action="message.ignored", **of_message(message))
+            item = Pending(
+                message.message_id,
+                message.receipt,
+                {},
+                time.time() + _RECEIPT_LIFE_S,
+                request_id=message.request_id,
+            )
             item.rejected += [(part.reason, part.body) for part in content.malformed]
             complete = True
             for request in content.requests:
@@ -196,13 +209,22 @@ class Tick:
                     self._services.events.record_upload(upload, told=_told(request))
                 except SourceMissing as error:
                     self.counts.vanished += 1
-                    self._context.log.warning(f"{error} Its message is acknowledged.")
+                    self._warn(
+                        f"{error} Its message is acknowledged.", "upload.vanished", error, request, message
+                    )
                 except RefusedByDatabase as error:
                     # The database answers and will not have this upload, now or ever.
                     item.rejected.append((str(error), message.body))
                 except (SourceForbidden, PermissionDenied, StorageUnavailable) as error:
                     complete = False
-                    self._context.log.error(f"{error} Its message stays in the queue.")
+                    self._warn(
+                        f"{error} Its message stays in the queue.",
+                        "message.left",
+                        error,
+                        request,
+                        message,
+                        level=logging.ERROR,
+                    )
                 else:
                     key = run_key(upload.upload_id, request, message.message_id)
                     item.run_keys[upload.upload_id] = key
@@ -224,9 +246,13 @@ class Tick:
                 f"{self._waiting_runs} runs wait, more than CAPSTONE_MAX_QUEUED_RUNS ({limit}): messages "
                 f"stay in the queue until some have run. {self.counts}."
             )
-            self._context.log.warning(told)
+            warn(self._context, told, action="intake.full", queued_runs=self._waiting_runs)
             return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=cursor)
         self._context.log.info(f"Uploads: {self.counts}.")
+        if self.counts.received or self.counts.acknowledged:
+            took = round(time.monotonic() - self._started, 3)
+            fields = asdict(self.counts) | {"elapsed_s": took}
+            tell(logging.INFO, f"Uploads: {self.counts}.", action="tick.completed", **fields)
         if not self._new:
             told = f"{self._gate if self._gate.paused else 'Nothing to analyse'}: {self.counts}."
             return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=cursor)
@@ -311,14 +337,38 @@ class Tick:
         """Remember a request once, however many messages make it."""
         if new.key in self._new:
             self.counts.duplicate += 1
+            self._tell_duplicate(new, "another message of this tick asks for the same")
         else:
             self._new[new.key] = new
+
+    def _warn(
+        self,
+        told: str,
+        action: str,
+        error: Exception,
+        request: AnalysisRequest,
+        message: ReceivedMessage,
+        level: int = logging.WARNING,
+    ) -> None:
+        about = of_message(message) | of_request(request)
+        warn(self._context, told, action=action, level=level, error=error, **about)
+
+    def _tell_duplicate(self, new: NewUpload, why: str, **fields: str) -> None:
+        tell(
+            logging.WARNING,
+            f"Duplicate prevented: {new.upload.url}: {why}.",
+            action="duplicate.prevented",
+            run_key=new.key,
+            **of_message(new.message),
+            **of_upload(new.upload, new.request),
+            **fields,
+        )
 
     def _settle(self, waiting: Sequence[Pending]) -> None:
         """Requests whose run is on record are duplicates; messages that wait for nothing end here."""
         recorded = self._runs_on_record(self._new)
-        for key in recorded:
-            del self._new[key]
+        for key, run_id in recorded.items():
+            self._tell_duplicate(self._new.pop(key), f"run {run_id} is on record", run_id=run_id)
         self.counts.duplicate += len(recorded)
         done: list[Pending] = []
         for item in waiting:
@@ -328,6 +378,18 @@ class Tick:
             # Of a message with several uploads the others come when it is delivered again.
             self._new = dict(islice(self._new.items(), 1))
         self.counts.new = len(self._new)
+        for new in self._new.values():
+            if new.key not in self._told:
+                self._told.add(new.key)
+                tell(
+                    logging.INFO,
+                    f"A run is asked for: {new.upload.url}",
+                    action="run.requested",
+                    run_key=new.key,
+                    waited_s=round(max(0.0, time.time() - new.message.sent_ms / 1000), 3),
+                    **of_message(new.message),
+                    **of_upload(new.upload, new.request),
+                )
         self._finish(done, recorded)
 
     def _finish(self, done: Sequence[Pending], recorded: dict[str, str]) -> None:
@@ -335,20 +397,42 @@ class Tick:
         self._services.events.mark_queued(
             {upload: recorded[key] for item in done for upload, key in item.run_keys.items()}
         )
-        receipts = [item.receipt for item in done if self._rejected_parts_are_kept(item)]
-        self.counts.left += len(done) - len(receipts)
-        if receipts:
-            self.counts.acknowledged += self._queue.acknowledge(receipts)
+        kept = [item for item in done if self._rejected_parts_are_kept(item)]
+        self.counts.left += len(done) - len(kept)
+        if not kept:
+            return
+        self.counts.acknowledged += self._queue.acknowledge([item.receipt for item in kept])
+        for item in kept:
+            ids = {"message_id": item.message_id, "request_id": item.request_id}
+            for upload_id, key in item.run_keys.items():
+                told = f"Acknowledged: run {recorded[key]} is on record."
+                fields = {"upload_id": upload_id, "run_id": recorded[key], "run_key": key}
+                tell(logging.INFO, told, action="message.acknowledged", **ids, **fields)
 
     def _rejected_parts_are_kept(self, item: Pending) -> bool:
         """Copy a message's malformed parts to the dead-letter queue; False leaves the message where it is."""
         try:
             for reason, body in item.rejected:
-                self._context.log.warning(f"Message {item.message_id} is malformed: {reason}.")
+                warn(
+                    self._context,
+                    f"Message {item.message_id} is malformed: {reason}.",
+                    action="message.malformed",
+                    message_id=item.message_id,
+                    request_id=item.request_id,
+                    reason=reason,
+                )
                 self._queue.reject(body, reason, item.message_id)
         except QueueUnavailable as error:
             # One that cannot be copied must not keep its neighbours from being acknowledged.
-            self._context.log.error(f"Message {item.message_id} stays in the queue: {error}")
+            warn(
+                self._context,
+                f"Message {item.message_id} stays in the queue: {error}",
+                action="message.left",
+                level=logging.ERROR,
+                error=error,
+                message_id=item.message_id,
+                request_id=item.request_id,
+            )
             return False
         return True
 

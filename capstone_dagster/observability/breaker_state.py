@@ -19,6 +19,9 @@ _OFFERS_KEY = "capstone/reexecution/offers"
 # What pauses intake beside failure classes, in the place of one.
 DUPLICATE_JOB = "duplicate-job"
 OPERATOR = "operator"
+# On the run of a probe; it goes before all that wait, whatever a back end asked for (at most 1000).
+PROBE_TAG = "capstone/probe"
+PROBE_TAGS = {PROBE_TAG: "true", "dagster/priority": "1001"}
 
 
 class Phase(StrEnum):

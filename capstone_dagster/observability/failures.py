@@ -81,6 +81,22 @@ POLICIES: Mapping[FailureClass, Policy] = {
     FailureClass.INTERNAL: Policy(False, "This is a defect: report the run's log."),
 }
 
+# What fails every run alike, whatever its video: nothing is gained by more of them until it is mended. All
+# others may be one video's doing (undecodable, source-*, gpu-out-of-memory, timeout, worker-lost, internal):
+# a camera that sends a hundred broken files must not keep the others waiting. `capacity` costs nothing while
+# it lasts, and a run that waits takes the first machine that comes.
+SYSTEMIC = frozenset(
+    {
+        FailureClass.DATABASE_UNAVAILABLE,
+        FailureClass.STORAGE_UNAVAILABLE,
+        FailureClass.MODEL_UNAVAILABLE,
+        FailureClass.PERMISSION_DENIED,
+        FailureClass.CONFIGURATION,
+        FailureClass.CONTAINER_START,
+        FailureClass.GPU_ERROR,
+    }
+)
+
 
 def classify(error: BaseException) -> FailureClass:
     """The class of an exception: its own word, else its cause's, else what is known of libraries."""

@@ -11,7 +11,6 @@ from capstone_dagster.intake.breaker import (
     FIRST_INTERVAL_S,
     LONGEST_INTERVAL_S,
     REEXECUTION_LOST_S,
-    SYSTEMIC,
     UPLOAD_LOST_S,
     EndedRun,
     Order,
@@ -23,7 +22,7 @@ from capstone_dagster.intake.breaker import (
     release,
 )
 from capstone_dagster.observability.breaker_state import DUPLICATE_JOB, OPERATOR, BreakerState, Phase, Probe
-from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.observability.failures import SYSTEMIC, FailureClass
 
 PAUSE_AFTER = 3
 DATABASE, MODEL, GPU = (

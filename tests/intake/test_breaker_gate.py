@@ -8,9 +8,9 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.intake.orders import give_order
-from capstone_dagster.intake.runs import PROBE_TAG
 from capstone_dagster.observability.breaker_state import (
     DUPLICATE_JOB,
+    PROBE_TAG,
     BreakerState,
     Phase,
     read_breaker,
