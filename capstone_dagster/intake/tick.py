@@ -188,8 +188,8 @@ class Tick:
         waiting: list[Pending] = []
         for message, content in parsed:
             self.counts.ignored += len(content.ignored)
-            for reason in content.ignored:
-                tell(logging.INFO, f"Ignored: {reason}.", action="message.ignored", **of_message(message))
+            for ignored in content.ignored:
+                tell(logging.INFO, f"Ignored: {ignored}.", action="message.ignored", **of_message(message))
             item = Pending(
                 message.message_id,
                 message.receipt,
