@@ -75,6 +75,30 @@ def shipping(settings: Settings) -> str:
     return told + (f"; {dropped:,} were given up since it began" if dropped else "")
 
 
+def notices() -> str:
+    """Whether people are told of failures, as the sensor `alerts` left it."""
+    import dagster as dg
+
+    from capstone_dagster.observability.alerts.standing import read_standing
+
+    if "DAGSTER_HOME" not in os.environ:
+        raise Wrong("DAGSTER_HOME is not set: what was told cannot be looked up", "Set it.")
+    with dg.DagsterInstance.get() as instance:
+        standing = read_standing(instance)
+    if standing is None or standing.ticked is None:
+        raise Wrong("the sensor `alerts` has not run yet", "It runs with Dagster's daemon.")
+    if not standing.running:
+        raise Wrong("the sensor `alerts` is switched off: nobody is told of failures", "Switch it on.")
+    if standing.refusal:
+        since_s = time.time() - standing.refused_since
+        kept = f"{standing.kept} notices have been kept for {since_s:,.0f} s"
+        raise Wrong(f"{kept}: {standing.refusal}", "The runbook has a page for it: notices-failed.")
+    if time.time() - standing.ticked > _SILENT_S:
+        ago_s = time.time() - standing.ticked
+        raise Wrong(f"the sensor `alerts` last ran {ago_s:,.0f} s ago", "Is Dagster's daemon running?")
+    return f"all sent; {standing.open} incidents are not over"
+
+
 def traces(variables: Sequence[str]) -> str:
     """Whether the collector takes spans; an empty batch is what it is asked with.
 

@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import serializable_error_info_from_exc_info
 
+from capstone_dagster.commands import channels
 from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.observability.alerts import reading
 from capstone_dagster.observability.alerts.inbox import Received, look_into
@@ -432,3 +434,42 @@ def test_whatever_sns_does_the_tick_goes_on_and_keeps_its_alerts(
 
     assert told in office.tick()
     assert '"due":[["failure"' in str(office.cursor)
+
+
+@pytest.mark.usefixtures("with_ticks")
+def test_the_doctor_tells_how_sending_alerts_goes(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "/somewhere")
+    monkeypatch.setattr(dg.DagsterInstance, "get", lambda: nullcontext(office.instance))
+    with pytest.raises(channels.Wrong, match="has not run yet"):
+        channels.notices()
+
+    office.fails()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SNS", NOWHERE)
+    office.tick()
+    stored(office)
+    with pytest.raises(channels.Wrong, match="1 notices have been kept for 0 s: SNS cannot be reached"):
+        channels.notices()
+
+    monkeypatch.delenv("AWS_ENDPOINT_URL_SNS")
+    office.clock(10)
+    office.tick()
+    stored(office)
+    assert channels.notices() == "all sent; 1 incidents are not over"
+
+    office.clock(600)
+    with pytest.raises(channels.Wrong, match="last ran 600 s ago"):
+        channels.notices()
+
+
+def stored(office: Office) -> None:
+    """As Dagster's daemon stores it after a tick."""
+    data = SensorInstigatorData(cursor=office.cursor, last_tick_timestamp=time.time())
+    state = InstigatorState(
+        _origin("alerts", dg.Definitions().get_repository_def()),
+        InstigatorType.SENSOR,
+        InstigatorStatus.DECLARED_IN_CODE,
+        data,
+    )
+    known = office.instance.get_instigator_state(state.instigator_origin_id, state.selector_id)
+    store = office.instance.update_instigator_state if known else office.instance.add_instigator_state
+    store(state)
