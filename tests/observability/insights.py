@@ -325,7 +325,7 @@ def fields_read(commands: Sequence[Command]) -> set[str]:
             own = {item.name for item in (*command.items, *command.by)}
             gone = True
         elif command.what == "fields":
-            own |= {item.name for item in command.items if not isinstance(item.expression, Field)}
+            own |= {item.name for item in command.items if item.expression != Field(item.name)}
         own |= set(command.names)
     return read
 
