@@ -108,7 +108,6 @@ class Tick:
         self.counts = Counts()
         self._pending: list[Pending] = []
         self._new: dict[str, NewUpload] = {}
-        self._told: set[str] = set()
 
     def acknowledge_recorded(self, pending: Sequence[Pending]) -> None:
         """Delete the messages of earlier ticks whose runs are on record by now, also while intake is paused.
@@ -209,22 +208,15 @@ class Tick:
                     self._services.events.record_upload(upload, told=_told(request))
                 except SourceMissing as error:
                     self.counts.vanished += 1
-                    self._warn(
-                        f"{error} Its message is acknowledged.", "upload.vanished", error, request, message
-                    )
+                    left = f"{error} Its message is acknowledged."
+                    self._warn(left, "upload.vanished", error, request, message)
                 except RefusedByDatabase as error:
                     # The database answers and will not have this upload, now or ever.
                     item.rejected.append((str(error), message.body))
                 except (SourceForbidden, PermissionDenied, StorageUnavailable) as error:
                     complete = False
-                    self._warn(
-                        f"{error} Its message stays in the queue.",
-                        "message.left",
-                        error,
-                        request,
-                        message,
-                        level=logging.ERROR,
-                    )
+                    left = f"{error} Its message stays in the queue."
+                    self._warn(left, "message.left", error, request, message, level=logging.ERROR)
                 else:
                     key = run_key(upload.upload_id, request, message.message_id)
                     item.run_keys[upload.upload_id] = key
@@ -258,6 +250,16 @@ class Tick:
             return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=cursor)
         if self._gate.paused:
             self._gate.let_through(next(iter(self._new)))
+        for new in self._new.values():
+            tell(
+                logging.INFO,
+                f"A run is asked for: {new.upload.url}",
+                action="run.requested",
+                run_key=new.key,
+                waited_s=round(max(0.0, time.time() - new.message.sent_ms / 1000), 3),
+                **of_message(new.message),
+                **of_upload(new.upload, new.request),
+            )
         record_uploads(self._services.tracer, self._new.values(), self._began)
         # Those that exist already are sorted out by Dagster, at a cost of the new ones only.
         videos = sorted({new.upload.video_id for new in self._new.values()})
@@ -378,18 +380,6 @@ class Tick:
             # Of a message with several uploads the others come when it is delivered again.
             self._new = dict(islice(self._new.items(), 1))
         self.counts.new = len(self._new)
-        for new in self._new.values():
-            if new.key not in self._told:
-                self._told.add(new.key)
-                tell(
-                    logging.INFO,
-                    f"A run is asked for: {new.upload.url}",
-                    action="run.requested",
-                    run_key=new.key,
-                    waited_s=round(max(0.0, time.time() - new.message.sent_ms / 1000), 3),
-                    **of_message(new.message),
-                    **of_upload(new.upload, new.request),
-                )
         self._finish(done, recorded)
 
     def _finish(self, done: Sequence[Pending], recorded: dict[str, str]) -> None:

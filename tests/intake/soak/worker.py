@@ -30,11 +30,16 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 
-from capstone_dagster.definitions import services
-from capstone_dagster.intake.queue import UploadQueue
-from tests.intake.soak.journal import JournalWriter, Tick
-from tests.intake.soak.points import Point
-from tests.intake.soak.traps import Fate, set_traps
+from capstone_dagster.observability.logs import configure_logging
+
+# Standard output is for answers. Whoever gives a process its log lines first decides where they go.
+configure_logging(None, "soak", stream=sys.stderr, level=logging.WARNING, style="text")
+
+from capstone_dagster.definitions import services  # noqa: E402
+from capstone_dagster.intake.queue import UploadQueue  # noqa: E402
+from tests.intake.soak.journal import JournalWriter, Tick  # noqa: E402
+from tests.intake.soak.points import Point  # noqa: E402
+from tests.intake.soak.traps import Fate, set_traps  # noqa: E402
 
 LOCATION = "tests.intake.soak.location"
 
