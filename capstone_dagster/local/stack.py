@@ -32,6 +32,7 @@ from capstone_dagster.local.errors import LocalStackError
 from capstone_dagster.local.observed import create_observed
 from capstone_dagster.local.postgres import DAGSTER_DATABASE, EVENT_DATABASE, PostgresServer, postgres_server
 from capstone_dagster.local.processes import LOOPBACK, free_port
+from capstone_dagster.local.shipping import SPOOL_FOLDER, start_shipper
 from capstone_dagster.local.state import clear_state, own_state, remove_environment, write_environment
 
 STATE_FOLDER = ".capstone"
@@ -142,6 +143,8 @@ def local_stack(
             if places != (postgres.pool_limit(DAGSTER_DATABASE, GPU_POOL) or 1):
                 set_gpu_pool(files.instance, joined)
                 report("The GPU pool's limit is set")
+            # It stops after Dagster, whose last lines it sends, and starts after it: nobody waits for it.
+            shipping = running.enter_context(ExitStack())
             stack.dagster = start_dagster(
                 files.workspace,
                 joined,
@@ -152,6 +155,7 @@ def local_stack(
             )
             running.callback(stack.dagster.stop)
             report(f"Dagster is ready at {stack.dagster.url}")
+            shipping.callback(start_shipper(stack.dagster.url, joined, stack.logs, [lock]).stop)
         try:
             yield stack
         finally:
@@ -204,6 +208,7 @@ def _environment(
     """The stack's variables, over the CAPSTONE_* ones that the user exported to tune it."""
     exported = {name: value for name, value in os.environ.items() if name.startswith("CAPSTONE_")}
     return {
+        "CAPSTONE_METRICS": "put",
         **exported,
         **aws_environment(aws.endpoint_url),
         "CAPSTONE_ENVIRONMENT": "local",
@@ -221,6 +226,7 @@ def _environment(
         "DAGSTER_POSTGRES_URL": postgres.url(DAGSTER_DATABASE, "psycopg2"),
         "DAGSTER_HOME": str(home),
         "CAPSTONE_LOG_BUCKET": DERIVED_BUCKET,
+        "CAPSTONE_LOG_SPOOL": str(home.parent / SPOOL_FOLDER),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "PYTHONUNBUFFERED": "1",  # logs are complete even when a process is killed
     }

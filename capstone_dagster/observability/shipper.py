@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from capstone_dagster.observability.catalog.metrics import TELEMETRY_DROPPED
+from capstone_dagster.observability.logs import configure_logging
 from capstone_dagster.observability.metric_data import (
     MalformedMetrics,
     MetricRequest,
@@ -36,6 +37,7 @@ from capstone_dagster.observability.metric_data import (
     values_of,
 )
 from capstone_dagster.observability.metrics import Metrics
+from capstone_dagster.observability.probes import probe_of, send_heartbeats
 from capstone_dagster.observability.refusals import Refusal, refusal_of
 from capstone_dagster.observability.spool import (
     Record,
@@ -745,19 +747,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="shipper", description="Send a spool's lines to CloudWatch.")
     parser.add_argument("--spool", type=Path, help="the folder; CAPSTONE_LOG_SPOOL by default")
     parser.add_argument("--drain", type=float, default=8.0, help="seconds for what is left at the end")
+    parser.add_argument(
+        "--probe",
+        action="append",
+        default=[],
+        metavar="SERVICE=HOW",
+        help="a service whose heartbeat to send, and its web address, or `daemon`",
+    )
     options = parser.parse_args(arguments)
     settings = read_settings()
-    folder = options.spool or Path(settings.required("log_spool"))
+    folder = options.spool or Path(settings.required("log_spool")).expanduser()
+    configure_logging(settings, "shipper")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    thread = threading.Thread(
+    shipping = threading.Thread(
         target=Shipper(folder, settings).run, args=(stop, options.drain), daemon=True, name="shipper"
     )
-    thread.start()
-    while not stop.wait(1.0):
-        pass
-    thread.join(options.drain + 1.0)
+    shipping.start()
+    probes = {service: probe_of(how) for service, _, how in (each.partition("=") for each in options.probe)}
+    beating = (probes, Metrics(settings), stop)
+    threading.Thread(target=send_heartbeats, args=beating, daemon=True, name="heartbeat").start()
+    stop.wait()
+    # A call of AWS's library that does not come back must not hold up the end.
+    shipping.join(options.drain + 1.0)
     return 0
 
 

@@ -57,6 +57,7 @@ class Spool:
         # Reentrant, because a signal handler may log while its thread is in here.
         self._lock = threading.RLock()
         self._writers: dict[str, _Writer] = {}
+        self._look_again = 0.0
         self._begin()
         _OPEN.add(self)
 

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import logging
 import os
 import re
+import resource
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -45,6 +49,9 @@ _PATIENCE_S = 0.3
 _READ_BYTES = 64 * 1024
 # An endless line is cut into pieces of so many bytes.
 _LONGEST_LINE = 256 * 1024
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "WARN": 30, "ERROR": 40, "CRITICAL": 50, "FATAL": 50}
 # Where consoles put a level: Dagster's ` - INFO - `, uvicorn's `INFO:`, Alembic's `INFO  [`, and `[INFO]`.
@@ -74,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 126 if isinstance(error, PermissionError) else 127
     company = _Company(options, outputs)
     code = child.wait()
-    company.leave()
+    company.leave(code)
     return code
 
 
@@ -91,28 +98,21 @@ class _Child:
         Raises:
             OSError: it cannot be executed.
         """
-        out, out_end = os.pipe()
-        err, err_end = os.pipe()
-        try:
-            self._pid = os.posix_spawnp(
-                command[0],
-                list(command),
-                os.environ,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, out_end, 1),
-                    (os.POSIX_SPAWN_DUP2, err_end, 2),
-                ],
-                # Its own group: Ctrl-C on a terminal comes from here, and not twice.
-                setpgroup=0,
-                # Python ignores the last two, and what is ignored stays so in a child.
-                setsigdef=(*FORWARDED, signal.SIGPIPE, signal.SIGXFSZ),
-            )
-        finally:
-            os.close(out_end)
-            os.close(err_end)
+        process = subprocess.Popen(
+            list(command),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Its own group: Ctrl-C on a terminal, or a signal to a group, comes from here and not twice.
+            process_group=0,
+            preexec_fn=_die_with_the_supervisor,
+        )
+        process.returncode = 0  # from here on os.waitpid below is the only one that reaps
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._pid = process.pid
         for number in self._early:
             self.send(number)
-        return {"stdout": out, "stderr": err}
+        return {"stdout": os.dup(process.stdout.fileno()), "stderr": os.dup(process.stderr.fileno())}
 
     def send(self, number: int) -> None:
         """Hand a signal on."""
@@ -133,10 +133,17 @@ class _Child:
                 return code if code >= 0 else 128 - code
 
 
+def _die_with_the_supervisor() -> None:
+    """Between fork and exec: a supervisor that is killed outright leaves no command that nobody watches."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 class _Company:
     """What goes beside the command: its lines, the shipper, the heartbeat. None of it may hold it up."""
 
     def __init__(self, options: argparse.Namespace, outputs: dict[Stream, int]) -> None:
+        self._started = time.monotonic()
+        self._program = " ".join(options.command[:3])[:100]
         # The lines at once, in threads that need nothing else: settings and AWS's library take a second.
         self._options = options
         self._stop = threading.Event()
@@ -149,15 +156,23 @@ class _Company:
         ]
         for relay in self._relays:
             relay.start()
+        self._say("INFO", "container.started", f"{self._program} started; {_resources()}")
         self._setting_up = threading.Thread(target=self._set_up, daemon=True, name="set-up")
         self._setting_up.start()
 
-    def leave(self) -> None:
+    def leave(self, code: int) -> None:
         """The command has ended: pass on the rest of what it said, and send what waits."""
         give_up = time.monotonic() + _LEFTOVERS_S
         for relay in self._relays:
             relay.join(max(0.0, give_up - time.monotonic()))
             relay.flush()
+        peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        self._say(
+            "INFO" if code == 0 else "ERROR",
+            "container.ended",
+            f"{self._program} ended with exit code {code}{_signal_name(code)} after "
+            f"{time.monotonic() - self._started:.1f} s; its largest process held {peak_mb:.0f} MB",
+        )
         self._stop_beating.set()
         self._setting_up.join(_SETTING_UP_S)
         self._stop.set()
@@ -169,7 +184,7 @@ class _Company:
         try:
             self._set_all_up()
         except Exception as error:  # law: observing must not end what is observed
-            self._say(f"Its lines or heartbeats are not sent: {error!r}")
+            self._say("ERROR", "supervisor.failed", f"Lines or heartbeats are not sent: {error!r}")
         finally:
             self._output.redact_by(None)
 
@@ -205,8 +220,6 @@ class _Company:
         root.propagate = False
 
     def _start_shipper(self, settings: Settings) -> None:
-        from pathlib import Path
-
         from capstone_dagster.observability.shipper import Shipper
 
         shipper = Shipper(Path(str(settings.log_spool)).expanduser(), settings)
@@ -223,9 +236,10 @@ class _Company:
             target=send_heartbeats, args=(probes, metrics, self._stop_beating), daemon=True, name="heartbeat"
         ).start()
 
-    def _say(self, message: str) -> None:
-        fields = {"level": "ERROR", "component": self._options.service, "action": "supervisor.failed"}
-        self._output.wrap({"timestamp": _now(), **fields, "message": message})
+    def _say(self, level: str, action: str, message: str) -> None:
+        if _LEVELS[level] >= _LEVELS[self._options.level]:
+            named = {"component": self._options.service, "action": action}
+            self._output.wrap({"timestamp": _now(), "level": level, **named, "message": message})
 
 
 class Relay(threading.Thread):
@@ -400,6 +414,21 @@ def level_of(text: str) -> str | None:
     if found is None:
         return None
     return {"WARN": "WARNING", "FATAL": "CRITICAL"}.get(found[1].upper(), found[1].upper())
+
+
+def _resources() -> str:
+    """What the container may use, as far as the kernel tells."""
+    told = [f"{len(os.sched_getaffinity(0))} processors"]
+    with contextlib.suppress(OSError, ValueError):
+        told.append(f"{int(Path('/sys/fs/cgroup/memory.max').read_text()) / 2**20:.0f} MB of memory")
+    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return ", ".join([*told, f"{gpus} GPUs"])
+
+
+def _signal_name(code: int) -> str:
+    with contextlib.suppress(ValueError):
+        return f" ({signal.Signals(code - 128).name})" if code > 128 else ""
+    return ""
 
 
 def _count_dropped(metrics: Any, count: int) -> None:

@@ -30,6 +30,8 @@ from capstone_dagster.local.stack import (
     local_stack,
 )
 from capstone_dagster.local.state import ENVIRONMENT_FILE, read_environment
+from capstone_dagster.observability.catalog.log_groups import INTAKE
+from capstone_dagster.observability.spool import Spool
 from tests.support.waiting import wait_for
 
 Project = Callable[..., DagsterFiles]
@@ -130,6 +132,10 @@ def test_the_stack_starts_tells_its_environment_notices_a_death_and_leaves_nothi
             text=True,
         )
         assert sourced == environment["DAGSTER_HOME"] == str(state / "dagster")
+
+        Spool(state / "spool", 10**7).append(INTAKE.name, "a line on its way")
+        logs = client("logs", stack.aws.endpoint_url)
+        wait_for("the line", lambda: logs.filter_log_events(logGroupName=INTAKE.name)["events"])
 
         with pytest.raises(StateInUseError, match=str(os.getpid())), local_stack(state, with_dagster=False):
             pass

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from capstone_dagster.local.aws import aws_environment
@@ -54,10 +55,13 @@ def supervise(
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
-    """Exit code and lines, which are objects all of them."""
+    """Exit code and lines, which are objects all of them; without the supervisor's own two."""
     out, err = process.communicate(timeout=60)
     assert err == ""
-    return process.returncode, [json.loads(line) for line in out.splitlines()]
+    lines = [json.loads(line) for line in out.splitlines()]
+    return process.returncode, [
+        line for line in lines if not str(line.get("action")).startswith("container.")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,9 +109,40 @@ def test_signals_reach_the_command(number: signal.Signals) -> None:
         """
     )
     assert process.stdout is not None
-    assert "ready" in process.stdout.readline()
+    wait_for("the command", lambda: process.stdout and "ready" in process.stdout.readline())
     process.send_signal(number)
     assert ended(process)[0] == number
+
+
+def test_logs_tell_of_the_commands_start_and_end() -> None:
+    process = supervise("import os, signal; print('working'); os.kill(os.getpid(), signal.SIGKILL)")
+    out, _ = process.communicate(timeout=60)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["action"]: line["level"] for line in lines} == {
+        "container.started": "INFO",
+        "output": "INFO",
+        "container.ended": "ERROR",
+    }
+    assert "processors" in lines[0]["message"]
+    assert "exit code 137 (SIGKILL)" in lines[-1]["message"]
+
+
+def test_the_command_does_not_outlive_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    process = supervise(
+        f"""
+        import os, signal
+        from pathlib import Path
+        Path({str(told)!r}).with_suffix(".new").write_text(str(os.getpid()))
+        Path({str(told)!r}).with_suffix(".new").rename({str(told)!r})
+        while True:
+            signal.pause()
+        """
+    )
+    wait_for("the command", told.exists)
+    process.kill()
+    process.communicate()
+    wait_for("its end", lambda: not psutil.pid_exists(int(told.read_text())))
 
 
 def test_a_command_gets_back_what_python_ignores() -> None:
