@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from capstone_dagster.observability.alerts.notices import (
     CALM_S,
+    ENDS_WITH_ANY_RUN,
     MAX_INCIDENTS,
-    SYSTEMIC,
     UPDATE_AFTER_S,
     Incident,
     Kind,
@@ -85,7 +85,7 @@ def test_an_alert_of_each_class_comes_at_once_and_its_end_is_told(kind: FailureC
     other = RunSuccess(START + 10, "another")
     observe(record, successes=[other], now=START + 20 + CALM_S)
     is_over = bool(tell(record, START + 20 + CALM_S))
-    assert is_over == (kind in SYSTEMIC)
+    assert is_over == (kind in ENDS_WITH_ANY_RUN)
 
     observe(record, successes=[RunSuccess(START + 60, "video-1")], now=START + 70 + CALM_S)
     told = tell(record, START + 70 + CALM_S)

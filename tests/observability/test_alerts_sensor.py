@@ -237,11 +237,15 @@ def test_an_alert_is_followed_by_one_of_its_end(office: Office) -> None:
 def test_a_retry_by_dagster_and_its_place_are_in_the_alert(office: Office) -> None:
     first = office.fails("worker-lost", "Its worker was lost.", **{"dagster/will_retry": "true"})
     office.fails("internal", "It broke.", **{"dagster/root_run_id": first.run_id})
+    office.fails("timeout", "Its time was up.", **{"capstone/reexecution": "3"})
+    office.fails("model-unavailable")
     office.tick()
 
-    [one, two] = office.inbox()
-    assert "Attempt: 1. Dagster starts it again by itself." in one.body
-    assert "Attempt: 2. It is not tried again by itself." in two.body
+    told = {notice.attributes["class"]: notice.body for notice in office.inbox()}
+    assert "Attempt: 1. Dagster starts it again by itself." in told["worker-lost"]
+    assert "Attempt: 2. It is not tried again by itself." in told["internal"]
+    assert "Attempt: 1. It is not tried again by itself." in told["timeout"]
+    assert "not tried again, unless intake pauses for it and resumes." in told["model-unavailable"]
 
 
 def test_a_worker_that_was_told_to_stop_is_waited_for_to_be_explained(office: Office) -> None:
@@ -261,6 +265,14 @@ def test_a_worker_that_was_told_to_stop_is_waited_for_to_be_explained(office: Of
     office.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "timeout"})
     office.tick()
     assert [notice.attributes["class"] for notice in office.inbox()] == ["timeout"]
+
+
+def test_a_class_that_nobody_knows_stops_no_alerts(office: Office) -> None:
+    office.fails("no-such-class", "Whatever.", **{"capstone/reexecution": "many"})
+    office.fails("undecodable-video")
+    office.tick()
+
+    assert {notice.attributes["class"] for notice in office.inbox()} == {"internal", "undecodable-video"}
 
 
 def failed_tick(office: Office, sensor: str, error: Exception | None) -> None:

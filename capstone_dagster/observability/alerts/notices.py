@@ -14,25 +14,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.observability.failures import SYSTEMIC, FailureClass
 
 Kind = Literal["failure", "update", "recovery"]
 Retry = Literal["dagster", "reexecution", "no"]
 
-# Classes of which one cause meets whatever runs: where it is gone, any later run ends well.
-SYSTEMIC = frozenset(
-    {
-        FailureClass.SOURCE_FORBIDDEN,
-        FailureClass.GPU_ERROR,
-        FailureClass.MODEL_UNAVAILABLE,
-        FailureClass.DATABASE_UNAVAILABLE,
-        FailureClass.STORAGE_UNAVAILABLE,
-        FailureClass.PERMISSION_DENIED,
-        FailureClass.CAPACITY,
-        FailureClass.CONTAINER_START,
-        FailureClass.CONFIGURATION,
-    }
-)
+# A cause that meets whatever runs: any later run that ends well shows that it is gone. Capacity and the right
+# to read the videos are so too, though no reason to pause intake.
+ENDS_WITH_ANY_RUN = SYSTEMIC | {FailureClass.SOURCE_FORBIDDEN, FailureClass.CAPACITY}
 # Of these even a run that only publishes shows that they are over.
 _SHOWN_BY_ANY_RUN = frozenset({FailureClass.DATABASE_UNAVAILABLE, FailureClass.STORAGE_UNAVAILABLE})
 # Of these the class is no cause yet: two permissions are two incidents.
@@ -159,7 +148,7 @@ class Incident:
     @property
     def systemic(self) -> bool:
         """Whether one cause meets whatever runs."""
-        return self.failure is None or FailureClass(self.failure) in SYSTEMIC
+        return self.failure is None or FailureClass(self.failure) in ENDS_WITH_ANY_RUN
 
 
 _EMPTY = Incident("", "", "", "", 0.0, 0.0)
@@ -273,7 +262,7 @@ def _compare_troubles(
 ) -> None:
     present = {trouble.name for trouble in troubles}
     for trouble in troubles:
-        systemic = trouble.failure in SYSTEMIC and trouble.failure not in _SEVERAL_CAUSES
+        systemic = trouble.failure in ENDS_WITH_ANY_RUN and trouble.failure not in _SEVERAL_CAUSES
         key = str(trouble.failure) if systemic else trouble.name
         incident = _incident_for(record, key, now, now)
         if not incident.cause:

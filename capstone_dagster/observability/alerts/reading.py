@@ -39,6 +39,8 @@ _VIDEO_TAG, _EXTERNAL_TAG = "capstone/video_id", "capstone/external_id"
 _JOB_TAG, _JOB_STATUS_TAG, _STREAM_TAG = "batch_gpu/job_id", "batch_gpu/status", "batch_gpu/log_stream"
 # The step that passes over the pixels: a run without it says nothing of model and GPU.
 _PASS = "video_analysis.analyze_video"
+# How often the system has started a request again.
+_REEXECUTION_TAG = "capstone/reexecution"
 _PARTITION_TAG, _ROOT_TAG = "dagster/partition", "dagster/root_run_id"
 
 # A tick's error is on record as text; these names of ours say the class.
@@ -74,12 +76,14 @@ def new_failures(
     *,
     now: float,
     budget_s: float,
+    retries: int,
     clean: Callable[[str], str] = lambda text: text,
 ) -> Iterator[RunFailure]:
     """Failed runs that were not read yet; `position` moves on with each.
 
     Args:
         budget_s: seconds after which the rest is left to the next time.
+        retries: how often the system starts a video's failed run again.
         clean: takes what is secret out of a sentence.
     """
     over = time.monotonic() + budget_s
@@ -109,7 +113,7 @@ def new_failures(
             position.recent[run_id] = (record.storage_id, now)
             # A run that was deleted meanwhile, or that an operator started again and canceled, is nobody's.
             if run is not None and run.status == dg.DagsterRunStatus.FAILURE:
-                yield _failure(instance, run, at, clean)
+                yield _failure(instance, run, at, retries, clean)
         if len(records) < _EVENTS_AT_ONCE:
             return
         cursor = records[-1].storage_id
@@ -206,13 +210,17 @@ def _forget_recent(position: Position, now: float) -> None:
 
 
 def _failure(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, at: float, clean: Callable[[str], str]
+    instance: dg.DagsterInstance, run: dg.DagsterRun, at: float, retries: int, clean: Callable[[str], str]
 ) -> RunFailure:
-    failure, told = failure_of(instance, run)
+    try:
+        failure, told = failure_of(instance, run)
+    except ValueError as error:  # a class that is none of ours: one such run must not hide all later ones
+        failure, told = FailureClass.INTERNAL, f"Its failure class cannot be read: {error}."
     retry: Retry = "no"
+    again = run.tags.get(_REEXECUTION_TAG, "")
     if starts_again(run):
         retry = "dagster"
-    elif POLICIES[failure].transient:
+    elif POLICIES[failure].transient and (int(again) if again.isdecimal() else 0) < retries:
         retry = "reexecution"
     job = run.tags.get(_JOB_TAG, NO_FAILURE)
     stream = run.tags.get(_STREAM_TAG, NO_FAILURE)

@@ -69,7 +69,14 @@ def _look(instance: dg.DagsterInstance, services: Needs, memory: Memory) -> int:
     now = time.time()
     clean = Redaction(known_secrets(services.settings)).text
     failures = list(
-        reading.new_failures(instance, memory.position, now=now, budget_s=_READ_BUDGET_S, clean=clean)
+        reading.new_failures(
+            instance,
+            memory.position,
+            now=now,
+            budget_s=_READ_BUDGET_S,
+            retries=services.settings.reexecutions_per_video,
+            clean=clean,
+        )
     )
     successes = reading.successes(instance, memory.successes_read) if memory.record.incidents else []
     memory.successes_read = now

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from batch_gpu.links import job_url, log_url
-from capstone_dagster.observability.alerts.notices import SYSTEMIC, Incident, Kind
+from capstone_dagster.observability.alerts.notices import ENDS_WITH_ANY_RUN, Incident, Kind
 from capstone_dagster.observability.catalog.log_groups import BATCH_JOB, VIDEO_ANALYSIS
 from capstone_dagster.observability.catalog.model import Severity
 from capstone_dagster.observability.catalog.runbook import PAGES
-from capstone_dagster.observability.failures import POLICIES, FailureClass
+from capstone_dagster.observability.failures import POLICIES, SYSTEMIC, FailureClass
 
 # SNS takes up to 100 characters of ASCII, no line break, as a subject.
 MAX_SUBJECT = 100
@@ -51,7 +51,7 @@ class Message:
 def severity_of(incident: Incident) -> Severity:
     """`page` if one cause meets whatever runs, `ticket` if it is about single videos."""
     failure = incident.failure
-    return "page" if failure is None or FailureClass(failure) in SYSTEMIC else "ticket"
+    return "page" if failure is None or FailureClass(failure) in ENDS_WITH_ANY_RUN else "ticket"
 
 
 def compose(incident: Incident, kind: Kind, place: Place, *, given_up: int = 0) -> Message:
@@ -161,6 +161,8 @@ def _retry(incident: Incident, retry: str) -> str:
         return "It is started again from the failed step by itself, as long as the budget lasts."
     if incident.failure == FailureClass.SOURCE_CHANGED:
         return "It is not tried again: the newer upload has a run of its own."
+    if incident.failure in SYSTEMIC and not POLICIES[FailureClass(incident.failure)].transient:
+        return "It is not tried again, unless intake pauses for it and resumes."
     return "It is not tried again by itself."
 
 
