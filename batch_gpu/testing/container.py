@@ -1,4 +1,4 @@
-"""A container of the fake: the command as a process group of its own, its output as log lines."""
+"""A container of the fake: the command as a session of its own, its output as log lines."""
 
 import contextlib
 import os
@@ -58,12 +58,11 @@ class Container:
         if self._process is None:
             return 127
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
-            self._signal(signal.SIGKILL)
+            self._kill_all()
         code = self._process.poll()
         if code is None:
             return None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # nothing outlives a container's first process
+        self._kill_all()  # nothing outlives a container's first process
         self._reader.join(timeout=5)
         return code if code >= 0 else 128 - code
 
@@ -75,7 +74,7 @@ class Container:
 
     def kill(self) -> None:
         """End it as the kernel or a vanished machine does, and wait until it is gone."""
-        self._signal(signal.SIGKILL)
+        self._kill_all()
         if self._process is not None:
             self._process.wait()
 
@@ -84,8 +83,35 @@ class Container:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
+    def _kill_all(self) -> None:
+        """Also those that made groups of their own; in a session of its own is whoever leaves containers."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        while killed := [pid for pid in _running() if _session(pid) == self._process.pid]:
+            for pid in killed:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.001)
+
     def _read(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.lines.append((self._now_ms(), line.rstrip("\n")))
+
+
+def _running() -> list[int]:
+    """Every process of the machine; none where there is no /proc."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def _session(pid: int) -> int | None:
+    """A living process's session; None of one that only waits to be reaped, and is killed already."""
+    try:
+        # The name in brackets may hold anything; then come state, parent, group, session.
+        state, _, _, session, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in ("Z", "X") else int(session)

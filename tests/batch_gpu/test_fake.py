@@ -245,6 +245,18 @@ def test_its_processes_end_with_it() -> None:
 # --- what the launcher makes of job definitions, which only a server can show ---
 
 
+def test_a_killed_container_takes_along_what_made_a_group_of_its_own(server: FakeBatchServer) -> None:
+    grown = "import os, time; os.setpgid(0, 0); print(os.getpid(), flush=True); time.sleep(600)"
+    first = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grown!r}])"
+    job = submit(first)
+    [line] = wait_for("the inner process", lambda: server.batch.log_lines(job))
+    inner = psutil.Process(int(line))
+
+    client().terminate_job(jobId=job, reason="a test")
+
+    wait_for("the inner process's end", lambda: not inner.is_running() or inner.status() == "zombie")
+
+
 def test_a_revision_is_registered_once_whoever_needs_it(server: FakeBatchServer) -> None:
     job = JobConfig(job_queue="gpu", job_definition="job", image="new:1", secrets={"S": "arn:s"})
     processes = [JobDefinitions(BatchApi()) for _ in range(2)]
