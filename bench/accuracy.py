@@ -46,6 +46,7 @@ from bench.tracking_scores import Boxes, event_scores, track_scores
 from capstone_dagster.analysis import (
     DETECTIONS_SCHEMA,
     AnalysisSettings,
+    Coverage,
     Detections,
     EventRules,
     build_events,
@@ -227,15 +228,12 @@ def scored(footage: Footage, ids: Ids, kept: Sequence[npt.NDArray[np.bool_]]) ->
         ]
     columns = {name: [row[place] for row in rows] for place, name in enumerate(DETECTIONS_SCHEMA.names)}
     height, width = footage.pictures[0].shape[:2]
+    interval_ms = float(np.median(np.diff(footage.times_ms)))
     events = build_events(
         pa.table(columns, schema=DETECTIONS_SCHEMA),
+        Coverage(width, height, footage.times_ms[0], footage.times_ms[-1], interval_ms, interval_ms),
         analysis_id="accuracy",
         rules=EventRules(),
-        width=width,
-        height=height,
-        first_pts_ms=footage.times_ms[0],
-        last_pts_ms=footage.times_ms[-1],
-        sample_interval_ms=float(np.median(np.diff(footage.times_ms))),
     )
     return {
         **track_scores(footage.truth, found),

@@ -88,13 +88,9 @@ def _peak(video: str, folder: str, every_frame: bool) -> tuple[float, float]:
     done = analyze_video(Path(video), out, detector=loaded, settings=settings)
     build_events(
         read_detections(out / "detections.parquet"),
+        done.coverage,
         analysis_id="bench",
         rules=EventRules(),
-        width=done.width,
-        height=done.height,
-        first_pts_ms=done.first_pts_ms,
-        last_pts_ms=done.last_pts_ms,
-        sample_interval_ms=done.sample_interval_ms,
     )
     return done.peak_rss_mb, peak_rss_mb()
 

@@ -145,14 +145,9 @@ def one_pass(video: Path, out: Path, detector: Detector, settings: AnalysisSetti
     rows = read_detections(out / "detections.parquet")
     events = build_events(
         rows,
+        summary.coverage,
         analysis_id="bench",
         rules=EventRules(),
-        width=summary.width,
-        height=summary.height,
-        first_pts_ms=summary.first_pts_ms,
-        last_pts_ms=summary.last_pts_ms,
-        sample_interval_ms=summary.sample_interval_ms,
-        longest_interval_ms=summary.longest_interval_ms,
     )
     columns = {key: np.array(rows[key].to_pylist()) for key in ("track_id", "label", "pts_ms")}
     boxes = np.array([rows[key].to_pylist() for key in ("x1", "y1", "x2", "y2")], dtype=np.float64).T

@@ -16,7 +16,7 @@ from .errors import (
     ModelUnavailable,
     UndecodableVideo,
 )
-from .events import Event, build_events
+from .events import Coverage, Event, build_events
 from .footage.video import Frame, VideoInfo, frames, probe
 from .identity import DETECTION_VERSION, EVENTS_VERSION, analysis_id, detection_id, event_id, model_sha256
 from .settings import AnalysisSettings, EventRules
@@ -38,6 +38,7 @@ __all__ = [
     "FRAMES_SCHEMA",
     "AnalysisError",
     "AnalysisSettings",
+    "Coverage",
     "DetectionSummary",
     "Detections",
     "Detector",

@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Self
 
 from .detection.detector import Detector
 from .detections import Detections
+from .events import Coverage
 from .footage.video import Frame, VideoReader
 from .handoff import Handoff
 from .results import Results
@@ -124,6 +125,11 @@ class DetectionSummary:
     peak_rss_mb: float
     truncated: bool
     decode_errors: int
+
+    @property
+    def coverage(self) -> Coverage:
+        """What the pass has looked at."""
+        return Coverage.of(asdict(self))
 
 
 def analyze_video(

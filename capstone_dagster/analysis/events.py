@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -61,26 +61,36 @@ class Event:
     thumbnail_key: str
 
 
-def build_events(
-    detections: pa.Table,
-    *,
-    analysis_id: str,
-    rules: EventRules,
-    width: int,
-    height: int,
-    first_pts_ms: int,
-    last_pts_ms: int,
-    sample_interval_ms: float,
-    longest_interval_ms: float | None = None,
-) -> list[Event]:
-    """The events of one video, by start and track; the order of the table's rows does not matter.
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What a pass has looked at.
 
-    Args:
+    Attributes:
+        width, height: of the frames, in pixels.
         first_pts_ms, last_pts_ms: the first and the last analysed frame.
         sample_interval_ms: how far apart analysed frames usually were.
-        longest_interval_ms: how far apart they were at most by intention; None: as usually.
+        longest_interval_ms: how far apart they were at most by intention.
     """
-    interval_ms = sample_interval_ms if longest_interval_ms is None else longest_interval_ms
+
+    width: int
+    height: int
+    first_pts_ms: int
+    last_pts_ms: int
+    sample_interval_ms: float
+    longest_interval_ms: float
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> Self:
+        """That of a pass, by its summary as JSON."""
+        return cls(**{each.name: summary[each.name] for each in fields(cls)})
+
+
+def build_events(
+    detections: pa.Table, coverage: Coverage, *, analysis_id: str, rules: EventRules
+) -> list[Event]:
+    """The events of one video, by start and track; the order of the table's rows does not matter."""
+    sample_interval_ms = coverage.sample_interval_ms
+    interval_ms = coverage.longest_interval_ms
     max_gap_ms = (
         math.inf if rules.max_gap_s is None else max(rules.max_gap_s * 1000, _GAP_IN_INTERVALS * interval_ms)
     )
@@ -106,7 +116,7 @@ def build_events(
                 continue
         independent.append(presence)
 
-    scale = np.array([width, height, width, height], dtype=np.float64)
+    scale = np.array([coverage.width, coverage.height] * 2, dtype=np.float64)
 
     def event(presence: npt.NDArray[np.intp]) -> Event:
         first, last = int(presence[0]), int(presence[-1])
@@ -131,8 +141,8 @@ def build_events(
             best_box=_normalised(rows.boxes[best], scale),
             face_score=None if face is None else float(rows.score[face]),
             face_box=None if face is None else _normalised(rows.boxes[face], scale),
-            truncated_start=start_ms <= first_pts_ms,
-            truncated_end=int(rows.pts_ms[last]) >= last_pts_ms,
+            truncated_start=start_ms <= coverage.first_pts_ms,
+            truncated_end=int(rows.pts_ms[last]) >= coverage.last_pts_ms,
             thumbnail_key=f"thumbnails/{track_id}.jpg",
         )
 

@@ -19,6 +19,7 @@ from tenacity import (
 
 from capstone_dagster.analysis import (
     EVENTS_VERSION,
+    Coverage,
     Event,
     EventRules,
     analysis_id,
@@ -53,17 +54,7 @@ def derive(detections: DetectionsReference, services: Services, rules: EventRule
     with temporary_folder() as folder:
         path = folder / "detections.parquet"
         services.objects.get_file(detections.prefix + path.name, path)
-        events = build_events(
-            read_detections(path),
-            analysis_id=identity,
-            rules=rules,
-            width=summary["width"],
-            height=summary["height"],
-            first_pts_ms=summary["first_pts_ms"],
-            last_pts_ms=summary["last_pts_ms"],
-            sample_interval_ms=summary["sample_interval_ms"],
-            longest_interval_ms=summary["longest_interval_ms"],
-        )
+        events = build_events(read_detections(path), Coverage.of(summary), analysis_id=identity, rules=rules)
         target = folder / EVENTS_FILE
         write_events(target, events)
         services.objects.put_file(prefix + EVENTS_FILE, target)

@@ -100,14 +100,9 @@ class FileAnalyzer:
         rules = EventRules()
         events = build_events(
             read_detections(out / "detections.parquet"),
+            done.coverage,
             analysis_id=analysis_id(video_id=video.stem, detection_id=detections, rules=rules),
             rules=rules,
-            width=done.width,
-            height=done.height,
-            first_pts_ms=done.first_pts_ms,
-            last_pts_ms=done.last_pts_ms,
-            sample_interval_ms=done.sample_interval_ms,
-            longest_interval_ms=done.longest_interval_ms,
         )
         write_events(out / "events.parquet", events)
         return FileSummary(

@@ -105,14 +105,9 @@ def test_a_visit_becomes_tables_pictures_and_one_event(
 def events_of(summary: DetectionSummary, detections: pa.Table) -> list[object]:
     return build_events(
         detections,
+        summary.coverage,
         analysis_id="analysis",
         rules=EventRules(),
-        width=summary.width,
-        height=summary.height,
-        first_pts_ms=summary.first_pts_ms,
-        last_pts_ms=summary.last_pts_ms,
-        sample_interval_ms=summary.sample_interval_ms,
-        longest_interval_ms=summary.longest_interval_ms,
     )
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from capstone_dagster.analysis import (
     DETECTIONS_SCHEMA,
+    Coverage,
     Event,
     EventRules,
     InvalidAnalysisSettings,
@@ -42,18 +43,9 @@ def table(rows: list[Row]) -> pa.Table:
     return pa.table(columns, schema=DETECTIONS_SCHEMA)
 
 
-def build(rows: list[Row], longest_interval_ms: float | None = None, **rules: Any) -> list[Event]:
-    return build_events(
-        table(rows),
-        analysis_id="analysis",
-        rules=EventRules(**rules),
-        width=WIDTH,
-        height=HEIGHT,
-        first_pts_ms=0,
-        last_pts_ms=LAST_FRAME * INTERVAL_MS,
-        sample_interval_ms=INTERVAL_MS,
-        longest_interval_ms=longest_interval_ms,
-    )
+def build(rows: list[Row], longest_interval_ms: float = INTERVAL_MS, **rules: Any) -> list[Event]:
+    coverage = Coverage(WIDTH, HEIGHT, 0, LAST_FRAME * INTERVAL_MS, INTERVAL_MS, longest_interval_ms)
+    return build_events(table(rows), coverage, analysis_id="analysis", rules=EventRules(**rules))
 
 
 def seen(frames: list[int] | range, track: int | None = 1, label: str = "person", score: float = 0.5,
@@ -101,9 +93,11 @@ def test_gaps_split_and_short_presences_are_noise(
     assert [(event.first_frame, event.last_frame) for event in build(seen(frames), **rules)] == spans
 
 
-@pytest.mark.parametrize(("longest_interval_ms", "spans"), [(None, [(10, 12), (32, 34)]), (2000, [(10, 34)])])
+@pytest.mark.parametrize(
+    ("longest_interval_ms", "spans"), [(INTERVAL_MS, [(10, 12), (32, 34)]), (2000, [(10, 34)])]
+)
 def test_what_was_left_out_on_purpose_splits_nothing(
-    longest_interval_ms: float | None, spans: list[tuple[int, int]]
+    longest_interval_ms: float, spans: list[tuple[int, int]]
 ) -> None:
     """Somebody stands still for four seconds, and the motion gate looks every two: one miss is no end."""
     events = build(seen([10, 11, 12, 32, 33, 34]), longest_interval_ms, max_gap_s=1)

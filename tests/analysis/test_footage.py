@@ -44,14 +44,9 @@ def test_people_are_followed_and_shown(analysed: Analysed) -> None:
     summary, out = analysed
     events = build_events(
         read_detections(out / "detections.parquet"),
+        summary.coverage,
         analysis_id="analysis",
         rules=EventRules(),
-        width=summary.width,
-        height=summary.height,
-        first_pts_ms=summary.first_pts_ms,
-        last_pts_ms=summary.last_pts_ms,
-        sample_interval_ms=summary.sample_interval_ms,
-        longest_interval_ms=summary.longest_interval_ms,
     )
     # 19 people walk through; how often each is lost and found again is not for this test to judge.
     assert 19 <= len(events) <= 120
