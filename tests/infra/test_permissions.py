@@ -48,7 +48,6 @@ ONLY_LOCAL = {
 # Permissions that no call of ours in the code asks for, by role.
 WITHOUT_A_CALL = {
     "DaemonRole": {
-        "sns:Publish": "alerts are sent to CAPSTONE_ALERT_TOPIC_ARN",
         "ssmmessages:*": "an operator's commands in the container",
     },
     "WebserverRole": {
@@ -169,6 +168,18 @@ def test_a_role_may_do_what_its_code_calls_and_no_more(role: str) -> None:
         if action not in extra and f"{action.split(':')[0]}:*" not in extra
     }
     assert not unused, f"{role} may {unused}, which no call needs"
+
+
+@pytest.mark.parametrize("queue", ["upload", "dead-letter"])
+def test_both_queues_can_be_counted(queue: str) -> None:
+    """The same calls go to either queue, and a permission for one of them is none for the other."""
+    allowed = {
+        action
+        for owner, each in policies()
+        if owner == "DaemonRole" and each["Resource"] == {"Fn::ImportValue": f"capstone-{queue}-queue-arn"}
+        for action in as_list(each["Action"])
+    }
+    assert {"sqs:GetQueueAttributes", "sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:SendMessage"} <= allowed
 
 
 def test_the_web_server_shows_and_ends_runs_and_no_more() -> None:
