@@ -56,11 +56,14 @@ def logs(
     client = cache(logs_client)
 
     def read(since_ms: int | None) -> Reading:
-        return read_story(subject, client=client, spool=spool, since_ms=since_ms)
+        nonlocal subject
+        reading = read_story(subject, client=client, spool=spool, since_ms=since_ms)
+        subject = reading.subject
+        return reading
 
     def show(lines: Iterable[LogLine]) -> None:
         for line in lines:
-            told = Text(line.text) if form == "json" else _told(line)
+            told = Text(line.text) if form == "json" else _told(line, with_traceback=level == "DEBUG")
             terminal.out.print(told, soft_wrap=True)
 
     with terminal.progress("Reading the logs") if terminal.err.is_terminal else nullcontext():
@@ -112,13 +115,11 @@ def _with_dagsters_records(lines: Sequence[LogLine], subject: Subject) -> list[L
     """The lines that wait here, and what Dagster has recorded beside them."""
     import dagster as dg
 
-    from capstone_dagster.observability.reading import Subject, merge, read_dagster
+    from capstone_dagster.observability.reading import merge, read_dagster
 
     if "DAGSTER_HOME" not in os.environ:
         _warn("Dagster's own records could fill in: set DAGSTER_HOME and DAGSTER_POSTGRES_URL for that.")
         return list(lines)
-    runs = frozenset(str(line.fields["run_id"]) for line in lines if "run_id" in line.fields)
-    subject = subject.and_also(Subject(frozenset(), runs))
     try:
         with dg.DagsterInstance.get() as instance:
             recorded = read_dagster(subject, instance)
@@ -159,7 +160,7 @@ def _follow(
         return  # this is how it is meant to end
 
 
-def _told(line: LogLine) -> Text:
+def _told(line: LogLine, *, with_traceback: bool) -> Text:
     """A line for people, coloured by its level."""
     colour = _COLOURS.get(line.level, "default")
     at = datetime.fromtimestamp(line.time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -170,7 +171,10 @@ def _told(line: LogLine) -> Text:
         f" {fields.get('component', line.group)} - ",
         (str(fields.get("message", line.text)), colour),
     )
-    for following in str(fields.get("exception") or "").splitlines():
+    below = str(fields.get("exception") or "").rstrip().splitlines()
+    if below and not with_traceback:
+        below = [f"({len(below)} lines of traceback: --level DEBUG shows them)"]
+    for following in below:
         told.append(f"\n    {following}", style="dim")
     return told
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,7 +30,7 @@ from capstone_dagster.observability.catalog.model import Level
 from capstone_dagster.observability.logs import json_line, utc
 from capstone_dagster.observability.redaction import Redaction
 from capstone_dagster.observability.run_lines import event_fields, run_fields
-from capstone_dagster.observability.spool import segments
+from capstone_dagster.observability.spool import Segment, segments
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 GROUPS = (INTAKE.name, VIDEO_ANALYSIS.name, BATCH_JOB.name)
 LEVELS: tuple[Level, ...] = get_args(Level)
+_NAMES = ("video_id", "external_id")
 
 # FilterLogEvents returns so many at most, and takes a pattern of so many characters.
 _PAGE = 10_000
@@ -91,7 +93,7 @@ class Subject:
         video_id = fields.get("video_id")
         if video_id in self.names or str(fields.get("external_id")) in self.names:
             return True
-        return video_id is None and fields.get("run_id") in self.run_ids
+        return not video_id and fields.get("run_id") in self.run_ids
 
     def and_also(self, other: Subject) -> Subject:
         """Both."""
@@ -113,11 +115,13 @@ class Reading:
         lines: in order of time.
         troubles: in sentences, what could not be read and what to do about it.
         has_cloudwatch: whether CloudWatch's part is there.
+        subject: whose story it is, with what its lines told of that.
     """
 
     lines: Sequence[LogLine]
     troubles: Sequence[str]
     has_cloudwatch: bool
+    subject: Subject
 
 
 def logs_client() -> CloudWatchLogsClient:
@@ -144,7 +148,7 @@ def read_story(
         since_ms: leave out what is older; the whole story without it.
     """
     # First what waits: a line that is sent meanwhile is then met twice, not never.
-    waiting, troubles = _from_spool(subject, spool) if spool is not None else ([], [])
+    waiting, troubles = _from_spool(subject, spool)
     subject = subject.and_also(_told_by(waiting))
     sent: list[list[LogLine]] = []
     has_cloudwatch = False
@@ -158,8 +162,11 @@ def read_story(
             )
     except (BotoCoreError, ClientError) as error:
         troubles.append(_in_words(error))
-    lines = [line for line in merge([*sent, waiting]) if line.time_ms >= (since_ms or 0)]
-    return Reading(lines, troubles, has_cloudwatch)
+    if new := _told_by(sent).without(subject):
+        subject = subject.and_also(new)
+        waiting += _from_spool(subject, spool)[0]
+    lines = [line for line in merge([*sent, *waiting]) if line.time_ms >= (since_ms or 0)]
+    return Reading(lines, troubles, has_cloudwatch, subject)
 
 
 def read_dagster(subject: Subject, instance: dg.DagsterInstance) -> list[LogLine]:
@@ -196,9 +203,8 @@ def merge(batches: Iterable[Sequence[LogLine]]) -> list[LogLine]:
 
 def at_least(level: str, lines: Iterable[LogLine]) -> list[LogLine]:
     """Those of a level or above; a level that nobody knows counts as INFO."""
-    rank = {name: number for number, name in enumerate(LEVELS)}
-    wanted = rank[level]  # type: ignore[index]
-    return [line for line in lines if rank.get(line.level, rank["INFO"]) >= wanted]  # type: ignore[call-overload]
+    rank: dict[str, int] = {name: number for number, name in enumerate(LEVELS)}
+    return [line for line in lines if rank.get(line.level, rank["INFO"]) >= rank[level]]
 
 
 def filter_patterns(subject: Subject) -> list[str]:
@@ -212,9 +218,6 @@ def filter_patterns(subject: Subject) -> list[str]:
             patterns.append([])
         patterns[-1].append(clause)
     return ["{ " + " || ".join(each) + " }" for each in patterns]
-
-
-_NAMES = ("video_id", "external_id")
 
 
 def _from_cloudwatch(
@@ -242,7 +245,7 @@ def _from_cloudwatch(
         ask(subject)
         known = known.and_also(subject)
         # Who asked for an external id learns the video's own, and of a video its runs.
-        subject = _told_by(line for lines in found.values() for line in lines.values()).without(known)
+        subject = _told_by(lines.values() for lines in found.values()).without(known)
     return [sorted(lines.values(), key=_by_time) for lines in found.values()], missing
 
 
@@ -269,30 +272,44 @@ def _events(
         start_ms = last_ms
 
 
-def _from_spool(subject: Subject, folder: Path) -> tuple[list[LogLine], list[str]]:
-    lines: list[LogLine] = []
-    troubles: list[str] = []
-    for segment in segments(folder):
-        if segment.group_name not in GROUPS:
-            continue
-        offset, finished = 0, segment.is_finished()
-        try:
-            while True:
-                records, end = segment.read(offset, _SPOOL_CHUNK_BYTES, finished)
-                for record in records:
-                    line = parse_line(record.text, segment.group_name, record.time_ms)
-                    if line is not None:
-                        lines.append(line)
-                if end == offset:
-                    break
-                offset = end
-        except FileNotFoundError:
-            continue  # sent meanwhile
-        except OSError as error:
-            troubles.append(f"{segment.path} cannot be read: {error.strerror}. Ask as the user who owns it.")
-    while new := _told_by(line for line in lines if subject.owns(line.fields)).without(subject):
+def _from_spool(subject: Subject, folder: Path | None) -> tuple[list[list[LogLine]], list[str]]:
+    """The story, one list for each group, and what could not be read."""
+    while True:
+        found: dict[str, list[LogLine]] = {group: [] for group in GROUPS}
+        troubles: list[str] = []
+        for segment in segments(folder) if folder is not None else ():
+            if segment.group_name not in GROUPS:
+                continue
+            try:
+                for line in _lines_of(segment):
+                    # Of runs whose video is not known yet, too; the rest of a full spool would fill memory.
+                    if subject.owns(line.fields) or not line.fields.get("video_id"):
+                        found[segment.group_name].append(line)
+            except FileNotFoundError:
+                continue  # sent meanwhile
+            except OSError as error:
+                told = f"{segment.path} cannot be read: {error.strerror}. Ask as the user who owns it."
+                troubles.append(told)
+        owned = ([line for line in lines if subject.owns(line.fields)] for lines in found.values())
+        new = _told_by(owned).without(subject)
         subject = subject.and_also(new)
-    return sorted((line for line in lines if subject.owns(line.fields)), key=_by_time), troubles
+        if not new.names:
+            break
+    story = ([line for line in lines if subject.owns(line.fields)] for lines in found.values())
+    return [sorted(lines, key=_by_time) for lines in story], troubles
+
+
+def _lines_of(segment: Segment) -> Iterator[LogLine]:
+    offset, finished = 0, segment.is_finished()
+    while True:
+        records, end = segment.read(offset, _SPOOL_CHUNK_BYTES, finished)
+        for record in records:
+            line = parse_line(record.text, segment.group_name, record.time_ms)
+            if line is not None:
+                yield line
+        if end == offset:
+            return
+        offset = end
 
 
 def parse_line(text: str, group: str, time_ms: int) -> LogLine | None:
@@ -321,10 +338,10 @@ def _time_ms(timestamp: Any, otherwise: int) -> int:
         return otherwise
 
 
-def _told_by(lines: Iterable[LogLine]) -> Subject:
+def _told_by(batches: Iterable[Iterable[LogLine]]) -> Subject:
     """The videos and runs that lines name."""
     names, run_ids = set(), set()
-    for line in lines:
+    for line in chain.from_iterable(batches):
         names.add(line.fields.get("video_id"))
         run_ids.add(line.fields.get("run_id"))
     return Subject(frozenset(filter(None, names)), frozenset(filter(None, run_ids)))

@@ -105,15 +105,17 @@ def test_logs_tell_one_videos_whole_story_once_and_in_order(aws: Aws, capstone: 
     assert {*told.out.splitlines()} <= written
 
 
-def test_logs_for_people_have_one_form_and_tracebacks_below(aws: Aws, capstone: Capstone) -> None:
+def test_logs_for_people_have_one_form_and_tracebacks_for_developers(aws: Aws, capstone: Capstone) -> None:
     put(aws, STORY)
 
     told = capstone("logs", VIDEO).out.splitlines()
+    everything = capstone("logs", VIDEO, "--level", "DEBUG").out.splitlines()
 
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 600))
-    assert told[0] == f"[{at}] INFO intake - Received."
-    assert told[-3].endswith("ERROR container - terminate called")
-    assert told[-2:] == ["    a", "    b"]
+    assert told[0] == everything[0] == f"[{at}] INFO intake - Received."
+    assert told[-2].endswith("ERROR container - terminate called")
+    assert "2 lines of traceback" in told[-1]
+    assert everything[-2:] == ["    a", "    b"]
 
 
 @pytest.mark.parametrize(
@@ -136,22 +138,42 @@ def test_logs_of_a_level_and_only_the_last(
     assert messages(told.out) == expected
 
 
+@pytest.mark.parametrize("name", [VIDEO, "84"], ids=["video-id", "external-id"])
 def test_logs_that_still_wait_in_the_spool_are_merged_and_those_sent_already_come_once(
-    aws: Aws, capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aws: Aws, capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     put(aws, STORY)
     monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
     spool = Spool(tmp_path / "spool", 1024 * 1024)
-    waiting = line(4, "Between.", video_id=VIDEO, run_id=RUN)[1]
+    waiting = line(4, "Between.", video_id=VIDEO)[1]
     alone = line(9, "Whose run is known from CloudWatch only.", run_id=RUN)[1]
     for text in (waiting, alone, STORY[VIDEO_ANALYSIS.name][0][1], line(4, "No.", video_id=OTHER)[1]):
         spool.append(VIDEO_ANALYSIS.name, text)
+    spool.append(BATCH_JOB.name, waiting)
 
-    told = capstone("logs", VIDEO, "--format", "json")
+    told = capstone("logs", name, "--format", "json")
 
-    assert messages(told.out)[:3] == ["Received.", "[1/5] Model loading", "Between."]
-    assert messages(told.out).count("[1/5] Model loading") == 1
-    assert messages(told.out)[-1] == "Whose run is known from CloudWatch only."
+    assert messages(told.out) == [
+        *TOLD[:2],
+        "Between.",
+        *TOLD[2:],
+        "Whose run is known from CloudWatch only.",
+    ]
+
+
+def test_logs_in_the_spool_alone_are_found_by_the_external_id_that_only_the_first_line_has(
+    aws: Aws, capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
+    spool = Spool(tmp_path / "spool", 1024 * 1024)
+    spool.append(VIDEO_ANALYSIS.name, line(9, "Its last words.", run_id=RUN)[1])
+    spool.append(VIDEO_ANALYSIS.name, line(8, "Its run.", video_id=VIDEO, run_id=RUN)[1])
+    spool.append(INTAKE.name, line(7, "Received.", video_id=VIDEO, external_id="84")[1])
+
+    told = capstone("logs", "84", "--format", "json")
+
+    assert messages(told.out) == ["Received.", "Its run.", "Its last words."]
+    assert "none of the log groups" in told.err  # which nobody has made here
 
 
 def test_logs_of_a_video_known_to_the_event_store_are_found_by_either_of_its_names(
@@ -283,7 +305,8 @@ def test_logs_that_follow_show_each_new_line_once(
     monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
     spool = Spool(tmp_path / "spool", 1024 * 1024)
     # After each pause one more line is there; the last one is interrupted.
-    coming = [line(700 + i, f"New {i}.", video_id=VIDEO)[1] for i in range(3)]
+    whose = [{"video_id": VIDEO}, {"run_id": RUN}, {"video_id": VIDEO}]  # a crash names its run only
+    coming = [line(700 + i, f"New {i}.", **each)[1] for i, each in enumerate(whose)]
 
     def pause(seconds: float) -> None:
         assert seconds < 10
