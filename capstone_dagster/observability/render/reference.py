@@ -26,7 +26,6 @@ _COMPARED = {
     "LessThanThreshold": "<",
     "LessThanOrEqualToThreshold": "≤",
 }
-_KINDS = {"counter": "adds up", "gauge": "is looked at", "measure": "is distributed"}
 
 
 def log_groups(groups: Iterable[LogGroup]) -> str:
@@ -43,12 +42,12 @@ def log_groups(groups: Iterable[LogGroup]) -> str:
 def metrics(listed: Iterable[Metric]) -> str:
     """Names, units, dimensions, meanings."""
     return _table(
-        ("metric", "unit", "", "dimensions", "meaning"),
+        ("metric", "unit", "kind", "dimensions", "meaning"),
         (
             (
                 _code(each.name),
                 each.unit,
-                _KINDS[each.kind],
+                each.kind,
                 ", ".join(map(_code, ("Environment", *each.dimensions))),
                 each.meaning,
             )
@@ -145,7 +144,11 @@ def _rings_when(alarm: Alarm) -> str:
     what = ", ".join(f"`{each.id}` = {_series(each)}" for each in alarm.series)
     value = _code(alarm.expression) if alarm.expression else _code(alarm.series[0].id)
     often = _how_often(alarm.period_s, alarm.periods, alarm.datapoints)
-    return f"{value} {_COMPARED[alarm.comparison]} {alarm.threshold:,g} {often}; {what}"
+    return f"{value} {_COMPARED[alarm.comparison]} {_number(alarm.threshold)} {often}; {what}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
 
 
 def _how_often(period_s: int, periods: int, datapoints: int) -> str:
