@@ -21,5 +21,7 @@ def start_shipper(
     argv = [sys.executable, "-m", "capstone_dagster.observability.shipper", "--drain", str(_DRAIN_S)]
     for service, how in ((WEBSERVER, webserver_url), (DAEMON, "daemon")):
         argv += ["--probe", f"{service}={how}"]
-    command = Command("telemetry shipper", argv, logs / "shipper.log", environment, grace_s=_DRAIN_S + 3.0)
+    # A fake AWS Batch has a CloudWatch Logs of its own, for its containers' standard output.
+    own = {name: value for name, value in environment.items() if name != "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS"}
+    command = Command("telemetry shipper", argv, logs / "shipper.log", own, grace_s=_DRAIN_S + 3.0)
     return start(command, keep_open)
