@@ -8,6 +8,7 @@ import dagster as dg
 from batch_gpu.sensor import batch_runs_sensor
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
+from capstone_dagster.assets.reexecution import reexecution_sensor
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.intake.pruning import prune_partitions, prune_schedule
@@ -41,6 +42,7 @@ defs = dg.Definitions(
         alerts_sensor,
         run_traces_sensor,
         vital_signs_sensor,
+        reexecution_sensor,
     ],
     resources={
         "services": dg.ResourceDefinition.hardcoded_resource(services),

@@ -11,6 +11,7 @@ from capstone_dagster.analysis import EventRules
 from capstone_dagster.assets import metadata
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.failing import explained, run_tags
+from capstone_dagster.assets.lineage import request_run_id
 from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.progress import Watch, latest_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
@@ -195,8 +196,7 @@ def _seconds_since_start(context: dg.OpExecutionContext) -> float:
 
 
 def _requested_at(context: dg.OpExecutionContext) -> datetime:
-    # Dagster's own retry of a lost worker is no new request; somebody's re-execution is.
-    tags = run_tags(context)
-    asked = tags["dagster/root_run_id"] if "dagster/retry_number" in tags else context.run_id
+    # A try that Dagster or the system makes by itself is no new request; somebody's re-execution is.
+    asked = request_run_id(context.run_id, run_tags(context))
     record = context.instance.get_run_record_by_id(asked)
     return record.create_timestamp.astimezone(UTC) if record else datetime.now(UTC)

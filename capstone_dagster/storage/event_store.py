@@ -169,6 +169,33 @@ class EventStore:
         with self._transaction() as connection:
             status.cancel(connection, upload_id, run_id)
 
+    def states(self, upload_ids: Collection[str]) -> dict[str, str]:
+        """Upload id → state, of those uploads that are known."""
+        with self._transaction() as connection:
+            return status.states(connection, upload_ids)
+
+    def requeue(self, upload_id: str, run_id: str, successor: str, message: str) -> bool:
+        """The run that goes on where a failed one stopped takes its upload over: it is queued again.
+
+        Args:
+            successor: id of the run that goes on.
+            message: what the status says until it begins.
+
+        Returns:
+            Whether the row changed; it does not if another run has the upload, or it is finished.
+        """
+        with self._transaction() as connection:
+            return status.requeue(connection, upload_id, run_id, successor, message)
+
+    def add_outlook(self, upload_id: str, run_id: str, outlook: str) -> bool:
+        """Add to a failed upload's message what follows, as when it is tried again; once.
+
+        Returns:
+            Whether the row says so; it does not if it says nothing of this run's failure (yet).
+        """
+        with self._transaction() as connection:
+            return status.add_outlook(connection, upload_id, run_id, outlook)
+
     def unfinished_runs(self) -> list[tuple[str, str]]:
         """(upload id, run id) of every upload that is queued, waits for compute or runs, oldest first."""
         with self._transaction() as connection:

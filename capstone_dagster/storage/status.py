@@ -6,7 +6,7 @@ Each takes the connection of a transaction that its caller ends.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -72,6 +72,37 @@ def hand_over(connection: sa.Connection, upload_id: str, run_id: str, successor:
     """A run's retry takes its unfinished upload over; whether the row changed."""
     conditions = _unfinished(upload_id, run_id)
     return _change(connection, *conditions, state="queued", message=None, run_id=successor) is not None
+
+
+def states(connection: sa.Connection, upload_ids: Collection[str]) -> dict[str, str]:
+    """Upload id → state, of those uploads that are known."""
+    statement = sa.select(video_status.c.upload_id, video_status.c.state).where(
+        video_status.c.upload_id.in_(upload_ids)
+    )
+    return dict(connection.execute(statement).tuples().all())
+
+
+def requeue(connection: sa.Connection, upload_id: str, run_id: str, successor: str, message: str) -> bool:
+    """The upload of a failed run is tried again by another one; whether the row changed."""
+    conditions = [
+        video_status.c.upload_id == upload_id,
+        video_status.c.run_id == run_id,
+        video_status.c.state.in_(("failed", *UNFINISHED_STATES)),
+    ]
+    changed = {"state": "queued", "failure_class": None, "message": message, "run_id": successor}
+    return _change(connection, *conditions, **changed) is not None
+
+
+def add_outlook(connection: sa.Connection, upload_id: str, run_id: str, outlook: str) -> bool:
+    """Add to the message of a failed upload what follows; whether the row says so now, or did before."""
+    conditions = [
+        video_status.c.upload_id == upload_id,
+        video_status.c.run_id == run_id,
+        video_status.c.state == "failed",
+    ]
+    told = sa.func.coalesce(video_status.c.message, "")
+    message = sa.case((sa.func.strpos(told, outlook) > 0, told), else_=sa.func.concat(told, " ", outlook))
+    return _change(connection, *conditions, message=message) is not None
 
 
 def run(connection: sa.Connection, upload_id: str, run_id: str, progress: float) -> None:

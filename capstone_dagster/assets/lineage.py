@@ -1,0 +1,150 @@
+"""A run that goes on where a failed one stopped: how it is made, and whose request it serves.
+
+Dagster's own way (`dagster._core.instance.create_reexecuted_run`) takes a workspace, which a sensor's process
+has not; what it does with one is done here with the sensor's own definitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid5
+
+import dagster as dg
+from dagster._core.execution.api import create_execution_plan
+from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.storage.tags import (
+    PARENT_RUN_ID_TAG,
+    RESUME_RETRY_TAG,
+    RETRY_NUMBER_TAG,
+    ROOT_RUN_ID_TAG,
+    TAGS_TO_MAYBE_OMIT_ON_RETRY,
+)
+
+from capstone_dagster.observability.breaker_state import PROBE_TAG, PROBE_TAGS
+from capstone_dagster.observability.failed_runs import FAILURE_TAG
+
+# How often the system has started this request again; true of a run whose parent the second tag names.
+_ATTEMPT_TAG = "capstone/reexecution"
+_REEXECUTION_OF_TAG = "capstone/reexecution_of"
+# The run that somebody asked for, of which this one is a later try.
+_REQUEST_TAG = "capstone/request_run_id"
+# Any constant will do; it makes ids that nobody else makes.
+_NAMESPACE = UUID("6d1f6a0e-3f0f-4c3b-9a57-8f6f6f1f2a55")
+# What a failed run's tags say of itself alone; of batch_gpu's, these two are wishes, all others its job's.
+_OWN_TAGS = {FAILURE_TAG, PROBE_TAG}
+_LAUNCHER_PREFIX = "batch_gpu/"
+_LAUNCHER_WISHES = {"batch_gpu/compute", "batch_gpu/config"}
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What there is to do after a failed run.
+
+    Attributes:
+        steps: keys of the steps that failed or never began.
+        known: what the steps before them left.
+    """
+
+    steps: Sequence[str]
+    known: KnownExecutionState
+
+    @classmethod
+    def of(cls, instance: dg.DagsterInstance, failed: dg.DagsterRun) -> Resumption:
+        """From the failed run's own record."""
+        return cls(*KnownExecutionState.build_resume_retry_reexecution(instance, failed))
+
+
+def reexecution_id(run_id: str) -> str:
+    """The id of the one run that the system makes after a failed one: a second one cannot be stored."""
+    return str(uuid5(_NAMESPACE, run_id))
+
+
+def attempts(tags: Mapping[str, str]) -> int:
+    """How often the system has started a run's request again; somebody's own re-execution begins anew."""
+    return int(tags.get(_ATTEMPT_TAG, 0)) if _by_the_system(tags) else 0
+
+
+def request_run_id(run_id: str, tags: Mapping[str, str]) -> str:
+    """The run that somebody asked for: this one, or the one that the system or Dagster tries again in it."""
+    if not _by_the_system(tags):
+        return run_id
+    return tags.get(_REQUEST_TAG) or tags[ROOT_RUN_ID_TAG]
+
+
+def create_reexecution(
+    instance: dg.DagsterInstance,
+    repository: dg.RepositoryDefinition,
+    failed: dg.DagsterRun,
+    resumption: Resumption,
+    *,
+    probe: bool = False,
+) -> dg.DagsterRun:
+    """Put the run on record that goes on where `failed` stopped; it is not submitted yet.
+
+    It is a run like any that the UI re-executes: same job, configuration, lineage and origin, hence the same
+    resources and launcher.
+
+    Args:
+        probe: it is to go before all that wait.
+
+    Raises:
+        DagsterRunAlreadyExists: it is on record already.
+    """
+    job = repository.get_job(failed.job_name)
+    selected = job
+    if failed.asset_selection is not None or failed.op_selection is not None:
+        selected = job.get_subset(asset_selection=failed.asset_selection, op_selection=failed.op_selection)
+    tags = {
+        **job.tags,
+        **_inherited(failed.tags),
+        RESUME_RETRY_TAG: "true",
+        PARENT_RUN_ID_TAG: failed.run_id,
+        ROOT_RUN_ID_TAG: failed.root_run_id or failed.run_id,
+        # A probe that fails for the common cause is not held against its video.
+        _ATTEMPT_TAG: str(attempts(failed.tags) + (0 if probe else 1)),
+        _REEXECUTION_OF_TAG: failed.run_id,
+        _REQUEST_TAG: request_run_id(failed.run_id, failed.tags),
+        **(PROBE_TAGS if probe else {}),
+    }
+    plan = create_execution_plan(
+        selected,
+        run_config=failed.run_config,
+        step_keys_to_execute=list(resumption.steps),
+        known_state=resumption.known,
+        instance_ref=instance.get_ref() if instance.is_persistent else None,
+        tags=tags,
+        repository_load_data=repository.repository_load_data,
+    )
+    return instance.create_run_for_job(
+        job_def=job,
+        execution_plan=plan,
+        run_id=reexecution_id(failed.run_id),
+        run_config=failed.run_config,
+        status=dg.DagsterRunStatus.NOT_STARTED,
+        tags=tags,
+        root_run_id=failed.root_run_id or failed.run_id,
+        parent_run_id=failed.run_id,
+        op_selection=None if failed.op_selection is None else list(failed.op_selection),
+        asset_selection=failed.asset_selection,
+        remote_job_origin=failed.remote_job_origin,
+        job_code_origin=failed.job_code_origin,
+        repository_load_data=repository.repository_load_data,
+    )
+
+
+def _by_the_system(tags: Mapping[str, str]) -> bool:
+    # The UI copies a run's tags to its re-execution: only the parent's id tells whose doing a run is.
+    ours = tags.get(_REEXECUTION_OF_TAG)
+    return RETRY_NUMBER_TAG in tags or (ours is not None and ours == tags.get(PARENT_RUN_ID_TAG))
+
+
+def _inherited(tags: Mapping[str, str]) -> dict[str, str]:
+    left_out = TAGS_TO_MAYBE_OMIT_ON_RETRY | _OWN_TAGS
+    # A probe's priority was the probe's.
+    left_out |= set(PROBE_TAGS) if PROBE_TAG in tags else set()
+    return {
+        name: value
+        for name, value in tags.items()
+        if name not in left_out and (name in _LAUNCHER_WISHES or not name.startswith(_LAUNCHER_PREFIX))
+    }
