@@ -364,6 +364,7 @@ def _of_record(entry: dg.EventLogEntry, run: dg.DagsterRun) -> LogLine:
     }
     if entry.dagster_event is not None:
         fields |= event_fields(entry.dagster_event)
+    fields["message"] = fields["message"] or fields["action"]  # Dagster says nothing of some events
     text = json_line(fields, Redaction())
     return LogLine(round(entry.timestamp * 1000), "dagster", text, json.loads(text))
 

@@ -23,8 +23,9 @@ SENSORS = (
     "video_status_sensor",
     "batch_gpu_runs",
     "run_events_forwarder",
-    "vital_signs",
     "alerts",
+    "run_traces",
+    "vital_signs",
     "reexecution",
 )
 
