@@ -442,7 +442,7 @@ HIGH_BATCH_JOB_FAILURE_RATE = Alarm(
         "AWS Batch: status reasons of the failed jobs; GPU quota",
     ),
     causes=(*_STOPS_EVERYTHING, INTAKE_PAUSED.name),
-    wait_s=180,
+    wait_s=300,  # failures of before count here, and not for a pause, which wants five in a row
 )
 _STOPS_UPLOADS = (
     *_STOPS_EVERYTHING,

@@ -197,6 +197,12 @@ def intake_switched_off(world: World, during: slice) -> None:
     world.change(own.SECONDS_WITHOUT_SUCCESS, during, 0)
 
 
+def intake_paused_by_hand(world: World, during: slice) -> None:
+    """Somebody paused it and went home: he knew, nobody else does."""
+    uploads_wait(world, during)
+    world.change(own.INTAKE_PAUSED, during, 1, FailureClass="operator")
+
+
 def cpu_fallback(world: World, during: slice) -> None:
     world.change(own.CPU_FALLBACKS, slice(during.start, during.stop, 5), 1)
 
@@ -332,6 +338,14 @@ FAULTS = (
     Fault(
         "intake is switched off",
         intake_switched_off,
+        (alarms.QUEUE_AGE_HIGH,),
+        "UploadsStuck",
+        minutes=3 * HOUR,
+        sets_in_after=HOUR,
+    ),
+    Fault(
+        "intake is paused by hand",
+        intake_paused_by_hand,
         (alarms.QUEUE_AGE_HIGH,),
         "UploadsStuck",
         minutes=3 * HOUR,

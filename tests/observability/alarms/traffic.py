@@ -43,6 +43,13 @@ class World:
         # A value of the dimension that did not come up yet has no data.
         return self._parts.get(_key(metric, dimensions), np.full(self.minutes, np.nan))
 
+    def copy(self) -> World:
+        """Another world, in which something may go wrong."""
+        other = World(self.minutes)
+        other._parts = {key: values.copy() for key, values in self._parts.items()}
+        other._totals = {key: values.copy() for key, values in self._totals.items()}
+        return other
+
     def publish(self, metric: Metric | AwsMetric, values: Values, **dimensions: str) -> None:
         """A metric, and its total over its dimensions: the sum of counters, the most of gauges.
 
