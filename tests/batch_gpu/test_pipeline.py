@@ -1,5 +1,6 @@
 """This project's own way of a video with `CAPSTONE_COMPUTE=batch`: upload, sensor, Batch job, events."""
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -50,4 +51,8 @@ def test_an_upload_becomes_events_by_one_job_on_the_gpu_queue(
         [job] = servers[0].batch.jobs()
         assert job["jobQueue"].endswith("/capstone-gpu")
         assert servers[0].batch.calls["SubmitJob"] == 1
+        lines = [json.loads(line) for line in servers[0].batch.log_lines(job["jobId"])]
+        assert {"timestamp", "level", "component", "message"} <= set.intersection(
+            *(set(line) for line in lines if "_aws" not in line)
+        )
         assert stack.postgres.pool_limit("dagster", "gpu") == 1000, "AWS Batch has the machines"

@@ -13,6 +13,7 @@ import pytest
 from botocore.config import Config
 from botocore.stub import Stubber
 
+from capstone_dagster.local import aws
 from capstone_dagster.local.aws import CREDENTIALS, REGION, client, ministack_server
 from capstone_dagster.observability.catalog.alarms import ALARMS, ANOMALY_ALARMS
 from capstone_dagster.observability.catalog.dashboard import DASHBOARDS
@@ -52,6 +53,14 @@ def moto() -> Iterator[boto.Clients]:
 
     with moto_server() as url:
         yield without_retries
+
+
+def test_the_local_names_are_those_of_the_local_stack() -> None:
+    names = local_names()
+    topic = names["alert_topic"].rpartition(":")[2]
+
+    assert (names["upload_queue"], names["dead_letter_queue"]) == (aws.UPLOAD_QUEUE, aws.DEAD_LETTER_QUEUE)
+    assert (names["region"], topic) == (aws.REGION, aws.ALERT_TOPIC)
 
 
 def wanted(kind: str) -> dict[str, Mapping[str, Any]]:
