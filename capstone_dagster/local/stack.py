@@ -126,7 +126,11 @@ def local_stack(
         report(f"S3, SQS, SNS and CloudWatch are ready at {aws.endpoint_url}")
         report(create_observed(aws.endpoint_url, resources))
         home = _dagster_home(state, files.instance)
-        environment = {**_environment(postgres, aws, resources, home), UI_PORT_VARIABLE: str(ui_port)}
+        environment = {
+            "CAPSTONE_UI_URL": f"http://{LOOPBACK}:{ui_port}",  # for links in notices
+            **_environment(postgres, aws, resources, home),
+            UI_PORT_VARIABLE: str(ui_port),
+        }
         stack = LocalStack(state, environment, postgres, aws, resources)
         write_environment(state, stack.environment)
         before_dagster(stack)
