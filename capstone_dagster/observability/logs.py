@@ -385,7 +385,9 @@ def _plain(value: Any, redaction: Redaction, depth: int) -> Any:
         return _short(redaction.text(str(value)))
     if isinstance(value, Mapping):
         return {
-            str(name): HIDDEN if redaction.is_secret(str(name)) else _plain(item, redaction, depth - 1)
+            _short(redaction.text(str(name))): HIDDEN
+            if redaction.is_secret(str(name))
+            else _plain(item, redaction, depth - 1)
             for name, item in list(value.items())[:_MOST_ITEMS]
         }
     if isinstance(value, (list, tuple, set, frozenset)):

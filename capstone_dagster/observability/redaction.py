@@ -14,10 +14,11 @@ from capstone_dagster.settings import Settings
 
 HIDDEN = "***"
 
-# A value that is secret because of the name before it: quoted, or up to what ends a word.
+# A value that is secret because of the name before it: quoted, or up to what ends a word. (In the ARN of a
+# secret the word stands between colons.)
 _VALUE = r"""(?:"[^"\r\n]*"|'[^'\r\n]*'|[^\s"',;&}]+)"""
 _NAMES = (
-    r"(?:aws_?)?secret(?:_?access)?(?:_?key)?|(?:session|security|access|refresh|auth|id)_?token|passw(?:or)?d|pwd"
+    r"secret(?:_?access)?_?key|(?<!:)secret|(?:session|security|access|refresh|auth|id)_?token|passw(?:or)?d|pwd"
     r"|pgpassword|api_?key|private_?key"
 )
 _SECRET_NAME = re.compile(rf"(?:^|[_-])(?:{_NAMES}|authorization|token)$", re.IGNORECASE)
