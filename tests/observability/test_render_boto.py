@@ -16,8 +16,10 @@ from botocore.stub import Stubber
 from capstone_dagster.local import aws
 from capstone_dagster.local.aws import CREDENTIALS, REGION, client, ministack_server
 from capstone_dagster.observability.catalog.alarms import ALARMS, ANOMALY_ALARMS
+from capstone_dagster.observability.catalog.composites import composites
 from capstone_dagster.observability.catalog.dashboard import DASHBOARDS
 from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
+from capstone_dagster.observability.catalog.model import Alarm, Metric, Series
 from capstone_dagster.observability.catalog.queries import QUERIES
 from capstone_dagster.observability.render import boto, requests
 from capstone_dagster.observability.render.boto import LeftOut, create, sentence
@@ -55,6 +57,13 @@ def moto() -> Iterator[boto.Clients]:
         yield without_retries
 
 
+@pytest.fixture(scope="module")
+def made_on_moto(moto: boto.Clients) -> dict[str, dict[str, Any]]:
+    """The alarms that moto describes."""
+    create(EVERYTHING, moto, NAMES)
+    return described_alarms(moto, "MetricAlarm")
+
+
 def test_the_local_names_are_those_of_the_local_stack() -> None:
     names = local_names()
     topic = names["alert_topic"].rpartition(":")[2]
@@ -82,6 +91,76 @@ def test_moto_has_every_alarm_with_every_property(moto: boto.Clients) -> None:
         assert {key: there[name].get(key) for key in parameters} == parameters, name
     assert {each.kind for each in left_out} == {"composite alarm", *UNKNOWN}
     assert all(each.properties == () for each in left_out)
+
+
+def dimensions_of(series: Series) -> dict[str, str]:
+    if isinstance(series.metric, Metric):
+        return {"Environment": "local", **series.dimensions}
+    return {key: NAMES[resource] for key, resource in series.metric.dimensions.items()}
+
+
+def read(metric: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
+    pairs = {each["Name"]: each["Value"] for each in metric["Dimensions"]}
+    return metric["Namespace"], metric["MetricName"], pairs
+
+
+@pytest.mark.parametrize(
+    "alarm", [each for each in ALARMS if each.condition is None], ids=lambda alarm: str(alarm.name)
+)
+def test_an_alarm_is_as_it_is_listed(alarm: Alarm, made_on_moto: dict[str, dict[str, Any]]) -> None:
+    """From the list itself, not from what is asked of AWS."""
+    there = made_on_moto[alarm.name]
+    listed = [
+        ("Capstone" if isinstance(each.metric, Metric) else each.metric.namespace, each.metric.name)
+        for each in alarm.series
+    ]
+    wanted_series = [(*names, dimensions_of(each)) for names, each in zip(listed, alarm.series, strict=True)]
+
+    assert (there["Threshold"], there["ComparisonOperator"]) == (alarm.threshold, alarm.comparison)
+    assert (there["EvaluationPeriods"], there["DatapointsToAlarm"]) == (alarm.periods, alarm.datapoints)
+    assert there["TreatMissingData"] == alarm.missing
+    if alarm.expression is None:
+        assert [read(there)] == wanted_series
+        assert (there.get("Statistic") or there["ExtendedStatistic"]) == alarm.series[0].statistic
+        assert there["Period"] == alarm.period_s
+    else:
+        *series, watched = there["Metrics"]
+        assert [read(each["MetricStat"]["Metric"]) for each in series] == wanted_series
+        assert [(each["Id"], each["MetricStat"]["Stat"]) for each in series] == [
+            (each.id, each.statistic) for each in alarm.series
+        ]
+        assert {each["MetricStat"]["Period"] for each in series} == {alarm.period_s}
+        assert (watched["Expression"], watched["ReturnData"]) == (alarm.expression, True)
+        assert not any(each["ReturnData"] for each in series)
+    told_by_itself = alarm.incident is None and not alarm.causes
+    assert there["AlarmActions"] == there["OKActions"] == ([NAMES["alert_topic"]] if told_by_itself else [])
+    for part in (alarm.meaning, f"#{alarm.runbook}", alarm.owner, alarm.severity, *alarm.look_at):
+        assert part in there["AlarmDescription"]
+
+
+def test_composites_are_as_the_list_makes_them(ministack: boto.Clients) -> None:
+    create(EVERYTHING, ministack, NAMES)
+    there = described_alarms(ministack, "CompositeAlarm")
+    asked = {each.name: each.parameters for each in UNCONDITIONAL if each.kind == "composite alarm"}
+    listed = [each for each in composites(ALARMS) if each.condition is None]
+
+    assert [each.name for each in listed] == list(asked)
+    for composite in listed:
+        alarm = there[composite.name]
+        assert alarm["AlarmRule"].split(" OR ") == [f'ALARM("{name}")' for name in composite.any_of]
+        assert alarm["AlarmActions"] == ([NAMES["alert_topic"]] if composite.notifies else [])
+        assert alarm["OKActions"] == ([NAMES["alert_topic"]] if composite.tells_recovery else [])
+        # The emulator forgets what keeps it back.
+        kept_back = [asked[composite.name].get(f"ActionsSuppressor{key}") for key in ("", "WaitPeriod")]
+        extension = asked[composite.name].get("ActionsSuppressorExtensionPeriod")
+        if composite.suppressor is None:
+            assert [*kept_back, extension] == [None, None, None]
+        else:
+            assert [*kept_back, extension] == [
+                composite.suppressor,
+                composite.wait_s,
+                composite.extension_s,
+            ]
 
 
 def test_ministack_has_every_alarm_and_composite_and_says_what_it_forgot(ministack: boto.Clients) -> None:
