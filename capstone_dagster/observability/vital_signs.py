@@ -7,6 +7,7 @@ out of a tick and does not hold up the rest. A tick whose cursor is not stored c
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -41,7 +42,7 @@ from capstone_dagster.observability.failed_runs import (
     starts_again,
 )
 from capstone_dagster.observability.metrics import Metrics
-from capstone_dagster.observability.waiting_messages import Queues
+from capstone_dagster.observability.waiting_messages import Queues, queues_at
 from capstone_dagster.settings import Settings
 
 SENSOR_NAME = "vital_signs"
@@ -57,6 +58,9 @@ _TICKS_AT_ONCE = 100
 _LONGEST_TICK_S = 90.0
 # Classifying a failed run takes some 5 ms. What is left is the next tick's.
 _BUDGET_S = 5.0
+
+# Takes a run and the age of its event in seconds.
+IsReady = Callable[[dg.DagsterRun, float], bool]
 
 _IN_PROGRESS = [
     dg.DagsterRunStatus.QUEUED,
@@ -136,7 +140,7 @@ def vital_signs_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     services = cast(Needs, context.resources.services)
     now = time.time()
     memory = Memory.of_cursor(context.cursor, now)
-    queues = None if services.settings.queue_url is None else Queues(services.settings.queue_url)
+    queues = None if services.settings.queue_url is None else queues_at(services.settings.queue_url)
     unseen = observe(context.instance, services, memory, queues, now=now)
     told = f"Could not be looked at: {', '.join(unseen)}." if unseen else "All vital signs are published."
     return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=memory.to_cursor())
@@ -147,11 +151,13 @@ def observe(
 ) -> list[str]:
     """Publish everything once; returns the names of what could not be looked at."""
     metrics, settings = needs.metrics, needs.settings
-    waiting = 0
+    waiting: int | None = None  # unknown
 
     def look_at_queues() -> None:
         nonlocal waiting
-        if queues is not None:
+        if queues is None:
+            waiting = 0
+        else:
             waiting = queues.waiting()
             metrics.add(DEAD_LETTERS, queues.dead_letters())
 
@@ -200,14 +206,20 @@ def age_over_limit(record: dg.RunRecord, settings: Settings, now: float) -> floa
 def _count_runs(instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, now: float) -> None:
     """Zeros too: the rate of failures needs them."""
     over = time.monotonic() + _BUDGET_S
-    started = list(_unread(instance, memory, dg.DagsterEventType.RUN_START, now))
-    succeeded = list(_unread(instance, memory, dg.DagsterEventType.RUN_SUCCESS, now))
+    # If anything goes wrong on the way, nothing is counted and nothing is read.
+    read = copy.deepcopy(memory.read)
+
+    def unread(
+        kind: RunStatusChangeEventType, is_ready: IsReady | None = None
+    ) -> Iterator[dg.EventLogRecord]:
+        position = read.setdefault(kind.value, Position())
+        return _unread(instance, kind, position, memory.since, now, is_ready)
+
+    started = list(unread(dg.DagsterEventType.RUN_START))
+    succeeded = list(unread(dg.DagsterEventType.RUN_SUCCESS))
     runs = _records(instance, [event.event_log_entry.run_id for event in succeeded])
-    memory.last_success = max(
-        [memory.last_success, *(event.event_log_entry.timestamp for event in succeeded)]
-    )
     failures: Counter[str] = Counter()
-    for event in _unread(instance, memory, dg.DagsterEventType.RUN_FAILURE, now, is_ready=_is_settled):
+    for event in unread(dg.DagsterEventType.RUN_FAILURE, _is_settled):
         run_id = event.event_log_entry.run_id
         # An operator may have deleted it, or started it again and canceled it.
         record = _records(instance, [run_id]).get(run_id)
@@ -218,6 +230,10 @@ def _count_runs(instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, 
             runs[run_id] = cast(dg.RunRecord, record)
         if time.monotonic() > over:
             break
+    memory.read = read
+    memory.last_success = max(
+        [memory.last_success, *(event.event_log_entry.timestamp for event in succeeded)]
+    )
     metrics.add_all({RUNS_STARTED: len(started), RUNS_SUCCEEDED: len(succeeded)})
     metrics.add(RUNS_FAILED, 0)
     for failure_class, count in failures.items():
@@ -228,12 +244,18 @@ def _count_runs(instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, 
 
 
 def _measure_idleness(
-    instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, waiting: int, now: float
+    instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, waiting: int | None, now: float
 ) -> None:
-    """How long nothing has succeeded although there was something to do all the time."""
+    """How long nothing has succeeded although there was something to do all the time.
+
+    Args:
+        waiting: messages in the queue; None if that is not known: then what was so last is still so.
+    """
     queued = instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))
-    busy = waiting or queued or instance.get_runs_count(dg.RunsFilter(statuses=_IN_PROGRESS))
-    memory.busy_since = (memory.busy_since or now) if busy else None
+    if waiting or queued or instance.get_runs_count(dg.RunsFilter(statuses=_IN_PROGRESS)):
+        memory.busy_since = memory.busy_since or now
+    elif waiting is not None:
+        memory.busy_since = None
     since = None if memory.busy_since is None else max(memory.busy_since, memory.last_success)
     metrics.add_all(
         {RUNS_QUEUED: queued, SECONDS_WITHOUT_SUCCESS: 0.0 if since is None else max(0.0, now - since)}
@@ -271,26 +293,23 @@ def _measure_ticks(instance: dg.DagsterInstance, metrics: Metrics, memory: Memor
 
 def _unread(
     instance: dg.DagsterInstance,
-    memory: Memory,
     kind: RunStatusChangeEventType,
+    position: Position,
+    since: float,
     now: float,
-    is_ready: Callable[[dg.DagsterRun, float], bool] | None = None,
+    is_ready: IsReady | None,
 ) -> Iterator[dg.EventLogRecord]:
     """Events that were not read yet, each read when it is given out.
 
     Args:
-        is_ready: whether there is all to know of an event's run already, by its age in seconds; else it is
-            left for later.
+        is_ready: whether there is all to know of an event's run already; else it is left for later.
     """
-    position = memory.read.setdefault(kind.value, Position())
     old = [number for number, at in position.recent.items() if now - at > _OVERLAP_S]
     position.after = max([position.after, *old])
     position.recent = {number: at for number, at in position.recent.items() if number > position.after}
     cursor = position.after
     while True:
-        wanted = dg.RunStatusChangeRecordsFilter(
-            kind, after_timestamp=memory.since, after_storage_id=cursor or None
-        )
+        wanted = dg.RunStatusChangeRecordsFilter(kind, after_timestamp=since, after_storage_id=cursor or None)
         events = instance.fetch_run_status_changes(wanted, limit=_EVENTS_AT_ONCE, ascending=True).records
         fresh = [event for event in events if event.storage_id not in position.recent]
         if is_ready is not None:
@@ -309,10 +328,7 @@ def _is_settled(run: dg.DagsterRun, age_s: float) -> bool:
 
 
 def _may_be_read(
-    event: dg.EventLogRecord,
-    runs: dict[str, dg.RunRecord],
-    now: float,
-    is_ready: Callable[[dg.DagsterRun, float], bool],
+    event: dg.EventLogRecord, runs: dict[str, dg.RunRecord], now: float, is_ready: IsReady
 ) -> bool:
     record = runs.get(event.event_log_entry.run_id)
     return record is None or is_ready(record.dagster_run, now - event.event_log_entry.timestamp)
