@@ -82,5 +82,5 @@ EXPOSE 3000
 # By the role that process 1 plays. ECS does not read it: infra/application.yaml says its own.
 HEALTHCHECK --interval=60s --timeout=45s --start-period=180s --retries=3 \
     CMD ["python", "/app/healthcheck.py"]
-# No entry point, so that a job's command is run as it is: `dagster api execute_run ...`, `capstone ...`.
+# No entry point, so that a command is run as it is; in AWS the supervisor stands before it (docs/container.md).
 CMD ["capstone", "--help"]

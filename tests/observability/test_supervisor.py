@@ -365,3 +365,48 @@ def test_the_daemons_heartbeats_are_read_as_dagster_writes_them(database_url: st
         assert probe() is None
         instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - 400, "SENSOR", "id", []))
         assert "SENSOR" in str(probe())
+
+
+def test_logs_of_a_dagster_run_arrive_though_its_worker_is_killed(
+    cloudwatch: ScriptedCloudWatch, tmp_path: Path
+) -> None:
+    """With the handler of dagster.yaml, and a CloudWatch that was hanging when the run began."""
+    release = threading.Event()
+
+    def script(call: Any) -> Answer:
+        return Answer() if release.wait(60) else Answer(drop=True)
+
+    cloudwatch.script = script
+    handler = {"class": "capstone_dagster.observability.logs.RunLogHandler", "level": "DEBUG"}
+    settings = {"python_logs": {"dagster_handler_config": {"handlers": {"lines": handler}}}}
+    process = supervise(
+        f"""
+        import os, sys
+        import dagster as dg
+
+        @dg.op
+        def talk(context):
+            for number in range(100):
+                context.log.info(f"line {{number}}")
+            sys.__stdout__.write("half of a word")  # which the killed worker never ends
+            sys.__stdout__.flush()
+            os.kill(os.getpid(), 9)
+
+        @dg.job(executor_def=dg.in_process_executor)
+        def talking():
+            talk()
+
+        with dg.DagsterInstance.ephemeral(settings={settings!r}) as instance:
+            talking.execute_in_process(instance=instance)
+        """,
+        cloudwatch=cloudwatch,
+        spool=tmp_path / "spool",
+    )
+    wait_for("the call that hangs", lambda: cloudwatch.calls)
+    release.set()
+    code, _ = ended(process)
+    assert code == 137
+    told = [json.loads(message) for message in cloudwatch.messages(GROUP)]
+    said = [fields["message"] for fields in told if fields["message"].startswith("line ")]
+    assert said == [f"line {number}" for number in range(100)]
+    assert len({fields["run_id"] for fields in told}) == 1
