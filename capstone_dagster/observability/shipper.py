@@ -150,6 +150,7 @@ class Shipper:
         settings: CAPSTONE_METRICS says whether lines that carry metrics become PutMetricData, and
             CAPSTONE_ENVIRONMENT whether missing log groups are made: only locally; in AWS a stack has them.
         client: makes the client of a service; boto3's by default.
+        metrics: where it counts what it gave up.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class Shipper:
         pace: Pace = Pace(),
         client: Callable[[Service], Any] | None = None,
         host: str | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._folder = Path(folder)
         self._limit_bytes = settings.log_spool_mb * 1024 * 1024
@@ -171,7 +173,7 @@ class Shipper:
         make = client or (lambda service: _client(service, pace))
         self._logs = _Outlet("logs", make, pace)
         self._cloudwatch = _Outlet("cloudwatch", make, pace)
-        self._metrics = Metrics(settings)
+        self._metrics = metrics or Metrics(settings)
         self._channels: dict[str, _Channel] = {}
         self._marks: dict[Path, _Marks] = {}
         self._streams: set[tuple[str, str]] = set()

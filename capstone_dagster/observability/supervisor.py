@@ -27,7 +27,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from capstone_dagster.observability.standard_output import StandardOutput
+
 if TYPE_CHECKING:
+    from capstone_dagster.observability.metrics import Metrics
     from capstone_dagster.observability.redaction import Redaction
     from capstone_dagster.settings import Settings
 
@@ -201,10 +204,10 @@ class _Company:
         self._configure_logging()
         from capstone_dagster.observability.metrics import Metrics
 
-        metrics = Metrics(settings)
+        metrics = Metrics(settings, self._output)
         self._output.on_loss = lambda count: _count_dropped(metrics, count)
         if settings.log_spool is not None:
-            self._start_shipper(settings)
+            self._start_shipper(settings, metrics)
         if self._options.probe is not None:
             self._start_heartbeat(metrics)
 
@@ -219,16 +222,16 @@ class _Company:
         root.setLevel(max(logging.INFO, _LEVELS[self._options.level]))
         root.propagate = False
 
-    def _start_shipper(self, settings: Settings) -> None:
+    def _start_shipper(self, settings: Settings, metrics: Metrics) -> None:
         from capstone_dagster.observability.shipper import Shipper
 
-        shipper = Shipper(Path(str(settings.log_spool)).expanduser(), settings)
+        shipper = Shipper(Path(str(settings.log_spool)).expanduser(), settings, metrics=metrics)
         self._shipper = threading.Thread(
             target=shipper.run, args=(self._stop, DRAIN_S), daemon=True, name="shipper"
         )
         self._shipper.start()
 
-    def _start_heartbeat(self, metrics: Any) -> None:
+    def _start_heartbeat(self, metrics: Metrics) -> None:
         from capstone_dagster.observability.probes import probe_of, send_heartbeats
 
         probes = {self._options.service: probe_of(self._options.probe)}
@@ -316,16 +319,19 @@ class Relay(threading.Thread):
         )
 
 
-class Output:
+class Output(StandardOutput):
     """Standard output, for several threads; one that takes nothing costs lines, and no time.
+
+    All of this process writes here, its metrics too: a long line is more than one piece for the kernel, and
+    another writer's line would come in between.
 
     Attributes:
         on_loss: told how many lines were dropped, once the rest is written again.
     """
 
     def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
         self.on_loss: Callable[[int], None] = lambda count: None
-        self._descriptor = descriptor
         self._redaction: Redaction | None = None
         self._redaction_known = threading.Event()
         self._waiting: deque[str | dict[str, str]] = deque()
@@ -336,9 +342,9 @@ class Output:
         self._thread = threading.Thread(target=self._run, daemon=True, name="output")
         self._thread.start()
 
-    def write(self, line: str) -> None:
-        """Leave one line to be written."""
-        self._put(line, len(line))
+    def write(self, line: str) -> bool:
+        """Leave one line to be written; whether there was room for it."""
+        return self._put(line, len(line))
 
     def wrap(self, fields: dict[str, str]) -> None:
         """Leave fields to be written as JSON, `message` without its secrets."""
@@ -356,20 +362,21 @@ class Output:
             self._changed.notify()
         self._thread.join(most_s)
 
-    def _put(self, line: str | dict[str, str], size: int) -> None:
+    def _put(self, line: str | dict[str, str], size: int) -> bool:
         with self._changed:
             if self._bytes + size > _MOST_WAITING_BYTES:
                 self._dropped += 1
-                return
+                return False
             self._bytes += size
             self._waiting.append(line)
             self._changed.notify()
+            return True
 
     def _run(self) -> None:
         for line in self._lines():
             with contextlib.suppress(Exception):  # nobody reads any more: the command goes on
                 data = self._text(line).encode(errors="replace") + b"\n"
-                while data:
+                while data and self._descriptor is not None:
                     data = data[os.write(self._descriptor, data) :]
 
     def _text(self, line: str | dict[str, str]) -> str:
@@ -431,7 +438,7 @@ def _signal_name(code: int) -> str:
     return ""
 
 
-def _count_dropped(metrics: Any, count: int) -> None:
+def _count_dropped(metrics: Metrics, count: int) -> None:
     from capstone_dagster.observability.catalog.metrics import TELEMETRY_DROPPED
 
     metrics.add(TELEMETRY_DROPPED, count, channel="stdout")
