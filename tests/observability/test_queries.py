@@ -16,7 +16,9 @@ from capstone_dagster.observability.catalog.model import SavedQuery
 from capstone_dagster.observability.catalog.queries import QUERIES, VIDEO_PLACEHOLDER
 from tests.observability import insights, pipeline_run
 from tests.observability.insights import Row
-from tests.observability.pipeline_run import BROKEN, EXTERNAL_ID, FORBIDDEN, GOOD, Written
+from tests.observability.pipeline_run import BROKEN, EXTERNAL_ID, FORBIDDEN, GOOD, MONITORING, Written
+
+pytestmark = pytest.mark.timeout(300)  # the first test of all waits for the pipeline
 
 # What CloudWatch adds to each line.
 DISCOVERED = {"@timestamp", "@message", "@log", "@logStream"}
@@ -120,6 +122,7 @@ def test_one_videos_story_is_whole_in_order_and_without_repetition(written: list
     assert done[:5] == STEPS
     assert "Video analysis completed successfully" in " ".join(row["message"] for row in by_external_id)
     assert by_external_id[0]["component"] == "intake"
+    assert [row["message"] for row in by_external_id].count(MONITORING) == 1
     # Nobody else's, everything of its own.
     assert {row["run_id"] for row in by_id} == {row["run_id"] for row in by_external_id}
     own = {
