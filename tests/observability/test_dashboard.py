@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from capstone_dagster.definitions import defs
@@ -23,6 +25,7 @@ from capstone_dagster.observability.failures import FailureClass
 from capstone_dagster.observability.render.dashboards import as_json, body
 from capstone_dagster.observability.render.deployment import filled, local_names
 from tests.observability import insights
+from tests.observability.alarms.metric_math import MetricMath
 
 # CloudWatch's: columns of a dashboard, widgets on it, metrics of a widget ("Dashboard Body Structure and
 # Syntax", service quotas). The issue asks for no more than 500 metrics on the whole of it.
@@ -171,27 +174,50 @@ def test_graphs_have_their_target_warning_and_critical_lines(
     assert len({line["color"] for line in lines}) == 3
 
 
-def test_response_times_are_drawn_in_the_milliseconds_of_their_lines() -> None:
-    widget = graph("Web server: response time")
-
-    assert widget["properties"]["yAxis"]["left"]["label"] == "ms"
-    expressions = [options["expression"] for path, options in metrics_of(widget) if not path]
-    assert expressions == ["1000*p50", "1000*p95"]
+NOTHING = math.nan
 
 
-def test_free_storage_is_a_share_of_what_the_deployment_says_there_is() -> None:
-    rendered = filled(body(OPERATIONS), local_names(database_storage_gib="80"))
+@pytest.mark.parametrize(
+    ("title", "unit", "series", "drawn"),
+    [
+        # One run of twenty, none at all, and a quarter of an hour in which only failures were told of.
+        (
+            "Error rate of runs",
+            "%",
+            {"failed": [1, 0, NOTHING, 3], "succeeded": [19, 4, NOTHING, NOTHING]},
+            {"error_rate": [5, 0, 0, 100]},
+        ),
+        # The lines are in milliseconds; the load balancer measures seconds.
+        (
+            "Web server: response time",
+            "ms",
+            {"p50": [0.2], "p95": [1.0]},
+            {"p50_ms": [200], "p95_ms": [1000]},
+        ),
+        # 8 GiB of the 80 that the deployment says there are.
+        ("Database: free storage", "%", {"free": [8 * 2**30]}, {"free_percent": [10]}),
+        (
+            "GPU seconds and their cost",
+            None,
+            {"gpu": [1800], "cost": [NOTHING]},
+            {"hours": [0.5], "dollars": [0]},
+        ),
+    ],
+)
+def test_expressions_draw_what_their_lines_are_about(
+    title: str, unit: str | None, series: dict[str, list[float]], drawn: dict[str, list[float]]
+) -> None:
+    widget = filled(graph(title), local_names(database_storage_gib="80"))
+    values = {name: np.array(each, dtype=float) for name, each in series.items()}
 
-    [expression] = [
-        options["expression"]
-        for widget in rendered["widgets"]
-        if widget["properties"].get("title") == "Database: free storage"
+    evaluated = {
+        options["id"]: MetricMath().evaluate(options["expression"], values).tolist()
         for path, options in metrics_of(widget)
         if not path
-    ]
-    assert expression == "100*free/(80*1073741824)"
-    # 8 GiB of 80 are a tenth: the critical line.
-    assert eval(expression, {"free": 8 * 2**30}) == pytest.approx(10)
+    }
+
+    assert evaluated == {name: pytest.approx(each) for name, each in drawn.items()}
+    assert widget["properties"]["yAxis"]["left"].get("label") == unit
 
 
 def test_recent_errors_are_a_query_of_groups_that_exist(widgets: list[Widget]) -> None:
