@@ -10,6 +10,7 @@ import yaml
 from dagster._config import process_config
 
 from batch_gpu.config import config_schema, from_yaml
+from capstone_dagster.observability.traces.tracer import ENDPOINT_VARIABLES
 from capstone_dagster.settings import Settings, read_settings, unknown_variables, variable_name
 from tests.infra.conftest import Deployed
 from tests.infra.stacks import template
@@ -112,6 +113,19 @@ def test_every_setting_is_given_or_left_for_a_reason(container: str) -> None:
 
     assert set(LEFT_AT_DEFAULT) <= everything
     assert everything - given(container) == left
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_traces_go_to_the_collector_that_is_named(container: str) -> None:
+    """By the variable that every program takes, over the one port by which containers get out."""
+    variables, _ = declared(container)
+
+    assert variables["OTEL_EXPORTER_OTLP_ENDPOINT"] == {"Ref": "OtlpEndpoint"}
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in ENDPOINT_VARIABLES
+    parameter = template("application")["Parameters"]["OtlpEndpoint"]
+    assert re.fullmatch(parameter["AllowedPattern"], "https://collector.example.com/otlp")
+    assert re.fullmatch(parameter["AllowedPattern"], parameter["Default"])
+    assert not re.fullmatch(parameter["AllowedPattern"], "http://collector.example.com:4318")
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
