@@ -26,6 +26,7 @@ from capstone_dagster.observability.render.boto import LeftOut, create, sentence
 from capstone_dagster.observability.render.deployment import filled, local_names
 from capstone_dagster.observability.render.requests import Request
 from tests.support.moto import moto_server
+from tests.support.waiting import wait_for
 
 NAMES = local_names(alert_topic="arn:aws:sns:ap-northeast-2:000000000000:alerts")
 EVERYTHING = tuple(requests.everything())
@@ -184,6 +185,39 @@ def test_ministack_has_every_alarm_and_composite_and_says_what_it_forgot(minista
     for alarm in ALARMS:
         if alarm.condition is None:
             assert ("Metrics" in forgotten.get(alarm.name, ())) == (alarm.expression is not None), alarm.name
+
+
+def test_an_alarm_that_rings_tells_the_topic_once_with_the_way_to_the_runbook(
+    ministack: boto.Clients,
+) -> None:
+    """By its incident's composite, as far as this emulator evaluates alarms."""
+    topic = ministack("sns").create_topic(Name="told")["TopicArn"]
+    sqs = ministack("sqs")
+    queue = sqs.create_queue(QueueName="inbox")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    ministack("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+    create(EVERYTHING, ministack, local_names(alert_topic=topic))
+
+    def denied(count: int) -> None:
+        dimensions = [{"Name": "Environment", "Value": "local"}]
+        data = {"MetricName": "S3AccessDenied", "Value": count, "Unit": "Count", "Dimensions": dimensions}
+        ministack("cloudwatch").put_metric_data(Namespace="Capstone", MetricData=[data])
+
+    def told() -> list[dict[str, Any]]:
+        messages = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
+        for each in messages:
+            sqs.delete_message(QueueUrl=queue, ReceiptHandle=each["ReceiptHandle"])
+        return [json.loads(json.loads(each["Body"])["Message"]) for each in messages]
+
+    denied(5)
+    assert described_alarms(ministack, "MetricAlarm")["S3AccessDenied"]["StateValue"] != "ALARM"
+    denied(1)
+    [notice] = wait_for("the notice", told)
+
+    assert (notice["AlarmName"], notice["NewStateValue"]) == ("AccessDenied", "ALARM")
+    assert "Runbook: docs/runbook.md#permission-denied" in notice["AlarmDescription"]
+    denied(1)
+    assert told() == []
 
 
 @pytest.mark.parametrize("emulator", ["moto", "ministack"])
