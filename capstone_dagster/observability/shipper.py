@@ -24,11 +24,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from capstone_dagster.observability.catalog.metrics import TELEMETRY_DROPPED
+from capstone_dagster.observability.log_events import (
+    MOST_EVENTS,
+    event_time,
+    first_batch,
+    refused_events,
+    stream_name,
+)
 from capstone_dagster.observability.logs import configure_logging
 from capstone_dagster.observability.metric_data import (
     MalformedMetrics,
@@ -37,8 +43,16 @@ from capstone_dagster.observability.metric_data import (
     values_of,
 )
 from capstone_dagster.observability.metrics import Metrics
+from capstone_dagster.observability.outlets import Outlet, Pace, Service
 from capstone_dagster.observability.probes import probe_of, send_heartbeats
 from capstone_dagster.observability.refusals import Refusal, refusal_of
+from capstone_dagster.observability.shipper_status import (
+    ChannelStatus,
+    ShipperStatus,
+    read_status,
+    replace_file,
+    write_status,
+)
 from capstone_dagster.observability.spool import (
     Record,
     Segment,
@@ -56,91 +70,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("capstone.shipper")
 
-STATUS_FILE = "shipper.json"
 METRICS_CHANNEL = "metrics"
-# PutLogEvents' limits: a batch's bytes, of which each event counts 26 more than its text, and its events.
-MOST_BATCH_BYTES = 1_048_576
-EVENT_BYTES = 26
-MOST_EVENTS = 10_000
 _READ_BYTES = 1024 * 1024
 # So many seconds one group is served before the other groups and the metrics have their turn.
 _TURN_S = 3.0
 # Of the spool's limit: from here on, what cannot be sent makes room for what can, down to the second.
 _SHED_ABOVE, _SHED_TO = 0.75, 0.5
-_TIMESTAMP = re.compile(r'"timestamp": ?"([^"]{19,35})"')
-
-Service = Literal["logs", "cloudwatch"]
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How long the shipper waits, in seconds.
-
-    Attributes:
-        idle: between looks at the spool.
-        metrics: between requests for metrics, which are billed by the request.
-        first_retry, last_retry: after throttling and outages, doubling from the first to the last, half of it
-            by chance.
-        refused: after what only a person can mend.
-        report: between counts of what was dropped.
-        connect, read: before an answer of CloudWatch counts as lost.
-    """
-
-    idle: float = 1.0
-    metrics: float = 10.0
-    first_retry: float = 1.0
-    last_retry: float = 60.0
-    refused: float = 60.0
-    report: float = 60.0
-    connect: float = 3.0
-    read: float = 10.0
-
-
-@dataclass(slots=True)
-class ChannelStatus:
-    """How one log group, or the metrics, fare; times are seconds since 1970.
-
-    Attributes:
-        last_error: why the last attempt failed, None once one has succeeded again; `remedy` what to do.
-        sent, dropped: lines that CloudWatch took, lines (or values) that were given up.
-    """
-
-    last_success: float | None = None
-    last_failure: float | None = None
-    last_error: str | None = None
-    remedy: str | None = None
-    sent: int = 0
-    dropped: int = 0
-
-
-@dataclass(slots=True)
-class ShipperStatus:
-    """What the shipper tells of itself in the spool's folder, for `capstone doctor`.
-
-    Attributes:
-        lost: lines that never came into the spool, because it was full or its disk refused.
-        waiting_bytes: what the spool takes.
-        told: how much of what was dropped and lost the metric TelemetryDropped knows.
-        counted: of each writer's count of losses, how many are in `lost`.
-    """
-
-    pid: int = 0
-    updated: float = 0.0
-    waiting_bytes: int = 0
-    lost: int = 0
-    channels: dict[str, ChannelStatus] = field(default_factory=dict)
-    told: dict[str, int] = field(default_factory=dict)
-    counted: dict[str, int] = field(default_factory=dict)
-
-
-def read_status(folder: Path) -> ShipperStatus | None:
-    """What the shipper of this spool said last; None if there never was one."""
-    try:
-        found = json.loads((folder / STATUS_FILE).read_text())
-        channels = {name: ChannelStatus(**each) for name, each in found.pop("channels").items()}
-        return ShipperStatus(**found, channels=channels)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
 
 
 class Shipper:
@@ -170,9 +105,8 @@ class Shipper:
         self._settings = settings
         self._pace = pace
         self._host = re.sub(r"[^\w.-]", "-", host or socket.gethostname())
-        make = client or (lambda service: _client(service, pace))
-        self._logs = _Outlet("logs", make, pace)
-        self._cloudwatch = _Outlet("cloudwatch", make, pace)
+        self._logs = Outlet("logs", pace, client)
+        self._cloudwatch = Outlet("cloudwatch", pace, client)
         self._metrics = metrics or Metrics(settings)
         self._channels: dict[str, _Channel] = {}
         self._marks: dict[Path, _Marks] = {}
@@ -300,7 +234,7 @@ class Shipper:
                 return self._narrow(channel, self._logs, len(lines), refusal)
             self._fail(channel, self._logs, refusal)
             return False
-        refused = _refused_events(answer.get("rejectedLogEventsInfo") or {}, len(events))
+        refused = refused_events(answer.get("rejectedLogEventsInfo") or {}, len(events))
         if refused:
             self._drop(channel, refused, "CloudWatch takes no lines older than 14 days or of the future")
         self._succeed(channel, self._logs, len(events) - refused)
@@ -382,7 +316,7 @@ class Shipper:
 
     # --- what became of it ---
 
-    def _narrow(self, channel: _Channel, outlet: _Outlet, size: int, refusal: Refusal) -> bool:
+    def _narrow(self, channel: _Channel, outlet: Outlet, size: int, refusal: Refusal) -> bool:
         """Something in a request is invalid to CloudWatch: halve it until that stands alone, drop that."""
         if size > 1:
             channel.most = size // 2
@@ -393,7 +327,7 @@ class Shipper:
             self._fail(channel, outlet, refusal)
         return True
 
-    def _succeed(self, channel: _Channel, outlet: _Outlet, count: int) -> None:
+    def _succeed(self, channel: _Channel, outlet: Outlet, count: int) -> None:
         for place in (outlet, channel):
             if place.trouble is not None:
                 place.trouble = None
@@ -409,9 +343,9 @@ class Shipper:
         channel.most = min(MOST_EVENTS, channel.most * 4)
         channel.refused_alone = 0
 
-    def _fail(self, channel: _Channel, outlet: _Outlet, refusal: Refusal) -> None:
+    def _fail(self, channel: _Channel, outlet: Outlet, refusal: Refusal) -> None:
         of_all = refusal.kind in ("outage", "unusable")
-        place: _Channel | _Outlet = outlet if of_all else channel
+        place: _Channel | Outlet = outlet if of_all else channel
         if place.trouble != refusal.remedy:
             place.trouble = refusal.remedy
             log.warning(
@@ -498,7 +432,7 @@ class Shipper:
         return self._marks[segment.path]
 
     def _save(self, segment: Segment, marks: _Marks) -> None:
-        _write(_marks_path(segment), json.dumps(asdict(marks)))
+        replace_file(_marks_path(segment), json.dumps(asdict(marks)))
 
     def _tidy(self, found: Sequence[Segment]) -> None:
         """Remove what is sent and will not grow, and what was left of files that are gone."""
@@ -594,7 +528,7 @@ class Shipper:
         if known != self._written or time.time() - self._status.updated > 10:
             self._written = known
             self._status.updated = time.time()
-            _write(self._folder / STATUS_FILE, json.dumps(asdict(self._status)))
+            write_status(self._folder, self._status)
 
     def _out_of_time(self) -> bool:
         return self._give_up is not None and time.monotonic() > self._give_up
@@ -607,32 +541,6 @@ class Shipper:
                 self._stumbled.add(repr(error))
                 log.exception("The shipper stumbled, and goes on.", extra={"action": "shipper.failed"})
             return False
-
-
-def first_batch(lines: Sequence[Record]) -> int:
-    """How many of the lines, from the first on, one PutLogEvents takes: of one stream, so of one UTC day."""
-    size = 0
-    day = _day(event_time(lines[0]))
-    for count, line in enumerate(lines[:MOST_EVENTS]):
-        size += len(line.text.encode(errors="replace")) + EVENT_BYTES
-        if size > MOST_BATCH_BYTES or _day(event_time(line)) != day:
-            return max(1, count)
-    return min(len(lines), MOST_EVENTS)
-
-
-def event_time(line: Record) -> int:
-    """When that happened which a line tells of, else when it was written; milliseconds since 1970."""
-    found = _TIMESTAMP.search(line.text, 0, 400)
-    if found:
-        with contextlib.suppress(ValueError):
-            moment = datetime.fromisoformat(found[1])
-            return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-    return line.time_ms
-
-
-def stream_name(host: str, writer: str, time_ms: int) -> str:
-    """The log stream of one writer's day."""
-    return f"{_day(time_ms)}/{host}/{writer}"
 
 
 @dataclass(slots=True)
@@ -668,64 +576,6 @@ class _Channel:
         return time.monotonic() < self.retry_at
 
 
-class _Outlet:
-    """One of AWS's services: its client, made when needed and anew when it was of no use; its back-off."""
-
-    def __init__(self, service: Service, make: Callable[[Service], Any], pace: Pace) -> None:
-        self.words = "CloudWatch Logs" if service == "logs" else "CloudWatch"
-        self.trouble: str | None = None
-        self.retry_at = 0.0
-        self._service: Service = service
-        self._make = make
-        self._pace = pace
-        self._client: Any = None
-        self._failures = 0
-
-    def client(self) -> Any:
-        if self._client is None:
-            self._client = self._make(self._service)
-        return self._client
-
-    def rests(self) -> bool:
-        return time.monotonic() < self.retry_at
-
-    def succeed(self) -> None:
-        self._failures = 0
-        self.retry_at = 0.0
-
-    def fail(self, refusal: Refusal) -> None:
-        longest = min(self._pace.last_retry, self._pace.first_retry * 2**self._failures)
-        self._failures = min(self._failures + 1, 30)
-        if refusal.kind == "unusable":
-            self._client = None
-            longest = self._pace.refused
-        self.retry_at = time.monotonic() + longest * random.uniform(0.5, 1.0)
-
-
-def _client(service: Service, pace: Pace) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=pace.connect,
-        read_timeout=pace.read,
-        retries={"total_max_attempts": 1},  # what is retried, and when, is decided here
-        disable_request_compression=True,
-    )
-    # A session of its own: what an earlier one found of credentials is forgotten with it.
-    return boto3.session.Session().client(service, config=config)
-
-
-def _refused_events(refused: Any, count: int) -> int:
-    too_old = max(refused.get("tooOldLogEventEndIndex") or 0, refused.get("expiredLogEventEndIndex") or 0)
-    too_new = refused.get("tooNewLogEventStartIndex")
-    return min(count, too_old + (count - too_new if too_new is not None else 0))
-
-
-def _day(time_ms: int) -> str:
-    return time.strftime("%Y/%m/%d", time.gmtime(time_ms // 1000))
-
-
 def _age(segment: Segment) -> float:
     try:
         return segment.path.stat().st_mtime
@@ -735,13 +585,6 @@ def _age(segment: Segment) -> float:
 
 def _marks_path(segment: Segment) -> Path:
     return segment.path.with_suffix(".sent")
-
-
-def _write(path: Path, text: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk: what was sent is sent again after a restart
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        unfinished.write_text(text)
-        unfinished.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

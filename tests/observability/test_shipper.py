@@ -18,15 +18,11 @@ import pytest
 
 from capstone_dagster.local.aws import aws_environment
 from capstone_dagster.observability.catalog.metrics import DETECTIONS_PER_VIDEO, RUNS_FAILED
+from capstone_dagster.observability.log_events import MOST_BATCH_BYTES, MOST_EVENTS
 from capstone_dagster.observability.metrics import Metrics
-from capstone_dagster.observability.shipper import (
-    METRICS_CHANNEL,
-    MOST_BATCH_BYTES,
-    MOST_EVENTS,
-    Pace,
-    Shipper,
-    read_status,
-)
+from capstone_dagster.observability.outlets import Pace
+from capstone_dagster.observability.shipper import METRICS_CHANNEL, Shipper
+from capstone_dagster.observability.shipper_status import read_status
 from capstone_dagster.observability.spool import Spool, losses, segments
 from capstone_dagster.settings import Settings, read_settings
 from tests.conftest import Aws
