@@ -1,4 +1,4 @@
-"""What the shipper tells of itself, in a file of the spool's folder, for `capstone doctor` and its successor."""
+"""What the shipper tells of itself in the spool's folder: for `capstone doctor`, and for its successor."""
 
 from __future__ import annotations
 
