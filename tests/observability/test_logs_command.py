@@ -60,6 +60,7 @@ STORY = {
         line(6, "The same.", video_id=VIDEO, run_id=RUN),
         line(6, "The same.", video_id=VIDEO, run_id=RUN),
         line(7, "Of another run.", video_id=OTHER, run_id="another"),
+        line(7, "Of another video in the same run.", video_id=OTHER, run_id=RUN),
     ],
     BATCH_JOB.name: [
         # What a container prints goes here and, by the spool, to the group above: it is one line.
