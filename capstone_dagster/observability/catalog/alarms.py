@@ -277,7 +277,7 @@ LOAD_BALANCER_5XX = Alarm(
         "security group of the services: port 3000 from the load balancer",
         "log group /ecs/capstone-webserver",
     ),
-    causes=(WEBSERVER_HEARTBEAT_LOST.name, DATABASE_CONNECTION_FAILURE.name),
+    causes=(WEBSERVER_HEARTBEAT_LOST.name,),
     wait_s=_FIVE_MINUTES,  # what the missing heartbeat takes
     condition="HasAddress",
 )
@@ -441,14 +441,13 @@ HIGH_BATCH_JOB_FAILURE_RATE = Alarm(
         "saved query: errors by component",
         "AWS Batch: status reasons of the failed jobs; GPU quota",
     ),
-    causes=(*_STOPS_EVERYTHING, INTAKE_PAUSED.name),
+    causes=(INTAKE_PAUSED.name,),
     wait_s=300,  # failures of before count here, and not for a pause, which wants five in a row
 )
+# And what explains these in turn.
 _STOPS_UPLOADS = (
-    *_STOPS_EVERYTHING,
     DAEMON_HEARTBEAT_LOST.name,
     SENSOR_TICKS_FAILING.name,
-    INTAKE_PAUSED.name,
     HIGH_BATCH_JOB_FAILURE_RATE.name,
 )
 LONG_RUNNING_JOBS = Alarm(
@@ -549,7 +548,7 @@ REEXECUTIONS_USED_UP = Alarm(
     owner=PIPELINE,
     runbook="high-failure-rate",
     look_at=("Dagster: failed runs of the last hours", "CAPSTONE_REEXECUTIONS_PER_HOUR"),
-    causes=(*_STOPS_EVERYTHING, INTAKE_PAUSED.name, HIGH_BATCH_JOB_FAILURE_RATE.name),
+    causes=(HIGH_BATCH_JOB_FAILURE_RATE.name,),
     wait_s=180,
 )
 CPU_FALLBACK = Alarm(

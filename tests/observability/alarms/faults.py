@@ -113,19 +113,24 @@ def database_refuses(world: World, during: slice) -> None:
 
 
 def database_gone(world: World, during: slice) -> None:
-    """RDS is stopped: the daemon cannot work either, so that its metrics end; its probe does not answer."""
-    trying = slice(during.start, during.start + 3)
+    """RDS is stopped: the daemon's probe does not answer, and all that it publishes ends; pages show errors.
+
+    RDS still reports for two minutes while it stops, and jobs that are under way try for longer.
+    """
+    trying = slice(during.start, during.start + 5)
     world.change(own.DATABASE_CONNECTION_FAILURES, trying, 3)
     world.change(own.DATABASE_CONNECTION_FAILURES, slice(trying.stop, during.stop), SILENT)
-    world.silence(aws.DATABASE_CPU, aws.DATABASE_CONNECTIONS, aws.DATABASE_FREE_STORAGE, during=during)
+    silent = slice(during.start + 2, during.stop)
+    world.silence(aws.DATABASE_CPU, aws.DATABASE_CONNECTIONS, aws.DATABASE_FREE_STORAGE, during=silent)
     daemon_lost(world, during)
-    webserver_lost(world, during)
+    world.change(aws.TARGET_5XX, during, 6)
 
 
 def database_gone_unnoticed(world: World, during: slice) -> None:
-    """The same while nothing happens: nobody tries to connect."""
+    """The same while nobody tries to connect, and with a web server that does not answer without it."""
     database_gone(world, during)
     world.change(own.DATABASE_CONNECTION_FAILURES, during, SILENT)
+    webserver_lost(world, during)
 
 
 def access_denied(world: World, during: slice) -> None:
@@ -141,6 +146,11 @@ def access_denied_slowly(world: World, during: slice) -> None:
     intake_pauses(world, during, "permission-denied")
 
 
+def access_denied_in_heaps(world: World, during: slice) -> None:
+    """Every few minutes a run begins that may not read its video; each video's own matter, so no pause."""
+    world.change(own.S3_ACCESS_DENIED, slice(during.start, during.stop, 6), 9)
+
+
 def access_denied_to_intake(world: World, during: slice) -> None:
     """The daemon's role may not look at uploads: ticks fail, no run comes that could pause anything."""
     world.change(own.S3_ACCESS_DENIED, during, 12)
@@ -152,6 +162,12 @@ def duplicate_job(world: World, during: slice) -> None:
     """Seen once; intake stays paused until somebody looked."""
     world.change(own.DUPLICATE_JOBS, slice(during.start, during.start + 1), 1)
     intake_pauses(world, slice(during.start + 1, during.stop), "duplicate-job", of_runs=False)
+
+
+def duplicate_job_once(world: World, during: slice) -> None:
+    """Seen once, and intake has no reason to pause any more."""
+    world.change(own.DUPLICATE_JOBS, during, SILENT)
+    world.change(own.DUPLICATE_JOBS, slice(during.start, during.start + 1), 1)
 
 
 def daemon_lost(world: World, during: slice) -> None:
@@ -195,6 +211,8 @@ def intake_switched_off(world: World, during: slice) -> None:
     """A sensor that somebody stopped: uploads stay in the queue, nothing runs that could fail."""
     uploads_wait(world, during)
     world.change(own.SECONDS_WITHOUT_SUCCESS, during, 0)
+    # Afterwards nobody uploads for an hour: of an empty queue SQS says nothing.
+    world.change(aws.QUEUE_OLDEST, slice(during.stop + 2, during.stop + 60), SILENT)
 
 
 def intake_paused_by_hand(world: World, during: slice) -> None:
@@ -277,6 +295,13 @@ FAULTS = (
         "AccessDenied",
         minutes=3 * HOUR,
         sets_in_after=20,
+    ),
+    Fault("S3 refuses in heaps", access_denied_in_heaps, (alarms.S3_ACCESS_DENIED,), "AccessDenied"),
+    Fault(
+        "one second pass",
+        duplicate_job_once,
+        (alarms.DUPLICATE_JOB_DETECTED,),
+        "DuplicateJobs",
     ),
     Fault(
         "S3 refuses the daemon",

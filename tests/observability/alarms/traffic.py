@@ -109,13 +109,14 @@ def clean(seed: int, minutes: int = DAY, first_hour: int = 0) -> World:
             np.where(unseen, np.nan, np.where(classes == index, failed, 0)),
             FailureClass=failure_class,
         )
-    world.publish(own.REEXECUTIONS_REFUSED, np.where(unseen, np.nan, 0))
+    world.publish(own.REEXECUTIONS_REFUSED, np.full(minutes, np.nan))
 
     busy = waiting > 0
     world.publish(aws.QUEUE_OLDEST, np.where(busy | ~night, waiting / 4.5 * 60 + 30 * busy, np.nan))
     world.publish(own.SECONDS_WITHOUT_SUCCESS, _since(ended > 0, busy))
     age = np.clip(0.3 + 0.1 * np.cumsum(draw.normal(0, 0.3, minutes)) % 0.65, 0, 0.95)
-    world.publish(own.LONGEST_RUN_OVER_LIMIT, np.where(busy, age, 0))
+    age[draw.integers(0, minutes)] = 1.02  # a run that ends just after its limit
+    world.publish(own.LONGEST_RUN_OVER_LIMIT, np.where(busy | (age > 1), age, 0))
     world.publish(own.INTAKE_PAUSED, np.zeros(minutes))
     world.publish(own.DEAD_LETTERS, np.where(draw.random(minutes) < 0.05, np.nan, 0))
     world.publish(own.DUPLICATE_JOBS, np.where(night, np.nan, 0))
@@ -136,11 +137,13 @@ def clean(seed: int, minutes: int = DAY, first_hour: int = 0) -> World:
     beats[restart : restart + 2] = np.nan
     world.publish(own.HEARTBEAT, beats, Service=DAEMON)
     world.publish(aws.DAEMON_CPU, _load(draw, minutes, 25, 98))
-    world.publish(aws.DAEMON_MEMORY, _load(draw, minutes, 55, 84))
+    world.publish(aws.DAEMON_MEMORY, _load(draw, minutes, 55, 97))
     world.publish(aws.WEBSERVER_CPU, _load(draw, minutes, 12, 98))
-    world.publish(aws.WEBSERVER_MEMORY, _load(draw, minutes, 45, 84))
+    world.publish(aws.WEBSERVER_MEMORY, _load(draw, minutes, 45, 97))
     world.publish(aws.DATABASE_CPU, _load(draw, minutes, 18, 98))
-    world.publish(aws.DATABASE_CONNECTIONS, np.clip(draw.normal(35, 6, minutes) + 8 * busy, 0, 78))
+    connections = draw.normal(35, 6, minutes) + 8 * busy
+    connections[draw.integers(0, minutes)] = 95  # a moment in which many runs begin
+    world.publish(aws.DATABASE_CONNECTIONS, connections)
     world.publish(aws.DATABASE_FREE_STORAGE, 30 * GIB - np.arange(minutes) * GIB / DAY)
     world.publish(aws.LOAD_BALANCER_5XX, _now_and_then(draw, minutes, 1 / 120, 3))
     world.publish(aws.TARGET_5XX, _now_and_then(draw, minutes, 1 / 240, 4))
