@@ -33,9 +33,10 @@ def event_time(line: Record) -> int:
     """When that happened which a line tells of, else when it was written; milliseconds since 1970."""
     found = _TIMESTAMP.search(line.text, 0, 400)
     if found:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             moment = datetime.fromisoformat(found[1])
-            return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+            time_ms = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+            return time_ms if time_ms >= 0 else line.time_ms  # which the API does not take
     return line.time_ms
 
 

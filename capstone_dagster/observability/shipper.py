@@ -102,7 +102,6 @@ class Shipper:
         self._limit_bytes = settings.log_spool_mb * 1024 * 1024
         self._puts_metrics = settings.metrics == "put"
         self._makes_groups = settings.environment == "local"
-        self._settings = settings
         self._pace = pace
         self._host = re.sub(r"[^\w.-]", "-", host or socket.gethostname())
         self._logs = Outlet("logs", pace, client)
@@ -366,7 +365,7 @@ class Shipper:
 
     def _drop(self, channel: _Channel, count: int, reason: str) -> None:
         channel.status.dropped += count
-        if reason not in channel.reasons and len(channel.reasons) < 10:
+        if count and reason not in channel.reasons and len(channel.reasons) < 10:
             channel.reasons.add(reason)
             log.warning(
                 "Dropped %d of %s: %s. Later ones are only counted.",
@@ -402,7 +401,7 @@ class Shipper:
             "spool": self._status.lost,
             "metrics": self._channel(METRICS_CHANNEL).status.dropped,
             "logs": sum(
-                each.status.dropped for each in self._channels.values() if each.name != METRICS_CHANNEL
+                each.dropped for name, each in self._status.channels.items() if name != METRICS_CHANNEL
             ),
         }
         for channel, total in totals.items():
@@ -419,7 +418,7 @@ class Shipper:
             if segment.path.stat().st_size <= offset:
                 return None
             records, end = segment.read(offset, _READ_BYTES, segment.is_finished())
-        except FileNotFoundError:
+        except OSError:  # gone, or not for us to read: the others are
             return None
         return (records, end) if end > offset else None
 
