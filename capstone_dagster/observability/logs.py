@@ -245,7 +245,7 @@ class RunLogHandler(LineHandler):
     """What dagster.yaml gives each run: everything that the run says and Dagster says of it.
 
     Into the spool from DEBUG up; as JSON to standard output from INFO up, if that is JSON: text is what
-    Dagster's own console writes. Dagster makes one of these at least twice a run.
+    Dagster's own console writes, which then keeps silent. Dagster makes one of these at least twice a run.
     """
 
     def __init__(self) -> None:
@@ -257,6 +257,13 @@ class RunLogHandler(LineHandler):
         except ConfigurationError:
             pass  # the code location tells of it, by name; what it says goes to standard output
         super().__init__("analysis", settings, stream_style=style)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if self._stream_style == "json":
+            # Dagster hands the record to its console next, which would write it once more, as text: what has
+            # no level is below every console's.
+            record.levelno = logging.NOTSET
 
     def is_ours(self, record: logging.LogRecord) -> bool:
         return True

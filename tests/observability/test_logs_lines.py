@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -405,12 +406,14 @@ RUN = """
 """
 
 
+def python_logs() -> str:
+    """An instance as shipped, but for the storage; Dagster captures each step's output by redirecting it."""
+    shipped = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    return yaml.safe_dump({name: shipped[name] for name in ("python_logs", "telemetry")})
+
+
 def test_a_run_s_logs_are_complete_in_the_spool_and_from_info_up_on_standard_output(tmp_path: Path) -> None:
-    # As shipped, but for the storage: Dagster captures each step's output by redirecting it.
-    shipped = (ROOT / "dagster.yaml").read_text()
-    python_logs = re.search(r"^python_logs:\n(?:(?:  .*)?\n)+", shipped, re.MULTILINE)
-    assert python_logs is not None
-    (tmp_path / "dagster.yaml").write_text(python_logs[0])
+    (tmp_path / "dagster.yaml").write_text(python_logs())
 
     done = run_program(
         RUN,
@@ -446,3 +449,14 @@ def test_a_run_s_logs_are_complete_in_the_spool_and_from_info_up_on_standard_out
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     assert shown == [fields for fields in kept if fields["level"] != "DEBUG"]
     assert shown[-1]["action"] == "run.failed"
+    # Dagster's console would say all of it once more.
+    assert done.stderr == ""
+
+
+def test_a_run_s_logs_are_left_to_dagster_s_console_where_text_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text(python_logs())
+
+    done = run_program(RUN, tmp_path, DAGSTER_HOME=str(tmp_path), CAPSTONE_LOG_FORMAT="text")
+
+    assert " - At work." in done.stderr
+    assert "At work." not in done.stdout
