@@ -107,6 +107,15 @@ def test_no_cause_and_no_name_breaks_an_alert(cause: str, video: str) -> None:
         ("It broke. And more.", "It broke."),
         ("No full stop", "No full stop"),
         ("host 10.0.0.1 is away. Check it.", "host 10.0.0.1 is away."),
+        (
+            "Detected run worker status FAILED: 'timeout: The time limit was reached (job "
+            "61c2acbe-b614-429d-9b16-26268643640b is FAILED; attempt 1; exit code 137). See the log.",
+            "The time limit was reached (attempt 1; exit code 137).",
+        ),
+        (
+            "capacity: No machine came (job 61c2acbe-b614-429d-9b16-26268643640b is FAILED).",
+            "No machine came.",
+        ),
         ("x" * 500, "x" * 239 + "…"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,8 +82,14 @@ def compose(incident: Incident, kind: Kind, place: Place, *, given_up: int = 0) 
 
 
 def first_sentence(text: str) -> str:
-    """A text up to the end of its first sentence, bounded."""
+    """A text up to the end of its first sentence, bounded, without what the notice says elsewhere.
+
+    A launcher's words come with Dagster's before them and the job's id between them.
+    """
     text = " ".join(text.split())
+    text = re.sub(r"^Detected run worker status \w+: '", "", text)
+    text = re.sub(rf"^({'|'.join(FailureClass)}): ", "", text)
+    text = re.sub(r"\(job [0-9a-f-]{36} is [A-Z]+(; )?", "(", text).replace(" ()", "")
     end = text.find(". ")
     sentence = text if end < 0 else text[: end + 1]
     return sentence if len(sentence) <= _MAX_SENTENCE else sentence[: _MAX_SENTENCE - 1] + "…"
