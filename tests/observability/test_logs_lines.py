@@ -86,6 +86,13 @@ def test_a_line_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         time.tzset()
 
 
+def test_the_fields_of_the_logs_are_documented() -> None:
+    page = (ROOT / "docs" / "logs.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+
+    assert tuple(name for row in rows for name in re.findall(r"`(\w+)`", row)) == STABLE_FIELDS
+
+
 @pytest.mark.parametrize(
     ("logger", "component"),
     [
