@@ -28,7 +28,7 @@ from capstone_dagster.assets.ops import analyze_upload
 from capstone_dagster.assets.second_chances import Budget, FailedRun, Leave, Start, Verdict, Wait, judge
 from capstone_dagster.observability.breaker_state import read_breaker, read_offers, write_offers
 from capstone_dagster.observability.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
-from capstone_dagster.observability.failed_runs import FAILURE_TAG, NO_FAILURE, failure_of, starts_again
+from capstone_dagster.observability.failed_runs import class_of, starts_again
 from capstone_dagster.observability.failures import FailureClass
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
@@ -161,9 +161,8 @@ class _Tick:
 
     def _failed(self, record: dg.RunRecord) -> FailedRun:
         run = record.dagster_run
-        known = run.tags.get(FAILURE_TAG, NO_FAILURE)
-        failure = FailureClass(known) if known != NO_FAILURE else failure_of(self._instance, run)[0]
         ended_at = record.end_time or record.update_timestamp.timestamp()
+        failure = class_of(self._instance, run)
         return FailedRun(run.run_id, run.tags[UPLOAD_TAG], failure, ended_at, attempts(run.tags))
 
     def _verdict(self, failed: FailedRun) -> Verdict:
@@ -201,8 +200,10 @@ class _Tick:
             resumption = Resumption.of(self._instance, run)
             if not resumption.steps:
                 return Leave()
-            waiting.run = failed = replace(failed, gpu=_PASS in resumption.steps)
-            if isinstance(verdict := self._verdict(failed), Wait):
+            # Why a worker was told to stop may have become known since.
+            failure = class_of(self._instance, run)
+            waiting.run = failed = replace(failed, failure=failure, gpu=_PASS in resumption.steps)
+            if not isinstance(verdict := self._verdict(failed), Start):
                 return verdict
             again = create_reexecution(self._instance, self._repository, run, resumption, probe=start.probe)
         self._submit(run, again, failed)

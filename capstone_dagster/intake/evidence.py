@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -11,12 +12,16 @@ from capstone_dagster.intake.breaker import EndedRun, ProbeFate
 from capstone_dagster.intake.runs import JOB_NAME, RUN_KEY_TAG
 from capstone_dagster.observability.breaker_state import Probe
 from capstone_dagster.observability.duplicates import doubled_work
-from capstone_dagster.observability.failed_runs import FAILURE_TAG, NO_FAILURE, failure_of, starts_again
+from capstone_dagster.observability.failed_runs import (
+    class_of,
+    is_explained,
+    retry_is_decided,
+    starts_again,
+)
 from capstone_dagster.observability.failures import FailureClass
 
 _UPLOAD_TAG = "capstone/upload_id"
 _PARENT_TAG = "dagster/parent_run_id"
-_WILL_RETRY_TAG = "dagster/will_retry"
 # The op with the pass over the pixels, as a run's steps name it.
 _PASS = "video_analysis.analyze_video"
 
@@ -34,8 +39,8 @@ _SEEN = [
 def last_runs(instance: dg.DagsterInstance, now: float) -> tuple[list[EndedRun], list[str]]:
     """The last runs that are over, newest first, and the ids of those that doubled GPU work, at work or over.
 
-    A run that Dagster starts again by itself is not over, nor one of which it has not said so yet; of one
-    that an operator ended nothing is to be learnt.
+    A run that Dagster starts again by itself is not over, nor one of which that or the class is not known
+    yet; of one that an operator ended nothing is to be learnt.
     """
     records = instance.get_run_records(
         dg.RunsFilter(
@@ -80,17 +85,15 @@ def _runs_with(instance: dg.DagsterInstance, tag: str, value: str) -> Sequence[d
 
 def _ended(instance: dg.DagsterInstance, record: dg.RunRecord) -> EndedRun | None:
     run = record.dagster_run
+    ended_at = record.end_time or record.update_timestamp.timestamp()
     failure: FailureClass | None = None
     if run.status == dg.DagsterRunStatus.FAILURE:
-        # Dagster says whether it retries a moment after the failure.
-        undecided = instance.run_retries_enabled and _WILL_RETRY_TAG not in run.tags
-        if undecided or starts_again(run):
+        age_s = time.time() - ended_at
+        if starts_again(run) or not retry_is_decided(run, age_s) or not is_explained(run, age_s):
             return None
-        told = run.tags.get(FAILURE_TAG, NO_FAILURE)
-        failure = FailureClass(told) if told != NO_FAILURE else failure_of(instance, run)[0]
+        failure = class_of(instance, run)
     elif run.status != dg.DagsterRunStatus.SUCCESS:
         return None
-    ended_at = record.end_time or record.update_timestamp.timestamp()
     return EndedRun(
         run_id=run.run_id,
         upload=run.tags.get(_UPLOAD_TAG) or run.run_id,

@@ -10,8 +10,9 @@ import logging
 import dagster as dg
 
 from capstone_dagster.intake.lines import warn
+from capstone_dagster.intake.pending import read_cursor
 from capstone_dagster.intake.runs import JOB_NAME
-from capstone_dagster.intake.tick import Tick, read_cursor
+from capstone_dagster.intake.tick import Tick
 from capstone_dagster.services import Services
 
 SENSOR_NAME = "upload_sensor"

@@ -1,20 +1,19 @@
 """One look at the upload queue: what it received, what it asks of Dagster, and what it keeps for the next."""
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import islice
 
 import dagster as dg
 
 from capstone_dagster.intake.gate import Gate
-from capstone_dagster.intake.identity import identify, run_key
+from capstone_dagster.intake.identity import run_key
 from capstone_dagster.intake.lines import of_message, of_request, of_upload, tell, warn
+from capstone_dagster.intake.lookup import look_up, unwanted_model
 from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, parse_message
+from capstone_dagster.intake.pending import Counts, Pending, write_cursor
 from capstone_dagster.intake.queue import QueueUnavailable, ReceivedMessage, UploadQueue
 from capstone_dagster.intake.runs import (
     JOB_NAME,
@@ -34,6 +33,7 @@ from capstone_dagster.observability.catalog.metrics import (
     UPLOADS_VANISHED,
 )
 from capstone_dagster.observability.catalog.model import Metric
+from capstone_dagster.observability.left_messages import LeftMessages, write_left
 from capstone_dagster.services import Services
 from capstone_dagster.storage.database import RefusedByDatabase
 from capstone_dagster.storage.errors import (
@@ -41,10 +41,9 @@ from capstone_dagster.storage.errors import (
     PermissionDenied,
     SourceForbidden,
     SourceMissing,
+    StorageError,
     StorageUnavailable,
 )
-from capstone_dagster.storage.records import VideoUpload
-from capstone_dagster.storage.sources import head_source
 
 # Dagster cuts a tick off after 60 s. Receiving ends after this long, asking S3 after that long; what follows
 # is bounded by the number of messages and takes a few seconds.
@@ -52,45 +51,6 @@ _RECEIVE_BUDGET_S = 25.0
 _IDENTIFY_BUDGET_S = 32.0
 # The queue's visibility time-out is 180 s: a receipt older than this is not worth keeping.
 _RECEIPT_LIFE_S = 170.0
-# HeadObject takes some 20 ms; sixteen at once keep a tick of 500 messages under a second of waiting.
-_HEADS_AT_ONCE = 16
-
-
-@dataclass(slots=True)
-class Pending:
-    """A received message that waits for its runs to be on record.
-
-    Attributes:
-        run_keys: upload id → run key, of everything the message asked for.
-        rejected: its malformed parts as (reason, body), to be copied when it is acknowledged.
-        expires: when the receipt is worth nothing any more, seconds since 1970.
-        request_id: of the request that it was received by.
-    """
-
-    message_id: str
-    receipt: str
-    run_keys: dict[str, str]
-    expires: float
-    rejected: list[tuple[str, str]] = field(default_factory=list)
-    request_id: str = ""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a tick did, for people."""
-
-    received: int = 0
-    new: int = 0
-    duplicate: int = 0
-    ignored: int = 0
-    vanished: int = 0
-    malformed: int = 0
-    acknowledged: int = 0
-    left: int = 0
-
-    def __str__(self) -> str:
-        told = [f"{number} {name}" for name, number in asdict(self).items() if number]
-        return ", ".join(told) or "no messages"
 
 
 class Tick:
@@ -108,6 +68,7 @@ class Tick:
         self.counts = Counts()
         self._pending: list[Pending] = []
         self._new: dict[str, NewUpload] = {}
+        self._why_left: StorageError | None = None
 
     def acknowledge_recorded(self, pending: Sequence[Pending]) -> None:
         """Delete the messages of earlier ticks whose runs are on record by now, also while intake is paused.
@@ -182,7 +143,8 @@ class Tick:
         settings = self._services.settings
         keys = KeyFilter(settings.key_prefix, settings.key_suffixes)
         parsed = [(message, parse_message(message.body, keys)) for message in messages]
-        answers = self._identify([request for _, content in parsed for request in content.requests])
+        asked = [request for _, content in parsed for request in content.requests]
+        answers = look_up(asked, self._services, self._started + _IDENTIFY_BUDGET_S)
 
         waiting: list[Pending] = []
         for message, content in parsed:
@@ -200,7 +162,7 @@ class Tick:
             complete = True
             for request in content.requests:
                 answer = next(answers)
-                if reason := self._unwanted_model(request):
+                if reason := unwanted_model(request, settings):
                     item.rejected.append((reason, message.body))
                     continue
                 try:
@@ -215,6 +177,7 @@ class Tick:
                     item.rejected.append((str(error), message.body))
                 except (SourceForbidden, PermissionDenied, StorageUnavailable) as error:
                     complete = False
+                    self._why_left = error
                     left = f"{error} Its message stays in the queue."
                     self._warn(left, "message.left", error, request, message, level=logging.ERROR)
                 else:
@@ -231,7 +194,10 @@ class Tick:
     def result(self) -> dg.SensorResult:
         """What Dagster stores and does, and the account of this tick."""
         self._measure()
-        cursor = json.dumps([asdict(item) for item in self._pending])
+        if (why := self._why_left) is not None:
+            left = LeftMessages(self.counts.left, why.failure_class, str(why), time.time())
+            write_left(self._context.instance, left)
+        cursor = write_cursor(self._pending)
         if self._waiting_runs is not None:
             limit = self._services.settings.max_queued_runs
             told = (
@@ -291,49 +257,6 @@ class Tick:
 
     def _within(self, budget_s: float) -> bool:
         return time.monotonic() - self._started < budget_s
-
-    def _identify(self, requests: Sequence[AnalysisRequest]) -> Iterator[Callable[[], VideoUpload]]:
-        """For each request something that returns its upload or raises why there is none, in order.
-
-        S3 is asked for several at once. What it has not answered in time counts as not answered.
-        """
-
-        def ask(request: AnalysisRequest) -> VideoUpload:
-            source = head_source(self._services.s3, request.bucket, request.key, request.version_id)
-            try:
-                return identify(request, source, self._services.settings)
-            except Exception as error:
-                # A defect met by one message must not keep its neighbours waiting.
-                raise StorageUnavailable(f"{source.url} could not be identified: {error!r}") from error
-
-        pool = ThreadPoolExecutor(_HEADS_AT_ONCE)
-        asked = [pool.submit(ask, request) for request in requests]
-        wait(asked, timeout=max(0.0, self._started + _IDENTIFY_BUDGET_S - time.monotonic()))
-        # Without waiting for stragglers: their threads end by their own time-outs.
-        pool.shutdown(wait=False, cancel_futures=True)
-
-        def answer(future: Future[VideoUpload], request: AnalysisRequest) -> VideoUpload:
-            if not future.done() or future.cancelled():
-                raise StorageUnavailable(
-                    f"S3 has not told of s3://{request.bucket}/{request.key} in this tick's time."
-                )
-            return future.result()
-
-        return (partial(answer, future, request) for future, request in zip(asked, requests, strict=True))
-
-    def _unwanted_model(self, request: AnalysisRequest) -> str | None:
-        """Why the model that a request names may not be used; None if it may, or none is named.
-
-        Whoever may send a message must not choose what file a worker loads.
-        """
-        model, settings = request.model, self._services.settings
-        allowed = (settings.model, *settings.request_models)
-        if model is None or model in allowed:
-            return None
-        prefixes = tuple(name for name in allowed if name.startswith("s3://") and name.endswith("/"))
-        if prefixes and model.startswith(prefixes):
-            return None
-        return f"model {model!r} is neither CAPSTONE_MODEL nor allowed by CAPSTONE_REQUEST_MODELS"
 
     def _note(self, new: NewUpload) -> None:
         """Remember a request once, however many messages make it."""
@@ -437,11 +360,6 @@ class Tick:
             for record in records
             if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED
         }
-
-
-def read_cursor(cursor: str | None) -> list[Pending]:
-    """What an earlier tick kept."""
-    return [Pending(**item) for item in json.loads(cursor)] if cursor else []
 
 
 def _told(request: AnalysisRequest) -> set[str]:

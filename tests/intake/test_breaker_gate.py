@@ -39,8 +39,10 @@ def runs(intake: Intake) -> list[dg.DagsterRun]:
     return list(reversed(intake.instance.get_runs()))
 
 
-def fail(intake: Intake, run: dg.DagsterRun, failure: str) -> None:
-    intake.instance.add_run_tags(run.run_id, {FAILURE_TAG: failure})
+def fail(intake: Intake, run: dg.DagsterRun, failure: str, *, retried: bool = False) -> None:
+    """Fail a run as its op and, right afterwards, Dagster do."""
+    tags = {FAILURE_TAG: failure, "dagster/will_retry": str(retried).lower()}
+    intake.instance.add_run_tags(run.run_id, tags)
     intake.instance.report_run_failed(run)
 
 
@@ -268,7 +270,6 @@ def test_an_operators_orders_go_before_the_breakers_own(quick: Intake) -> None:
 
 def test_runs_that_dagster_starts_again_are_no_failures_yet(quick: Intake) -> None:
     for run in uploaded(quick, 2):
-        quick.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
-        fail(quick, run, "container-start")
+        fail(quick, run, "container-start", retried=True)
     quick.tick()
     assert not read_breaker(quick.instance).paused

@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 from sqlalchemy.engine import make_url
 
 from capstone_dagster.intake.pruning import prune_partitions
+from capstone_dagster.observability.left_messages import read_left
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from tests.intake.conftest import Intake
@@ -246,6 +247,9 @@ def test_forbidden_objects_stay_in_the_queue(intake: Intake, monkeypatch: pytest
         wait_for("the upload's tick", left)
         assert intake.messages() >= 1
         assert not intake.requests
+    noted = read_left(intake.instance)  # for notices: no tick and no run fails of it
+    assert noted is not None
+    assert (noted.count, noted.failure) == (1, "source-forbidden")
 
     intake.ticks_until("the run, once it is allowed", lambda: intake.requests and intake.messages() == 0)
     assert len(intake.requests) == 1

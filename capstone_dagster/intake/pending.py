@@ -1,0 +1,52 @@
+"""What one tick leaves to the next: the messages whose runs are not on record yet; and what it counted."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(slots=True)
+class Pending:
+    """A received message that waits for its runs to be on record.
+
+    Attributes:
+        run_keys: upload id → run key, of everything the message asked for.
+        rejected: its malformed parts as (reason, body), to be copied when it is acknowledged.
+        expires: when the receipt is worth nothing any more, seconds since 1970.
+        request_id: of the request that it was received by.
+    """
+
+    message_id: str
+    receipt: str
+    run_keys: dict[str, str]
+    expires: float
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    request_id: str = ""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a tick did, for people."""
+
+    received: int = 0
+    new: int = 0
+    duplicate: int = 0
+    ignored: int = 0
+    vanished: int = 0
+    malformed: int = 0
+    acknowledged: int = 0
+    left: int = 0
+
+    def __str__(self) -> str:
+        told = [f"{number} {name}" for name, number in asdict(self).items() if number]
+        return ", ".join(told) or "no messages"
+
+
+def read_cursor(cursor: str | None) -> list[Pending]:
+    """What an earlier tick kept."""
+    return [Pending(**item) for item in json.loads(cursor)] if cursor else []
+
+
+def write_cursor(pending: Sequence[Pending]) -> str:
+    """What the next tick is to know."""
+    return json.dumps([asdict(item) for item in pending])
