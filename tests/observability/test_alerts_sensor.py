@@ -32,6 +32,7 @@ from capstone_dagster.observability.alerts.notices import CALM_S
 from capstone_dagster.observability.alerts.sensor import alerts_sensor
 from capstone_dagster.observability.breaker_state import BreakerState, Phase, write_breaker
 from capstone_dagster.observability.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
+from capstone_dagster.observability.left_messages import LeftMessages, write_left
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable
@@ -387,6 +388,25 @@ def test_intake_that_pauses_itself_is_one_alert_and_its_end_another(office: Offi
 
     write_breaker(office.instance, BreakerState())
     office.clock(CALM_S + 5)
+    office.tick()
+    assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
+
+
+def test_uploads_that_may_not_be_looked_up_are_an_alert(office: Office) -> None:
+    """No run and no tick fails of it: the messages stay in the queue and come again."""
+    told = "S3 forbids HeadObject on s3://raw/a.mp4. Grant s3:GetObject."
+    write_left(office.instance, LeftMessages(3, "source-forbidden", told, time.time()))
+    office.tick()
+    [notice] = office.inbox()
+    assert notice.attributes["class"] == "source-forbidden"
+    assert "Cause: S3 forbids HeadObject on s3://raw/a.mp4." in notice.body
+    assert "Concerned: lookup of uploads (3)." in notice.body
+
+    office.clock(180)
+    write_left(office.instance, LeftMessages(1, "source-forbidden", told, time.time()))
+    office.tick()
+    assert {notice.attributes["kind"] for notice in office.inbox()} == {"failure"}
+    office.clock(300)
     office.tick()
     assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
 

@@ -15,6 +15,7 @@ from capstone_dagster.observability.alerts.notices import Retry, RunFailure, Run
 from capstone_dagster.observability.breaker_state import DUPLICATE_JOB, OPERATOR, read_breaker
 from capstone_dagster.observability.failed_runs import NO_FAILURE, failure_of, is_explained, starts_again
 from capstone_dagster.observability.failures import POLICIES, FailureClass
+from capstone_dagster.observability.left_messages import read_left
 from capstone_dagster.observability.vital_signs import age_over_limit
 from capstone_dagster.observability.waiting_messages import Queues
 from capstone_dagster.settings import Settings
@@ -32,6 +33,8 @@ _SUCCESSES_AT_ONCE = 500
 _FAILED_TICKS = 2
 # A sensor that does not tick any more (switched off, renamed) is not failing.
 _TICKS_OF_LAST_S = 300.0
+# The upload queue's visibility time-out is 180 s: what is left comes again, and is left again, within that.
+_LEFT_FOR_S = 240.0
 # A GPU machine starts and pulls its image in some ten minutes; whoever waits longer waits for capacity.
 WAITS_LONG_S = 900.0
 
@@ -159,6 +162,17 @@ def intake_pause(instance: dg.DagsterInstance) -> list[Trouble]:
         return []
     page = "duplicate-job" if breaker.cause == DUPLICATE_JOB else "intake-paused"
     return [Trouble("intake", breaker.told or f"Intake has paused because of {breaker.cause}.", page)]
+
+
+def left_messages(
+    instance: dg.DagsterInstance, *, now: float, clean: Callable[[str], str] = lambda text: text
+) -> list[Trouble]:
+    """Messages that intake cannot look up; those that it still cannot come again before this forgets them."""
+    left = read_left(instance)
+    if left is None or now - left.at > _LEFT_FOR_S:
+        return []
+    failure = FailureClass(left.failure)
+    return [Trouble("lookup of uploads", clean(left.told), failure.value, failure, left.count)]
 
 
 def waiting_runs(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:

@@ -83,6 +83,7 @@ def _look(instance: dg.DagsterInstance, services: Needs, memory: Memory) -> int:
     sources: dict[str, Callable[[], list[Trouble]]] = {
         "sensor": lambda: reading.failing_sensors(instance, now=now, clean=clean),
         "intake": lambda: reading.intake_pause(instance),
+        "lookup": lambda: reading.left_messages(instance, now=now, clean=clean),
         "waiting": lambda: reading.waiting_runs(instance, now=now),
         "overdue": lambda: reading.overdue_runs(instance, services.settings, now=now),
     }
