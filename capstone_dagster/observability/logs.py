@@ -361,8 +361,8 @@ def _of_run(record: logging.LogRecord, meta: Mapping[str, Any]) -> Fields:
     found["message"] = meta["orig_message"]
     event = meta.get("dagster_event")
     if event is None:
-        # An op's own words; a library's, while the op runs, are its component's.
-        if component_of(record.name) == "dagster":
+        # An op's own words; those of no step are Dagster's, and a library's its component's.
+        if component_of(record.name) == "dagster" and meta.get("step_key") is not None:
             found["component"] = "analysis"
         return found
     found |= {"component": "dagster", **event_fields(event)}
