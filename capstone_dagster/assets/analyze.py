@@ -20,7 +20,7 @@ from capstone_dagster.analysis import (
     load_detector,
     model_sha256,
 )
-from capstone_dagster.assets.measures import measure_pass
+from capstone_dagster.assets.measures import failed_pass_measured, measure_pass
 from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.references import DetectionsReference
 from capstone_dagster.assets.story import Story
@@ -125,7 +125,10 @@ def detect(
         )
         out = folder / "detections"
         passes.begin(identity, video, story)
-        with services.tracer.span("decode, detect, track", device=detector.device):
+        with (
+            services.tracer.span("decode, detect, track", device=detector.device),
+            failed_pass_measured(detector.device, services),
+        ):
             done = analyze_video(
                 video,
                 out,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 from capstone_dagster.analysis import DetectionSummary
@@ -14,7 +17,6 @@ from capstone_dagster.storage.records import Publication
 def measure_pass(done: DetectionSummary, services: Services) -> None:
     """Publish what a pass over the pixels found, how fast, and what it took."""
     seconds = max(done.seconds, 1e-9)
-    gpu_seconds = done.seconds if done.device.startswith("cuda") else 0.0
     values: dict[Metric, float] = {
         declared.FRAMES_DECODED_PER_SECOND: done.frames_decoded / seconds,
         declared.FRAMES_ANALYZED_PER_SECOND: done.frames_analyzed / seconds,
@@ -22,15 +24,31 @@ def measure_pass(done: DetectionSummary, services: Services) -> None:
         declared.BATCH_SIZE: done.batch_size,
         declared.OUT_OF_MEMORY_BACKOFFS: done.out_of_memory_backoffs,
         declared.CPU_FALLBACKS: done.cpu_fallback is not None,
-        declared.GPU_SECONDS: gpu_seconds,
+        **_cost(done.device, done.seconds, services),
     }
     if done.gpu_memory_used_mb is not None and done.gpu_memory_total_mb:
         values[declared.GPU_MEMORY_USED] = 100 * done.gpu_memory_used_mb / done.gpu_memory_total_mb
     if done.gpu_utilization_percent is not None:
         values[declared.GPU_UTILIZATION] = done.gpu_utilization_percent
-    if services.settings.gpu_usd_per_hour is not None:
-        values[declared.ESTIMATED_COST] = gpu_seconds / 3600 * services.settings.gpu_usd_per_hour
     services.metrics.add_all(values)
+
+
+@contextmanager
+def failed_pass_measured(device: str, services: Services) -> Iterator[None]:
+    """Publish what a pass cost that comes to nothing."""
+    started = time.monotonic()
+    try:
+        yield
+    except Exception:
+        services.metrics.add_all(_cost(device, time.monotonic() - started, services))
+        raise
+
+
+def _cost(device: str, seconds: float, services: Services) -> dict[Metric, float]:
+    gpu_seconds = seconds if device.startswith("cuda") else 0.0
+    usd_per_hour = services.settings.gpu_usd_per_hour
+    cost = {} if usd_per_hour is None else {declared.ESTIMATED_COST: gpu_seconds / 3600 * usd_per_hour}
+    return {declared.GPU_SECONDS: gpu_seconds, **cost}
 
 
 def measure_publication(

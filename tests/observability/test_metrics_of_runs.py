@@ -16,7 +16,7 @@ from botocore.awsrequest import AWSResponse
 
 from capstone_dagster.analysis import DetectionSummary
 from capstone_dagster.assets import analyze
-from capstone_dagster.assets.measures import measure_pass
+from capstone_dagster.assets.measures import failed_pass_measured, measure_pass
 from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.story import Story
 from capstone_dagster.intake.sensor import upload_sensor
@@ -168,6 +168,17 @@ def test_metrics_of_a_gpu_are_those_of_its_pass(published: Published, tmp_path: 
     measure_pass(replace(done, device="cpu", cpu_fallback="no driver", gpu_memory_used_mb=None), services)
     assert published.values(declared.CPU_FALLBACKS) == [0, 1]
     assert published.values(declared.GPU_SECONDS) == [36, 0]
+
+
+def test_metrics_of_a_gpu_count_what_came_to_nothing(published: Published) -> None:
+    services = Services(read_settings(gpu_usd_per_hour=3600.0, **published.settings()))
+    with pytest.raises(RuntimeError), failed_pass_measured("cuda:0", services):
+        raise RuntimeError("the GPU failed")
+    with failed_pass_measured("cuda:0", services):
+        pass  # measure_pass speaks of it
+    [seconds] = published.values(declared.GPU_SECONDS)
+    assert 0 < seconds < 60
+    assert published.values(declared.ESTIMATED_COST) == [seconds]
 
 
 def test_metrics_of_a_database_that_is_away(pipeline: Pipeline, published: Published, clip: Path) -> None:
