@@ -474,6 +474,12 @@ CASES = (
     Case("worker-lost", "the container is killed", killed, no_stand_in, True),
     Case("configuration", "no machine of the queue can hold the job", too_large, capacity_again),
     Case("internal", "a defect by the detector's stand-in", stand_in("internal"), no_stand_in),
+    Case(
+        "source-forbidden",
+        "S3 answers 403 to intake's look-up: there is no run",
+        refused_by_s3("HEAD", "/capstone-raw/gate", 403, "AccessDenied"),
+        open_gate,
+    ),
     Case("dead-letters", "a message that is no JSON", malformed),
 )
 

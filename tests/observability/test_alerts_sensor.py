@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -219,6 +220,27 @@ def test_no_alert_is_lost_while_the_daemon_was_away(office: Office) -> None:
     office.fails("undecodable-video")
     office.clock(12 * 3600)
     assert "1 notices sent" in office.tick()
+
+
+def test_a_failure_whose_record_is_committed_late_is_an_alert_too(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are given before transactions end: a smaller one can appear behind a greater one."""
+    late = office.fails("gpu-error")
+    office.fails("undecodable-video")
+    fetch = office.instance.fetch_run_status_changes
+
+    def without_the_late_one(*arguments: Any, **options: Any) -> Any:
+        answer = fetch(*arguments, **options)
+        seen = [record for record in answer.records if record.event_log_entry.run_id != late.run_id]
+        return SimpleNamespace(records=seen)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(office.instance, "fetch_run_status_changes", without_the_late_one)
+        assert "1 new failures" in office.tick()
+    office.clock(60)
+    assert "1 new failures" in office.tick()
+    assert {notice.attributes["class"] for notice in office.inbox()} == {"gpu-error", "undecodable-video"}
 
 
 def test_an_alert_is_followed_by_one_of_its_end(office: Office) -> None:
