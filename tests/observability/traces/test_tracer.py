@@ -138,3 +138,17 @@ for number in range(4000):
     done = subprocess.run([sys.executable, "-c", program], timeout=20)  # eight batches would take 24 s
 
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://", "ftp://127.0.0.1/x", "http://127.0.0.1:99999"])
+def test_an_address_that_is_none_costs_the_spans(
+    receiving: Collector, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+    monkeypatch.setattr(tracer_module, "_EXPORT_INTERVAL_MS", 100)
+    lost: list[int] = []
+    tracer = Tracer("capstone", "local", lost=lost.append)
+
+    tracer.record(Span("work", CONTEXT, None, 1, 2))
+
+    wait_for("the loss to be counted", lambda: sum(lost) == 1, 20)
