@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -129,6 +130,7 @@ def test_threads_and_forked_processes_write_side_by_side(tmp_path: Path) -> None
         child = os.fork()
         if child == 0:
             status = 1
+            signal.alarm(60)  # one that waits for a lock of its parent's waits for ever
             try:
                 write(f"child{index}")
                 status = 0
