@@ -296,7 +296,7 @@ def test_a_reader_that_stops_costs_lines_and_hardly_any_time(pipe: tuple[int, St
     reader, output = pipe
     began = time.monotonic()
     for _ in range(1000):
-        output.write("x" * 1000)
+        output.write("x" * 10_000)
 
     # Half a second once, not for each of those that have no room.
     assert time.monotonic() - began < 5
