@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstone_dagster.observability.catalog.alarms import S3_ACCESS_DENIED
-from tests.observability.alarms.cloudwatch import actions, data_points, evaluate, next_state
+from tests.observability.alarms.cloudwatch import (
+    Notice,
+    Reading,
+    actions,
+    data_points,
+    evaluate,
+    next_state,
+    simulate,
+)
 
 _ = np.nan
 # The guide's threshold is 3 units.
@@ -170,3 +178,12 @@ def test_alarm_suppression_never_acts_while_the_suppressor_rings(composite, data
     assert all(composite[minute] == on_alarm for minute, on_alarm in taken)
     changes = sum(before != after for before, after in pairwise(composite))
     assert len(taken) <= changes
+
+
+def test_alarm_state_is_known_to_composites_as_late_as_it_is_said_to_be():
+    alarm = replace(S3_ACCESS_DENIED, periods=1)
+    values = np.array([0, 0, 9, 9, 9, 0], dtype=float)
+    late = Reading(lags={alarm.name: 2})
+
+    assert simulate([alarm], lambda series: values).notices == (Notice(2, "AccessDenied"),)
+    assert simulate([alarm], lambda series: values, late).notices == (Notice(4, "AccessDenied"),)
