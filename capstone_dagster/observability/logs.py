@@ -293,7 +293,7 @@ def configure_logging(
 
     Args:
         settings: None where they cannot be read.
-        component: of lines whose logger does not name one: `code-server`, `cli`, `shipper`.
+        component: of lines whose logger does not name one: `code-location`, `shipper`.
         level: the least that goes to the stream; the spool's levels are its groups'.
         stream: None is standard output, which a command whose output is its result must not choose.
         style: what CAPSTONE_LOG_FORMAT says, unless it is given.

@@ -12,6 +12,7 @@ import yaml
 
 from capstone_dagster.analysis.detection import openvino_detector
 from capstone_dagster.analysis.detection.device import GpuState
+from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.observability.spool import segments
 from capstone_dagster.services import Services
 from capstone_dagster.storage.records import VideoUpload
@@ -200,3 +201,29 @@ def test_the_logs_tell_how_full_a_gpu_is(told: Told, clip: Path, monkeypatch: py
     assert [(line["used_gb"], line["total_gb"]) for line in memory] == [(3.1, 80.0)] * 2
     [last] = [line for line in lines if line["action"] == "analysis.completed"]
     assert (last["gpu_memory_used_gb"], last["gpu_memory_total_gb"]) == (3.1, 80.0)
+
+
+def test_the_logs_of_a_run_over_many_videos_tell_each_its_own_story(told: Told, clip: Path) -> None:
+    one = told.pipeline.upload("gate/a.mp4", clip.read_bytes())
+    broken = told.pipeline.upload("gate/bad.mp4", b"this is no video")
+    other = told.pipeline.upload("yard/b.mp4", clip.read_bytes())
+    asked = {"videos": [one.video_id, broken.video_id, other.video_id]}
+
+    result = analyze_videos.execute_in_process(
+        run_config={"ops": {"analyze_each": {"config": asked}}},
+        resources={"services": told.pipeline.services},
+        instance=told.pipeline.instance,
+        raise_on_error=False,
+    )
+
+    lines = told.lines(result.run_id)
+    for upload, reused in ((one, None), (other, True)):
+        own = [line for line in lines if line.get("video_id") == upload.video_id]
+        assert [(line["step"], line.get("reused")) for line in five(own)] == [
+            *((step, reused) for step in STEPS[:3]),
+            *((step, None) for step in STEPS[3:]),
+        ]
+        [last] = [line for line in own if line["action"] == "analysis.completed"]
+        assert (last["upload_id"], last["trace_id"]) == (upload.upload_id, upload.upload_id[:32])
+    [failed] = [line for line in lines if line["action"] == "analysis.failed"]
+    assert (failed["video_id"], failed["failure_class"]) == (broken.video_id, "undecodable-video")
