@@ -94,6 +94,15 @@ def _show(notice: Received, form: str) -> None:
     colour = _COLOURS.get(notice.attributes.get("kind", ""), "default")
     at = notice.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     told = Text.assemble((f"[{at}] ", "dim"), (notice.subject, colour))
-    for line in notice.body.splitlines():
+    for line in _words(notice.body).splitlines():
         told.append(f"\n    {line}")
     terminal.out.print(told, soft_wrap=True)
+
+
+def _words(body: str) -> str:
+    """What there is to read; CloudWatch's alarms, which come to the same topic, are JSON."""
+    try:
+        alarm = json.loads(body)
+        return f"{alarm['NewStateReason']}\n{alarm['AlarmDescription']}"
+    except (ValueError, KeyError, TypeError):
+        return body

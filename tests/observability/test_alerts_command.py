@@ -55,6 +55,16 @@ def test_alerts_as_json(topic: Topic) -> None:
     assert (notice["subject"], notice["attributes"]["kind"]) == ("[local] FAILED number 1", "recovery")
 
 
+def test_alerts_shows_an_alarm_of_cloudwatch_in_words(aws: Aws, topic: Topic) -> None:
+    alarm = {"AlarmName": "A", "AlarmDescription": "It is late.\nLook there.", "NewStateReason": "3 > 2"}
+    aws.client("sns").publish(TopicArn=topic.arn, Subject="ALARM: A", Message=json.dumps(alarm))
+
+    code, output = run()
+
+    assert code == 0
+    assert output.endswith("ALARM: A\n    3 > 2\n    It is late.\n    Look there.\n")
+
+
 def test_alerts_follow_shows_each_new_one_once(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
     topic.publish(message(1))
 

@@ -154,11 +154,7 @@ def _extent(incident: Incident) -> list[str]:
 
 
 def _extent_in_brief(incident: Incident) -> str:
-    if incident.runs > 1:
-        return f" ({incident.runs} runs)"
-    if incident.runs == 0 and incident.most > 1:
-        return f" ({incident.most})"
-    return ""
+    return f" ({incident.runs} runs)" if incident.runs > 1 else ""
 
 
 def _retry(incident: Incident, retry: str) -> str:
