@@ -26,7 +26,7 @@ from capstone_dagster.assets.lineage import (
 )
 from capstone_dagster.assets.ops import analyze_upload
 from capstone_dagster.assets.second_chances import Budget, FailedRun, Leave, Start, Verdict, Wait, judge
-from capstone_dagster.observability.breaker_state import read_breaker, read_offers, write_offers
+from capstone_dagster.observability.breaker_state import PROBE_TAG, read_breaker, read_offers, write_offers
 from capstone_dagster.observability.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
 from capstone_dagster.observability.failed_runs import class_of, starts_again
 from capstone_dagster.observability.failures import FailureClass
@@ -246,7 +246,7 @@ class _Tick:
         self._instance.submit_run(again.run_id, workspace=None)  # type: ignore[arg-type]
         self._instance.report_engine_event(f"Started again as run {again.run_id}.", run)
         self._started += 1
-        if failed.gpu:
+        if failed.gpu and PROBE_TAG not in again.tags:
             self.cursor.started.append(self._now)
         self._services.metrics.add(REEXECUTIONS, failure_class=failed.failure.value)
         _log.info(
