@@ -18,7 +18,6 @@ import pytest
 
 from capstone_dagster.local.aws import aws_environment
 from capstone_dagster.observability.catalog.metrics import DETECTIONS_PER_VIDEO, RUNS_FAILED
-from capstone_dagster.observability.log_events import MOST_BATCH_BYTES, MOST_EVENTS
 from capstone_dagster.observability.metrics import Metrics
 from capstone_dagster.observability.outlets import Pace
 from capstone_dagster.observability.shipper import METRICS_CHANNEL, Shipper
@@ -177,8 +176,8 @@ def test_every_batch_is_within_the_limits_of_the_api(
     batches = [call.input["logEvents"] for call in cloudwatch.calls if call.operation == "PutLogEvents"]
     for batch in batches:
         times = [event["timestamp"] for event in batch]
-        assert len(batch) <= MOST_EVENTS
-        assert sum(len(event["message"].encode()) + 26 for event in batch) <= MOST_BATCH_BYTES
+        assert len(batch) <= 10_000
+        assert sum(len(event["message"].encode()) + 26 for event in batch) <= 1_048_576
         assert all(len(event["message"].encode()) + 26 <= 256 * 1024 for event in batch)
         assert times == sorted(times)
         assert times[-1] - times[0] < 24 * 3600 * 1000
@@ -257,6 +256,23 @@ def test_whatever_passes_costs_no_line_and_is_told_once_with_its_end(
         ship_until(shipper, lambda: cloudwatch.total("RunsFailed") == 3)
     ship_until(shipper, lambda: "takes lines again" in caplog.text)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_logs_stay_in_order_over_many_segments_while_calls_fail_now_and_then(
+    cloudwatch: ScriptedCloudWatch, folder: Path, shipper: Shipper
+) -> None:
+    cloudwatch.script = lambda call: Answer() if len(cloudwatch.calls) % 3 == 0 else THROTTLED
+    spools = [Spool(folder, 2 * 1024 * 1024) for _ in range(2)]
+    for number in range(400):
+        for spool in spools:
+            assert spool.append(GROUP, line(number, text="x" * 1000))
+    assert len(segments(folder)) >= 6
+
+    ship_until(shipper, lambda: len(cloudwatch.messages(GROUP)) == 800)
+
+    assert len(cloudwatch.events) == 2
+    for events in cloudwatch.events.values():
+        assert numbers([event["message"] for event in events]) == list(range(400))
 
 
 def test_a_group_that_may_not_be_written_to_holds_up_no_other(
