@@ -19,6 +19,7 @@ from .errors import (
 from .events import Coverage, Event, build_events
 from .footage.video import Frame, VideoInfo, frames, probe
 from .identity import DETECTION_VERSION, EVENTS_VERSION, analysis_id, detection_id, event_id, model_sha256
+from .pictures import shrunk
 from .settings import AnalysisSettings, EventRules
 from .tables import (
     DETECTIONS_SCHEMA,
@@ -29,6 +30,7 @@ from .tables import (
     read_frames,
     write_events,
 )
+from .visibility import Visibility, look_at_sheet, still_share
 
 __all__ = [
     "DETECTIONS_SCHEMA",
@@ -52,6 +54,7 @@ __all__ = [
     "Progress",
     "UndecodableVideo",
     "VideoInfo",
+    "Visibility",
     "analysis_id",
     "analyze_video",
     "build_events",
@@ -59,10 +62,13 @@ __all__ = [
     "event_id",
     "frames",
     "load_detector",
+    "look_at_sheet",
     "model_sha256",
     "probe",
     "read_detections",
     "read_events",
     "read_frames",
+    "shrunk",
+    "still_share",
     "write_events",
 ]

@@ -37,6 +37,8 @@ _THUMBNAIL_SIDE = 320
 _THUMBNAIL_MARGIN = 0.15
 
 _JPEG_QUALITY = 88
+# A picture of fewer pixels shows nothing any more, however few bytes are wanted.
+_SMALLEST_SIDE = 48
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -196,14 +198,80 @@ def _tag(picture: Image, text: str, corner: tuple[int, int], colour: tuple[int, 
     cv2.putText(picture, text, (x + 2, y - 3), _FONT, 0.34, (0, 0, 0), 1, cv2.LINE_AA)
 
 
+def sheet_tiles(sheet: Image, *, width: int, height: int, frames: int) -> list[Image]:
+    """The pictures on a contact sheet of a video, in order of time, without their captions.
+
+    Args:
+        width, height: of the video's frames, in pixels.
+        frames: how many were analysed.
+
+    Raises:
+        ValueError: the sheet is not that of such a video.
+    """
+    scale = _TILE_SIDE / max(height, width)
+    across, down = max(1, round(width * scale)), max(1, round(height * scale))
+    shown = min(_SHEET_TILES, frames)
+    columns = _columns(shown, down + _CAPTION_HEIGHT, across)
+    rows = math.ceil(shown / columns)
+    expected = (
+        rows * (down + _CAPTION_HEIGHT + _TILE_GAP) + _TILE_GAP,
+        columns * (across + _TILE_GAP) + _TILE_GAP,
+    )
+    if sheet.shape[:2] != expected:
+        raise ValueError(
+            f"a contact sheet of {expected} pixels was expected of {frames} analysed frames of "
+            f"{width} × {height}, but came {sheet.shape[:2]}"
+        )
+    corners = [
+        (
+            _TILE_GAP + (place // columns) * (down + _CAPTION_HEIGHT + _TILE_GAP),
+            _TILE_GAP + (place % columns) * (across + _TILE_GAP),
+        )
+        for place in range(shown)
+    ]
+    return [sheet[top : top + down, left : left + across] for top, left in corners]
+
+
+def shrunk(jpeg: bytes, *, side: int, most_bytes: int) -> bytes:
+    """A JPEG made smaller, its longer side at most `side` pixels, until it has at most so many bytes.
+
+    Raises:
+        ValueError: it is no picture.
+    """
+    image = decoded(jpeg)
+    for quality in (80, 60):
+        while max(image.shape[:2]) > side:
+            image = _resized(image, side / max(image.shape[:2]))
+        encoded, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        if encoded and data.size <= most_bytes:
+            return data.tobytes()
+    if side <= _SMALLEST_SIDE:
+        return data.tobytes()
+    return shrunk(jpeg, side=side * 3 // 4, most_bytes=most_bytes)
+
+
+def decoded(jpeg: bytes) -> Image:
+    """The pixels of a JPEG, (height, width, 3) uint8 BGR.
+
+    Raises:
+        ValueError: it is no picture.
+    """
+    image = cv2.imdecode(np.frombuffer(jpeg, dtype=np.uint8), cv2.IMREAD_COLOR) if jpeg else None
+    if image is None:
+        raise ValueError(f"a JPEG was expected, but came {len(jpeg)} bytes that are none")
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _columns(tiles: int, height: int, width: int) -> int:
+    """As many columns as make the sheet about as wide as a screen."""
+    columns = max(1, min(tiles, round(math.sqrt(tiles * (16 / 9) * height / width))))
+    # A full last row, where a little wider gives one.
+    return columns + 1 if tiles % columns and tiles % (columns + 1) == 0 else columns
+
+
 def _grid(tiles: Sequence[Image]) -> Image:
     height, width = tiles[0].shape[:2]
-    # As many columns as make the sheet about as wide as a screen.
-    columns = max(1, min(len(tiles), round(math.sqrt(len(tiles) * (16 / 9) * height / width))))
-    if (
-        len(tiles) % columns and len(tiles) % (columns + 1) == 0
-    ):  # a full last row, where a little wider gives one
-        columns += 1
+    columns = _columns(len(tiles), height, width)
     rows = math.ceil(len(tiles) / columns)
     sheet = np.empty(
         (rows * (height + _TILE_GAP) + _TILE_GAP, columns * (width + _TILE_GAP) + _TILE_GAP, 3),

@@ -89,6 +89,7 @@ def detect(
         settings=chosen.detection_fields(),
         detection_version=DETECTION_VERSION,
         reused=True,
+        requested_model=order.model,
     )
     try:
         reference = replace(reference, summary=_manifest(reference, services))

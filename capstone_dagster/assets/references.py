@@ -41,6 +41,7 @@ class DetectionsReference:
         summary: the pass over the pixels in numbers, as `manifest.json` holds them.
         settings: what they were made with, as `analyses.settings` holds it.
         reused: they existed before this run.
+        requested_model: the one that the request named in place of the configured one; None if it named none.
     """
 
     detection_id: str
@@ -50,6 +51,7 @@ class DetectionsReference:
     settings: Mapping[str, Any]
     detection_version: int
     reused: bool
+    requested_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capstone_dagster.storage import recording, status
+from capstone_dagster.storage import history, recording, status
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
 from capstone_dagster.storage.errors import DatabaseUnavailable
-from capstone_dagster.storage.records import Analysis, Publication, VideoFacts, VideoUpload
+from capstone_dagster.storage.records import Analysis, AnalysisFigures, Publication, VideoFacts, VideoUpload
 from capstone_dagster.storage.schema import FINAL_STATES, SCHEMA, analyses, events, video_status, videos
 from capstone_dagster.storage.statements import SlowStatementReport, StatementWatch
 
@@ -298,6 +298,27 @@ class EventStore:
         )
         with self._transaction() as connection:
             return [dict(row) for row in connection.execute(statement).mappings()]
+
+    def events_of(self, analysis_id: str) -> list[dict[str, Any]]:
+        """Rows of `events` of an analysis, current or not, in order of time."""
+        statement = (
+            sa.select(events)
+            .where(events.c.analysis_id == analysis_id)
+            .order_by(events.c.start_ms, events.c.track_id)
+        )
+        with self._transaction() as connection:
+            return [dict(row) for row in connection.execute(statement).mappings()]
+
+    def camera_history(
+        self, analysis_id: str, *, limit: int
+    ) -> tuple[AnalysisFigures | None, list[AnalysisFigures]]:
+        """An analysis's figures, and those of the same camera's other videos, latest uploads first.
+
+        Args:
+            limit: of so many at most.
+        """
+        with self._transaction() as connection:
+            return history.figures(connection, analysis_id), history.of_camera(connection, analysis_id, limit)
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:

@@ -102,3 +102,19 @@ class Publication:
     current: bool
     published_at: datetime
     first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisFigures:
+    """What an analysis is compared by with others of its camera.
+
+    Attributes:
+        duration_ms: of the video; None if unknown.
+        mean_score: of the detections in its events, 0–1; None without events.
+    """
+
+    analysis_id: str
+    detections: int
+    duration_ms: int | None
+    model_sha256: str
+    mean_score: float | None

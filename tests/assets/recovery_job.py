@@ -4,6 +4,7 @@ from typing import Any
 
 import dagster as dg
 
+from capstone_dagster.assets.checks import detections_checks, events_checks
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.services import Services
@@ -27,6 +28,7 @@ def recoverable_job() -> dg.JobDefinition:
     """`analyze_upload` over the services that were set last."""
     definitions = dg.Definitions(
         assets=[raw_videos, video_analysis, events],
+        asset_checks=[detections_checks, events_checks],
         jobs=[analyze_upload],
         resources={"services": _Current(), "io_manager": ReferenceIOManager(_CurrentObjects())},  # type: ignore[arg-type]
         executor=dg.in_process_executor,

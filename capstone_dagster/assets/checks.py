@@ -1,0 +1,307 @@
+"""Asset checks: what is wrong or unusual about a video's results, in Dagster's UI, with the reason.
+
+Facts come from what the pass has stored and from the event store, which costs no look at the pixels; what
+they mean is said in `verdicts`. A contradiction in the detections keeps `events` from being made of them.
+Beside that nothing here fails a run: a check that could not look says so.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from capstone_dagster.analysis import look_at_sheet, model_sha256, read_detections, read_events, read_frames
+from capstone_dagster.assets import verdicts
+from capstone_dagster.assets.failing import explained
+from capstone_dagster.assets.ops import videos
+from capstone_dagster.assets.publish import EVENTS_FILE
+from capstone_dagster.assets.references import DetectionsReference, PublishedAnalysis
+from capstone_dagster.assets.story import Story
+from capstone_dagster.assets.temporary import temporary_folder
+from capstone_dagster.assets.verdicts import DetectionFacts, FrameFacts, Severity, Verdict
+from capstone_dagster.models import EMBEDDED_MODEL
+from capstone_dagster.observability.failures import sentence
+from capstone_dagster.services import Services
+from capstone_dagster.storage.errors import ObjectNotFound, StorageError
+
+# So many of a camera's latest videos tell what is usual; they are read in one query.
+_HISTORY = 200
+
+# Each check of `detections`, and whether events are made in spite of it.
+_OF_DETECTIONS: Mapping[str, tuple[str, bool]] = {
+    "frames_complete": (
+        "Stored frames are those that were decoded, numbered and timed in order, and timestamps leave no "
+        "room for others. Contradictions are errors; a damaged or thinned video is a warning.",
+        True,
+    ),
+    "boxes_inside_frame": ("Every detection is stored, with a box inside the frame.", True),
+    "scores_in_range": ("Every score lies between the least one kept and 1.", True),
+    "configured_model": (
+        "The model is the configured one, or the one that the request named; by its SHA-256 where it is "
+        "pinned or at hand, else by its name.",
+        True,
+    ),
+    "picture_visible": (
+        "The contact sheet is neither black, covered nor blurred, and frames differ from one another.",
+        False,
+    ),
+    "expected_device": ("No GPU was left unused that could have been used.", False),
+    "tracks_lasting": ("Of ten tracks or more, not half last less than a second.", False),
+}
+_OF_EVENTS: Mapping[str, str] = {
+    "events_stored": "The database has the events that were derived from the detections, and no others.",
+    "events_apart": "No two events of one track overlap.",
+    "usual_detection_rate": "As many detections a minute as this camera's latest videos had; silent below "
+    f"{verdicts.HISTORY_FLOOR} of them.",
+    "usual_confidence": "As sure as the same model usually is with this camera; silent below "
+    f"{verdicts.HISTORY_FLOOR} videos.",
+    "expected_latency": "From upload to database within CAPSTONE_RUN_LIMIT_MINUTES, or "
+    "CAPSTONE_RUN_LIMIT_PER_VIDEO for a long video.",
+}
+
+
+class ContradictoryDetections(Exception):
+    """Detections contradict themselves or the settings: no events are made of them."""
+
+    failure_class = "internal"
+
+
+def judge_detections(detections: DetectionsReference, services: Services) -> list[Verdict]:
+    """What the checks of `detections` say of one video; never raises."""
+    summary, settings = detections.summary, detections.settings
+
+    def stored() -> list[Verdict]:
+        found = _detections(detections, services)
+        return [
+            verdicts.frames_complete(_frames(detections, services), summary),
+            verdicts.boxes_inside_frame(found, summary),
+            verdicts.scores_in_range(found, settings["min_score"]),
+            verdicts.tracks_lasting(found),
+        ]
+
+    def model() -> list[Verdict]:
+        name, sha256 = _expected_model(detections, services)
+        requested = detections.requested_model is not None
+        return [verdicts.configured_model(summary, name=name, sha256=sha256, requested=requested)]
+
+    def picture() -> list[Verdict]:
+        seen = look_at_sheet(
+            services.objects.get_bytes(detections.prefix + "contact_sheet.jpg"),
+            width=summary["width"],
+            height=summary["height"],
+            frames=summary["frames_analyzed"],
+        )
+        return [verdicts.picture_visible(seen, _frames(detections, services).still, summary["duration_ms"])]
+
+    return [
+        *_judged(
+            ("frames_complete", "boxes_inside_frame", "scores_in_range", "tracks_lasting"),
+            stored,
+            # Results that are gone or unreadable are no trouble on the way to them.
+            damage=(ObjectNotFound, pa.ArrowInvalid, ValueError),
+        ),
+        *_judged(("configured_model",), model),
+        *_judged(("picture_visible",), picture),
+        *_judged(("expected_device",), lambda: [verdicts.expected_device(summary)]),
+    ]
+
+
+def judge_events(published: PublishedAnalysis, services: Services) -> list[Verdict]:
+    """What the checks of `events` say of one video; never raises."""
+    analysis_id = published.analysis_id
+
+    def stored() -> list[Verdict]:
+        rows = services.events.events_of(analysis_id)
+        with temporary_folder() as folder:
+            path = folder / EVENTS_FILE
+            services.objects.get_file(f"analyses/{analysis_id}/{EVENTS_FILE}", path)
+            derived = read_events(path)
+        return [verdicts.events_stored(rows, derived), verdicts.events_apart(rows)]
+
+    def history() -> list[Verdict]:
+        this, others = services.events.camera_history(analysis_id, limit=_HISTORY)
+        if this is None:
+            raise LookupError(f"analysis {analysis_id} was deleted meanwhile")
+        return [verdicts.usual_detection_rate(this, others), verdicts.usual_confidence(this, others)]
+
+    def latency() -> list[Verdict]:
+        analyses = services.events.analyses(published.video_id)
+        [this] = [row for row in analyses if row["analysis_id"] == analysis_id]
+        first = next(row for row in analyses if row["upload_id"] == this["upload_id"])
+        settings, (figures, _) = services.settings, services.events.camera_history(analysis_id, limit=0)
+        video_s = (figures.duration_ms or 0) / 1000 if figures else 0.0
+        verdict = verdicts.expected_latency(
+            (this["published_at"] - this["uploaded_at"]).total_seconds(),
+            limit_s=max(60 * settings.run_limit_minutes, settings.run_limit_per_video * video_s),
+            first=first["analysis_id"] == analysis_id,
+        )
+        return [verdict]
+
+    return [
+        *_judged(("events_stored", "events_apart"), stored, damage=(ObjectNotFound, pa.ArrowInvalid)),
+        *_judged(("usual_detection_rate", "usual_confidence"), history),
+        *_judged(("expected_latency",), latency),
+    ]
+
+
+def refuse_contradictions(judged: Sequence[Verdict]) -> None:
+    """Nothing, unless a verdict says that the detections cannot be true.
+
+    Raises:
+        ContradictoryDetections: with the reasons.
+    """
+    wrong = [verdict for verdict in judged if not verdict.passed and verdict.severity == Severity.ERROR]
+    if wrong:
+        told = " ".join(f"{verdict.check}: {verdict.told}" for verdict in wrong)
+        raise ContradictoryDetections(f"No events are made of these detections. {told}")
+
+
+def tell_verdicts(story: Story | None, judged: Sequence[Verdict]) -> None:
+    """One line in the log for each check that failed; none without a story to tell them in."""
+    for verdict in judged:
+        if story is not None and not verdict.passed:
+            story.say(
+                f"Check {verdict.check}: {verdict.told}",
+                action="check.failed",
+                level=logging.ERROR if verdict.severity == Severity.ERROR else logging.WARNING,
+                check=verdict.check,
+                severity=verdict.severity.value,
+            )
+
+
+def evaluations(asset: str, video_id: str, judged: Sequence[Verdict]) -> Iterator[dg.AssetCheckEvaluation]:
+    """Verdicts as events of a run that has no step of its own for them, as where it analyses many videos."""
+    for verdict in judged:
+        result = _result(verdict, video_id)
+        yield dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey(asset),
+            check_name=verdict.check,
+            passed=result.passed,
+            metadata=result.metadata,
+            severity=result.severity,
+            description=result.description,
+            blocking=verdict.check in _OF_DETECTIONS and _OF_DETECTIONS[verdict.check][1],
+            partition=video_id,
+        )
+
+
+def _specs(asset: str, checks: Mapping[str, tuple[str, bool]]) -> list[dg.AssetCheckSpec]:
+    with warnings.catch_warnings():
+        # Dagster calls checks of a partition a preview; without them a check says nothing of which video.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return [
+            dg.AssetCheckSpec(name, asset=asset, description=told, blocking=blocking, partitions_def=videos)
+            for name, (told, blocking) in checks.items()
+        ]
+
+
+@dg.multi_asset_check(
+    specs=_specs("detections", _OF_DETECTIONS),
+    description="Judges a video's detections by what its pass has stored, without looking at a pixel.",
+    op_tags={"batch_gpu/compute": "cpu"},
+)
+def detections_checks(
+    context: dg.AssetCheckExecutionContext,
+    detections: DetectionsReference,
+    services: dg.ResourceParam[Services],
+) -> Iterator[dg.AssetCheckResult]:
+    """All checks in one step; events follow only where nothing contradicts itself."""
+    judged = judge_detections(detections, services)
+    story = Story(context.log, context.run.run_id, detections.upload)
+    tell_verdicts(story, judged)
+    for verdict in judged:
+        yield _result(verdict, detections.upload.video_id)
+    with explained(context.op_execution_context, services, story):
+        refuse_contradictions(judged)
+
+
+@dg.multi_asset_check(
+    specs=_specs("events", {name: (told, False) for name, told in _OF_EVENTS.items()}),
+    description="Judges a video's published events by the database and by the camera's other videos.",
+    op_tags={"batch_gpu/compute": "cpu"},
+)
+def events_checks(
+    context: dg.AssetCheckExecutionContext,
+    events: PublishedAnalysis,
+    services: dg.ResourceParam[Services],
+) -> Iterator[dg.AssetCheckResult]:
+    """All checks in one step; nothing follows it."""
+    judged = judge_events(events, services)
+    tell_verdicts(_told_by(context, events.video_id, services), judged)
+    for verdict in judged:
+        yield _result(verdict, events.video_id)
+
+
+def _judged(
+    checks: Sequence[str],
+    judge: Callable[[], list[Verdict]],
+    *,
+    damage: tuple[type[Exception], ...] = (),
+) -> list[Verdict]:
+    """The verdicts; where they cannot be had a warning in their place, or an error if results are damaged."""
+    try:
+        return judge()
+    except damage as error:
+        told = f"What was stored cannot be read: {sentence(error)} Analyse the video again with `force`."
+        return [Verdict(check, False, _damaged(check), told) for check in checks]
+    except Exception as error:  # law: what only observes fails no run
+        told = f"Could not be judged: {sentence(error)} Execute the check again."
+        return [Verdict(check, False, Severity.WARN, told) for check in checks]
+
+
+def _damaged(check: str) -> Severity:
+    blocking = _OF_DETECTIONS[check][1] if check in _OF_DETECTIONS else True
+    return Severity.ERROR if blocking else Severity.WARN
+
+
+def _frames(detections: DetectionsReference, services: Services) -> FrameFacts:
+    with temporary_folder() as folder:
+        path = folder / "frames.parquet"
+        services.objects.get_file(detections.prefix + path.name, path)
+        return FrameFacts.of(read_frames(path))
+
+
+def _detections(detections: DetectionsReference, services: Services) -> DetectionFacts:
+    summary = detections.summary
+    with temporary_folder() as folder:
+        path = folder / "detections.parquet"
+        services.objects.get_file(detections.prefix + path.name, path)
+        return DetectionFacts.of(
+            read_detections(path),
+            width=summary["width"],
+            height=summary["height"],
+            min_score=detections.settings["min_score"],
+        )
+
+
+def _expected_model(detections: DetectionsReference, services: Services) -> tuple[str, str | None]:
+    """The model that was to be used: its name, and its SHA-256 where nothing has to be fetched for it."""
+    model = detections.requested_model or services.settings.model
+    path = services.model_path(model) if model == EMBEDDED_MODEL else Path(model).expanduser()
+    name = PurePosixPath(model).name if model.startswith("s3://") else path.name
+    if detections.requested_model is None and services.settings.model_sha256 is not None:
+        return name, services.settings.model_sha256
+    return name, model_sha256(path) if path.exists() else None
+
+
+def _told_by(context: dg.AssetCheckExecutionContext, video_id: str, services: Services) -> Story | None:
+    try:
+        upload = services.events.latest_upload(video_id)
+    except StorageError:
+        return None
+    return None if upload is None else Story(context.log, context.run.run_id, upload)
+
+
+def _result(verdict: Verdict, video_id: str) -> dg.AssetCheckResult:
+    values: dict[str, Any] = dict(verdict.values)
+    return dg.AssetCheckResult(
+        check_name=verdict.check,
+        passed=verdict.passed,
+        severity=dg.AssetCheckSeverity[verdict.severity.value],
+        description=verdict.told,
+        metadata={"video": video_id, **values},
+    )
