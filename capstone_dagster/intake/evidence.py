@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -13,6 +13,8 @@ from capstone_dagster.intake.runs import JOB_NAME, RUN_KEY_TAG
 from capstone_dagster.observability.breaker_state import Probe
 from capstone_dagster.observability.duplicates import doubled_work
 from capstone_dagster.observability.failed_runs import (
+    FAILURE_TAG,
+    NO_FAILURE,
     class_of,
     is_explained,
     retry_is_decided,
@@ -26,7 +28,7 @@ _PARENT_TAG = "dagster/parent_run_id"
 _PASS = "video_analysis.analyze_video"
 
 # Runs that ended longer ago say nothing of now.
-_LOOKED_BACK = timedelta(days=1)
+_LOOKED_BACK_S = 24 * 3600.0
 # Some multiple of any sensible CAPSTONE_PAUSE_AFTER_FAILURES; failures of videos' own may lie between.
 _RUNS_LOOKED_AT = 100
 _SEEN = [
@@ -36,24 +38,21 @@ _SEEN = [
 ]
 
 
-def last_runs(instance: dg.DagsterInstance, now: float) -> tuple[list[EndedRun], list[str]]:
+def last_runs(instance: dg.DagsterInstance) -> tuple[list[EndedRun], list[str]]:
     """The last runs that are over, newest first, and the ids of those that doubled GPU work, at work or over.
 
     A run that Dagster starts again by itself is not over, nor one of which that or the class is not known
     yet; of one that an operator ended nothing is to be learnt.
     """
+    # The last to be created, which Dagster's storage finds by its key however long its past is; in order of
+    # their last change it would sort all of a day's.
     records = instance.get_run_records(
-        dg.RunsFilter(
-            job_name=JOB_NAME,
-            statuses=_SEEN,
-            updated_after=datetime.fromtimestamp(now, UTC) - _LOOKED_BACK,
-        ),
-        limit=_RUNS_LOOKED_AT,
-        order_by="update_timestamp",
+        dg.RunsFilter(job_name=JOB_NAME, statuses=_SEEN), limit=_RUNS_LOOKED_AT
     )
-    ended = [run for record in records if (run := _ended(instance, record)) is not None]
+    since = time.time() - _LOOKED_BACK_S
+    lately = [record for record in records if (record.end_time or math.inf) > since]
+    ended = [run for record in lately if (run := _ended(instance, record)) is not None]
     duplicates = [record.dagster_run.run_id for record in records if doubled_work(record.dagster_run)]
-    # Whatever was written to a run's tags afterwards moved it up in the list.
     return sorted(ended, key=lambda run: run.ended_at, reverse=True), duplicates
 
 
@@ -92,6 +91,9 @@ def _ended(instance: dg.DagsterInstance, record: dg.RunRecord) -> EndedRun | Non
         if starts_again(run) or not retry_is_decided(run, age_s) or not is_explained(run, age_s):
             return None
         failure = class_of(instance, run)
+        if run.tags.get(FAILURE_TAG, NO_FAILURE) == NO_FAILURE:
+            # The next tick, some seconds from now, need not read its events again.
+            instance.add_run_tags(run.run_id, {FAILURE_TAG: failure.value})
     elif run.status != dg.DagsterRunStatus.SUCCESS:
         return None
     return EndedRun(

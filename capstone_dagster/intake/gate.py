@@ -37,7 +37,7 @@ class Gate:
         self._instance = instance
         now = time.time()
         before = read_breaker(instance)
-        ended, duplicates = last_runs(instance, now)
+        ended, duplicates = last_runs(instance)
         seen = Seen(
             ended,
             duplicates,
