@@ -61,7 +61,13 @@ def main() -> None:
     from capstone_dagster.local.demo import prepare
     from capstone_dagster.local.stack import join_environment, local_stack
 
-    results: dict[str, Any] = {}
+    def tell(what: str, result: dict[str, Any]) -> None:
+        shown = table(["", "value"], list(result.items()))
+        print(machine(_PACKAGES), shown, json.dumps(result), sep="\n", flush=True)
+        if options.record:
+            command = shlex.join(["python", "-m", "bench.log_shipping", *sys.argv[1:]])
+            record(f"Log shipping: {what}", command, shown, _PACKAGES)
+
     with (
         tempfile.TemporaryDirectory(prefix="capstone-bench-") as name,
         local_stack(Path(name) / "stack", with_dagster=False) as stack,
@@ -71,16 +77,12 @@ def main() -> None:
         prepare(stack)
         environment = join_environment(stack.environment) | {"CAPSTONE_LOG_FORMAT": "json"}
         if options.kills:
-            results |= kills(folder / "kills", environment, options.kills)
-        if options.rounds:
-            results |= added_time(folder / "runs", environment, silence, options.rounds, options.seconds)
+            tell("killed workers", kills(folder / "kills", environment, options.kills))
         if options.flood:
-            results |= flood(folder / "flood", environment, silence, options.flood)
-    shown = table(["", "value"], list(results.items()))
-    print(machine(_PACKAGES), shown, json.dumps(results), sep="\n")
-    if options.record:
-        command = shlex.join(["python", "-m", "bench.log_shipping", *sys.argv[1:]])
-        record("Log shipping", command, shown, _PACKAGES)
+            tell("more than there is room for", flood(folder / "flood", environment, silence, options.flood))
+        if options.rounds:
+            measured = added_time(folder / "runs", environment, silence, options.rounds, options.seconds)
+            tell("time of a run", measured)
 
 
 # --- killed workers ---
@@ -88,26 +90,30 @@ def main() -> None:
 
 def kills(folder: Path, environment: Mapping[str, str], count: int) -> dict[str, Any]:
     """Kill so many workers, and look for their lines in CloudWatch."""
-    from capstone_dagster.local.aws import client
-    from capstone_dagster.observability.catalog.log_groups import VIDEO_ANALYSIS
-
     folder.mkdir()
     told = folder / "told.json"
     inside = {**environment, "CAPSTONE_LOG_SPOOL": str(folder / "spool")}
     with shipper(folder / "spool", inside):
         run_part(["nursery", str(told), str(count)], inside, folder / "nursery.log")
-    logs = client("logs", environment["AWS_ENDPOINT_URL"])
-    arrived: dict[int, list[int]] = {seed: [] for seed in range(count)}
-    for message in messages(logs, VIDEO_ANALYSIS.name):
+    return arrivals(told, environment["AWS_ENDPOINT_URL"])
+
+
+def arrivals(told: Path, endpoint_url: str) -> dict[str, Any]:
+    """Compare what CloudWatch has with how far each worker had come."""
+    from capstone_dagster.local.aws import client
+    from capstone_dagster.observability.catalog.log_groups import VIDEO_ANALYSIS
+
+    last = {int(seed): number for seed, number in json.loads(told.read_text()).items()}
+    arrived: dict[int, list[int]] = {seed: [] for seed in last}
+    for message in messages(client("logs", endpoint_url), VIDEO_ANALYSIS.name):
         found = re.search(r'"message": "kill (\d+) line (\d+)"', message)
         if found:
             arrived[int(found[1])].append(int(found[2]))
-    last = {int(seed): number for seed, number in json.loads(told.read_text()).items()}
-    lost = sum(len(set(range(last[seed] + 1)) - set(arrived[seed])) for seed in range(count))
+    lost = sum(len(set(range(number + 1)) - set(arrived[seed])) for seed, number in last.items())
     unordered = sum(numbers != sorted(numbers) for numbers in arrived.values())
     twice = sum(len(numbers) - len(set(numbers)) for numbers in arrived.values())
     return {
-        "workers killed": count,
+        "workers killed": len(last),
         "lines whose logging had returned": sum(number + 1 for number in last.values()),
         "of them not in CloudWatch": lost,
         "in CloudWatch twice": twice,

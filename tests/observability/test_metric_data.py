@@ -87,6 +87,19 @@ def test_every_value_of_the_metrics_is_sent_once_within_the_limits(lines: list[d
     assert told == given_values
 
 
+def test_many_values_of_metrics_are_several_data_and_requests() -> None:
+    request = MetricRequest(10)
+    assert request.add(values_of(emf({"A": list(range(400)), "B": [1] * 400}), NOW_MS))
+    [(_, data)] = request.requests()
+    assert [(datum["MetricName"], len(datum["Values"])) for datum in data] == [
+        *(("A", 150), ("A", 150), ("A", 100)),
+        ("B", 1),
+    ]
+    request = MetricRequest(10)
+    assert request.add(values_of(emf({f"M{number}": 1 for number in range(1500)}), NOW_MS))
+    assert [len(data) for _, data in request.requests()] == [1000, 500]
+
+
 @pytest.mark.parametrize(
     "fields",
     [

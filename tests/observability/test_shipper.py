@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -259,8 +260,10 @@ def test_whatever_passes_costs_no_line_and_is_told_once_with_its_end(
 
 
 def test_logs_stay_in_order_over_many_segments_while_calls_fail_now_and_then(
-    cloudwatch: ScriptedCloudWatch, folder: Path, shipper: Shipper
+    cloudwatch: ScriptedCloudWatch, folder: Path, settings: Settings
 ) -> None:
+    # Without a rest after a failure, in which nothing could be overtaken.
+    shipper = Shipper(folder, settings, pace=replace(QUICK, first_retry=0.0, last_retry=0.0), host="host")
     cloudwatch.script = lambda call: Answer() if len(cloudwatch.calls) % 3 == 0 else THROTTLED
     spools = [Spool(folder, 2 * 1024 * 1024) for _ in range(2)]
     for number in range(400):
