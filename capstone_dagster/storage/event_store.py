@@ -11,7 +11,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capstone_dagster.storage import history, recording, status
+from capstone_dagster.storage import currency, history, recording, status
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
@@ -249,6 +249,18 @@ class EventStore:
         return Publication(
             inserted=inserted, current=current, published_at=stored["published_at"], first=first
         )
+
+    def roll_back(self, video_id: str, analysis_id: str) -> currency.Rollback:
+        """Make an earlier analysis of a video current again, in one transaction.
+
+        It counts as asked for now, so a later request still replaces it, and an earlier one does not. Again
+        changes nothing that anybody sees. The notice `video.analyzed` is queued if it was not current.
+
+        Raises:
+            NotRolledBack: it is none of this video's, or of an upload that has been overwritten since.
+        """
+        with self._transaction() as connection:
+            return currency.roll_back(connection, video_id, analysis_id)
 
     def latest_upload(self, video_id: str) -> VideoUpload | None:
         """The newest upload known of a video; None if the video is unknown."""
