@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent
-from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
+from dagster._core.execution.plan.objects import StepFailureData, StepRetryData, UserFailureData
 from dagster._core.scheduler.instigation import (
     InstigatorState,
     InstigatorStatus,
@@ -25,6 +25,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import serializable_error_info_from_exc_info
 
+from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.commands import channels
 from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.observability.alerts import reading
@@ -36,7 +37,7 @@ from capstone_dagster.observability.catalog.metrics import NOTICES_FAILED, NOTIC
 from capstone_dagster.observability.left_messages import LeftMessages, write_left
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, read_settings
-from capstone_dagster.storage.errors import DatabaseUnavailable
+from capstone_dagster.storage.errors import DatabaseUnavailable, StorageUnavailable
 from tests.conftest import Aws
 
 NOWHERE = "http://127.0.0.1:9"
@@ -431,6 +432,48 @@ def test_uploads_that_may_not_be_looked_up_are_an_alert(office: Office) -> None:
     office.clock(300)
     office.tick()
     assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_step_that_is_tried_again_for_long_is_an_alert(office: Office, ends_well: bool) -> None:
+    """An hour's video fails for good only when its pass was repeated twice."""
+    run = create_run_for_test(
+        office.instance, job_name="analyze_upload", tags={"capstone/video_id": "gate-1a2b3c4d"}
+    )
+    office.instance.report_dagster_event(DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
+    try:
+        raise as_failure(StorageUnavailable("S3 failed PutObject on s3://derived/a. It said SlowDown."))
+    except dg.Failure:
+        error = serializable_error_info_from_exc_info(sys.exc_info())
+    retry = DagsterEvent(
+        "STEP_UP_FOR_RETRY",
+        run.job_name,
+        step_key="video_analysis.analyze_video",
+        event_specific_data=StepRetryData(error, 5),
+    )
+    office.instance.report_dagster_event(retry, run.run_id)
+    office.tick()
+    assert office.inbox() == []  # it may pass at once
+    office.clock(11)
+    office.tick()
+
+    [notice] = office.inbox()
+    assert notice.attributes["class"] == "storage-unavailable"
+    for part in ("Cause: S3 failed PutObject on s3://derived/a.", "tried again within its run", run.run_id):
+        assert part in notice.body
+
+    office.clock(90)
+    event = DagsterEvent("PIPELINE_SUCCESS" if ends_well else "PIPELINE_FAILURE", run.job_name)
+    office.instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
+    office.instance.report_dagster_event(event, run.run_id)
+    office.tick()
+    office.clock(CALM_S)
+    office.tick()
+    kinds = [notice.attributes["kind"] for notice in office.inbox()]
+    if ends_well:
+        assert kinds == ["failure", "recovery"]
+    else:
+        assert "recovery" not in kinds
 
 
 def test_runs_that_wait_long_for_a_machine_are_an_alert(office: Office) -> None:

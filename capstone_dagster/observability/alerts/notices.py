@@ -44,6 +44,7 @@ _FORGET_SYSTEMIC_S = 72 * 3600.0
 # Bounds of the cursor, which each tick writes: an incident is some 1.5 kB.
 MAX_INCIDENTS = 60
 _MAX_VIDEOS = 50
+_MAX_TRYING = 20
 _MAX_CAUSE = 400
 
 
@@ -81,6 +82,7 @@ class RunSuccess:
     started: float
     video_id: str | None
     whole: bool = True
+    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class Trouble:
         page: anchor of its page in the runbook.
         failure: the class, where it has one; the incident is shared with runs that fail for it.
         count: how many are concerned, where that says something: messages, runs.
+        runs: ids of runs that try a step again and have not failed yet. That they are gone proves nothing:
+            they ended well, or have failed.
     """
 
     name: str
@@ -101,6 +105,7 @@ class Trouble:
     page: str
     failure: FailureClass | None = None
     count: int = 1
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -112,6 +117,8 @@ class Incident:
         runs: how many runs failed; `told` how much of it the last notice told.
         videos: those whose runs failed and did not end well since; what is beyond the bound is not followed.
         troubles: name → count, of those that last.
+        had_troubles: there was one whose end is the incident's end.
+        trying: runs that tried a step again because of it.
         most: the most that the troubles' counts came to.
         well_since: since when it looks over; None: it does not.
         relapse: how often the same cause had ended within the hour before.
@@ -134,6 +141,7 @@ class Incident:
     more_videos: bool = False
     troubles: dict[str, int] = field(default_factory=dict)
     had_troubles: bool = False
+    trying: list[str] = field(default_factory=list)
     most: int = 0
     well_since: float | None = None
     relapse: int = 0
@@ -262,39 +270,42 @@ def _compare_troubles(
 ) -> None:
     present = {trouble.name for trouble in troubles}
     for trouble in troubles:
-        systemic = trouble.failure in ENDS_WITH_ANY_RUN and trouble.failure not in _SEVERAL_CAUSES
-        key = str(trouble.failure) if systemic else trouble.name
+        shared = trouble.failure is not None and trouble.failure not in _SEVERAL_CAUSES
+        key = str(trouble.failure) if shared else trouble.name
         incident = _incident_for(record, key, now, now)
         if not incident.cause:
             incident.cause, incident.page = _cut(trouble.cause), trouble.page
             incident.failure = trouble.failure.value if trouble.failure else None
         incident.troubles[trouble.name] = trouble.count
-        incident.had_troubles = True
+        incident.had_troubles = incident.had_troubles or not trouble.runs
+        incident.trying = list(dict.fromkeys([*trouble.runs, *incident.trying]))[:_MAX_TRYING]
         incident.last = now
         incident.well_since = None
     for incident in record.incidents:
-        if incident.closed is None and incident.had_troubles:
+        if incident.closed is None and incident.troubles:
             incident.most = max(incident.most, sum(incident.troubles.values()))
             incident.troubles = {
                 name: count
                 for name, count in incident.troubles.items()
                 if name in present or name.split()[0] in unseen
             }
-            if not incident.troubles and incident.well_since is None:
+            if not incident.troubles and incident.had_troubles and incident.well_since is None:
                 incident.well_since = now
 
 
 def _add_success(record: Record, success: RunSuccess, now: float) -> None:
     for incident in record.incidents:
-        if incident.closed is not None or incident.had_troubles or incident.runs == 0:
+        if incident.closed is not None or incident.had_troubles:
             continue
-        if incident.systemic:
+        if success.run_id in incident.trying and not incident.runs:
+            over = True  # what it tried again went well, and nothing else has failed
+        elif incident.systemic:
             shown = success.whole or incident.failure in _SHOWN_BY_ANY_RUN
             over = shown and success.started > incident.last
         else:
             if success.video_id in incident.videos:
                 incident.videos.remove(success.video_id)
-            over = not incident.videos and not incident.more_videos
+            over = bool(incident.runs) and not incident.videos and not incident.more_videos
         if over and incident.well_since is None:
             incident.well_since = now
 

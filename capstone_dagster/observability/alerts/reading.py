@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, InstigatorType, TickStatus
 from dagster_shared.error import SerializableErrorInfo
 
@@ -33,6 +35,12 @@ _SUCCESSES_AT_ONCE = 500
 _FAILED_TICKS = 2
 # A sensor that does not tick any more (switched off, renamed) is not failing.
 _TICKS_OF_LAST_S = 300.0
+# A step is tried again after some 5 and 10 s; what passes within the first of these is no news.
+_RETRIES_FOR_S = 10.0
+_RETRYING_AT_ONCE = 50
+_STEP_ENDINGS = {dg.DagsterEventType.STEP_UP_FOR_RETRY, dg.DagsterEventType.STEP_SUCCESS}
+# As assets/failing.py words the failure of a step.
+_CLASS_AND_CAUSE = re.compile(rf"\b({'|'.join(FailureClass)}): (.+?)(?: What to do: |$)", re.DOTALL)
 # The upload queue's visibility time-out is 180 s: what is left comes again, and is left again, within that.
 _LEFT_FOR_S = 240.0
 # A GPU machine starts and pulls its image in some ten minutes; whoever waits longer waits for capacity.
@@ -134,7 +142,7 @@ def successes(instance: dg.DagsterInstance, since: float) -> list[RunSuccess]:
         video = run.tags.get(_VIDEO_TAG) or run.tags.get(_PARTITION_TAG)
         if video is not None and record.start_time is not None:
             whole = not run.step_keys_to_execute or _PASS in run.step_keys_to_execute
-            found.append(RunSuccess(record.start_time, video, whole))
+            found.append(RunSuccess(record.start_time, video, whole, run.run_id))
     return found
 
 
@@ -203,6 +211,41 @@ def overdue_runs(instance: dg.DagsterInstance, settings: Settings, *, now: float
     age_min = (now - (longest.start_time or now)) / 60
     cause = f"The run {longest.dagster_run.run_id} of {video} has been running for {age_min:.0f} min."
     return [Trouble("overdue runs", cause, "long-running", count=len(overdue))]
+
+
+def retrying_runs(
+    instance: dg.DagsterInstance, *, now: float, clean: Callable[[str], str] = lambda text: text
+) -> list[Trouble]:
+    """Running runs that try a step again, by class, once they have been at it for a while.
+
+    A step's own retries can take long: one that stores what it saw first sees it all again.
+    """
+    running = instance.get_runs(
+        dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]), limit=_RETRYING_AT_ONCE
+    )
+    causes: dict[FailureClass, str] = {}
+    runs: dict[FailureClass, list[str]] = {}
+    for run in running:
+        since, data = None, None
+        for record in instance.get_records_for_run(run.run_id, of_type=_STEP_ENDINGS).records:
+            event = record.event_log_entry.dagster_event
+            if event is None or not event.is_step_up_for_retry:
+                since = None  # a step went well: so did what was tried again before
+                continue
+            since = since or record.event_log_entry.timestamp
+            data = event.event_specific_data
+        if since is None or now - since < _RETRIES_FOR_S or not isinstance(data, StepRetryData):
+            continue
+        told = _CLASS_AND_CAUSE.search(data.error.message)
+        if told is None:
+            continue
+        failure = FailureClass(told[1])
+        causes.setdefault(failure, clean(told[2]))
+        runs.setdefault(failure, []).append(run.run_id)
+    return [
+        Trouble(f"retry of a step ({failure})", causes[failure], failure.value, failure, len(ids), tuple(ids))
+        for failure, ids in runs.items()
+    ]
 
 
 def dead_letters(queues: Queues) -> list[Trouble]:

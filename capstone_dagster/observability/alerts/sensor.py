@@ -85,6 +85,7 @@ def _look(instance: dg.DagsterInstance, services: Needs, memory: Memory) -> int:
         "intake": lambda: reading.intake_pause(instance),
         "lookup": lambda: reading.left_messages(instance, now=now, clean=clean),
         "waiting": lambda: reading.waiting_runs(instance, now=now),
+        "retry": lambda: reading.retrying_runs(instance, now=now, clean=clean),
         "overdue": lambda: reading.overdue_runs(instance, services.settings, now=now),
     }
     unseen = set()

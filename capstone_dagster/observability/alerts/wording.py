@@ -121,9 +121,13 @@ def _failure(incident: Incident, title: str, place: Place) -> list[str]:
         if video is not None:
             lines.append(f"Video: {video}" + (f" (external id {external})" if external else ""))
         lines.append(f"Attempt: {example['attempt']}. {_retry(incident, str(example['retry']))}")
+    elif incident.trying:
+        lines.append("No run has failed for good yet: the step is tried again within its run.")
     lines.append(f"What to do: {_remedy(incident)}")
     if example is not None:
         lines += _links(example, place)
+    elif incident.trying:
+        lines.append(_run_link(incident.trying[0], place))
     return lines
 
 
@@ -177,11 +181,7 @@ def _remedy(incident: Incident) -> str:
 
 
 def _links(example: Mapping[str, object], place: Place) -> list[str]:
-    lines = []
-    if place.ui_url is not None:
-        lines.append(f"Run: {place.ui_url.rstrip('/')}/runs/{example['run_id']}")
-    else:
-        lines.append(f"Run: {example['run_id']} in Dagster's UI (CAPSTONE_UI_URL makes this a link)")
+    lines = [_run_link(str(example["run_id"]), place)]
     job, stream, video = example["job_id"], example["log_stream"], example["video_id"]
     if job is not None:
         lines.append(f"Job: {job_url(place.region, str(job))}" if place.region else f"Job: {job}")
@@ -194,6 +194,12 @@ def _links(example: Mapping[str, object], place: Place) -> list[str]:
     at_ms = int(float(str(example["at"])) * 1000)
     lines.append(f"Logs at that time: {_logs_url(place.region, str(example['run_id']), at_ms)}")
     return lines
+
+
+def _run_link(run_id: str, place: Place) -> str:
+    if place.ui_url is None:
+        return f"Run: {run_id} in Dagster's UI (CAPSTONE_UI_URL makes this a link)"
+    return f"Run: {place.ui_url.rstrip('/')}/runs/{run_id}"
 
 
 def _logs_url(region: str, run_id: str, at_ms: int) -> str:
