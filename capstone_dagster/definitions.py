@@ -14,6 +14,7 @@ from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.intake.pruning import prune_partitions, prune_schedule
 from capstone_dagster.intake.sensor import upload_sensor
+from capstone_dagster.notices.sensor import outbox_sensor
 from capstone_dagster.observability.alerts.sensor import alerts_sensor
 from capstone_dagster.observability.forwarding import run_events_forwarder
 from capstone_dagster.observability.logs import configure_logging
@@ -45,6 +46,7 @@ defs = dg.Definitions(
         run_traces_sensor,
         vital_signs_sensor,
         reexecution_sensor,
+        outbox_sensor,
     ],
     resources={
         "services": dg.ResourceDefinition.hardcoded_resource(services),

@@ -56,7 +56,12 @@ class Settings(BaseSettings):
         default=None,
         description="Where Parquet files and pictures go: `s3://bucket/prefix` or `file:///directory`.",
     )
-    alert_topic_arn: str | None = Field(default=None, description="SNS topic for alerts and notices.")
+    alert_topic_arn: str | None = Field(default=None, description="SNS topic for alerts to people.")
+    notice_topic_arn: str | None = Field(
+        default=None,
+        description="SNS topic for notices to other systems (`video.received`, `video.analyzed`, "
+        "`video.failed`); without it they stay in the outbox.",
+    )
 
     database_url: SecretStr | None = Field(
         default=None,
@@ -265,7 +270,7 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("alert_topic_arn")
+    @field_validator("alert_topic_arn", "notice_topic_arn")
     @classmethod
     def _topic_arn(cls, value: str | None) -> str | None:
         if value is not None and not _TOPIC_ARN.fullmatch(value):

@@ -78,6 +78,7 @@ ALLOWED = {
     "models": {"settings", "storage", "analysis"},
     "services": {"settings", "clients", "storage", "models", "observability"},
     "intake": {"settings", "storage", "observability", "services"},
+    "notices": {"settings", "storage", "observability", "services"},
     "assets": {"settings", "analysis", "storage", "observability", "services", "models"},
 }
 FOREIGN = {"dagster", "boto3", "botocore", "sqlalchemy", "psycopg"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from capstone_dagster.assets.lineage import attempts
 from capstone_dagster.assets.story import Story
 from capstone_dagster.observability.failed_runs import FAILURE_TAG, NO_FAILURE, failure_of, starts_again
 from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
@@ -131,6 +132,7 @@ def record_failure(
     told: str,
 ) -> None:
     """Write a final failure to the run's tags and, if it is known, to the upload's status."""
+    tags = run_tags(context)
     if context.instance.has_run(context.run_id):
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
     if upload_id is None:
@@ -139,13 +141,29 @@ def record_failure(
         if failure == FailureClass.SOURCE_CHANGED:
             services.events.mark_superseded(upload_id, context.run_id)
         else:
-            services.events.mark_failed(upload_id, context.run_id, failure_class=failure.value, message=told)
+            services.events.mark_failed(
+                upload_id,
+                context.run_id,
+                failure_class=failure.value,
+                message=told,
+                tried_again=tried_again(failure, tags, services.settings.reexecutions_per_video),
+            )
     except StorageError as error:
         # The sensor below writes it when the database is back.
         context.log.warning(
             f"The failure could not be written to the event store: {error}",
             extra={"action": "status.lost", "failure_class": classify(error).value},
         )
+
+
+def tried_again(failure: FailureClass, tags: Mapping[str, str], most: int) -> bool:
+    """Whether the system will start a failed run's request again by itself (`reexecution`), sooner or later.
+
+    Args:
+        tags: of the failed run.
+        most: CAPSTONE_REEXECUTIONS_PER_VIDEO.
+    """
+    return UPLOAD_TAG in tags and POLICIES[failure].transient and attempts(tags) < most
 
 
 @dg.sensor(
@@ -179,7 +197,12 @@ def video_status_sensor(
             failure, told = failure_of(context.instance, run)
             context.instance.add_run_tags(run_id, {FAILURE_TAG: failure.value})
             written += services.events.mark_failed(
-                upload_id, run_id, failure_class=failure.value, message=told, only_if_unfinished=True
+                upload_id,
+                run_id,
+                failure_class=failure.value,
+                message=told,
+                only_if_unfinished=True,
+                tried_again=tried_again(failure, run.tags, services.settings.reexecutions_per_video),
             )
         elif run is not None and run.status == dg.DagsterRunStatus.STARTING and _JOB_STATUS_TAG in run.tags:
             reason = f"AWS Batch: {run.tags[_JOB_STATUS_TAG]}"

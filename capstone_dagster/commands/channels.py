@@ -11,6 +11,7 @@ from pathlib import Path
 
 from capstone_dagster.clients import aws_client
 from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
+from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
 
 # A shipper that lives says so every 10 s.
@@ -97,6 +98,28 @@ def notices() -> str:
         ago_s = time.time() - standing.ticked
         raise Wrong(f"the sensor `alerts` last ran {ago_s:,.0f} s ago", "Is Dagster's daemon running?")
     return f"all sent; {standing.open} incidents are not over"
+
+
+def outbox(services: Services) -> str:
+    """Whether notices to other systems leave the outbox."""
+    arn = services.settings.notice_topic_arn
+    backlog = services.events.backlog()
+    if arn is None:
+        told = f"CAPSTONE_NOTICE_TOPIC_ARN is not set: {backlog.waiting:,} notices to other systems are kept"
+        raise Wrong(told, "Set it to an SNS topic's ARN where other systems want them (docs/consume.md).")
+    aws_client("sns").get_topic_attributes(TopicArn=arn)
+    if backlog.refused:
+        raise Wrong(
+            f"{backlog.refused:,} videos' notices are held back by one that was refused: {backlog.refusal}",
+            "They are tried again every ten minutes; docs/consume.md says how to see them.",
+        )
+    age_s = time.time() - backlog.oldest.timestamp() if backlog.oldest else 0.0
+    if age_s > _SILENT_S:
+        raise Wrong(
+            f"{backlog.waiting:,} notices wait, the oldest for {age_s:,.0f} s",
+            "The sensor `outbox` in Dagster's pages says why: is it on, and does the daemon run?",
+        )
+    return f"{arn}, {backlog.waiting:,} wait"
 
 
 def traces(variables: Sequence[str]) -> str:

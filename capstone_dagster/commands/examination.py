@@ -64,6 +64,7 @@ def examine() -> Iterator[Finding]:
         yield _look(subject, check, otherwise="fail")
     yield _look("sns", lambda: _topic(settings), otherwise="warn")
     yield _look("notices", channels.notices, otherwise="warn")
+    yield _look("outbox", lambda: channels.outbox(services), otherwise="warn")
     yield _look("cloudwatch", channels.cloudwatch, otherwise="warn")
     yield _look("log groups", channels.log_groups, otherwise="warn")
     yield _look("shipping", lambda: channels.shipping(settings), otherwise="warn")

@@ -38,6 +38,7 @@ DERIVED_BUCKET = "capstone-derived"
 UPLOAD_QUEUE = "capstone-uploads"
 DEAD_LETTER_QUEUE = "capstone-uploads-dlq"
 ALERT_TOPIC = "capstone-alerts"
+NOTICE_TOPIC = "capstone-notices"
 RETENTION_S = 14 * 24 * 3600  # SQS's longest: a weekend of outage and a week to notice it
 INBOX_RETENTION_S = 3 * 24 * 3600  # all of it is read at each look
 UPLOAD_QUEUE_ATTRIBUTES: "Mapping[QueueAttributeNameType, str]" = {
@@ -71,6 +72,7 @@ class AwsResources:
     derived_url: str
     alert_topic_arn: str
     alert_inbox_url: str
+    notice_topic_arn: str
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def create_resources(endpoint_url: str) -> AwsResources:
         derived_url=f"s3://{DERIVED_BUCKET}",
         alert_topic_arn=topic_arn,
         alert_inbox_url=inbox_url,
+        notice_topic_arn=sns.create_topic(Name=NOTICE_TOPIC)["TopicArn"],
     )
 
 

@@ -226,6 +226,7 @@ def _environment(
         "CAPSTONE_RAW_BUCKET": resources.raw_bucket,
         "CAPSTONE_DERIVED_URL": resources.derived_url,
         "CAPSTONE_ALERT_TOPIC_ARN": resources.alert_topic_arn,
+        "CAPSTONE_NOTICE_TOPIC_ARN": resources.notice_topic_arn,
         "CAPSTONE_DATABASE_URL": postgres.url(EVENT_DATABASE, "psycopg"),
         "DAGSTER_POSTGRES_URL": postgres.url(DAGSTER_DATABASE, "psycopg2"),
         "DAGSTER_HOME": str(home),

@@ -11,12 +11,20 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capstone_dagster.storage import currency, history, recording, status
+from capstone_dagster.storage import currency, history, outbox, recording, status
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
 from capstone_dagster.storage.errors import DatabaseUnavailable
-from capstone_dagster.storage.records import Analysis, AnalysisFigures, Publication, VideoFacts, VideoUpload
+from capstone_dagster.storage.records import (
+    Analysis,
+    AnalysisFigures,
+    Backlog,
+    Notice,
+    Publication,
+    VideoFacts,
+    VideoUpload,
+)
 from capstone_dagster.storage.schema import FINAL_STATES, SCHEMA, analyses, events, video_status, videos
 from capstone_dagster.storage.statements import SlowStatementReport, StatementWatch
 
@@ -141,18 +149,26 @@ class EventStore:
         failure_class: str,
         message: str,
         only_if_unfinished: bool = False,
+        tried_again: bool = False,
     ) -> bool:
-        """A run of the upload ended in failure.
+        """A run of the upload ended in failure; nothing changes if that run has been cancelled.
 
         Args:
             only_if_unfinished: leave the row alone if it is already final, or belongs to another run.
+            tried_again: the system will start it again by itself, which the notice tells consumers.
 
         Returns:
             Whether the row was changed; the notice `video.failed` is queued with it.
         """
         with self._transaction() as connection:
             return status.fail(
-                connection, upload_id, run_id, failure_class, message, only_if_unfinished=only_if_unfinished
+                connection,
+                upload_id,
+                run_id,
+                failure_class,
+                message,
+                only_if_unfinished=only_if_unfinished,
+                tried_again=tried_again,
             )
 
     def mark_superseded(self, upload_id: str, run_id: str) -> bool:
@@ -244,11 +260,50 @@ class EventStore:
                     "analysis_id": analysis.analysis_id,
                     "events": analysis.events,
                     "current": current,
+                    "run_id": analysis.run_id,
                 }
                 status.notify(connection, "video.analyzed", analysis.upload_id, analysis.video_id, payload)
         return Publication(
             inserted=inserted, current=current, published_at=stored["published_at"], first=first
         )
+
+    def send_notices(
+        self, send: Callable[[Sequence[Notice]], Mapping[int, str]], *, most: int
+    ) -> tuple[int, dict[int, str]]:
+        """Hand the first unsent notice of each video to `send`, and keep what became of it.
+
+        They are locked meanwhile: another process that calls this takes others. If `send` raises, or this
+        process dies in between, nothing is kept, and they are sent once more.
+
+        Args:
+            send: takes them, at most `most`; returns those that were refused, ids to reasons.
+
+        Returns:
+            How many were sent, and those that were refused.
+        """
+        with self._transaction() as connection:
+            taken = outbox.take(connection, most)
+            if not taken:
+                return 0, {}
+            refused = dict(send(taken))
+            outbox.sent(connection, [each.notice_id for each in taken if each.notice_id not in refused])
+            outbox.refused(connection, refused)
+        return len(taken) - len(refused), refused
+
+    def oldest_notice(self) -> datetime | None:
+        """When the oldest notice that is not sent was written; None if all are sent."""
+        with self._transaction() as connection:
+            return outbox.oldest(connection)
+
+    def backlog(self) -> Backlog:
+        """What waits in the outbox."""
+        with self._transaction() as connection:
+            return outbox.backlog(connection)
+
+    def prune_notices(self, *, days: int) -> int:
+        """Forget some of the notices that were sent more than so many days ago; how many went."""
+        with self._transaction() as connection:
+            return outbox.prune(connection, days)
 
     def roll_back(self, video_id: str, analysis_id: str) -> currency.Rollback:
         """Make an earlier analysis of a video current again, in one transaction.

@@ -118,3 +118,47 @@ class AnalysisFigures:
     duration_ms: int | None
     model_sha256: str
     mean_score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A notice in the outbox, with what is known of its video now.
+
+    Attributes:
+        kind: `video.received`, `video.analyzed` or `video.failed`.
+        payload: what was known when it was written.
+        created_at: when what it tells became true.
+        refusals: how often SNS has refused it.
+        external_id, bucket, key, camera, recorded_at, uploaded_at: None if the video was deleted since.
+    """
+
+    notice_id: int
+    kind: str
+    video_id: str
+    upload_id: str
+    payload: Mapping[str, Any]
+    created_at: datetime
+    refusals: int
+    external_id: str | None
+    bucket: str | None
+    key: str | None
+    camera: str | None
+    recorded_at: datetime | None
+    uploaded_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits in the outbox.
+
+    Attributes:
+        waiting: notices that are not sent.
+        oldest: when the first of them was written.
+        refused: how many of them SNS has refused at least once while it answered.
+        refusal: why, of the one that was refused last.
+    """
+
+    waiting: int
+    oldest: datetime | None
+    refused: int
+    refusal: str | None

@@ -183,5 +183,11 @@ outbox = Table(
     Column("payload", JSONB, nullable=False),
     _time("created_at", nullable=False, now=True),
     _time("sent_at"),
+    # Of one that SNS refused while it took others: how often, why, and when it is tried again.
+    Column("refusals", Integer, nullable=False, server_default=text("0")),
+    Column("refusal", Text),
+    _time("try_at"),
     Index("ix_outbox_unsent", "notice_id", postgresql_where=text("sent_at IS NULL")),
+    Index("ix_outbox_unsent_video", "video_id", "notice_id", postgresql_where=text("sent_at IS NULL")),
+    Index("ix_outbox_sent_at", "sent_at", postgresql_where=text("sent_at IS NOT NULL")),
 )

@@ -129,9 +129,12 @@ def fail(
     message: str,
     *,
     only_if_unfinished: bool,
+    tried_again: bool,
 ) -> bool:
     """A run of an upload failed; whether the row says so now."""
-    conditions = [video_status.c.upload_id == upload_id]
+    # A run that an operator has ended may fail of that.
+    cancelled = sa.and_(video_status.c.state == "cancelled", video_status.c.run_id == run_id)
+    conditions = [video_status.c.upload_id == upload_id, sa.not_(cancelled)]
     if only_if_unfinished:
         conditions = _unfinished(upload_id, run_id)
     video_id = _change(
@@ -144,7 +147,12 @@ def fail(
     )
     if video_id is None:
         return False
-    payload = {"failure_class": failure_class, "message": message, "run_id": run_id}
+    payload = {
+        "failure_class": failure_class,
+        "message": message,
+        "tried_again": tried_again,
+        "run_id": run_id,
+    }
     notify(connection, "video.failed", upload_id, video_id, payload)
     return True
 

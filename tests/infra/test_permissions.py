@@ -37,6 +37,7 @@ PERMISSIONS = {
     "s3:GetObject": ("s3:GetObject", "s3:GetObjectVersion"),
     "s3:ListObjectsV2": ("s3:ListBucket",),
     "sqs:DeleteMessageBatch": ("sqs:DeleteMessage",),
+    "sns:PublishBatch": ("sns:Publish",),
     "batch:SubmitJob": ("batch:SubmitJob", "batch:TagResource"),
     "batch:RegisterJobDefinition": ("batch:RegisterJobDefinition", "batch:TagResource", "iam:PassRole"),
 }
@@ -180,6 +181,16 @@ def test_both_queues_can_be_counted(queue: str) -> None:
         for action in as_list(each["Action"])
     }
     assert {"sqs:GetQueueAttributes", "sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:SendMessage"} <= allowed
+
+
+def test_either_topic_can_be_published_to() -> None:
+    [statement] = [
+        each
+        for owner, each in policies()
+        if owner == "DaemonRole" and "sns:Publish" in as_list(each["Action"])
+    ]
+    names = {each["Fn::ImportValue"] for each in as_list(statement["Resource"])}
+    assert names == {"capstone-alert-topic", "capstone-notice-topic"}
 
 
 def test_the_web_server_shows_and_ends_runs_and_no_more() -> None:

@@ -90,6 +90,7 @@ def test_queues_are_those_of_the_local_stack() -> None:
     assert queue["RedrivePolicy"]["maxReceiveCount"] == aws.MAX_RECEIVE_COUNT
     assert (dead["QueueName"], dead["MessageRetentionPeriod"]) == (aws.DEAD_LETTER_QUEUE, aws.RETENTION_S)
     assert properties("data", "AlertTopic")["TopicName"] == aws.ALERT_TOPIC
+    assert properties("data", "NoticeTopic")["TopicName"] == aws.NOTICE_TOPIC
     assert queue["SqsManagedSseEnabled"] is dead["SqsManagedSseEnabled"] is True
 
 

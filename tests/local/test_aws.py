@@ -12,6 +12,7 @@ from capstone_dagster.local.aws import (
     ALERT_TOPIC,
     DEAD_LETTER_QUEUE,
     DERIVED_BUCKET,
+    NOTICE_TOPIC,
     RAW_BUCKET,
     REGION,
     AwsResources,
@@ -83,10 +84,11 @@ def test_the_raw_bucket_is_versioned_and_notifies_the_queue(
     assert resources.derived_url == f"s3://{DERIVED_BUCKET}"
 
 
-def test_the_alert_topic_exists(aws_endpoint: str, resources: AwsResources) -> None:
+def test_the_topics_exist(aws_endpoint: str, resources: AwsResources) -> None:
     topics = client("sns", aws_endpoint).list_topics()["Topics"]
-    assert [each["TopicArn"] for each in topics] == [resources.alert_topic_arn]
+    assert {each["TopicArn"] for each in topics} == {resources.alert_topic_arn, resources.notice_topic_arn}
     assert resources.alert_topic_arn.endswith(f":{ALERT_TOPIC}")
+    assert resources.notice_topic_arn.endswith(f":{NOTICE_TOPIC}")
 
 
 def test_an_upload_is_announced_by_s3_itself(aws_endpoint: str, resources: AwsResources) -> None:

@@ -45,7 +45,7 @@ class Topic:
             more = {"MessageGroupId": incident, "MessageDeduplicationId": _distinct(message)}
         try:
             if self._client is None:
-                self._client = _client(self.arn.split(":")[3])
+                self._client = sns_client(self.arn.split(":")[3])
             self._client.publish(
                 TopicArn=self.arn,
                 Subject=message.subject,
@@ -54,10 +54,11 @@ class Topic:
                 **more,
             )
         except Exception as error:  # a client can fail in every way, when made and when used
-            raise _not_sent(error, self.arn) from error
+            raise not_sent(error, self.arn) from error
 
 
-def _client(region: str) -> SNSClient:
+def sns_client(region: str) -> SNSClient:
+    """A client that gives up within seconds, for sensors."""
     import boto3
     from botocore.config import Config
 
@@ -75,14 +76,19 @@ def _distinct(message: Message) -> str:
     return hashlib.sha256(f"{message.subject}\n{message.body}".encode()).hexdigest()
 
 
-def _not_sent(error: Exception, arn: str) -> NotSent:
+def not_sent(error: Exception, arn: str, setting: str = "CAPSTONE_ALERT_TOPIC_ARN") -> NotSent:
+    """What a call to SNS ended with, in a sentence.
+
+    Args:
+        setting: the variable that names the topic.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
 
     if isinstance(error, ClientError):
         code = error.response.get("Error", {}).get("Code", "")
         told = error.response.get("Error", {}).get("Message", "")
         if code in ("NotFound", "NotFoundException"):
-            remedy = "CAPSTONE_ALERT_TOPIC_ARN should name a topic that exists."
+            remedy = f"{setting} should name a topic that exists."
         elif "Access" in code or "Authorization" in code or "Token" in code:
             remedy = "Grant this role sns:Publish on it."
         else:

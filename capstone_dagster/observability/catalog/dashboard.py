@@ -27,6 +27,7 @@ SENSORS = (
     "run_traces",
     "vital_signs",
     "reexecution",
+    "outbox",
 )
 
 
@@ -202,6 +203,8 @@ _SYSTEM = (
             dropped=own.TELEMETRY_DROPPED,
             reexecuted=own.REEXECUTIONS,
             refused=own.REEXECUTIONS_REFUSED,
+            told=own.OUTBOX_SENT,
+            untold=own.OUTBOX_REFUSED,
         ),
         period_s=300,
     ),

@@ -118,6 +118,16 @@ SENSOR_TICK_DURATION = Metric(
 SENSOR_TICK_ERRORS = Metric("SensorTickErrors", "Count", "counter", "Ticks that failed.", ("Sensor",))
 NOTICES_SENT = Metric("NoticesSent", "Count", "counter", "Notices that SNS accepted.")
 NOTICES_FAILED = Metric("NoticesFailed", "Count", "counter", "Attempts to send a notice that failed.")
+OUTBOX_SENT = Metric("OutboxSent", "Count", "counter", "Notices to other systems that SNS accepted.")
+OUTBOX_REFUSED = Metric(
+    "OutboxRefused",
+    "Count",
+    "counter",
+    "Notices to other systems that SNS refused, and ticks in which it could not be used at all.",
+)
+OUTBOX_AGE = Metric(
+    "OutboxAge", "Seconds", "gauge", "How old the oldest notice is that waits in the outbox; 0 if none does."
+)
 TELEMETRY_DROPPED = Metric(
     "TelemetryDropped",
     "Count",

@@ -1,0 +1,68 @@
+"""What a notice says to other systems: a JSON object and the attributes by which a subscription can filter.
+
+docs/consume.md lists the fields; they are only ever added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from capstone_dagster.storage.records import Notice
+
+STATES = {"video.received": "received", "video.analyzed": "done", "video.failed": "failed"}
+# The fields that depend on the kind, as they are where it has nothing to say of them.
+_DETAILS: Mapping[str, Any] = {
+    "failure_class": None,
+    "message": None,
+    "tried_again": None,
+    "analysis_id": None,
+    "events": None,
+    "current": None,
+    "run_id": None,
+}
+# SNS takes 256 KiB for ten notices together; everything else in one is shorter than two of S3's keys.
+_LONGEST_MESSAGE = 2_000
+
+
+def body(notice: Notice) -> str:
+    """The message: every field is always there, null where it is unknown or of another kind."""
+    known = {name: notice.payload.get(name, unset) for name, unset in _DETAILS.items()}
+    if known["message"] is not None:
+        known["message"] = str(known["message"])[:_LONGEST_MESSAGE]
+    fields = {
+        "notice_id": notice.notice_id,
+        "kind": notice.kind,
+        "at": _time(notice.created_at),
+        "video_id": notice.video_id,
+        "external_id": notice.external_id,
+        "upload_id": notice.upload_id,
+        "bucket": notice.bucket,
+        "key": notice.key,
+        "camera": notice.camera,
+        "state": STATES.get(notice.kind),
+        **known,
+        "uploaded_at": _time(notice.uploaded_at),
+        "recorded_at": _time(notice.recorded_at),
+    }
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def attributes(notice: Notice) -> dict[str, str]:
+    """The message attributes, of which SNS takes no empty one."""
+    known = {
+        "kind": notice.kind,
+        "video_id": notice.video_id,
+        "external_id": notice.external_id,
+        "camera": notice.camera,
+        "failure_class": notice.payload.get("failure_class"),
+    }
+    return {name: str(value) for name, value in known.items() if value}
+
+
+def _time(moment: datetime | None) -> str | None:
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
