@@ -1,5 +1,6 @@
 """The sensor `alerts` over real SNS and SQS of both emulators, and Dagster's own records."""
 
+import json
 import re
 import sys
 import time
@@ -195,6 +196,22 @@ def test_alerts_that_sns_did_not_take_arrive_when_it_is_back(
         "undecodable-video",
     ]
     assert (NOTICES_SENT.name, 2) in office.counted
+
+
+def test_an_outage_of_days_stops_no_alerts(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SNS", NOWHERE)
+    office.fails()
+    office.tick()
+    cursor = json.loads(str(office.cursor))
+    cursor["refusals"] = 5000
+    cursor["record"]["incidents"][0]["relapse"] = 5000
+    office.cursor = json.dumps(cursor)
+    office.clock(60)
+
+    assert "1 kept to be sent again" in office.tick()
+    office.clock(60)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_SNS")
+    assert "1 notices sent" in office.tick()
 
 
 def test_no_alert_is_lost_when_a_tick_is_cut_off_or_raises(

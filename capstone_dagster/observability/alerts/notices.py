@@ -322,7 +322,7 @@ def _decide(incident: Incident, now: float) -> None:
         if rested or now - incident.told_at >= wait_s:
             incident.tellings = 0 if rested else incident.tellings
             incident.due.append(("update", now))
-    calm_s = min(CALM_S * 4**incident.relapse, _CALM_LIMIT_S)
+    calm_s = min(CALM_S * 4 ** min(incident.relapse, 10), _CALM_LIMIT_S)
     if incident.well_since is not None and now - incident.last >= calm_s:
         incident.closed = incident.well_since
         incident.due.append(("recovery", now))

@@ -27,7 +27,7 @@ log = logging.getLogger("capstone.alerts")
 
 # Of the 60 s that a tick may take: classifying a failed run takes some 5 ms, a notice to SNS some 20 ms.
 _READ_BUDGET_S = 10.0
-_SEND_BUDGET_S = 20.0
+_SEND_BUDGET_S = 15.0
 # The number of dead letters takes three requests and a client; it may be that old.
 _LETTERS_INTERVAL_S = 20.0
 # SNS is tried again with the next tick, then less often.
@@ -152,7 +152,8 @@ def _note_refusal(services: Needs, memory: Memory, error: NotSent) -> None:
         memory.refused_since = now
     memory.refusals += 1
     memory.refusal = str(error)
-    memory.try_again = now + min(_AGAIN_S * 2 ** (memory.refusals - 1), _AGAIN_LIMIT_S)
+    # An exponent that grew with an outage of days would be too large for a float.
+    memory.try_again = now + min(_AGAIN_S * 2 ** min(memory.refusals - 1, 10), _AGAIN_LIMIT_S)
     services.metrics.add(NOTICES_FAILED)
     log.error(
         "A notice was not sent: %s", error, extra={"action": "notice-failed", "refusals": memory.refusals}
