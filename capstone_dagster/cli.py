@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from capstone_dagster import terminal
-from capstone_dagster.commands import alerts, dead_letters, intake, logs, stack, system, videos
+from capstone_dagster.commands import alerts, analyses, dead_letters, intake, logs, stack, system, videos
 from capstone_dagster.commands.sentences import sentence_of
 
 if TYPE_CHECKING:  # what a command needs it imports itself, so that --help stays quick
@@ -37,6 +37,9 @@ for command in (
     videos.submit,
     videos.status,
     videos.events,
+    analyses.analyses,
+    analyses.compare,
+    analyses.rollback,
     logs.logs,
     alerts.alerts,
     videos.analyze,

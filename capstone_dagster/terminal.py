@@ -9,12 +9,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from capstone_dagster.analysis.comparison import Comparison, Pair
 
 Format = Literal["table", "json", "csv"]
 
@@ -129,6 +132,64 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     return Group(table, *reasons)
 
 
+def analyses_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Analyses of one video, by what they were made with; the current one is marked."""
+    table = _table("", "analysis", "model", "settings", "events", "published")
+    for row in rows:
+        table.add_row(
+            Text("current" if row["is_current"] else "", style="green"),
+            Text(row["analysis_id"][:12]),
+            Text(row["model"]),
+            Text(settings_told(row["settings"])),
+            str(row["events"]),
+            local_time(row["published_at"]),
+        )
+    return table
+
+
+def settings_told(settings: Mapping[str, Any]) -> str:
+    """What an analysis was made with, in a few words; those that most questions are about."""
+    fps, score = settings.get("sample_fps"), settings.get("min_score")
+    words = [] if fps is None else ["every frame" if fps == 0 else f"{fps:g} frames/s"]
+    words += ["motion gate"] if settings.get("motion_gate") else []
+    words += [] if score is None else [f"score ≥ {score:g}"]
+    return ", ".join(words)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """What appeared, vanished and moved, in order of time."""
+    table = _table("", "start", "end", "what", "track", "best", "how")
+    rows = [("vanished", event, "") for event in comparison.vanished]
+    rows += [("appeared", event, "") for event in comparison.appeared]
+    rows += [("moved", pair.before, move_told(pair)) for pair in comparison.moved]
+    colours = {"vanished": "red", "appeared": "green", "moved": "yellow"}
+    for kind, event, how in sorted(rows, key=lambda row: (row[1].start_ms, row[0], row[1].track_id)):
+        table.add_row(
+            Text(kind, style=colours[kind]),
+            clock(event.start_ms),
+            clock(event.end_ms),
+            Text(event.label),
+            str(event.track_id),
+            f"{event.best_score:.2f}",
+            Text(how),
+        )
+    return table
+
+
+def move_told(pair: Pair) -> str:
+    """How a presence moved, in words: the times that shifted, and the place."""
+    words = []
+    for what, shift_ms, at_ms in (
+        ("starts", pair.start_shift_ms, pair.after.start_ms),
+        ("ends", pair.end_shift_ms, pair.after.end_ms),
+    ):
+        if shift_ms:
+            words.append(f"{what} {shift_ms / 1000:+.1f} s at {clock(at_ms)}")
+    if pair.place_shift > 0.05:
+        words.append(f"best view {pair.place_shift:.1f} boxes aside")
+    return ", ".join(words)
+
+
 def dead_letters_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Messages that were given up."""
     table = _table("message", "since", "reason", "text")
@@ -157,7 +218,7 @@ def local_time(time: datetime | None) -> str:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    right = {"start", "end", "track", "seen", "best", "face", "progress"}
+    right = {"start", "end", "track", "seen", "best", "face", "progress", "events"}
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return table

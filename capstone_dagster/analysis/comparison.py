@@ -89,6 +89,25 @@ class Comparison:
         """Whether nothing appeared, vanished or moved."""
         return not (self.appeared or self.vanished or self.moved)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many events matched, moved (of those that matched), appeared and vanished."""
+        return {
+            "matched": len(self.matched),
+            "moved": len(self.moved),
+            "appeared": len(self.appeared),
+            "vanished": len(self.vanished),
+        }
+
+    @property
+    def told(self) -> str:
+        """The counts as a sentence."""
+        counts = self.counts
+        return (
+            f"{counts['matched']} events match, {counts['moved']} of them moved; "
+            f"{counts['appeared']} appeared, {counts['vanished']} vanished."
+        )
+
 
 def compare_events(before: Sequence[Event], after: Sequence[Event]) -> Comparison:
     """What changed from one analysis's events to another's; the order of the lists does not matter.

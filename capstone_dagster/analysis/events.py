@@ -60,6 +60,14 @@ class Event:
     truncated_end: bool
     thumbnail_key: str
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """That of a row as files and databases keep it, with lists for boxes; it may have more columns."""
+        values = {each.name: row[each.name] for each in fields(cls)}
+        for box in ("best_box", "face_box"):
+            values[box] = None if values[box] is None else tuple(values[box])
+        return cls(**values | {"thumbnail_key": values["thumbnail_key"] or ""})
+
 
 @dataclass(frozen=True, slots=True)
 class Coverage:

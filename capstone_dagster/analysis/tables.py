@@ -154,16 +154,7 @@ def write_events(path: Path, events: Sequence[Event]) -> None:
 
 
 def read_events(path: Path) -> list[Event]:
-    return [
-        Event(
-            **{
-                **row,
-                "best_box": tuple(row["best_box"]),
-                "face_box": None if row["face_box"] is None else tuple(row["face_box"]),
-            }
-        )
-        for row in _read(path, EVENTS_SCHEMA).to_pylist()
-    ]
+    return [Event.of(row) for row in _read(path, EVENTS_SCHEMA).to_pylist()]
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:

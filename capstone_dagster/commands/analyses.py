@@ -1,0 +1,204 @@
+"""`capstone analyses`, `compare` and `rollback`: which results a video has, how they differ, the way back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.finding import (
+    asked_before,
+    current_of,
+    find_analyses,
+    find_analysis,
+    find_video,
+    published_before,
+)
+from capstone_dagster.commands.joining import (
+    DEFAULT_STATE,
+    FormatOption,
+    StateOption,
+    event_store,
+)
+from capstone_dagster.settings import read_settings
+
+if TYPE_CHECKING:
+    from capstone_dagster.analysis.comparison import Comparison
+    from capstone_dagster.storage.objects import ObjectStore
+
+VideoArgument = Annotated[str, typer.Argument(help="A video's id or external id.")]
+
+_COLUMNS = (
+    "analysis_id", "is_current", "model", "model_sha256", "settings", "events", "tracks", "detections",
+    "frames_analyzed", "device", "seconds", "gpu_seconds", "detection_id", "detection_version",
+    "events_version", "upload_id", "run_id", "requested_at", "published_at",
+)  # fmt: skip
+
+
+def analyses(video: VideoArgument, form: FormatOption = "table", state: StateOption = DEFAULT_STATE) -> None:
+    """List a video's analyses: by which model and settings, how many events, and which one is current.
+
+    Every analysis stays stored. `capstone compare` tells how two of them differ, `capstone rollback` makes an
+    earlier one current again.
+    """
+    store = event_store(state)
+    found = [{name: row[name] for name in _COLUMNS} for row in find_analyses(store, find_video(store, video))]
+    terminal.print_rows(found, form, terminal.analyses_table(found), columns=_COLUMNS)
+
+
+def compare(
+    video: VideoArgument,
+    before: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="ANALYSIS",
+            help="An analysis's id or its beginning; by default the one asked for before the other.",
+        ),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option("--to", metavar="ANALYSIS", help="The other one's; by default the current one."),
+    ] = None,
+    form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Also write a page with pictures side by side, all in one file."),
+    ] = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Tell which events appeared, vanished or moved between two analyses of a video.
+
+    The question before every change of the model: analyse some videos with both, and look at what differs.
+    Events are the same if they share time and place; which of two analyses is right only the pictures tell.
+    """
+    from capstone_dagster.analysis import Event
+    from capstone_dagster.analysis.comparison import compare_events
+
+    store = event_store(state)
+    video_id = find_video(store, video)
+    found = find_analyses(store, video_id)
+    second = find_analysis(found, after) if after else current_of(found)
+    if second is None:
+        raise typer.BadParameter(f"{video_id} has no current analysis: name one with --to")
+    first = find_analysis(found, before) if before else asked_before(found, second)
+    if first is None:
+        raise typer.BadParameter(
+            f"{video_id} has one analysis only, {second['analysis_id']}: analyse it again, with another "
+            "model say, and compare the two"
+        )
+    events = [
+        [Event.of(row) for row in store.events_of(analysis["analysis_id"])] for analysis in (first, second)
+    ]
+    comparison = compare_events(*events)
+    if html is not None:
+        from capstone_dagster.commands.comparison_page import comparison_page
+
+        _write(html, comparison_page(video_id, first, second, comparison, _pictures(_objects())))
+        terminal.err.print(f"Wrote {html}", markup=False, soft_wrap=True)
+    if form == "json":
+        print(json.dumps(_as_json(video_id, first, second, comparison), ensure_ascii=False, indent=2))
+        return
+    told = f"{video_id}: {_named(first)} → {_named(second)}"
+    terminal.out.print(told, markup=False, soft_wrap=True)
+    terminal.out.print(comparison.told, markup=False, soft_wrap=True)
+    if not comparison.identical:
+        terminal.out.print(terminal.comparison_table(comparison))
+
+
+def rollback(
+    video: VideoArgument,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="ANALYSIS",
+            help="An analysis's id or its beginning; by default the one published before the current one.",
+        ),
+    ] = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Make an earlier analysis of a video current again, at once.
+
+    Consumers see its events from then on, and get the notice `video.analyzed`. Nothing is computed and
+    nothing is lost: the way forward is `--to` the other one. It counts as asked for now: what was asked for
+    before stays in the background when it is done, and a later request becomes current as ever.
+    """
+    store = event_store(state)
+    video_id = find_video(store, video)
+    found = find_analyses(store, video_id)
+    current = current_of(found)
+    if to is not None:
+        target = find_analysis(found, to)
+    elif current is None:
+        raise typer.BadParameter(f"{video_id} has no current analysis: name one with --to")
+    else:
+        earlier = published_before(found, current)
+        if earlier is None:
+            raise typer.BadParameter(
+                f"no analysis of {video_id} was published before the current one, {current['analysis_id']}; "
+                "`capstone analyses` lists all, and --to names one"
+            )
+        target = earlier
+    done = store.roll_back(video_id, target["analysis_id"])
+    if done.changed:
+        told = f"{video_id}: {_named(target)} is current again, with {done.events} events."
+        if current is not None:
+            told += f" Before it was {_named(current)}, with {current['events']} events."
+    else:
+        told = f"{video_id}: {_named(target)} is current already, with {done.events} events."
+    terminal.out.print(told, markup=False, soft_wrap=True)
+
+
+def _named(analysis: Mapping[str, Any]) -> str:
+    made_with = f"{analysis['model']}, {terminal.settings_told(analysis['settings'])}"
+    return f"{analysis['analysis_id'][:12]} ({made_with})"
+
+
+def _objects() -> ObjectStore:
+    from capstone_dagster.clients import aws_client
+    from capstone_dagster.storage.objects import open_object_store
+
+    return open_object_store(read_settings().required("derived_url"), lambda: aws_client("s3"))
+
+
+def _pictures(objects: ObjectStore) -> Any:
+    from capstone_dagster.storage.errors import ObjectNotFound
+
+    def picture(key: str) -> bytes | None:
+        try:
+            return objects.get_bytes(key)
+        except ObjectNotFound:
+            return None  # deleted since, by retention say: the page does without
+
+    return picture
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _as_json(
+    video_id: str, first: Mapping[str, Any], second: Mapping[str, Any], comparison: Comparison
+) -> dict[str, Any]:
+    def about(analysis: Mapping[str, Any]) -> dict[str, Any]:
+        names = ("analysis_id", "model", "model_sha256", "settings", "events", "is_current")
+        return {name: analysis[name] for name in names} | {
+            name: analysis[name].isoformat() for name in ("requested_at", "published_at")
+        }
+
+    return {
+        "video_id": video_id,
+        "from": about(first),
+        "to": about(second),
+        "counts": comparison.counts,
+        "appeared": [asdict(event) for event in comparison.appeared],
+        "vanished": [asdict(event) for event in comparison.vanished],
+        "moved": [asdict(pair) for pair in comparison.moved],
+    }

@@ -1,0 +1,187 @@
+"""`capstone analyses`, `compare` and `rollback`: which results there are, how they differ, the way back."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from capstone_dagster.storage.event_store import EventStore
+from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row, notices
+from tests.support.command_line import Capstone
+
+FIRST, SECOND = "a1" + "0" * 30, "a2" + "0" * 30
+# A pixel is a picture too.
+JPEG = b"\xff\xd8\xff\xe0 not looked into \xff\xd9"
+
+
+@pytest.fixture
+def store(event_store: EventStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> EventStore:
+    """A video with two analyses: of three events one stays, one moves, one vanishes; one appears."""
+    url = event_store.engine.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
+    derived = tmp_path / "derived"
+    (derived / "detections" / "d1").mkdir(parents=True)
+    (derived / "detections" / "d1" / "1.jpg").write_bytes(JPEG)
+    monkeypatch.setenv("CAPSTONE_DERIVED_URL", derived.as_uri())
+    event_store.record_upload(replace(UPLOAD, external_id="84"), told=["external_id"])
+    first = [
+        event_row("e1", 0),
+        event_row("e2", 10_000) | {"end_ms": 15_000},
+        event_row("e3", 30_000) | {"thumbnail_key": "detections/d1/1.jpg"},
+    ]
+    second = [
+        event_row("f1", 0),
+        event_row("f2", 10_000) | {"end_ms": 18_000},
+        event_row("f4", 50_000) | {"label": "<b>", "thumbnail_key": "detections/d2/gone.jpg"},
+    ]
+    event_store.publish(replace(ANALYSIS, analysis_id=FIRST, events=3), first, FACTS)
+    event_store.publish(
+        replace(
+            ANALYSIS,
+            analysis_id=SECOND,
+            events=3,
+            model="better.pt",
+            requested_at=NOON + timedelta(minutes=1),
+        ),
+        second,
+        FACTS,
+    )
+    return event_store
+
+
+def current(store: EventStore) -> list[str]:
+    return [row["analysis_id"] for row in store.analyses("v1") if row["is_current"]]
+
+
+def test_analyses_are_listed_with_what_made_them(capstone: Capstone, store: EventStore) -> None:
+    rows = json.loads(capstone("analyses", "84", "--format", "json").out)
+    header, *lines = csv.reader(io.StringIO(capstone("analyses", "v1", "--format", "csv").out))
+    table = capstone("analyses", "v1").out
+
+    assert [(row["analysis_id"], row["is_current"], row["model"]) for row in rows] == [
+        (FIRST, False, "m"),
+        (SECOND, True, "better.pt"),
+    ]
+    assert rows[0]["settings"] == {"sample_fps": 5}
+    assert header[0] == "analysis_id"
+    assert [line[0] for line in lines] == [FIRST, SECOND]
+    assert re.search(r"current +a20000000000 +better.pt +5 frames/s +3 ", table)
+
+
+def test_compare_says_which_events_appeared_vanished_and_moved(capstone: Capstone, store: EventStore) -> None:
+    told = json.loads(capstone("compare", "84", "--format", "json").out)
+    table = capstone("compare", "v1").out
+
+    assert (told["from"]["analysis_id"], told["to"]["analysis_id"]) == (FIRST, SECOND)
+    assert told["counts"] == {"matched": 2, "moved": 1, "appeared": 1, "vanished": 1}
+    assert [event["event_id"] for event in told["appeared"]] == ["f4"]
+    assert [event["event_id"] for event in told["vanished"]] == ["e3"]
+    (moved,) = told["moved"]
+    assert (moved["before"]["event_id"], moved["after"]["event_id"]) == ("e2", "f2")
+    assert (moved["start_shift_ms"], moved["end_shift_ms"]) == (0, 3000)
+    assert "2 events match, 1 of them moved; 1 appeared, 1 vanished." in table
+    assert re.search(r"moved\s+0:10.0\s+0:15.0\s+person\s+1\s+0.90\s+ends \+3.0 s at 0:18.0", table)
+    assert re.search(r"vanished\s+0:30.0", table)
+
+
+def test_compare_takes_beginnings_of_ids_either_way_round(capstone: Capstone, store: EventStore) -> None:
+    told = json.loads(capstone("compare", "v1", "--from", "a2", "--to", "a1", "--format", "json").out)
+    assert [event["event_id"] for event in told["appeared"]] == ["e3"]
+    same = capstone("compare", "v1", "--from", "a2", "--to", SECOND)
+    assert "3 events match, 0 of them moved; 0 appeared, 0 vanished." in same.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("v9",), "no video 'v9'"),
+        (("v1", "--from", "a"), "begins the ids of several analyses"),
+        (("v1", "--to", "b"), "begins the id of no analysis"),
+    ],
+)
+def test_compare_refuses_what_it_cannot_find(
+    capstone: Capstone, store: EventStore, arguments: tuple[str, ...], told: str
+) -> None:
+    outcome = capstone("compare", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert told in " ".join(outcome.err.replace("│", " ").split())
+
+
+def test_compare_needs_two(capstone: Capstone, event_store: EventStore, store: EventStore) -> None:
+    event_store.record_upload(replace(UPLOAD, upload_id="u7", video_id="v7", key="gate/b.mp4"))
+    assert "has no analysis yet" in " ".join(capstone("compare", "v7").err.replace("│", " ").split())
+    alone = replace(ANALYSIS, analysis_id="c1", video_id="v7", upload_id="u7")
+    event_store.publish(alone, [event_row("g1")], FACTS)
+    assert "one analysis only" in " ".join(capstone("compare", "v7").err.replace("│", " ").split())
+
+
+def test_compare_writes_a_page_that_needs_nothing_else(
+    capstone: Capstone, store: EventStore, tmp_path: Path
+) -> None:
+    page = tmp_path / "new" / "page.html"
+    assert capstone("compare", "v1", "--html", page).code == 0
+
+    text = page.read_text(encoding="utf-8")
+    assert base64.b64encode(JPEG).decode() in text
+    assert text.count("<img ") == 1
+    assert "no picture" in text  # one that is gone
+    assert "&lt;b&gt;" in text
+    assert "<b>" not in text
+    assert not re.search(r"""(src|href)=["'](?!data:)|url\(|<script""", text)
+    for kind, count in (("vanished", 1), ("appeared", 1), ("moved", 1)):
+        assert f'<h2 id="{kind}">{count} {kind}' in text
+
+
+def test_rollback_makes_the_earlier_one_current_and_says_so(capstone: Capstone, store: EventStore) -> None:
+    told = capstone("rollback", "84")
+
+    assert told.code == 0
+    assert "a10000000000 (m, 5 frames/s) is current again, with 3 events." in told.out
+    assert "Before it was a20000000000 (better.pt" in told.out
+    assert current(store) == [FIRST]
+    assert notices(store)[-1] == "video.analyzed"
+
+    # What it replaced is what the next comparison is about.
+    compared = json.loads(capstone("compare", "v1", "--format", "json").out)
+    assert (compared["from"]["analysis_id"], compared["to"]["analysis_id"]) == (SECOND, FIRST)
+
+
+def test_rollback_twice_is_not_forward(capstone: Capstone, store: EventStore) -> None:
+    assert capstone("rollback", "v1", "--to", "a1").code == 0
+    before = notices(store)
+
+    named = capstone("rollback", "v1", "--to", "a1")
+    unnamed = capstone("rollback", "v1")
+
+    assert (named.code, unnamed.code) == (0, 2)
+    assert "is current already" in named.out
+    assert "no analysis of v1 was published before the current one" in " ".join(
+        unnamed.err.replace("│", " ").split()
+    )
+    assert current(store) == [FIRST]
+    assert notices(store) == before
+    assert capstone("rollback", "v1", "--to", "a2").code == 0
+    assert current(store) == [SECOND]
+
+
+def test_rollback_refuses_another_uploads_analysis_in_one_sentence(
+    capstone: Capstone, store: EventStore
+) -> None:
+    newer = replace(UPLOAD, upload_id="u2", version_id="2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
+    store.record_upload(newer)
+    store.publish(replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("h1")], FACTS)
+
+    refused = capstone("rollback", "v1", "--to", "a1")
+
+    assert refused.code == 1
+    assert "Error: Analysis a1" in refused.err
+    assert "overwritten since" in refused.err
+    assert current(store) == ["b1"]
