@@ -1,0 +1,82 @@
+"""What a published analysis changed against the one before it, for the materialisation of `events`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import dagster as dg
+
+from capstone_dagster.analysis import Event
+from capstone_dagster.analysis.comparison import Comparison, Pair, compare_events
+from capstone_dagster.assets.references import PublishedAnalysis
+from capstone_dagster.observability.failures import sentence
+from capstone_dagster.services import Services
+
+log = logging.getLogger("capstone.analysis")
+
+# What differs more is looked at with pictures: `capstone compare --html`.
+_ROWS_SHOWN = 20
+
+
+def of_comparison(
+    published: PublishedAnalysis, events: Sequence[Event], services: Services
+) -> dict[str, int | str | dg.MetadataValue[str]]:
+    """The comparison with the analysis of the same upload that was asked for before; empty without one.
+
+    Never raises: the events are published, whatever is known of those before.
+    """
+    try:
+        analyses = services.events.analyses(published.video_id)
+        this = next((row for row in analyses if row["analysis_id"] == published.analysis_id), None)
+        others = [
+            row
+            for row in analyses
+            if this is not None
+            and row["analysis_id"] != this["analysis_id"]
+            and row["upload_id"] == this["upload_id"]
+        ]
+        if not others:
+            return {}
+        previous = max(others, key=lambda row: row["requested_at"])
+        before = [Event.of(row) for row in services.events.events_of(previous["analysis_id"])]
+        comparison = compare_events(before, events)
+    except Exception as error:  # law: what only observes fails no run
+        log.warning(
+            f"What changed against the previous analysis is not known: {sentence(error)}",
+            extra={"action": "comparison.failed", "video_id": published.video_id},
+        )
+        return {}
+    return {
+        "compared_with": previous["analysis_id"],
+        **{f"{what}_events": count for what, count in comparison.counts.items()},
+        "changes": dg.MetadataValue.md(_told(comparison, published, previous["analysis_id"])),
+    }
+
+
+def _told(comparison: Comparison, published: PublishedAnalysis, previous: str) -> str:
+    command = (
+        f"capstone compare {published.video_id} --from {previous[:12]} --to {published.analysis_id[:12]} "
+        "--html changes.html"
+    )
+    told = [comparison.told]
+    if not comparison.identical:
+        rows = [
+            *(("vanished", event, "") for event in comparison.vanished),
+            *(("appeared", event, "") for event in comparison.appeared),
+            *(("moved", pair.before, _moved(pair)) for pair in comparison.moved),
+        ]
+        rows.sort(key=lambda row: (row[1].start_ms, row[0], row[1].track_id))
+        told += ["", "| | start | end | label | track | now |", "|---|---:|---:|---|---:|---|"]
+        told += [
+            f"| {kind} | {event.start_ms / 1000:.1f} s | {event.end_ms / 1000:.1f} s | {event.label} "
+            f"| {event.track_id} | {how} |"
+            for kind, event, how in rows[:_ROWS_SHOWN]
+        ]
+        if len(rows) > _ROWS_SHOWN:
+            told += ["", f"{len(rows) - _ROWS_SHOWN} more are not shown."]
+    return "\n".join([*told, "", f"With pictures: `{command}`"])
+
+
+def _moved(pair: Pair) -> str:
+    return f"{pair.after.start_ms / 1000:.1f}–{pair.after.end_ms / 1000:.1f} s, track {pair.after.track_id}"

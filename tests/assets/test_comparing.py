@@ -1,0 +1,70 @@
+"""What a materialisation of `events` says of the analysis before it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from capstone_dagster.analysis import Event
+from capstone_dagster.assets.comparing import of_comparison
+from capstone_dagster.assets.references import PublishedAnalysis
+from capstone_dagster.services import Services
+from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.event_store import EventStore
+from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, event_row
+
+
+@pytest.fixture
+def services(event_store: EventStore) -> Services:
+    return Services(read_settings(database_url=event_store.engine.url.render_as_string(hide_password=False)))
+
+
+def published(store: EventStore, analysis_id: str) -> tuple[PublishedAnalysis, list[Event]]:
+    events = [Event.of(row) for row in store.events_of(analysis_id)]
+    return PublishedAnalysis(analysis_id, "v1", len(events), NOON, True), events
+
+
+def test_compare_counts_what_changed_since_the_previous_analysis(services: Services) -> None:
+    store = services.events
+    store.record_upload(UPLOAD)
+    store.publish(ANALYSIS, ROWS, FACTS)
+    assert of_comparison(*published(store, "a1"), services) == {}
+
+    later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
+    store.publish(later, [event_row("f1"), event_row("f2", 60_000)], FACTS)
+    told = of_comparison(*published(store, "a2"), services)
+
+    assert told["compared_with"] == "a1"
+    counts = [told[f"{what}_events"] for what in ("matched", "moved", "appeared", "vanished")]
+    assert counts == [1, 0, 1, 1]
+    table = told["changes"].value  # type: ignore[union-attr]
+    assert "| appeared | 60.0 s | 61.0 s | person | 1 |" in table
+    assert "| vanished | 2.0 s | 3.0 s | person | 1 |" in table
+    assert "capstone compare v1 --from a1 --to a2 --html" in table
+
+
+def test_compare_leaves_out_what_another_upload_showed(services: Services) -> None:
+    store = services.events
+    newer = replace(UPLOAD, upload_id="u2", version_id="2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
+    store.record_upload(UPLOAD)
+    store.publish(ANALYSIS, ROWS, FACTS)
+    store.record_upload(newer)
+    store.publish(replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [event_row("f1")], FACTS)
+
+    assert of_comparison(*published(store, "a2"), services) == {}
+
+
+def test_compare_that_cannot_be_made_fails_nothing(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.events.record_upload(UPLOAD)
+    services.events.publish(ANALYSIS, ROWS, FACTS)
+    done = published(services.events, "a1")
+
+    def broken(video_id: str) -> list[dict[str, object]]:
+        raise RuntimeError("away")
+
+    monkeypatch.setattr(services.events, "analyses", broken)
+    assert of_comparison(*done, services) == {}
