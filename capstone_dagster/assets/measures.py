@@ -44,11 +44,16 @@ def failed_pass_measured(device: str, services: Services) -> Iterator[None]:
         raise
 
 
-def _cost(device: str, seconds: float, services: Services) -> dict[Metric, float]:
+def gpu_cost(device: str, seconds: float, services: Services) -> tuple[float, float | None]:
+    """Seconds of a GPU that a pass took, and what they cost in US dollars; None where no price is set."""
     gpu_seconds = seconds if device.startswith("cuda") else 0.0
     usd_per_hour = services.settings.gpu_usd_per_hour
-    cost = {} if usd_per_hour is None else {declared.ESTIMATED_COST: gpu_seconds / 3600 * usd_per_hour}
-    return {declared.GPU_SECONDS: gpu_seconds, **cost}
+    return gpu_seconds, None if usd_per_hour is None else gpu_seconds / 3600 * usd_per_hour
+
+
+def _cost(device: str, seconds: float, services: Services) -> dict[Metric, float]:
+    gpu_seconds, usd = gpu_cost(device, seconds, services)
+    return {declared.GPU_SECONDS: gpu_seconds, **({} if usd is None else {declared.ESTIMATED_COST: usd})}
 
 
 def measure_publication(

@@ -1,77 +1,223 @@
-"""What a materialisation shows in Dagster's UI of the work it stands for."""
+"""What a materialisation shows in Dagster's UI of the work it stands for: numbers that plot, pictures, links.
+
+Whole numbers and floats are drawn over time on an asset's page. Pictures are small copies within the text:
+they lie in Dagster's database, where each materialisation has at most :data:`MOST_PICTURE_BYTES` of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import dagster as dg
 
-from capstone_dagster.analysis import Event
-from capstone_dagster.assets.references import DetectionsReference, PublishedAnalysis
+from batch_gpu.jobs import JOB_ID_TAG, LOG_STREAM_TAG
+from batch_gpu.links import DEFAULT_LOG_GROUP, job_url, log_url
+from capstone_dagster.analysis import Event, shrunk
+from capstone_dagster.assets.comparing import of_comparison
+from capstone_dagster.assets.measures import gpu_cost
+from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
 from capstone_dagster.services import Services
 
 Metadata = dict[str, Any]
 
+# A hundred thousand videos, and each once more with a new model, are 20 GB at this rate: what a small RDS
+# disk has. Base64 included.
+MOST_PICTURE_BYTES = 100_000
 # A table longer than this is read in SQL, not in a browser.
 _ROWS_SHOWN = 50
+_SHEET_SIDE = 1200
+# Tall enough to know somebody again, in a row of a table.
+_THUMBNAIL_SIDE = 96
+_THUMBNAIL_BYTES = 4_000
+# Base64 makes four bytes of three.
+_BASE64 = 4 / 3
 
 
 def of_frames(
-    done: DetectionsReference, services: Services, times: Mapping[str, dg.MetadataValue[Any]]
+    done: DetectionsReference,
+    services: Services,
+    times: Mapping[str, dg.MetadataValue[Any]],
+    tags: Mapping[str, str],
 ) -> Metadata:
-    """`times`: when the first and the last frame were analysed, where any was."""
-    url = services.objects.url
-    return {
-        **_common(done),
-        "frames_decoded": done.summary["frames_decoded"],
-        "frames_analyzed": done.summary["frames_analyzed"],
-        "truncated": done.summary["truncated"],
-        "decode_errors": done.summary["decode_errors"],
-        "duration_s": done.summary["duration_ms"] / 1000,
-        "frames": dg.MetadataValue.path(url(done.prefix + "frames.parquet")),
-        "contact_sheet": dg.MetadataValue.path(url(done.prefix + "contact_sheet.jpg")),
-        **times,
-    }
+    """Of `extracted_frames`.
 
-
-def of_detections(done: DetectionsReference, services: Services) -> Metadata:
+    Args:
+        times: when the first and the last frame were analysed, where any was.
+        tags: the run's.
+    """
     summary = done.summary
     return {
         **_common(done),
+        "frames_decoded": summary["frames_decoded"],
+        "frames_analyzed": summary["frames_analyzed"],
+        "truncated": summary["truncated"],
+        "decode_errors": summary["decode_errors"],
+        "duration_s": summary["duration_ms"] / 1000,
+        "width": summary["width"],
+        "height": summary["height"],
+        "codec": summary["codec"],
+        "video": _link(done.upload.url, services),
+        "frames": _link(services.objects.url(done.prefix + "frames.parquet"), services),
+        **times,
+        **_whereabouts(tags, services),
+    }
+
+
+def of_detections(done: DetectionsReference, services: Services, tags: Mapping[str, str]) -> Metadata:
+    """Of `detections`; what a GPU did and cost is that of this run, nothing if the detections were there."""
+    summary = done.summary
+    gpu_seconds, cost_usd = gpu_cost(summary["device"], 0.0 if done.reused else summary["seconds"], services)
+    sheet = done.prefix + "contact_sheet.jpg"
+    return {
+        **_common(done),
+        "contact_sheet": _sheet(sheet, services),
         "detections": summary["detections"],
         "tracks": summary["tracks"],
+        "detections_per_minute": 60_000 * summary["detections"] / max(summary["duration_ms"], 1),
         "seconds": summary["seconds"],
         "frames_per_second": summary["frames_decoded"] / max(summary["seconds"], 1e-9),
+        "model_load_seconds": summary["model_load_seconds"],
+        "gpu_seconds": gpu_seconds,
+        **({} if cost_usd is None else {"cost_usd": cost_usd}),
         "model": summary["model"],
+        "model_sha256": summary["model_sha256"],
         "device": summary["device"],
         "backend": summary["backend"],
         "decoder": summary["decoder"],
+        "batch_size": summary["batch_size"],
         "cpu_fallback": summary["cpu_fallback"] or "no",
-        "parquet": dg.MetadataValue.path(services.objects.url(done.prefix + "detections.parquet")),
+        "parquet": _link(services.objects.url(done.prefix + "detections.parquet"), services),
+        "full_contact_sheet": _link(services.objects.url(sheet), services),
+        **_whereabouts(tags, services),
     }
 
 
-def of_publication(published: PublishedAnalysis, events: Sequence[Event]) -> Metadata:
+def of_publication(
+    published: PublishedAnalysis,
+    events: Sequence[Event],
+    derived: EventsReference,
+    services: Services,
+    tags: Mapping[str, str],
+) -> Metadata:
+    """Of `events`."""
+    detections = derived.detections
+    latency_s = (published.published_at - detections.upload.uploaded_at).total_seconds()
     return {
         "events": published.events,
+        "table": dg.MetadataValue.md(_table(events, _thumbnails(events, detections.prefix, services))),
+        "rows": published.rows,
+        "persons": sum(event.label == "person" for event in events),
+        "faces": sum(event.label == "face" or event.face_score is not None for event in events),
+        **({"upload_to_persisted_s": latency_s} if published.rows else {}),
         "analysis_id": published.analysis_id,
+        "detection_id": detections.detection_id,
         "current": published.current,
+        "camera": detections.upload.camera,
         "published_at": dg.MetadataValue.timestamp(published.published_at),
-        "table": dg.MetadataValue.md(_table(events)),
+        **of_comparison(published, events, services),
+        "video": _link(detections.upload.url, services),
+        "parquet": _link(services.objects.url(derived.prefix + "events.parquet"), services),
+        **_whereabouts(tags, services),
     }
+
+
+def code_of(functions: Mapping[str, Callable[..., Any]]) -> Metadata:
+    """Where in the code an asset's work stands, for its page.
+
+    Args:
+        functions: what each does, in words, and the function.
+    """
+    references = []
+    for label, function in functions.items():
+        path = inspect.getsourcefile(function)
+        if path is not None:
+            _, line = inspect.getsourcelines(function)
+            resolved = str(Path(path).resolve())
+            references.append(dg.LocalFileCodeReference(file_path=resolved, line_number=line, label=label))
+    return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=list(references))}
 
 
 def _common(done: DetectionsReference) -> Metadata:
     return {"detection_id": done.detection_id, "reused": done.reused}
 
 
-def _table(events: Sequence[Event]) -> str:
-    rows = ["| start | end | label | track | score | face |", "|---:|---:|---|---:|---:|---:|"]
+def _whereabouts(tags: Mapping[str, str], services: Services) -> Metadata:
+    """Where the run's own work is to be seen: its Batch job and that one's log; nothing on a laptop."""
+    job, stream = tags.get(JOB_ID_TAG), tags.get(LOG_STREAM_TAG)
+    region = _region(services)
+    if region is None or not job:
+        return {}
+    log = {"log": dg.MetadataValue.url(log_url(region, DEFAULT_LOG_GROUP, stream))} if stream else {}
+    return {"batch_job": dg.MetadataValue.url(job_url(region, job)), **log}
+
+
+def _link(url: str, services: Services) -> dg.MetadataValue[Any]:
+    """An object's page in AWS's console; where there is none, as on a laptop, its address."""
+    parts, region = urlsplit(url), _region(services)
+    if parts.scheme != "s3" or region is None:
+        return dg.MetadataValue.path(url)
+    domain = "console.amazonaws.cn" if region.startswith("cn-") else "console.aws.amazon.com"
+    key = quote(parts.path.lstrip("/"))
+    place = f"https://{region}.{domain}/s3/object/{parts.netloc}?region={region}&prefix={key}"
+    return dg.MetadataValue.url(place)
+
+
+def _region(services: Services) -> str | None:
+    return None if services.settings.environment == "local" else services.s3.meta.region_name
+
+
+def _sheet(key: str, services: Services) -> dg.MetadataValue[Any]:
+    jpeg = _picture(key, services, side=_SHEET_SIDE, most_bytes=int(MOST_PICTURE_BYTES / _BASE64) - 1000)
+    told = "no picture" if jpeg is None else _shown(jpeg, "contact sheet")
+    return dg.MetadataValue.md(told)
+
+
+def _thumbnails(events: Sequence[Event], prefix: str, services: Services) -> dict[str, str]:
+    """By thumbnail key, pictures for a table, the first events' before the last ones'."""
+    shown: dict[str, str] = {}
+    left = MOST_PICTURE_BYTES - 1000
+    for key in dict.fromkeys(event.thumbnail_key for event in events[:_ROWS_SHOWN]):
+        jpeg = _picture(prefix + key, services, side=_THUMBNAIL_SIDE, most_bytes=_THUMBNAIL_BYTES)
+        picture = "" if jpeg is None else _shown(jpeg, Path(key).stem)
+        if len(picture) > left:
+            break
+        left -= len(picture)
+        shown[key] = picture
+    return shown
+
+
+def _picture(key: str, services: Services, *, side: int, most_bytes: int) -> bytes | None:
+    try:
+        return shrunk(services.objects.get_bytes(key), side=side, most_bytes=most_bytes)
+    except Exception:  # law: what only shows fails no run
+        return None
+
+
+def _shown(jpeg: bytes, told: str) -> str:
+    return f"![{told}](data:image/jpeg;base64,{b64encode(jpeg).decode()})"
+
+
+def _table(events: Sequence[Event], pictures: Mapping[str, str]) -> str:
+    if not events:
+        return "No events."
+    rows = [
+        "| | start | end | label | track | seen | best | mean | face |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
     for event in events[:_ROWS_SHOWN]:
         face = "" if event.face_score is None else f"{event.face_score:.2f}"
+        before, after = "…" if event.truncated_start else "", "…" if event.truncated_end else ""
         rows.append(
-            f"| {event.start_ms / 1000:.1f} s | {event.end_ms / 1000:.1f} s | {event.label} "
-            f"| {event.track_id} | {event.best_score:.2f} | {face} |"
+            f"| {pictures.get(event.thumbnail_key, '')} | {before}{event.start_ms / 1000:.1f} s "
+            f"| {event.end_ms / 1000:.1f} s{after} | {event.label} | {event.track_id} | {event.detections}× "
+            f"| {event.best_score:.2f} | {event.mean_score:.2f} | {face} |"
         )
-    return "\n".join(rows)
+    told = ["", "… was there at the video's very beginning or end."]
+    if len(events) > _ROWS_SHOWN:
+        told = ["", f"{len(events) - _ROWS_SHOWN} more are in `capstone.current_events`.", *told]
+    return "\n".join(rows + told)

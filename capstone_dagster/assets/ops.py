@@ -7,7 +7,8 @@ from typing import Any
 
 import dagster as dg
 
-from capstone_dagster.analysis import EventRules
+from capstone_dagster.analysis import EventRules, build_events
+from capstone_dagster.analysis import analyze_video as analyze_video_file
 from capstone_dagster.assets import metadata
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.failing import explained, run_tags
@@ -33,11 +34,22 @@ RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, j
 
 videos = dg.DynamicPartitionsDefinition(name="videos")
 
+# Who is asked first; the runbook's word for those who know models, cameras and rules.
+_OWNERS = ["team:video-pipeline"]
+
 raw_videos = dg.AssetSpec(
     "raw_videos",
-    description="Uploaded videos, as the intake sensor saw them. One partition is one object in S3.",
+    description="""Uploaded videos. One partition is one object in S3, whatever its versions:
+`a.mp4` uploaded again is the same partition, analysed again.
+
+Nothing here makes them: the sensor `upload_sensor` hears of an upload from SQS, adds the partition, and
+starts one run of `analyze_upload` for it. A video that was deleted leaves its partition behind until
+CAPSTONE_PARTITION_RETENTION_DAYS are over.""",
     group_name="videos",
-    kinds={"s3"},
+    kinds={"s3", "mp4"},
+    owners=_OWNERS,
+    tags={"personal-data": "yes"},
+    metadata=metadata.code_of({"What is known of an upload": VideoUpload}),
     partitions_def=videos,
 )
 
@@ -104,12 +116,13 @@ def analyze_video(
                 passes=Passes(context.instance, context.run_id, services),
             )
     warn(done.summary, story)
+    tags = run_tags(context)
     yield dg.Output(
         FramesReference(done.detection_id, done.prefix),
         "extracted_frames",
-        metadata=metadata.of_frames(done, services, watch.times()),
+        metadata=metadata.of_frames(done, services, watch.times(), tags),
     )
-    yield dg.Output(done, "detections", metadata=metadata.of_detections(done, services))
+    yield dg.Output(done, "detections", metadata=metadata.of_detections(done, services, tags))
 
 
 @dg.op(retry_policy=RETRY, tags={"batch_gpu/compute": "cpu"})
@@ -145,19 +158,39 @@ def persist_events(
                 derived, services, run_id=context.run_id, requested_at=requested_at, story=story
             )
     conclude(published, summary, story, elapsed_s=_seconds_since_start(context))
-    return dg.Output(published, metadata=metadata.of_publication(published, events))
+    shown = metadata.of_publication(published, events, derived, services, run_tags(context))
+    return dg.Output(published, metadata=shown)
 
 
 @dg.graph_multi_asset(
     ins={"raw_videos": dg.AssetIn("raw_videos", dagster_type=dg.Nothing)},
     outs={
         "extracted_frames": dg.AssetOut(
-            description="Which frames of a video were decoded and analysed, when, and how much moved.",
+            description="""Which frames of a video were decoded, when each is shown, how much moved in
+it, and which were looked at: `frames.parquet`, one row a frame.
+
+It comes out of the same pass over the pixels as `detections`: materialising one makes both. Timestamps
+are the container's, never a frame's number by a frame rate. CAPSTONE_SAMPLE_FPS says how many a second
+are analysed.""",
             kinds={"parquet", "s3"},
+            owners=_OWNERS,
+            tags={"compute": "gpu"},
+            metadata=metadata.code_of({"The streaming pass": analyze_video_file}),
         ),
         "detections": dg.AssetOut(
-            description="Every single detection of a video, tracked, as Parquet in object storage.",
+            description="""Every single detection of a video with its track, `detections.parquet`, and an
+annotated contact sheet.
+
+The same bytes, model and settings are analysed once, ever: materialising again finds what there is, in
+seconds and without a GPU's work. A new model or new settings make new ones beside the old; `nonce` in the
+configuration (`force` in a message) has the work done again. The checks judge what was stored; a
+contradiction keeps `events` from being made of it.""",
             kinds={"ultralytics", "parquet", "s3"},
+            owners=_OWNERS,
+            tags={"compute": "gpu", "personal-data": "yes"},
+            metadata=metadata.code_of(
+                {"From an upload to stored detections": detect, "The streaming pass": analyze_video_file}
+            ),
         ),
     },
     group_name="videos",
@@ -170,9 +203,20 @@ def video_analysis(raw_videos):  # type: ignore[no-untyped-def]  # a graph's arg
 
 
 @dg.graph_asset(
-    description="Presences of people and faces, published to PostgreSQL: what consumers read.",
+    description="""Presences of people and faces, published to PostgreSQL in one transaction:
+what consumers read as `capstone.current_events`.
+
+One event is one continuous presence of one tracked person (or of a face without one), not one detection.
+It is derived from stored detections: new rules cost no GPU. Publishing again changes nothing; the
+analysis asked for last is current. The checks compare the database with what was derived, and the numbers
+with what this camera usually has.""",
     group_name="videos",
     kinds={"postgres"},
+    owners=_OWNERS,
+    tags={"compute": "cpu", "personal-data": "yes"},
+    metadata=metadata.code_of(
+        {"The rules": build_events, "From detections to events": derive, "The transaction": publish}
+    ),
     partitions_def=videos,
 )
 def events(detections):  # type: ignore[no-untyped-def]

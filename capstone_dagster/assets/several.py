@@ -14,7 +14,14 @@ import dagster as dg
 from capstone_dagster.analysis import EventRules
 from capstone_dagster.assets import metadata
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
-from capstone_dagster.assets.failing import as_failure, record_failure, tell_failure
+from capstone_dagster.assets.checks import (
+    evaluations,
+    judge_detections,
+    judge_events,
+    refuse_contradictions,
+    tell_verdicts,
+)
+from capstone_dagster.assets.failing import as_failure, record_failure, run_tags, tell_failure
 from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.progress import Watch, latest_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
@@ -68,7 +75,8 @@ def analyze_each(
             story = Story(context.log, context.run_id, upload)
             order = AnalysisOrder(upload, config.sample_fps, config.model, config.nonce)
             for event in _analyzed(context, order, services, story, passes):
-                context.log_event(event)
+                # Dagster takes evaluations as well, and forgets to say so.
+                context.log_event(event)  # type: ignore[arg-type]
         except Exception as error:
             failure = classify(error)
             tell_failure(context, story, error, video_id=video_id)
@@ -87,8 +95,8 @@ def analyze_each(
 
 def _analyzed(
     context: dg.OpExecutionContext, order: AnalysisOrder, services: Services, story: Story, passes: Passes
-) -> Iterator[dg.AssetMaterialization]:
-    """What the three ops do, for one video: its materialisations, each as soon as it is true."""
+) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """What the ops and checks do, for one video: its materialisations, each as soon as it is true."""
     video_id = order.upload.video_id
     started = time.monotonic()
     watch = Watch(context, services)
@@ -104,8 +112,13 @@ def _analyzed(
         return dg.AssetMaterialization(asset, partition=video_id, metadata=shown)
 
     frames = FramesReference(done.detection_id, done.prefix)
-    yield materialization("extracted_frames", frames, metadata.of_frames(done, services, watch.times()))
-    yield materialization("detections", done, metadata.of_detections(done, services))
+    tags = run_tags(context)
+    yield materialization("extracted_frames", frames, metadata.of_frames(done, services, watch.times(), tags))
+    yield materialization("detections", done, metadata.of_detections(done, services, tags))
+    judged = judge_detections(done, services)
+    tell_verdicts(story, judged)
+    yield from evaluations("detections", video_id, judged)
+    refuse_contradictions(judged)
     derived = derive(done, services, EventRules())
     story.derived(derived.events, done.summary["detections"])
     record = context.instance.get_run_record_by_id(context.run_id)
@@ -114,7 +127,11 @@ def _analyzed(
         derived, services, run_id=context.run_id, requested_at=requested_at, story=story
     )
     conclude(published, done.summary, story, elapsed_s=time.monotonic() - started)
-    yield materialization("events", published, metadata.of_publication(published, events))
+    shown = metadata.of_publication(published, events, derived, services, tags)
+    yield materialization("events", published, shown)
+    judged = judge_events(published, services)
+    tell_verdicts(story, judged)
+    yield from evaluations("events", video_id, judged)
 
 
 @dg.job(description="Analyses many videos in one run, with one loaded model; name them in the configuration.")

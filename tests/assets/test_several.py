@@ -45,6 +45,16 @@ def materialized(pipeline: Pipeline) -> dict[str, set[str]]:
     return {asset: pipeline.instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in ASSETS}
 
 
+def checked(pipeline: Pipeline, run_id: str) -> set[tuple[str, str | None]]:
+    """The checks that passed in a run, each with its video."""
+    of_type = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    found = [
+        record.event_log_entry.asset_check_evaluation
+        for record in pipeline.instance.get_records_for_run(run_id, of_type=of_type).records
+    ]
+    return {(each.check_name, each.partition) for each in found if each is not None and each.passed}
+
+
 def test_a_bad_video_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path, loads: list[Path]) -> None:
     body = clip.read_bytes()
     first, bad, last = (
@@ -62,6 +72,10 @@ def test_a_bad_video_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path
     assert "never-uploaded-00000000 (source-missing)" in told
     assert len(loads) == 1
     good = {first.video_id, last.video_id}
+    # Each is judged as in a run of its own.
+    assert checked(pipeline, result.run_id) >= {
+        (check, video) for check in ("boxes_inside_frame", "events_stored") for video in good
+    }
     assert materialized(pipeline) == dict.fromkeys(ASSETS, good)
     for upload in (first, last):
         [status] = pipeline.services.events.current_status(upload.video_id)
