@@ -1,0 +1,203 @@
+"""What materialisations show: numbers that plot, pictures within their bounds, links that fit the place."""
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import dagster as dg
+import numpy as np
+import pytest
+
+from capstone_dagster.analysis import Event, shrunk
+from capstone_dagster.assets import metadata
+from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
+from capstone_dagster.services import Services
+from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.records import VideoUpload
+
+UPLOADED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+UPLOAD = VideoUpload(
+    upload_id="u",
+    video_id="a-12345678",
+    external_id=None,
+    bucket="raw",
+    key="gate/a b.mp4",
+    version_id=None,
+    etag="e",
+    size_bytes=1,
+    camera="gate",
+    recorded_at=None,
+    recorded_at_source=None,
+    uploaded_at=UPLOADED,
+)
+SUMMARY = {
+    "frames_decoded": 250,
+    "frames_analyzed": 50,
+    "detections": 90,
+    "tracks": 3,
+    "duration_ms": 10_000,
+    "width": 1920,
+    "height": 1080,
+    "codec": "h264",
+    "truncated": False,
+    "decode_errors": 0,
+    "seconds": 2.0,
+    "model_load_seconds": 1.5,
+    "model": "yolov8x",
+    "model_sha256": "ab" * 32,
+    "device": "cuda:0",
+    "backend": "torch",
+    "decoder": "software",
+    "batch_size": 16,
+    "cpu_fallback": None,
+}
+DONE = DetectionsReference("d", UPLOAD, "detections/d/", SUMMARY, {}, 1, reused=False)
+TAGS = {"batch_gpu/job_id": "job-7", "batch_gpu/log_stream": "gpu/default/7"}
+
+
+def event(track: int, **changed: Any) -> Event:
+    usual: dict[str, Any] = {
+        "event_id": f"e{track}",
+        "analysis_id": "a",
+        "track_id": track,
+        "label": "person",
+        "start_ms": 100 * track,
+        "end_ms": 100 * track + 50,
+        "first_frame": 0,
+        "last_frame": 1,
+        "sample_interval_ms": 200.0,
+        "detections": 2,
+        "best_score": 0.9,
+        "mean_score": 0.7,
+        "best_ms": 100 * track,
+        "best_box": (0.0, 0.0, 1.0, 1.0),
+        "face_score": None,
+        "face_box": None,
+        "truncated_start": False,
+        "truncated_end": False,
+        "thumbnail_key": f"thumbnails/{track}.jpg",
+    }
+    return Event(**{**usual, **changed})
+
+
+def noise(width: int, height: int) -> bytes:
+    """A JPEG that cannot be made small without losing something."""
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Services:
+    return Services(read_settings(derived_url=tmp_path.as_uri(), gpu_usd_per_hour=3.6))
+
+
+def published(events: int, rows: int | None = None) -> PublishedAnalysis:
+    at = datetime(2026, 1, 2, 3, 4, 35, tzinfo=UTC)
+    return PublishedAnalysis("a", UPLOAD.video_id, events, at, True, events if rows is None else rows)
+
+
+def of_publication(events: list[Event], services: Services, **options: Any) -> metadata.Metadata:
+    derived = EventsReference("a", "analyses/a/", len(events), None, None, DONE)
+    return metadata.of_publication(published(len(events), **options), events, derived, services, {})
+
+
+def test_numbers_plot_and_say_what_a_gpu_cost(services: Services) -> None:
+    shown = metadata.of_detections(DONE, services, {})
+
+    assert shown["gpu_seconds"] == 2.0
+    assert shown["cost_usd"] == pytest.approx(0.002)
+    assert shown["frames_per_second"] == 125
+    assert shown["detections_per_minute"] == 540
+    for name in ("detections", "tracks", "seconds", "model_load_seconds", "gpu_seconds", "cost_usd"):
+        assert isinstance(shown[name], int | float), name
+    # What was there before cost this run nothing; a CPU is no GPU; without a price nothing is guessed.
+    again = metadata.of_detections(replace(DONE, reused=True), services, {})
+    assert (again["gpu_seconds"], again["cost_usd"]) == (0.0, 0.0)
+    on_cpu = replace(DONE, summary={**SUMMARY, "device": "cpu"})
+    assert metadata.of_detections(on_cpu, services, {})["gpu_seconds"] == 0.0
+    unpriced = Services(services.settings.model_copy(update={"gpu_usd_per_hour": None}))
+    assert "cost_usd" not in metadata.of_detections(DONE, unpriced, {})
+
+
+def test_latency_is_shown_of_what_was_published_now(services: Services) -> None:
+    assert of_publication([event(1)], services)["upload_to_persisted_s"] == 30
+    assert "upload_to_persisted_s" not in of_publication([event(1)], services, rows=0)
+
+
+def test_pictures_stay_within_their_bounds(services: Services) -> None:
+    services.objects.put_bytes("detections/d/contact_sheet.jpg", noise(1950, 930))
+    events = [event(track) for track in range(60)]
+    for each in events:
+        services.objects.put_bytes(f"detections/d/{each.thumbnail_key}", noise(320, 200))
+
+    sheet = metadata.of_detections(DONE, services, {})["contact_sheet"].value
+    table = of_publication(events, services)["table"].value
+
+    assert sheet.startswith("![contact sheet](data:image/jpeg;base64,")
+    for told in (sheet, table):
+        pictures = re.findall(r"!\[[^]]*\]\([^)]*\)", told)
+        assert pictures
+        assert sum(map(len, pictures)) <= metadata.MOST_PICTURE_BYTES
+    assert table.count("\n| ") == 50
+    assert "10 more are in `capstone.current_events`" in table
+
+
+def test_what_has_no_picture_is_shown_without(services: Services) -> None:
+    assert metadata.of_detections(DONE, services, {})["contact_sheet"].value == "no picture"
+    services.objects.put_bytes("detections/d/thumbnails/1.jpg", b"no picture")
+    table = of_publication([event(1, truncated_start=True, face_score=0.5)], services)["table"].value
+    assert "|  | …0.1 s | 0.1 s | person | 1 | 2× | 0.90 | 0.70 | 0.50 |" in table
+    assert of_publication([], services)["table"].value == "No events."
+
+
+def test_links_lead_to_aws_only_in_aws(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = metadata.of_frames(DONE, services, {}, TAGS)
+    assert here["video"] == dg.MetadataValue.path("s3://raw/gate/a b.mp4")
+    assert "batch_job" not in here
+
+    monkeypatch.setenv("AWS_REGION", "ap-northeast-2")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "ap-northeast-2")
+    cloud = Services(
+        read_settings(environment="prod", derived_url="s3://derived/x", gpu_usd_per_hour=3.6, compute="batch")
+    )
+    cloud.__dict__["objects"] = _Named()
+    there = metadata.of_frames(DONE, cloud, {}, TAGS)
+    console = "https://ap-northeast-2.console.aws.amazon.com"
+    assert there["video"].value == (f"{console}/s3/object/raw?region=ap-northeast-2&prefix=gate/a%20b.mp4")
+    assert there["frames"].value.endswith("prefix=x/detections/d/frames.parquet")
+    assert there["batch_job"].value == f"{console}/batch/home?region=ap-northeast-2#jobs/detail/job-7"
+    assert "gpu$252Fdefault$252F7" in there["log"].value
+
+
+class _Named:
+    """An object store of which only the addresses are asked."""
+
+    def url(self, key: str) -> str:
+        return f"s3://derived/x/{key}"
+
+
+@pytest.mark.parametrize("most_bytes", [1500, 4000, 50_000])
+def test_a_picture_is_made_as_small_as_asked(most_bytes: int) -> None:
+    small = shrunk(noise(640, 360), side=320, most_bytes=most_bytes)
+    assert len(small) <= most_bytes
+    height, width = cv2.imdecode(np.frombuffer(small, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+    assert width <= 320
+    assert width / height == pytest.approx(16 / 9, rel=0.05)
+    with pytest.raises(ValueError, match="a JPEG was expected"):
+        shrunk(b"", side=320, most_bytes=4000)
+
+
+def test_assets_say_whose_they_are_and_where_their_code_stands() -> None:
+    from capstone_dagster.assets.ops import events, raw_videos, video_analysis
+
+    for definition in (raw_videos, *video_analysis.specs, *events.specs):
+        assert definition.owners == ["team:video-pipeline"]
+        assert definition.kinds
+        assert len(str(definition.description)) > 100
+        [*references] = definition.metadata["dagster/code_references"].code_references
+        for reference in references:
+            assert Path(reference.file_path).is_file()
+            assert reference.line_number
