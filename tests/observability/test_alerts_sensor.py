@@ -308,6 +308,23 @@ def test_a_worker_that_was_told_to_stop_is_waited_for_to_be_explained(office: Of
     assert [notice.attributes["class"] for notice in office.inbox()] == ["timeout"]
 
 
+def test_no_alert_is_lost_that_waited_for_its_explanation_while_the_daemon_was_away(office: Office) -> None:
+    office.tick()
+    interrupted = {"dagster/failure_reason": "UNEXPECTED_TERMINATION", "batch_gpu/job_id": "job-1"}
+    run = create_run_for_test(office.instance, status=dg.DagsterRunStatus.STARTED, tags=interrupted)
+    office.instance.report_run_failed(run)
+    office.fails("undecodable-video")
+    office.tick()
+    assert [notice.attributes["class"] for notice in office.inbox()] == ["undecodable-video"]
+
+    office.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "timeout"})
+    office.clock(10 * reading.OVERLAP_S)
+    office.tick()
+    office.tick()
+
+    assert {notice.attributes["class"] for notice in office.inbox()} == {"undecodable-video", "timeout"}
+
+
 def test_a_class_that_nobody_knows_stops_no_alerts(office: Office) -> None:
     office.fails("no-such-class", "Whatever.", **{"capstone/reexecution": "many"})
     office.fails("undecodable-video")
@@ -451,6 +468,26 @@ def test_uploads_that_may_not_be_looked_up_are_an_alert(office: Office) -> None:
     assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
 
 
+def test_alerts_know_a_retry_as_dagster_records_it() -> None:
+    seen = []
+
+    @dg.op(retry_policy=dg.RetryPolicy(max_retries=1))
+    def stores(context: dg.OpExecutionContext) -> None:
+        if context.retry_number:
+            seen.extend(reading.retrying_runs(context.instance, now=time.time() + 60))
+        raise as_failure(StorageUnavailable("S3 failed. Try it.")) from OSError("cut")
+
+    @dg.job
+    def a_job() -> None:
+        stores()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        a_job.execute_in_process(instance=instance, raise_on_error=False)
+
+    [trouble] = seen
+    assert (trouble.failure, trouble.cause) == ("storage-unavailable", "S3 failed. Try it.")
+
+
 @pytest.mark.parametrize("ends_well", [True, False])
 def test_a_step_that_is_tried_again_for_long_is_an_alert(office: Office, ends_well: bool) -> None:
     """An hour's video fails for good only when its pass was repeated twice."""
@@ -459,8 +496,10 @@ def test_a_step_that_is_tried_again_for_long_is_an_alert(office: Office, ends_we
     )
     office.instance.report_dagster_event(DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
     try:
-        raise as_failure(StorageUnavailable("S3 failed PutObject on s3://derived/a. It said SlowDown."))
-    except dg.Failure:
+        raise dg.RetryRequested() from as_failure(
+            StorageUnavailable("S3 failed PutObject on s3://derived/a. It said SlowDown.")
+        )
+    except dg.RetryRequested:  # as a step with a retry policy ends
         error = serializable_error_info_from_exc_info(sys.exc_info())
     retry = DagsterEvent(
         "STEP_UP_FOR_RETRY",

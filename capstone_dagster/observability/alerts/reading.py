@@ -74,11 +74,13 @@ class Position:
         since: nothing before this time counts, seconds since 1970.
         after: number of an event; all up to it are read.
         recent: run id → (number, when it was read), of events behind `after` that are read too.
+        left: number of the first event that was seen and left for later; 0 if none was.
     """
 
     since: float
     after: int = 0
     recent: dict[str, tuple[int, float]] = field(default_factory=dict)
+    left: int = 0
 
 
 def new_failures(
@@ -99,6 +101,7 @@ def new_failures(
     """
     over = time.monotonic() + budget_s
     _forget_recent(position, now)
+    position.left = 0
     cursor = position.after
     while True:
         wanted = dg.RunStatusChangeRecordsFilter(
@@ -117,10 +120,12 @@ def new_failures(
         )
         for run_id, record in unread.items():
             at, run = record.event_log_entry.timestamp, runs.get(run_id)
-            if run is not None and not is_explained(run, now - at):
+            is_late = time.monotonic() > over
+            if is_late or (run is not None and not is_explained(run, now - at)):
+                position.left = min(position.left or record.storage_id, record.storage_id)
+                if is_late:
+                    return
                 continue
-            if time.monotonic() > over:
-                return
             position.recent[run_id] = (record.storage_id, now)
             # A run that was deleted meanwhile, or that an operator started again and canceled, is nobody's.
             if run is not None and run.status == dg.DagsterRunStatus.FAILURE:
@@ -236,7 +241,9 @@ def retrying_runs(
             data = event.event_specific_data
         if since is None or now - since < _RETRIES_FOR_S or not isinstance(data, StepRetryData):
             continue
-        told = _CLASS_AND_CAUSE.search(data.error.message)
+        # Around the step's failure is Dagster's own request to retry it.
+        words = [_CLASS_AND_CAUSE.search(link.message) for link in _chain(data.error)]
+        told = next((found for found in words if found is not None), None)
         if told is None:
             continue
         failure = FailureClass(told[1])
@@ -259,7 +266,12 @@ def dead_letters(queues: Queues) -> list[Trouble]:
 
 
 def _forget_recent(position: Position, now: float) -> None:
-    old = {run: number for run, (number, read) in position.recent.items() if now - read > OVERLAP_S}
+    # However long nobody looked, what was left for later stays before what is remembered.
+    old = {
+        run: number
+        for run, (number, read) in position.recent.items()
+        if now - read > OVERLAP_S and not -1 < position.left < -2
+    }
     if old:
         position.after = max(position.after, *old.values())
     for run in old:
