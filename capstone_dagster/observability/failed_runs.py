@@ -61,10 +61,7 @@ def is_explained(run: dg.DagsterRun, age_s: float) -> bool:
 def class_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> FailureClass:
     """The class of a failed run: as its tag says, which costs nothing to read, else as :func:`failure_of`."""
     told = run.tags.get(FAILURE_TAG, NO_FAILURE)
-    if told == NO_FAILURE:
-        return failure_of(instance, run)[0]
-    # Anybody may write a tag.
-    return FailureClass(told) if told in set(FailureClass) else FailureClass.INTERNAL
+    return failure_of(instance, run)[0] if told == NO_FAILURE else _named(told)
 
 
 def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[FailureClass, str]:
@@ -86,7 +83,7 @@ def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[Failur
                 known = data.user_failure_data.metadata.get("failure_class")
                 cause = data.user_failure_data.metadata.get("cause")
                 if known is not None and cause is not None:
-                    return FailureClass(str(known.value)), str(cause.value)
+                    return _named(str(known.value)), str(cause.value)
             # A worker that was told to end interrupts its step: that is no defect of the step's.
             if data.error_source != ErrorSource.INTERRUPT:
                 seen = FailureClass.INTERNAL
@@ -96,4 +93,9 @@ def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[Failur
         told = event.message or told
     # A launcher that knows why says so; "none" is what it writes over a parent's.
     by_launcher = run.tags.get(_JOB_FAILURE_TAG, NO_FAILURE)
-    return seen if by_launcher == NO_FAILURE else FailureClass(by_launcher), told
+    return seen if by_launcher == NO_FAILURE else _named(by_launcher), told
+
+
+def _named(word: str) -> FailureClass:
+    """The class of that name. Anybody may write a tag: what is none must stop no sensor for ever."""
+    return FailureClass(word) if word in set(FailureClass) else FailureClass.INTERNAL

@@ -86,10 +86,12 @@ class Position:
     Attributes:
         after: number of an event; all up to it are read.
         recent: number → when it was read, of events behind `after` that are read too.
+        left: number of the first event that was seen and left for later; 0 if none was.
     """
 
     after: int = 0
     recent: dict[int, float] = field(default_factory=dict)
+    left: int = 0
 
 
 @dataclass(slots=True)
@@ -118,7 +120,11 @@ class Memory:
             return cls(since=now)
         fields: dict[str, Any] = json.loads(cursor)
         read = {
-            kind: Position(position["after"], {int(number): at for number, at in position["recent"].items()})
+            kind: Position(
+                position["after"],
+                {int(number): at for number, at in position["recent"].items()},
+                position.get("left", 0),
+            )
             for kind, position in fields.pop("read").items()
         }
         return cls(**fields, read=read)
@@ -304,21 +310,32 @@ def _unread(
     Args:
         is_ready: whether there is all to know of an event's run already; else it is left for later.
     """
-    old = [number for number, at in position.recent.items() if now - at > _OVERLAP_S]
+    # However long nobody looked, what was left for later stays before what is remembered.
+    old = [
+        number
+        for number, at in position.recent.items()
+        if now - at > _OVERLAP_S and not 0 < position.left < number
+    ]
     position.after = max([position.after, *old])
     position.recent = {number: at for number, at in position.recent.items() if number > position.after}
     cursor = position.after
+    left: list[int] = []
     while True:
         wanted = dg.RunStatusChangeRecordsFilter(kind, after_timestamp=since, after_storage_id=cursor or None)
         events = instance.fetch_run_status_changes(wanted, limit=_EVENTS_AT_ONCE, ascending=True).records
         fresh = [event for event in events if event.storage_id not in position.recent]
         if is_ready is not None:
             runs = _records(instance, [event.event_log_entry.run_id for event in fresh])
-            fresh = [event for event in fresh if _may_be_read(event, runs, now, is_ready)]
+            ready = [_may_be_read(event, runs, now, is_ready) for event in fresh]
+            left += [event.storage_id for event, is_it in zip(fresh, ready, strict=True) if not is_it]
+            fresh = [event for event, is_it in zip(fresh, ready, strict=True) if is_it]
+            # Whoever takes them may stop before the end.
+            position.left = min(filter(None, [position.left, *left]), default=0)
         for event in fresh:
             position.recent[event.storage_id] = now
             yield event
         if len(events) < _EVENTS_AT_ONCE:
+            position.left = min(left, default=0)
             return
         cursor = events[-1].storage_id
 

@@ -164,6 +164,8 @@ FAILURES: list[tuple[dict[str, str], RunFailureReason, str]] = [
     ({}, RunFailureReason.START_TIMEOUT, "capacity"),
     ({}, RunFailureReason.JOB_INITIALIZATION_FAILURE, "internal"),
     ({"batch_gpu/failure": "none"}, RunFailureReason.RUN_WORKER_RESTART, "worker-lost"),
+    # Anybody may write a tag: a sensor that raised for it would raise at each tick.
+    ({"batch_gpu/failure": "no-such-class"}, RunFailureReason.UNKNOWN, "internal"),
 ]
 
 
@@ -193,6 +195,18 @@ def test_metrics_wait_for_the_launcher_to_explain_a_lost_worker(onlooker: Onlook
     onlooker.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "capacity"})
     onlooker.look(after_s=20)
     assert onlooker.values(declared.RUNS_FAILED, FailureClass="capacity") == [1]
+
+
+def test_metrics_count_a_run_that_waited_to_be_explained_while_nobody_looked(onlooker: Onlooker) -> None:
+    run = onlooker.fail({"batch_gpu/job_id": "j1"} | FINAL)
+    onlooker.fail(FINAL)
+    onlooker.look(after_s=10)
+    assert sum(onlooker.values(declared.RUNS_FAILED)) == 1
+    onlooker.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "capacity"})
+    for after_s in (600, 700):  # the daemon was away for longer than what was read is remembered
+        onlooker.look(after_s=after_s)
+    assert onlooker.values(declared.RUNS_FAILED, FailureClass="capacity") == [1]
+    assert sum(onlooker.values(declared.RUNS_FAILED)) == 2
 
 
 def test_metrics_do_not_wait_for_an_explanation_for_ever(onlooker: Onlooker) -> None:

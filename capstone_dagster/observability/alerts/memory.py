@@ -41,7 +41,7 @@ class Memory:
         position = kept["position"]
         recent = {run: (int(number), float(read)) for run, (number, read) in position["recent"].items()}
         return cls(
-            Position(position["since"], position["after"], recent),
+            Position(position["since"], position["after"], recent, position.get("left", 0)),
             Record.from_json(kept["record"]),
             kept["successes_read"],
             kept["letters_read"],
@@ -61,6 +61,7 @@ class Memory:
                     "since": position.since,
                     "after": position.after,
                     "recent": {run: [number, round(read)] for run, (number, read) in position.recent.items()},
+                    "left": position.left,
                 },
                 "record": self.record.to_json(),
                 "successes_read": self.successes_read,

@@ -270,7 +270,7 @@ def _forget_recent(position: Position, now: float) -> None:
     old = {
         run: number
         for run, (number, read) in position.recent.items()
-        if now - read > OVERLAP_S and not -1 < position.left < -2
+        if now - read > OVERLAP_S and not 0 < position.left < number
     }
     if old:
         position.after = max(position.after, *old.values())
