@@ -11,7 +11,17 @@ import typer
 from rich.markup import escape
 
 from capstone_dagster import terminal
-from capstone_dagster.commands import alerts, analyses, dead_letters, intake, logs, stack, system, videos
+from capstone_dagster.commands import (
+    alerts,
+    analyses,
+    dead_letters,
+    intake,
+    logs,
+    stack,
+    steering,
+    system,
+    videos,
+)
 from capstone_dagster.commands.sentences import sentence_of
 
 if TYPE_CHECKING:  # what a command needs it imports itself, so that --help stays quick
@@ -40,6 +50,9 @@ for command in (
     analyses.analyses,
     analyses.compare,
     analyses.rollback,
+    steering.cancel,
+    steering.prioritize,
+    steering.retry,
     logs.logs,
     alerts.alerts,
     videos.analyze,

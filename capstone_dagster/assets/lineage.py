@@ -79,6 +79,7 @@ def create_reexecution(
     resumption: Resumption,
     *,
     probe: bool = False,
+    anew: bool = False,
 ) -> dg.DagsterRun:
     """Put the run on record that goes on where `failed` stopped; it is not submitted yet.
 
@@ -87,6 +88,7 @@ def create_reexecution(
 
     Args:
         probe: it is to go before all that wait.
+        anew: it is somebody's order: the system's tries of the request are counted from here.
 
     Raises:
         DagsterRunAlreadyExists: it is on record already.
@@ -102,7 +104,7 @@ def create_reexecution(
         PARENT_RUN_ID_TAG: failed.run_id,
         ROOT_RUN_ID_TAG: failed.root_run_id or failed.run_id,
         # A probe that fails for the common cause is not held against its video.
-        _ATTEMPT_TAG: str(attempts(failed.tags) + (0 if probe else 1)),
+        _ATTEMPT_TAG: str(0 if anew else attempts(failed.tags) + (0 if probe else 1)),
         _REEXECUTION_OF_TAG: failed.run_id,
         _REQUEST_TAG: request_run_id(failed.run_id, failed.tags),
         **(PROBE_TAGS if probe else {}),

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack
-from capstone_dagster.settings import NotConfigured
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -47,7 +43,7 @@ def intake_status(
     from capstone_dagster.intake.orders import last_order
     from capstone_dagster.observability.breaker_state import read_breaker
 
-    with _instance(state) as instance:
+    with dagster_instance(state) as instance:
         breaker, order = read_breaker(instance), last_order(instance)
     if form == "json":
         print(json.dumps({**asdict(breaker), "paused": breaker.paused}))
@@ -73,7 +69,7 @@ def _order(wanted: Literal["pause", "resume"], why: str, by: str | None, state: 
     from capstone_dagster.intake.breaker import describe
     from capstone_dagster.intake.orders import give_order
 
-    with _instance(state) as instance:
+    with dagster_instance(state) as instance:
         order = give_order(instance, wanted, by=by or getpass.getuser(), why=why)
         with terminal.progress("Waiting for intake's next tick"):
             breaker = _followed(instance, order)
@@ -103,17 +99,3 @@ def _tell_unfollowed(order: Order) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-@contextmanager
-def _instance(state: Path) -> Iterator[dg.DagsterInstance]:
-    join_local_stack(state)
-    if not os.environ.get("DAGSTER_HOME"):
-        raise NotConfigured(
-            "DAGSTER_HOME is not set: intake's state lies in Dagster's storage. Point it to the folder that "
-            "holds dagster.yaml, and set what that file names."
-        )
-    import dagster as dg
-
-    with dg.DagsterInstance.get() as instance:
-        yield instance

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from capstone_dagster.settings import read_settings
+from capstone_dagster.settings import NotConfigured, read_settings
 
 if TYPE_CHECKING:
+    import dagster as dg
+
     from capstone_dagster.storage.event_store import EventStore
 
 DEFAULT_STATE = Path(__file__).resolve().parent.parent.parent / ".capstone"
@@ -50,3 +53,22 @@ def event_store(state: Path) -> EventStore:
 
     join_local_stack(state)
     return EventStore(read_settings().event_store_url())
+
+
+@contextmanager
+def dagster_instance(state: Path) -> Iterator[dg.DagsterInstance]:
+    """Dagster's own records, of the stack or environment that a command works with.
+
+    Raises:
+        NotConfigured: DAGSTER_HOME is not set.
+    """
+    join_local_stack(state)
+    if not os.environ.get("DAGSTER_HOME"):
+        raise NotConfigured(
+            "DAGSTER_HOME is not set: runs and intake's state lie in Dagster's storage. Point it to the "
+            "folder that holds dagster.yaml, and set what that file names."
+        )
+    import dagster as dg
+
+    with dg.DagsterInstance.get() as instance:
+        yield instance

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capstone_dagster.storage import currency, history, outbox, recording, status
+from capstone_dagster.storage import currency, exports, history, outbox, recording, status
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
@@ -185,6 +185,15 @@ class EventStore:
         with self._transaction() as connection:
             status.cancel(connection, upload_id, run_id)
 
+    def cancel_upload(self, upload_id: str, message: str) -> bool:
+        """An operator wants no analysis of the upload, be it under way or failed and to be tried again.
+
+        Returns:
+            Whether the row says so now; a finished, superseded or cancelled upload stays as it is.
+        """
+        with self._transaction() as connection:
+            return status.cancel_upload(connection, upload_id, message)
+
     def states(self, upload_ids: Collection[str]) -> dict[str, str]:
         """Upload id → state, of those uploads that are known."""
         with self._transaction() as connection:
@@ -354,9 +363,43 @@ class EventStore:
         """Rows of `current_events` in order of time, of all videos or of one (by its id or external id)."""
         return self._view("current_events", video, "video_id, start_ms, track_id", limit)
 
+    @contextmanager
+    def stream_events(
+        self, which: exports.EventFilter
+    ) -> Iterator[tuple[list[str], Iterator[Sequence[tuple[Any, ...]]]]]:
+        """The columns of `current_events`, and its rows in portions, all as of one moment.
+
+        By camera, then time; in memory is one portion at a time.
+        """
+        with self._transaction() as connection:
+            yield exports.stream_events(connection, which)
+
     def current_status(self, video: str | None = None, *, limit: int | None = None) -> list[dict[str, Any]]:
         """Rows of `current_status`, latest first, of all videos or of one (by its id or external id)."""
         return self._view("current_status", video, "updated_at DESC, video_id", limit)
+
+    def failed_uploads(
+        self, failure_class: str | None = None, since: datetime | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of `current_status` of videos whose latest upload failed, oldest first.
+
+        Args:
+            failure_class: only of this class.
+            since: only those that failed, or of which something was told, at this time or later.
+        """
+        view = sa.table(
+            "current_status",
+            *(sa.column(name) for name in ("state", "failure_class", "updated_at", "video_id")),
+            schema=SCHEMA,
+        )
+        statement = sa.select(sa.text("*")).select_from(view).where(view.c.state == "failed")
+        if failure_class is not None:
+            statement = statement.where(view.c.failure_class == failure_class)
+        if since is not None:
+            statement = statement.where(view.c.updated_at >= since)
+        statement = statement.order_by(view.c.updated_at, view.c.video_id)
+        with self._transaction() as connection:
+            return [dict(row) for row in connection.execute(statement).mappings()]
 
     def analyses(self, video_id: str) -> list[dict[str, Any]]:
         """Rows of `analyses` of a video, oldest first."""

@@ -177,6 +177,16 @@ def cancel(connection: sa.Connection, upload_id: str, run_id: str) -> None:
     _change(connection, *_unfinished(upload_id, run_id), state="cancelled", run_id=run_id)
 
 
+def cancel_upload(connection: sa.Connection, upload_id: str, message: str) -> bool:
+    """An operator wants no analysis of it, whichever run had it last; whether the row says so now."""
+    conditions = [
+        video_status.c.upload_id == upload_id,
+        video_status.c.state.not_in(("done", "superseded", "cancelled")),
+    ]
+    changed = {"state": "cancelled", "failure_class": None, "message": message}
+    return _change(connection, *conditions, **changed) is not None
+
+
 def finish(connection: sa.Connection, upload_id: str, run_id: str, *, anew: bool) -> bool:
     """An analysis of the upload is published; whether the row changed.
 
