@@ -1,6 +1,7 @@
 """Failures of ops and runs, in the words of the failure list: in the run, its tags and the event store."""
 
 import logging
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,13 @@ import dagster as dg
 
 from capstone_dagster.assets.lineage import attempts
 from capstone_dagster.assets.story import Story
-from capstone_dagster.observability.failed_runs import FAILURE_TAG, NO_FAILURE, failure_of, starts_again
+from capstone_dagster.observability.failed_runs import (
+    FAILURE_TAG,
+    NO_FAILURE,
+    failure_of,
+    is_explained,
+    starts_again,
+)
 from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
@@ -131,9 +138,16 @@ def record_failure(
     failure: FailureClass,
     told: str,
 ) -> None:
-    """Write a final failure to the run's tags and, if it is known, to the upload's status."""
-    tags = run_tags(context)
-    if context.instance.has_run(context.run_id):
+    """Write a final failure to the run's tags and, if it is known, to the upload's status.
+
+    A worker whose run is over already, because it was given up for lost, speaks for nobody: another run may
+    have finished the upload.
+    """
+    run = context.instance.get_run_by_id(context.run_id)
+    if run is not None and run.is_finished:
+        return
+    tags = {} if run is None else run.tags
+    if run is not None:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
     if upload_id is None:
         return
@@ -180,20 +194,23 @@ def video_status_sensor(
     unfinished = dict(services.events.unfinished_runs())
     if not unfinished:
         return dg.SkipReason("Every upload's status is final.")
-    runs = context.instance.get_runs(dg.RunsFilter(run_ids=sorted(set(unfinished.values()))))
-    status = {run.run_id: run for run in runs}
+    records = context.instance.get_run_records(dg.RunsFilter(run_ids=sorted(set(unfinished.values()))))
+    status = {record.dagster_run.run_id: record for record in records}
     written = 0
     for upload_id, run_id in unfinished.items():
-        run = status.get(run_id)
+        record = status.get(run_id)
+        run = None if record is None else record.dagster_run
         if run is not None and run.status == dg.DagsterRunStatus.CANCELED:
             services.events.mark_cancelled(upload_id, run_id)
             written += 1
-        elif run is not None and run.status == dg.DagsterRunStatus.FAILURE:
+        elif record is not None and run is not None and run.status == dg.DagsterRunStatus.FAILURE:
             if starts_again(run):
                 # Nothing has failed for good; the retry may do so without ever having begun.
                 retries = context.instance.get_runs(dg.RunsFilter(tags={_PARENT_TAG: run_id}), limit=1)
                 written += bool(retries and services.events.hand_over(upload_id, run_id, retries[0].run_id))
                 continue
+            if not is_explained(run, time.time() - (record.end_time or 0.0)):
+                continue  # what is written now would stay, whatever the launcher says in a moment
             failure, told = failure_of(context.instance, run)
             context.instance.add_run_tags(run_id, {FAILURE_TAG: failure.value})
             written += services.events.mark_failed(
@@ -207,4 +224,13 @@ def video_status_sensor(
         elif run is not None and run.status == dg.DagsterRunStatus.STARTING and _JOB_STATUS_TAG in run.tags:
             reason = f"AWS Batch: {run.tags[_JOB_STATUS_TAG]}"
             written += services.events.mark_waiting(upload_id, run_id, reason)
+        elif run is not None and run.status == dg.DagsterRunStatus.STARTED:
+            # A worker that loads its code and model, or has only to publish, says nothing for a while.
+            written += services.events.mark_begun(upload_id, run_id)
+        elif run is not None and run.status == dg.DagsterRunStatus.SUCCESS:
+            written += services.events.mark_settled(upload_id, run_id)
+        elif run is None:
+            told = "Its run was deleted from Dagster's records before it was over."
+            services.events.mark_cancelled(upload_id, run_id, told)
+            written += 1
     return dg.SkipReason(f"{len(unfinished)} uploads are under way, {written} brought up to date.")

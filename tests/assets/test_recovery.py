@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from capstone_dagster.assets import ops
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.observability.failed_runs import FAILURE_TAG
 from capstone_dagster.services import Services
@@ -168,6 +169,43 @@ def test_a_lost_worker_is_told(pipeline: Pipeline) -> None:
     ended = pipeline.instance.get_run_by_id(run_id)
     assert ended is not None
     assert ended.tags[FAILURE_TAG] == "worker-lost"
+
+
+def test_a_worker_that_was_told_to_stop_is_told_with_the_reason(pipeline: Pipeline) -> None:
+    """Its launcher's sensor looks it up some seconds after the run has failed."""
+    upload = pipeline.upload("gate/a.mp4", b"x")
+    interrupted = {"dagster/failure_reason": "UNEXPECTED_TERMINATION", "batch_gpu/job_id": "job-1"}
+    run = launched(pipeline, dg.DagsterRunStatus.STARTED, interrupted)
+    pipeline.services.events.mark_running(upload.upload_id, run.run_id)
+    pipeline.instance.report_run_failed(run)
+    tick(pipeline, pipeline.services)
+    assert rows(pipeline, upload)["state"] == "running"
+
+    pipeline.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "timeout"})
+    tick(pipeline, pipeline.services)
+
+    row = rows(pipeline, upload)
+    assert (row["state"], row["failure_class"]) == ("failed", "timeout")
+
+
+def test_a_worker_given_up_for_lost_does_not_speak_for_the_run_that_followed(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = pipeline.upload("gate/a.mp4", b"this is no video")
+    events = pipeline.services.events
+    fails = ops.detect
+
+    def given_up_meanwhile(*arguments: Any, **named: Any) -> Any:
+        [run] = pipeline.instance.get_runs()
+        pipeline.instance.report_run_failed(run, "The worker was lost.")
+        events.mark_running(upload.upload_id, "the-next-run")
+        return fails(*arguments, **named)
+
+    monkeypatch.setattr(ops, "detect", given_up_meanwhile)
+    pipeline.run(upload)
+
+    row = rows(pipeline, upload)
+    assert (row["state"], row["run_id"]) == ("running", "the-next-run")
 
 
 def test_a_run_that_will_be_retried_has_not_failed(pipeline: Pipeline) -> None:
