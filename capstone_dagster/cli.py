@@ -15,6 +15,7 @@ from capstone_dagster.commands import (
     alerts,
     analyses,
     dead_letters,
+    export,
     intake,
     logs,
     stack,
@@ -59,6 +60,7 @@ for command in (
     system.doctor,
 ):
     app.command()(command)
+app.add_typer(export.app, name="export")
 app.add_typer(intake.app, name="intake")
 app.add_typer(dead_letters.app, name="dlq")
 app.command()(system.migrate)

@@ -24,8 +24,8 @@ from capstone_dagster.commands.joining import (
     FormatOption,
     StateOption,
     event_store,
+    object_store,
 )
-from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
     from capstone_dagster.analysis.comparison import Comparison
@@ -99,7 +99,7 @@ def compare(
     if html is not None:
         from capstone_dagster.commands.comparison_page import comparison_page
 
-        _write(html, comparison_page(video_id, first, second, comparison, _pictures(_objects())))
+        _write(html, comparison_page(video_id, first, second, comparison, _pictures(object_store())))
         terminal.err.print(f"Wrote {html}", markup=False, soft_wrap=True)
     if form == "json":
         print(json.dumps(_as_json(video_id, first, second, comparison), ensure_ascii=False, indent=2))
@@ -158,13 +158,6 @@ def rollback(
 def _named(analysis: Mapping[str, Any]) -> str:
     made_with = f"{analysis['model']}, {terminal.settings_told(analysis['settings'])}"
     return f"{analysis['analysis_id'][:12]} ({made_with})"
-
-
-def _objects() -> ObjectStore:
-    from capstone_dagster.clients import aws_client
-    from capstone_dagster.storage.objects import open_object_store
-
-    return open_object_store(read_settings().required("derived_url"), lambda: aws_client("s3"))
 
 
 def _pictures(objects: ObjectStore) -> Any:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from capstone_dagster.storage.event_store import EventStore
+    from capstone_dagster.storage.objects import ObjectStore
 
 DEFAULT_STATE = Path(__file__).resolve().parent.parent.parent / ".capstone"
 StateOption = Annotated[
@@ -72,3 +73,11 @@ def dagster_instance(state: Path) -> Iterator[dg.DagsterInstance]:
 
     with dg.DagsterInstance.get() as instance:
         yield instance
+
+
+def object_store() -> ObjectStore:
+    """The store of derived objects, once the stack is joined."""
+    from capstone_dagster.clients import aws_client
+    from capstone_dagster.storage.objects import open_object_store
+
+    return open_object_store(read_settings().required("derived_url"), lambda: aws_client("s3"))

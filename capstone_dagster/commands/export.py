@@ -1,0 +1,219 @@
+"""`capstone export`: events and detections as files that other tools read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+import typer
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.finding import current_of, find_analyses, find_analysis, find_video
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store, object_store
+from capstone_dagster.settings import read_settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from capstone_dagster.storage.objects import ObjectStore
+
+Portions = Iterator[Sequence[tuple[Any, ...]]]
+OutOption = Annotated[Path, typer.Option("--out", help="The file to write; it appears when it is complete.")]
+
+app = typer.Typer(no_args_is_help=True, help="Write events and detections to files that other tools read.")
+
+
+@app.command()
+def events(
+    out: OutOption,
+    form: Annotated[
+        Literal["csv", "parquet", "json"], typer.Option("--format", help="What to write.")
+    ] = "csv",
+    video: Annotated[
+        str | None, typer.Option("--video", help="Only this video's; its id or external id.")
+    ] = None,
+    camera: Annotated[str | None, typer.Option("--camera", help="Only this camera's.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="TIME",
+            help="Only those that began then or later: ISO 8601, in CAPSTONE_TIMEZONE if it names no zone.",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="TIME", help="Only those that began before.")
+    ] = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Write the current events, with the columns of the view current_events.
+
+    CSV has a header, and boxes as JSON; JSON is one list of objects; Parquet has lists for boxes and
+    timestamps in UTC. With --since or --until an event counts whose wall-clock time is known. Ordered by
+    camera and time, as of one moment, whatever is published meanwhile.
+    """
+    from capstone_dagster.storage.exports import EventFilter
+
+    store = event_store(state)
+    which = EventFilter(
+        video=None if video is None else find_video(store, video),
+        camera=camera,
+        since=_moment(since),
+        until=_moment(until),
+    )
+    write = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}[form]
+    with _appearing(out) as partial, store.stream_events(which) as (columns, portions):
+        rows = write(partial, columns, portions)
+    terminal.err.print(f"Wrote {rows} events to {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def detections(
+    video: Annotated[str, typer.Argument(help="A video's id or external id.")],
+    out: OutOption,
+    form: Annotated[Literal["coco", "mot"], typer.Option("--format", help="What to write.")] = "coco",
+    analysis: Annotated[
+        str | None,
+        typer.Option("--analysis", help="An analysis's id or its beginning; by default the current one."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            help="Only this label's; may be repeated. By default all, for MOT, which has no labels, person.",
+        ),
+    ] = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Write every single detection of a video as COCO's JSON or as a MOTChallenge result.
+
+    COCO: an image is an analysed frame (id: its place in the video, from 1), boxes are x, y, width, height in
+    pixels, and annotations have `score` and `track_id` besides. MOT: lines of frame (from 1), id, left, top,
+    width, height, confidence, -1, -1, -1, of tracked detections. Both in pixels of the upright source.
+    """
+    from capstone_dagster.analysis.formats import write_coco, write_mot
+
+    store = event_store(state)
+    video_id = find_video(store, video)
+    found = find_analyses(store, video_id)
+    chosen = find_analysis(found, analysis) if analysis else current_of(found)
+    if chosen is None:
+        raise typer.BadParameter(f"{video_id} has no current analysis: name one with --analysis")
+    objects = object_store()
+    prefix = f"detections/{chosen['detection_id']}/"
+    labels = label or (["person"] if form == "mot" else None)
+    with tempfile.TemporaryDirectory(prefix="capstone-") as folder, _appearing(out) as partial:
+        table = Path(folder) / "detections.parquet"
+        objects.get_file(prefix + table.name, table)
+        with partial.open("w", encoding="utf-8") as target:
+            if form == "mot":
+                written = write_mot(table, target, labels=labels)
+            else:
+                frames = Path(folder) / "frames.parquet"
+                objects.get_file(prefix + frames.name, frames)
+                size = _size(objects, prefix)
+                written = write_coco(
+                    table, frames, target, width=size[0], height=size[1], video=video_id, labels=labels
+                )
+    terminal.err.print(f"Wrote {written} detections to {out}", markup=False, soft_wrap=True)
+
+
+def _write_csv(path: Path, columns: Sequence[str], portions: Portions) -> int:
+    rows = 0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for portion in portions:
+            writer.writerows([terminal.cell(value) for value in row] for row in portion)
+            rows += len(portion)
+    return rows
+
+
+def _write_json(path: Path, columns: Sequence[str], portions: Portions) -> int:
+    rows = 0
+    with path.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for portion in portions:
+            for row in portion:
+                file.write(",\n" if rows else "\n")
+                file.write(_json_object(columns, row))
+                rows += 1
+        file.write("\n]\n")
+    return rows
+
+
+def _json_object(columns: Sequence[str], row: Sequence[Any]) -> str:
+    return json.dumps(dict(zip(columns, row, strict=True)), default=datetime.isoformat, ensure_ascii=False)
+
+
+def _write_parquet(path: Path, columns: Sequence[str], portions: Portions) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = 0
+    schema = _parquet_schema(columns)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for portion in portions:
+            values = dict(zip(columns, zip(*portion, strict=True), strict=True))
+            writer.write_batch(pa.record_batch({name: list(values[name]) for name in columns}, schema=schema))
+            rows += len(portion)
+    return rows
+
+
+def _parquet_schema(columns: Sequence[str]) -> pa.Schema:
+    """By what the columns are in PostgreSQL, also where there is no row to guess from."""
+    import pyarrow as pa
+    import sqlalchemy as sa
+    from sqlalchemy.dialects.postgresql import ARRAY
+
+    from capstone_dagster.storage.schema import events as table
+
+    def kind(name: str) -> pa.DataType:
+        column = table.c[name].type if name in table.c else sa.Text()
+        if isinstance(column, ARRAY):
+            return pa.list_(pa.float64())
+        if isinstance(column, sa.DateTime):
+            return pa.timestamp("us", tz="UTC")
+        if isinstance(column, sa.Boolean):
+            return pa.bool_()
+        if isinstance(column, sa.Integer):
+            return pa.int64()
+        return pa.float64() if isinstance(column, sa.Double) else pa.string()
+
+    return pa.schema([pa.field(name, kind(name)) for name in columns])
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A file beside the one that is meant, which takes its name when all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no time as in 2026-01-22T14:23:15+09:00") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(read_settings().timezone))
+
+
+def _size(objects: ObjectStore, prefix: str) -> tuple[int, int]:
+    from capstone_dagster.assets.analyze import MANIFEST
+
+    summary = json.loads(objects.get_bytes(prefix + MANIFEST))
+    return summary["width"], summary["height"]
