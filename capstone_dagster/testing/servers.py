@@ -1,0 +1,108 @@
+"""Fixtures: a real PostgreSQL and an AWS emulator on loopback ports, each test's part of them its own."""
+
+import os
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from capstone_dagster.local.aws import (
+    AwsResources,
+    aws_environment,
+    client,
+    create_resources,
+    ministack_server,
+)
+from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer, postgres_server
+from capstone_dagster.storage.event_store import EventStore
+
+_READ_BY_THE_PROJECT = ("CAPSTONE_", "POSTGRES_", "AWS_", "DAGSTER_")
+
+
+@pytest.fixture
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test sees none of the settings of whoever runs it."""
+    for name in os.environ:
+        if name.startswith(_READ_BY_THE_PROJECT) and name != "CAPSTONE_TEST_DATA":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for the whole session.
+
+    Not below pytest's own folder: run as root the server is another user, and pytest closes that folder to
+    others again whenever one more session starts.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="capstone-test-") as folder,
+        postgres_server(Path(folder) / "data", Path(folder) / "postgres.log") as server,
+    ):
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database of the test's own."""
+    url = make_url(postgres.url(EVENT_DATABASE, "psycopg"))
+    name = f"test_{uuid4().hex}"
+    admin = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+        yield url.set(database=name).render_as_string(hide_password=False)
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def event_store(database_url: str) -> Iterator[EventStore]:
+    """A migrated event store of the test's own."""
+    store = EventStore(database_url)
+    store.migrate()
+    yield store
+    store.close()
+
+
+@dataclass(frozen=True)
+class Aws:
+    """An emulator with the project's resources, and this process's environment pointing to it."""
+
+    endpoint_url: str
+    resources: AwsResources
+
+    def client(self, service: str) -> Any:
+        """A boto3 client of the emulator."""
+        return client(service, self.endpoint_url)
+
+
+@pytest.fixture(scope="module")
+def aws_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an empty AWS emulator, ministack."""
+    with ministack_server(tmp_path_factory.mktemp("aws")) as emulator:
+        yield emulator.endpoint_url
+
+
+@pytest.fixture
+def aws_reset_path() -> str:
+    """Where the emulator is told to forget everything; override it together with `aws_endpoint`."""
+    return "/_ministack/reset"
+
+
+@pytest.fixture
+def aws(
+    own_environment: None, aws_endpoint: str, aws_reset_path: str, monkeypatch: pytest.MonkeyPatch
+) -> Aws:
+    """The emulator with nothing but the project's resources in it: buckets, queues, topics."""
+    for name, value in aws_environment(aws_endpoint).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(aws_endpoint + aws_reset_path, method="POST")
+    opener.open(request, timeout=30).close()
+    return Aws(aws_endpoint, create_resources(aws_endpoint))

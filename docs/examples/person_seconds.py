@@ -1,0 +1,16 @@
+"""An asset of our own behind the project's: for how long there were people in a video."""
+
+import dagster as dg
+
+from capstone_dagster.assets.ops import videos
+from capstone_dagster.services import Services
+
+
+@dg.asset(partitions_def=videos, deps=["events"], group_name="videos")
+def person_seconds(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+) -> dg.MaterializeResult:
+    """Seconds of presence, of all persons together."""
+    events = services.events.current_events(context.partition_key)
+    seconds = sum((e["end_ms"] - e["start_ms"]) / 1000 for e in events if e["label"] == "person")
+    return dg.MaterializeResult(metadata={"person_seconds": seconds})
