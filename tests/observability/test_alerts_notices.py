@@ -143,6 +143,22 @@ def test_one_cause_seen_by_sensors_and_runs_is_one_alert() -> None:
     assert tell(record, START + 200) == [("database-unavailable", "recovery", 1)]
 
 
+@pytest.mark.parametrize("after_s", [-5, 5])
+def test_an_alert_ends_although_a_run_is_seen_to_have_failed_after_its_trouble_was_gone(after_s: int) -> None:
+    """Why a worker was told to stop is known some seconds later, and a run may have been about to fail."""
+    trouble = Trouble("sensor upload_sensor", "It does not answer.", "database-unavailable", DATABASE)
+    record = Record()
+    observe(record, troubles=[trouble], now=START)
+    observe(record, now=START + 10)
+    observe(record, failures=[failure(at=START + 10 + after_s)], now=START + 20)
+    tell(record, START + 20)
+
+    observe(record, successes=[RunSuccess(START + 30, "video-9")], now=START + 60)
+    observe(record, now=START + 60 + CALM_S)
+
+    assert ("database-unavailable", "recovery", 1) in tell(record, START + 60 + CALM_S)
+
+
 def test_a_source_that_cannot_be_seen_ends_no_alert() -> None:
     record = Record()
     letters = Trouble("dead letters", "2 messages.", "dead-letters", count=2)

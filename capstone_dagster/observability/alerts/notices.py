@@ -117,7 +117,7 @@ class Incident:
         runs: how many runs failed; `told` how much of it the last notice told.
         videos: those whose runs failed and did not end well since; what is beyond the bound is not followed.
         troubles: name → count, of those that last.
-        had_troubles: there was one whose end is the incident's end.
+        had_troubles: there was one whose end is the incident's end, unless a run fails after that.
         trying: runs that tried a step again because of it.
         most: the most that the troubles' counts came to.
         well_since: since when it looks over; None: it does not.
@@ -257,7 +257,9 @@ def _add_failure(record: Record, failure: RunFailure, now: float) -> None:
         incident.example = asdict(failure) | {"cause": _cut(failure.cause)}
     incident.runs += 1
     incident.last = max(incident.last, failure.at)
-    incident.well_since = None
+    # What failed before the trouble ended, and is only read now, does not make it last.
+    ended_after = incident.had_troubles and failure.at <= (incident.well_since or 0.0)
+    incident.well_since = incident.well_since if ended_after else None
     if failure.video_id is not None and failure.video_id not in incident.videos:
         if len(incident.videos) < _MAX_VIDEOS:
             incident.videos.append(failure.video_id)
@@ -295,7 +297,7 @@ def _compare_troubles(
 
 def _add_success(record: Record, success: RunSuccess, now: float) -> None:
     for incident in record.incidents:
-        if incident.closed is not None or incident.had_troubles:
+        if incident.closed is not None or (incident.had_troubles and incident.troubles):
             continue
         if success.run_id in incident.trying and not incident.runs:
             over = True  # what it tried again went well, and nothing else has failed
