@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from capstone_dagster.assets.checks import SEVERITIES, detections_checks, events_checks
 from capstone_dagster.observability.catalog.alarms import ALARMS, ANOMALY_ALARMS
 from capstone_dagster.observability.catalog.dashboard import DASHBOARDS, OPERATIONS
 from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
@@ -55,8 +56,21 @@ def runbook_pages() -> str:
     return "\n\n".join(parts)
 
 
+def checks_table() -> str:
+    """Every asset check: of which asset, how bad a failure is, what holds where it passes."""
+    rows = ["| asset | check | a failure is | holds if it passes |", "|---|---|---|---|"]
+    for checks in (detections_checks, events_checks):
+        for spec in checks.check_specs:
+            severity = "an error, events are not made" if spec.blocking else SEVERITIES[spec.name]
+            rows.append(
+                f"| `{spec.asset_key.to_user_string()}` | `{spec.name}` | {severity} | {spec.description} |"
+            )
+    return "\n".join(rows)
+
+
 PARTS = {
     ROOT / "README.md": {"settings": settings_table},
+    ROOT / "docs" / "checks.md": {"checks": checks_table},
     ROOT / "docs" / "failures.md": {"failures": failures_table},
     ROOT / "docs" / "runbook.md": {"runbook": runbook_pages},
     ROOT / "docs" / "observability.md": {

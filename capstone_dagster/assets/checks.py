@@ -17,7 +17,7 @@ import pyarrow as pa
 from capstone_dagster.analysis import look_at_sheet, model_sha256, read_detections, read_events, read_frames
 from capstone_dagster.assets import verdicts
 from capstone_dagster.assets.failing import explained
-from capstone_dagster.assets.ops import videos
+from capstone_dagster.assets.partitions import videos
 from capstone_dagster.assets.publish import EVENTS_FILE
 from capstone_dagster.assets.references import DetectionsReference, PublishedAnalysis
 from capstone_dagster.assets.story import Story
@@ -61,6 +61,12 @@ _OF_EVENTS: Mapping[str, str] = {
     f"{verdicts.HISTORY_FLOOR} videos.",
     "expected_latency": "From upload to database within CAPSTONE_RUN_LIMIT_MINUTES, or "
     "CAPSTONE_RUN_LIMIT_PER_VIDEO for a long video.",
+}
+
+# In words, how bad a failure is of those that hold nothing up.
+_ERRORS_OF_EVENTS = {"events_stored", "events_apart"}
+SEVERITIES: Mapping[str, str] = {
+    name: "an error" if name in _ERRORS_OF_EVENTS else "a warning" for name in (*_OF_DETECTIONS, *_OF_EVENTS)
 }
 
 
@@ -203,6 +209,7 @@ def _specs(asset: str, checks: Mapping[str, tuple[str, bool]]) -> list[dg.AssetC
     specs=_specs("detections", _OF_DETECTIONS),
     description="Judges a video's detections by what its pass has stored, without looking at a pixel.",
     op_tags={"batch_gpu/compute": "cpu"},
+    can_subset=True,  # so that the UI lets a check be executed on its own
 )
 def detections_checks(
     context: dg.AssetCheckExecutionContext,
@@ -210,7 +217,7 @@ def detections_checks(
     services: dg.ResourceParam[Services],
 ) -> Iterator[dg.AssetCheckResult]:
     """All checks in one step; events follow only where nothing contradicts itself."""
-    judged = judge_detections(detections, services)
+    judged = _selected(context, judge_detections(detections, services))
     story = Story(context.log, context.run.run_id, detections.upload)
     tell_verdicts(story, judged)
     for verdict in judged:
@@ -223,6 +230,7 @@ def detections_checks(
     specs=_specs("events", {name: (told, False) for name, told in _OF_EVENTS.items()}),
     description="Judges a video's published events by the database and by the camera's other videos.",
     op_tags={"batch_gpu/compute": "cpu"},
+    can_subset=True,  # so that the UI lets a check be executed on its own
 )
 def events_checks(
     context: dg.AssetCheckExecutionContext,
@@ -230,10 +238,15 @@ def events_checks(
     services: dg.ResourceParam[Services],
 ) -> Iterator[dg.AssetCheckResult]:
     """All checks in one step; nothing follows it."""
-    judged = judge_events(events, services)
+    judged = _selected(context, judge_events(events, services))
     tell_verdicts(_told_by(context, events.video_id, services), judged)
     for verdict in judged:
         yield _result(verdict, events.video_id)
+
+
+def _selected(context: dg.AssetCheckExecutionContext, judged: Sequence[Verdict]) -> list[Verdict]:
+    wanted = {key.name for key in context.op_execution_context.selected_asset_check_keys}
+    return [verdict for verdict in judged if verdict.check in wanted]
 
 
 def _judged(
@@ -297,7 +310,9 @@ def _told_by(context: dg.AssetCheckExecutionContext, video_id: str, services: Se
 
 
 def _result(verdict: Verdict, video_id: str) -> dg.AssetCheckResult:
-    values: dict[str, Any] = dict(verdict.values)
+    values: dict[str, Any] = {
+        name: round(value, 4) if isinstance(value, float) else value for name, value in verdict.values.items()
+    }
     return dg.AssetCheckResult(
         check_name=verdict.check,
         passed=verdict.passed,

@@ -7,6 +7,7 @@ they lie in Dagster's database, where each materialisation has at most :data:`MO
 from __future__ import annotations
 
 import inspect
+import warnings
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import dagster as dg
 from batch_gpu.jobs import JOB_ID_TAG, LOG_STREAM_TAG
 from batch_gpu.links import DEFAULT_LOG_GROUP, job_url, log_url
 from capstone_dagster.analysis import Event, shrunk
+from capstone_dagster.assets.comparing import of_comparison
 from capstone_dagster.assets.comparing import of_comparison
 from capstone_dagster.assets.measures import gpu_cost
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
@@ -78,12 +80,13 @@ def of_detections(done: DetectionsReference, services: Services, tags: Mapping[s
         "contact_sheet": _sheet(sheet, services),
         "detections": summary["detections"],
         "tracks": summary["tracks"],
-        "detections_per_minute": 60_000 * summary["detections"] / max(summary["duration_ms"], 1),
-        "seconds": summary["seconds"],
-        "frames_per_second": summary["frames_decoded"] / max(summary["seconds"], 1e-9),
-        "model_load_seconds": summary["model_load_seconds"],
-        "gpu_seconds": gpu_seconds,
-        **({} if cost_usd is None else {"cost_usd": cost_usd}),
+        "detections_per_minute": round(60_000 * summary["detections"] / max(summary["duration_ms"], 1), 1),
+        "seconds": round(summary["seconds"], 3),
+        "frames_per_second": round(summary["frames_decoded"] / max(summary["seconds"], 1e-9), 1),
+        "model_load_seconds": round(summary["model_load_seconds"], 3),
+        "gpu_seconds": round(gpu_seconds, 3),
+        # Fractions of a cent: a short video costs no more.
+        **({} if cost_usd is None else {"cost_usd": round(cost_usd, 6)}),
         "model": summary["model"],
         "model_sha256": summary["model_sha256"],
         "device": summary["device"],
@@ -113,10 +116,11 @@ def of_publication(
         "rows": published.rows,
         "persons": sum(event.label == "person" for event in events),
         "faces": sum(event.label == "face" or event.face_score is not None for event in events),
-        **({"upload_to_persisted_s": latency_s} if published.rows else {}),
+        **({"upload_to_persisted_s": round(latency_s, 1)} if published.rows else {}),
         "analysis_id": published.analysis_id,
         "detection_id": detections.detection_id,
         "current": published.current,
+        **of_comparison(published, events, services),
         "camera": detections.upload.camera,
         "published_at": dg.MetadataValue.timestamp(published.published_at),
         **of_comparison(published, events, services),
@@ -132,14 +136,19 @@ def code_of(functions: Mapping[str, Callable[..., Any]]) -> Metadata:
     Args:
         functions: what each does, in words, and the function.
     """
-    references = []
-    for label, function in functions.items():
-        path = inspect.getsourcefile(function)
-        if path is not None:
-            _, line = inspect.getsourcelines(function)
-            resolved = str(Path(path).resolve())
-            references.append(dg.LocalFileCodeReference(file_path=resolved, line_number=line, label=label))
-    return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=list(references))}
+    found = {
+        label: (inspect.getsourcefile(function), inspect.getsourcelines(function)[1])
+        for label, function in functions.items()
+    }
+    with warnings.catch_warnings():
+        # Dagster calls references to code a beta, once for each.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        references = [
+            dg.LocalFileCodeReference(file_path=str(Path(path).resolve()), line_number=line, label=label)
+            for label, (path, line) in found.items()
+            if path is not None
+        ]
+        return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=list(references))}
 
 
 def _common(done: DetectionsReference) -> Metadata:
@@ -217,7 +226,8 @@ def _table(events: Sequence[Event], pictures: Mapping[str, str]) -> str:
             f"| {event.end_ms / 1000:.1f} s{after} | {event.label} | {event.track_id} | {event.detections}× "
             f"| {event.best_score:.2f} | {event.mean_score:.2f} | {face} |"
         )
-    told = ["", "… was there at the video's very beginning or end."]
     if len(events) > _ROWS_SHOWN:
-        told = ["", f"{len(events) - _ROWS_SHOWN} more are in `capstone.current_events`.", *told]
-    return "\n".join(rows + told)
+        rows += ["", f"{len(events) - _ROWS_SHOWN} more are in `capstone.current_events`."]
+    if any(event.truncated_start or event.truncated_end for event in events):
+        rows += ["", "… was there at the video's very beginning or end."]
+    return "\n".join(rows)
