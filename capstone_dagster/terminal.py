@@ -111,7 +111,7 @@ def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Videos and how far each is; below them, in full, why those failed that did."""
+    """Videos and how far each is; below them, in full, why some failed and what others wait for."""
     table = _table("video", "external id", "camera", "state", "progress", "updated")
     colours = {"done": "green", "failed": "red", "running": "cyan"}
     for row in rows:
@@ -125,11 +125,18 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             local_time(row["updated_at"]),
         )
     reasons = [
-        Text.assemble("\n", (row["video_id"], "bold"), f" failed ({row['failure_class']}): {row['message']}")
+        Text.assemble("\n", (row["video_id"], "bold"), f" {told}")
         for row in rows
-        if row["failure_class"]
+        if (told := _reason(row)) is not None
     ]
     return Group(table, *reasons)
+
+
+def _reason(row: Mapping[str, Any]) -> str | None:
+    """Why a video failed, or what it waits for, where that is known."""
+    if row["failure_class"]:
+        return f"failed ({row['failure_class']}): {row['message']}"
+    return f"waits: {row['waiting_for']}" if row.get("waiting_for") else None
 
 
 def analyses_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -202,6 +209,16 @@ def dead_letters_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             Text(row["reason"] or "delivered too often"),
             Text(text),
         )
+    return table
+
+
+def counts_table(counts: Mapping[str, int], *header: str) -> Table:
+    """Names and numbers, in their order."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(header[0])
+    table.add_column(header[1], justify="right")
+    for name, number in counts.items():
+        table.add_row(Text(name), f"{number:,}")
     return table
 
 

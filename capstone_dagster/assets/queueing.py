@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
+from capstone_dagster.assets.failing import UPLOAD_TAG
 from capstone_dagster.observability.breaker_state import read_breaker
 
+WAITING_STATES = ("received", "queued", "waiting-for-compute")
 PRIORITY_TAG = "dagster/priority"
 # The daemon that starts queued runs says every 30 s that it lives.
 _DEQUEUER = "QUEUED_RUN_COORDINATOR"
@@ -23,15 +26,30 @@ class Place:
     Attributes:
         of: how many runs wait.
         running: how many runs are started and not over.
+        upload_id: what the run is for; None if it was started in Dagster's pages.
     """
 
     position: int
     of: int
     running: int
+    upload_id: str | None = None
 
     def __str__(self) -> str:
         told = f"{ordinal(self.position)} of {self.of} in the queue"
         return told + (f", {self.running} running" if self.running else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What an upload waits for.
+
+    Attributes:
+        place: in Dagster's queue; None if its run is not (or no longer) there.
+        reason: in words.
+    """
+
+    place: Place | None
+    reason: str
 
 
 def priority_of(tags: Mapping[str, str]) -> int:
@@ -51,8 +69,37 @@ def places(instance: dg.DagsterInstance) -> dict[str, Place]:
     running = instance.get_runs_count(dg.RunsFilter(statuses=under_way))
     ordered = sorted(waiting, key=lambda run: priority_of(run.tags), reverse=True)
     return {
-        run.run_id: Place(position, len(ordered), running) for position, run in enumerate(ordered, start=1)
+        run.run_id: Place(position, len(ordered), running, run.tags.get(UPLOAD_TAG))
+        for position, run in enumerate(ordered, start=1)
     }
+
+
+def waits(instance: dg.DagsterInstance, rows: Sequence[Mapping[str, Any]]) -> dict[str, Waiting]:
+    """Upload id → what it waits for, of those uploads that wait.
+
+    Args:
+        rows: of `current_status`.
+    """
+    concerned = [row for row in rows if row["state"] in WAITING_STATES]
+    if not concerned:
+        return {}
+    found = places(instance)
+    by_upload = {place.upload_id: place for place in found.values()}
+    stopped = held_up(instance)
+    told = {}
+    for row in concerned:
+        place = found.get(row["run_id"]) or by_upload.get(row["upload_id"])
+        if row["state"] == "waiting-for-compute":
+            reason = row["message"] or "a machine"
+        elif place is not None:
+            reason = stopped or str(place)
+            reason += f". {row['message']}" if row["message"] else ""
+        elif row["state"] == "received":
+            reason = row["message"] or stopped or intake_pause(instance) or "its run is being asked for"
+        else:
+            reason = "its worker starts"
+        told[row["upload_id"]] = Waiting(place, reason)
+    return told
 
 
 def held_up(instance: dg.DagsterInstance) -> str | None:

@@ -18,6 +18,7 @@ from capstone_dagster.commands.joining import (
     join_local_stack,
 )
 from capstone_dagster.commands.sentences import sentence_of
+from capstone_dagster.commands.waiting import WAITING_COLUMNS, with_waiting
 from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
@@ -73,15 +74,22 @@ def status(
     limit: Annotated[int, typer.Option(min=1, help="Most rows, latest first.")] = 50,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Show how far each video is, and why one failed."""
+    """Show how far each video is, what it waits for, and why one failed.
+
+    One that waits has its place in Dagster's queue; `capstone prioritize` lets it go first.
+    """
     store = event_store(state)
     rows = store.current_status(video, limit=limit)
+    rows, paused = with_waiting(rows, ask=form == "table")
+    if paused and form == "table":
+        told = f"New uploads stay in the queue: {paused} `capstone intake status` says more."
+        terminal.err.print(told, style="yellow", markup=False, soft_wrap=True)
     if not rows and video is not None:
         raise typer.BadParameter(f"no video {video!r} is known; `capstone status` lists those that are")
     if not rows and form == "table":
         terminal.err.print("No video was uploaded yet. Upload one with `capstone submit FILE`.")
         return
-    columns = _columns(store, "current_status")
+    columns = [*_columns(store, "current_status"), *WAITING_COLUMNS]
     terminal.print_rows(rows, form, terminal.status_table(rows), columns=columns)
 
 

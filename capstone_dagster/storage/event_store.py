@@ -11,7 +11,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capstone_dagster.storage import currency, exports, history, outbox, recording, status
+from capstone_dagster.storage import currency, erasures, exports, history, outbox, recording, status
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
@@ -88,12 +88,14 @@ class EventStore:
 
         Raises:
             RefusedByDatabase: PostgreSQL will never take one of its values.
+            ErasureUnderWay: the video is being deleted.
         """
         row = insert(videos).values(recording.first_row(upload, told))
         # Changes nothing, but locks and returns the row that is there already.
         row = row.on_conflict_do_update(index_elements=["video_id"], set_={"key": row.excluded.key})
         with self._transaction() as connection:
             video = dict(connection.execute(row.returning(*videos.c)).mappings().one())
+            erasures.refuse_if_under_way(connection, upload.video_id)
             new = status.receive(connection, upload)
             latest = status.latest(connection, upload.video_id)
             assert latest is not None
@@ -180,10 +182,30 @@ class EventStore:
         with self._transaction() as connection:
             return status.supersede(connection, upload_id, run_id)
 
-    def mark_cancelled(self, upload_id: str, run_id: str) -> None:
+    def mark_cancelled(self, upload_id: str, run_id: str, message: str | None = None) -> None:
         """An operator ended the upload's run; a finished upload, or one with another run, stays as it is."""
         with self._transaction() as connection:
-            status.cancel(connection, upload_id, run_id)
+            status.cancel(connection, upload_id, run_id, message)
+
+    def mark_begun(self, upload_id: str, run_id: str) -> bool:
+        """The run that the upload waits for has its worker, though that has told nothing yet.
+
+        Returns:
+            Whether the row changed; it does not if it says more already, or another run has the upload.
+        """
+        with self._transaction() as connection:
+            return status.begin(connection, upload_id, run_id)
+
+    def mark_settled(self, upload_id: str, run_id: str) -> bool:
+        """The upload's run ended well and has published nothing, as one that makes detections alone does.
+
+        It is `done` if an analysis of it was published before, else `received`, as if no run had been.
+
+        Returns:
+            Whether the row changed; it does not if the upload is finished, or another run has it.
+        """
+        with self._transaction() as connection:
+            return status.settle(connection, upload_id, run_id)
 
     def cancel_upload(self, upload_id: str, message: str) -> bool:
         """An operator wants no analysis of the upload, be it under way or failed and to be tried again.
@@ -246,6 +268,7 @@ class EventStore:
             )
             if known is None:
                 raise DatabaseError(f"There is no video {analysis.video_id!r}: it was deleted meanwhile.")
+            erasures.refuse_if_under_way(connection, analysis.video_id)
             upload = self._one(
                 connection, sa.select(video_status).where(video_status.c.upload_id == analysis.upload_id)
             )

@@ -14,7 +14,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from capstone_dagster.storage.records import VideoUpload
-from capstone_dagster.storage.schema import FINAL_STATES, UNFINISHED_STATES, outbox, video_status
+from capstone_dagster.storage.schema import (
+    FINAL_STATES,
+    UNFINISHED_STATES,
+    analyses,
+    outbox,
+    video_status,
+)
 
 # JSON as PostgreSQL takes it; ensure_ascii off keeps keys in any script readable in psql.
 _json = partial(json.dumps, ensure_ascii=False, default=str)
@@ -121,6 +127,28 @@ def run(connection: sa.Connection, upload_id: str, run_id: str, progress: float)
     )
 
 
+def begin(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
+    """A run that was waited for has its worker, which has told nothing yet; whether the row changed."""
+    conditions = [
+        video_status.c.upload_id == upload_id,
+        video_status.c.run_id == run_id,
+        video_status.c.state.in_(("queued", "waiting-for-compute")),
+    ]
+    return _change(connection, *conditions, state="running", message=None) is not None
+
+
+def settle(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
+    """A run is over that has published nothing, as one of the detections alone; whether the row changed."""
+    published = connection.execute(
+        sa.select(sa.exists().where(analyses.c.upload_id == upload_id))
+    ).scalar_one()
+    changed = {"state": "done", "progress": 1.0, "message": None}
+    if not published:
+        told = "Its last run published no events, only what comes before them: materialize `events`."
+        changed = {"state": "received", "progress": 0.0, "message": told}
+    return _change(connection, *_unfinished(upload_id, run_id), **changed) is not None
+
+
 def fail(
     connection: sa.Connection,
     upload_id: str,
@@ -172,9 +200,10 @@ def supersede(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     return video_id is not None
 
 
-def cancel(connection: sa.Connection, upload_id: str, run_id: str) -> None:
+def cancel(connection: sa.Connection, upload_id: str, run_id: str, message: str | None) -> None:
     """An operator ended the run."""
-    _change(connection, *_unfinished(upload_id, run_id), state="cancelled", run_id=run_id)
+    conditions = _unfinished(upload_id, run_id)
+    _change(connection, *conditions, state="cancelled", message=message, run_id=run_id)
 
 
 def cancel_upload(connection: sa.Connection, upload_id: str, message: str) -> bool:

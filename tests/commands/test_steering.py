@@ -9,11 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.launcher.base import LaunchRunContext
-from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
-from dagster._core.remote_origin import InProcessCodeLocationOrigin, RemoteRepositoryOrigin
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from capstone_dagster.assets import steering
 from capstone_dagster.assets.failing import tried_again, video_status_sensor
@@ -29,6 +25,7 @@ from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, notices
 from tests.support.command_line import Capstone
+from tests.support.origin import CODE_ORIGIN, REMOTE_ORIGIN
 
 QUEUED, STARTED = dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED
 _definitions = dg.Definitions(
@@ -36,12 +33,6 @@ _definitions = dg.Definitions(
     jobs=[analyze_upload],
     resources={"services": object(), "io_manager": dg.mem_io_manager},
     executor=dg.in_process_executor,
-)
-_LOCATION = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="m"), location_name="m")
-_ORIGIN = RemoteRepositoryOrigin(_LOCATION, "__repository__").get_job_origin("analyze_upload")
-_CODE_ORIGIN = JobPythonOrigin(
-    "analyze_upload",
-    RepositoryPythonOrigin("python", ModuleCodePointer("m", "defs", working_directory=None)),
 )
 
 
@@ -79,8 +70,8 @@ class Operations:
             _definitions.resolve_job_def("analyze_upload"),
             status=dg.DagsterRunStatus.NOT_STARTED if status == QUEUED else status,
             tags=own | {name.replace("__", "/"): value for name, value in tags.items()},
-            remote_job_origin=_ORIGIN,
-            job_code_origin=_CODE_ORIGIN,
+            remote_job_origin=REMOTE_ORIGIN,
+            job_code_origin=CODE_ORIGIN,
         )
         if status == QUEUED:
             self.instance.submit_run(run.run_id, workspace=None)  # type: ignore[arg-type]

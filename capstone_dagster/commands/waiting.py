@@ -1,0 +1,53 @@
+"""What `capstone status` says beside the event store's word: places in Dagster's queue, and reasons."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from capstone_dagster import terminal
+
+WAITING_COLUMNS = ("queue_position", "queue_length", "waiting_for")
+_WAITING = ("received", "queued", "waiting-for-compute")
+
+
+def with_waiting(rows: Sequence[Mapping[str, Any]], *, ask: bool) -> tuple[list[dict[str, Any]], str | None]:
+    """Rows of `current_status` with :data:`WAITING_COLUMNS`, and why intake takes no uploads, if it does not.
+
+    Without Dagster's storage the columns are null, but for a reason that the row itself gives.
+
+    Args:
+        ask: also where no row waits; opening Dagster's storage takes a second.
+    """
+    told: dict[str, Any] = {}
+    paused = None
+    if os.environ.get("DAGSTER_HOME") and (ask or any(row["state"] in _WAITING for row in rows)):
+        try:
+            told, paused = _ask_dagster(rows)
+        except Exception as error:  # whatever its storage raises: the event store's word stands without it
+            what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            terminal.err.print(
+                f"What videos wait for is unknown: Dagster's storage cannot be asked ({what}).",
+                markup=False,
+                soft_wrap=True,
+            )
+    return [{**row, **_columns(row, told.get(row["upload_id"]))} for row in rows], paused
+
+
+def _ask_dagster(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str | None]:
+    import dagster as dg
+
+    from capstone_dagster.assets.queueing import intake_pause, waits
+
+    with dg.DagsterInstance.get() as instance:
+        return waits(instance, rows), intake_pause(instance)
+
+
+def _columns(row: Mapping[str, Any], waiting: Any) -> dict[str, Any]:
+    if waiting is None:
+        reason = row["message"] if row["state"] in _WAITING else None
+        return dict(zip(WAITING_COLUMNS, (None, None, reason), strict=True))
+    place = waiting.place
+    values = (place and place.position, place and place.of, waiting.reason)
+    return dict(zip(WAITING_COLUMNS, values, strict=True))

@@ -1,0 +1,118 @@
+"""The status of an upload at every stage of its run, also where the run itself cannot say it."""
+
+from collections.abc import Callable, Iterator
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_run_for_test
+
+from capstone_dagster.assets.failing import video_status_sensor
+from capstone_dagster.services import Services
+from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.event_store import EventStore
+from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, dump
+from tests.support.origin import REMOTE_ORIGIN
+
+Status = dg.DagsterRunStatus
+Row = tuple[str, float, str | None]
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def tick(instance: dg.DagsterInstance, store: EventStore) -> None:
+    url = store.engine.url.render_as_string(hide_password=False)
+    services = Services(read_settings(database_url=url))
+    video_status_sensor(dg.build_sensor_context(instance=instance, resources={"services": services}))
+    services.events.close()
+
+
+def row(store: EventStore) -> Row:
+    [row] = store.current_status("v1")
+    return row["state"], row["progress"], row["message"]
+
+
+def queued(store: EventStore, run_id: str) -> None:
+    store.mark_queued({"u1": run_id})
+
+
+def waiting(store: EventStore, run_id: str) -> None:
+    queued(store, run_id)
+    store.mark_waiting("u1", run_id, "AWS Batch: RUNNABLE")
+
+
+def running(store: EventStore, run_id: str) -> None:
+    queued(store, run_id)
+    store.mark_running("u1", run_id)
+    store.mark_running("u1", run_id, 0.4)
+
+
+def analyzed_again(store: EventStore, run_id: str) -> None:
+    store.publish(ANALYSIS, ROWS, FACTS)
+    store.mark_running("u1", run_id)
+
+
+NO_EVENTS = "Its last run published no events, only what comes before them: materialize `events`."
+DELETED = "Its run was deleted from Dagster's records before it was over."
+
+
+@pytest.mark.parametrize(
+    ("so_far", "run_status", "tags", "told"),
+    [
+        (queued, Status.QUEUED, {}, ("queued", 0.0, None)),
+        (queued, Status.STARTING, {}, ("queued", 0.0, None)),
+        (queued, Status.STARTING, {"batch_gpu/status": "RUNNABLE"},
+         ("waiting-for-compute", 0.0, "AWS Batch: RUNNABLE")),
+        (waiting, Status.STARTING, {"batch_gpu/status": "STARTING"},
+         ("waiting-for-compute", 0.0, "AWS Batch: STARTING")),
+        (waiting, Status.STARTED, {"batch_gpu/status": "RUNNING"}, ("running", 0.0, None)),
+        (queued, Status.STARTED, {}, ("running", 0.0, None)),
+        (running, Status.STARTED, {}, ("running", 0.4, None)),
+        (queued, Status.CANCELED, {}, ("cancelled", 0.0, None)),
+        (waiting, Status.CANCELED, {}, ("cancelled", 0.0, None)),
+        (running, Status.CANCELED, {}, ("cancelled", 0.4, None)),
+        (running, Status.CANCELING, {}, ("running", 0.4, None)),
+        (running, Status.SUCCESS, {}, ("received", 0.0, NO_EVENTS)),
+        (analyzed_again, Status.SUCCESS, {}, ("done", 1.0, None)),
+        (queued, None, {}, ("cancelled", 0.0, DELETED)),
+        (running, None, {}, ("cancelled", 0.4, DELETED)),
+    ],
+)  # fmt: skip
+def test_the_status_follows_the_run(
+    event_store: EventStore,
+    instance: dg.DagsterInstance,
+    so_far: Callable[[EventStore, str], None],
+    run_status: dg.DagsterRunStatus | None,
+    tags: dict[str, str],
+    told: Row,
+) -> None:
+    event_store.record_upload(UPLOAD)
+    run_id = "4f0b2a34-0000-4000-8000-000000000000"
+    if run_status is not None:
+        run_id = create_run_for_test(
+            instance, status=run_status, tags=tags, remote_job_origin=REMOTE_ORIGIN
+        ).run_id
+    so_far(event_store, run_id)
+
+    tick(instance, event_store)
+
+    assert row(event_store) == told
+    before = dump(event_store)
+    tick(instance, event_store)
+    assert dump(event_store) == before, "what is true is not written again"
+
+
+def test_a_run_that_has_lost_its_upload_to_another_says_nothing_of_it(event_store: EventStore) -> None:
+    event_store.record_upload(UPLOAD)
+    queued(event_store, "first")
+    event_store.mark_running("u1", "second", 0.0)
+    for change in (
+        event_store.mark_begun,
+        event_store.mark_settled,
+        lambda upload, run: event_store.mark_cancelled(upload, run, "x"),
+    ):
+        change("u1", "first")
+    assert row(event_store) == ("running", 0.0, None)
