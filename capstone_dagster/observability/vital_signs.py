@@ -62,9 +62,9 @@ _BUDGET_S = 5.0
 # Takes a run and the age of its event in seconds.
 IsReady = Callable[[dg.DagsterRun, float], bool]
 
+# Not what was only put on record: whoever did that may have died before submitting it, and it stays for ever.
 _IN_PROGRESS = [
     dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
 ]

@@ -238,6 +238,10 @@ def test_metrics_say_for_how_long_nothing_succeeded(onlooker: Onlooker) -> None:
     seconds = declared.SECONDS_WITHOUT_SUCCESS
     onlooker.look(after_s=1000)
     assert onlooker.values(seconds)[-1] == 0  # there was nothing to do
+    onlooker.run(dg.DagsterRunStatus.NOT_STARTED)
+    onlooker.look(after_s=1200)
+    onlooker.look(after_s=1900)
+    assert onlooker.values(seconds)[-1] == 0  # nobody has submitted it
     stuck = onlooker.run(dg.DagsterRunStatus.STARTED)
     onlooker.look(after_s=2000)
     assert onlooker.values(seconds)[-1] == 0  # nobody has waited yet
