@@ -9,6 +9,7 @@ from batch_gpu.sensor import batch_runs_sensor
 from capstone_dagster.assets.checks import detections_checks, events_checks
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
+from capstone_dagster.assets.previews import preview_video
 from capstone_dagster.assets.reexecution import reexecution_sensor
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.assets.several import analyze_videos
@@ -35,7 +36,7 @@ def reference_io_manager(_: dg.InitResourceContext) -> ReferenceIOManager:
 defs = dg.Definitions(
     assets=[raw_videos, video_analysis, events],
     asset_checks=[detections_checks, events_checks],
-    jobs=[analyze_upload, analyze_videos, prune_partitions],
+    jobs=[analyze_upload, analyze_videos, preview_video, prune_partitions],
     schedules=[prune_schedule],
     sensors=[
         upload_sensor,

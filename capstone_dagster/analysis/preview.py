@@ -1,0 +1,205 @@
+"""An annotated copy of a video that plays in any browser: boxes, numbers of tracks, times.
+
+Drawn from stored detections, so that it shows what was published, without a model. H.264, 4:2:0, with the
+index in front: it begins to play before it is loaded.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from .footage.video import Image, VideoReader
+from .tables import read_detections, read_frames
+
+# What a laptop shows without scaling; with it an hour is some hundred megabytes.
+_LONGEST_SIDE = 1280
+_MILLISECOND = Fraction(1, 1000)
+# A preview is looked at once: a quarter of the time of the default preset for a fifth more bytes. A key frame
+# every two seconds or so lets a viewer jump.
+_ENCODER = {"preset": "veryfast", "crf": "26", "g": "50"}
+_BT709 = 1  # as every screen takes HD video that does not say otherwise
+_LIMITED_RANGE = 1
+# BGR. Each track has one, in turn.
+_COLOURS = (
+    (0, 190, 255),
+    (230, 160, 40),
+    (180, 90, 220),
+    (110, 200, 60),
+    (80, 110, 250),
+    (200, 200, 60),
+)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_SIDES = ("x1", "y1", "x2", "y2")
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What was written: its size in pixels, frames, and its length in milliseconds."""
+
+    width: int
+    height: int
+    frames: int
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Boxes:
+    """What is shown in one frame: (n,) track numbers, labels and scores, (n, 4) xyxy in source pixels."""
+
+    tracks: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.object_]
+    scores: npt.NDArray[np.float64]
+    xyxy: npt.NDArray[np.float64]
+
+
+def render_preview(
+    video: Path,
+    detections: Path,
+    frames: Path,
+    out: Path,
+    *,
+    recorded_at: datetime | None = None,
+    progress: Callable[[int], None] = lambda pts_ms: None,
+) -> Preview:
+    """Draw tracked detections into every frame of a video.
+
+    Between two analysed frames a box moves evenly from one to the other, at the frames' own times.
+
+    Args:
+        detections, frames: the Parquet files of the pass over this video.
+        out: the file; it appears when it is complete.
+        recorded_at: wall-clock time of the first frame, shown beside the video's own.
+        progress: is told the time of each frame, in milliseconds.
+
+    Raises:
+        UndecodableVideo: it is none.
+    """
+    annotations = _Annotations(detections, frames)
+    partial = out.with_name(f".{out.name}.partial")
+    last_ms, count = -1, 0
+    try:
+        with (
+            VideoReader(video) as reader,
+            av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        ):
+            info = reader.info
+            scale = min(1.0, _LONGEST_SIDE / max(info.width, info.height))
+            # 4:2:0 halves both sides.
+            width, height = (max(2, round(side * scale / 2) * 2) for side in (info.width, info.height))
+            stream = container.add_stream("libx264", rate=30, options=_ENCODER)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            context = stream.codec_context
+            context.time_base = _MILLISECOND
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED_RANGE
+            for frame in reader.frames(sample_fps=0):
+                if frame.image is None or frame.pts_ms <= last_ms:
+                    continue  # a container takes one picture a moment
+                last_ms = frame.pts_ms
+                image = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_AREA)
+                shown = annotations.at(frame.index, frame.pts_ms)
+                _draw(np.asarray(image, dtype=np.uint8), shown, (width / info.width, height / info.height))
+                _stamp(np.asarray(image, dtype=np.uint8), frame.pts_ms, recorded_at)
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24").reformat(
+                    format="yuv420p", dst_colorspace="ITU709"
+                )
+                picture.pts, picture.time_base = frame.pts_ms, _MILLISECOND
+                container.mux(stream.encode(picture))
+                count += 1
+                progress(frame.pts_ms)
+            container.mux(stream.encode())
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Preview(width, height, count, max(0, last_ms))
+
+
+class _Annotations:
+    """What to draw at any frame: what was found in it, else in between the analysed ones around it."""
+
+    def __init__(self, detections: Path, frames: Path) -> None:
+        decoded = read_frames(frames)
+        analyzed = decoded.filter(decoded["analyzed"])
+        self._analyzed = analyzed["frame_index"].to_numpy().tolist()
+        self._pts_ms = analyzed["pts_ms"].to_numpy().tolist()
+        table = read_detections(detections)
+        # Events are made of what is tracked; the rest would blink.
+        table = table.filter(pc.is_valid(table["track_id"])).sort_by("frame_index")
+        self._frame_index = table["frame_index"].to_numpy().astype(np.int64)
+        self._rows = _Boxes(
+            table["track_id"].to_numpy().astype(np.int64),
+            np.array(table["label"].to_pylist(), dtype=object),
+            table["score"].to_numpy().astype(np.float64),
+            np.stack(
+                [table[name].to_numpy().astype(np.float64) for name in ("x1", "y1", "x2", "y2")], axis=1
+            ),
+        )
+
+    def at(self, index: int, pts_ms: int) -> _Boxes:
+        place = bisect_right(self._analyzed, index) - 1
+        if place < 0:
+            return self._of(-1)
+        before = self._of(self._analyzed[place])
+        if self._analyzed[place] == index or place + 1 == len(self._analyzed):
+            return before
+        after = self._of(self._analyzed[place + 1])
+        begin, end = self._pts_ms[place], self._pts_ms[place + 1]
+        share = (pts_ms - begin) / max(1, end - begin)
+        goes_on = {(track, label): row for row, (track, label) in enumerate(_names(after))}
+        xyxy = before.xyxy.copy()
+        shown = np.full(len(xyxy), share < 0.5)  # who has gone by the next frame left somewhere in between
+        for row, name in enumerate(_names(before)):
+            if name in goes_on:
+                xyxy[row] += share * (after.xyxy[goes_on[name]] - xyxy[row])
+                shown[row] = True
+        return _Boxes(before.tracks[shown], before.labels[shown], before.scores[shown], xyxy[shown])
+
+    def _of(self, frame_index: int) -> _Boxes:
+        first, last = np.searchsorted(self._frame_index, [frame_index, frame_index + 1])
+        rows = self._rows
+        return _Boxes(
+            rows.tracks[first:last], rows.labels[first:last], rows.scores[first:last], rows.xyxy[first:last]
+        )
+
+
+def _names(boxes: _Boxes) -> Iterator[tuple[int, str]]:
+    return zip(boxes.tracks.tolist(), boxes.labels.tolist(), strict=True)
+
+
+def _draw(image: Image, boxes: _Boxes, scale: tuple[float, float]) -> None:
+    corners = np.round(boxes.xyxy * np.array([*scale, *scale])).astype(int).tolist()
+    for (track, label), score, (x1, y1, x2, y2) in zip(
+        _names(boxes), boxes.scores.tolist(), corners, strict=True
+    ):
+        colour = _COLOURS[track % len(_COLOURS)]
+        cv2.rectangle(image, (x1, y1), (x2, y2), colour, 2, cv2.LINE_AA)
+        text = f"{label} {track}  {score:.2f}"
+        (width, height), _ = cv2.getTextSize(text, _FONT, 0.5, 1)
+        # Above the box where there is room, else in it; never beyond the right edge.
+        left = max(0, min(x1 - 1, image.shape[1] - width - 6))
+        top = y1 - height - 8 if y1 >= height + 8 else y1
+        cv2.rectangle(image, (left, top), (left + width + 6, top + height + 8), colour, cv2.FILLED)
+        cv2.putText(image, text, (left + 3, top + height + 3), _FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def _stamp(image: Image, pts_ms: int, recorded_at: datetime | None) -> None:
+    """The time, bright on dark: readable on any picture."""
+    seconds, tenths = divmod(pts_ms // 100, 10)
+    text = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{tenths}"
+    if recorded_at is not None:
+        text += f"   {recorded_at + timedelta(milliseconds=pts_ms):%Y-%m-%d %H:%M:%S %Z}".rstrip()
+    (width, height), _ = cv2.getTextSize(text, _FONT, 0.5, 1)
+    bottom = image.shape[0]
+    cv2.rectangle(image, (0, bottom - height - 12), (width + 12, bottom), (0, 0, 0), cv2.FILLED)
+    cv2.putText(image, text, (6, bottom - 6), _FONT, 0.5, (255, 255, 255), 1, cv2.LINE_AA)

@@ -1,0 +1,133 @@
+"""The annotated preview of a video, made when somebody asks for it: `capstone preview`, or this job.
+
+Not an asset of every run: it takes about as long as an analysis, and few videos are ever looked at.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pyarrow.compute as pc
+
+from capstone_dagster.analysis import read_frames
+from capstone_dagster.analysis.preview import render_preview
+from capstone_dagster.assets.failing import as_failure
+from capstone_dagster.assets.temporary import temporary_folder
+from capstone_dagster.services import Services
+from capstone_dagster.storage.errors import SourceChanged, SourceMissing
+from capstone_dagster.storage.sources import download_source
+
+PREVIEW_FILE = "preview.mp4"
+
+
+class NoSuchAnalysis(Exception):
+    """The video has not the analysis that a preview was asked of."""
+
+    failure_class = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPreview:
+    """A preview in the object store; `made` tells whether it was not there before."""
+
+    key: str
+    analysis_id: str
+    made: bool
+
+
+def store_preview(
+    video_id: str,
+    services: Services,
+    *,
+    analysis_id: str | None = None,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> StoredPreview:
+    """Render the preview of a video's analysis beside its events, unless it is there already.
+
+    Args:
+        analysis_id: by default the current one.
+        progress: is told the share that is done, 0–1.
+
+    Raises:
+        NoSuchAnalysis: there is none, or none is current.
+        SourceChanged, SourceMissing: the video that was analysed is not in S3 any more.
+        UndecodableVideo, StorageError: as the pass itself.
+    """
+    rows = services.events.analyses(video_id)
+    chosen = [
+        row
+        for row in rows
+        if (row["is_current"] if analysis_id is None else row["analysis_id"] == analysis_id)
+    ]
+    if not chosen:
+        wanted = "current analysis" if analysis_id is None else f"analysis {analysis_id}"
+        raise NoSuchAnalysis(
+            f"{video_id} has no {wanted}. `capstone analyses {video_id}` lists those it has."
+        )
+    (analysis,) = chosen
+    key = f"analyses/{analysis['analysis_id']}/{PREVIEW_FILE}"
+    if services.objects.exists(key):
+        return StoredPreview(key, analysis["analysis_id"], made=False)
+    upload = services.events.latest_upload(video_id)
+    if upload is None:
+        raise SourceMissing(f"No upload of {video_id!r} is known: it was deleted meanwhile.")
+    if upload.upload_id != analysis["upload_id"]:
+        raise SourceChanged(
+            f"Analysis {analysis['analysis_id']} is of an upload of {video_id} that has been overwritten "
+            "since: its pictures are gone. The newer upload has analyses of its own."
+        )
+    prefix = f"detections/{analysis['detection_id']}/"
+    with temporary_folder() as folder:
+        video, out = folder / f"video{Path(upload.key).suffix}", folder / PREVIEW_FILE
+        detections, frames = folder / "detections.parquet", folder / "frames.parquet"
+        for table in (detections, frames):
+            services.objects.get_file(prefix + table.name, table)
+        download_source(
+            services.s3,
+            bucket=upload.bucket,
+            key=upload.key,
+            version_id=upload.version_id,
+            etag=upload.etag,
+            path=video,
+        )
+        last_ms = max(1, pc.max(read_frames(frames)["pts_ms"]).as_py() or 0)
+        render_preview(
+            video,
+            detections,
+            frames,
+            out,
+            recorded_at=upload.recorded_at,
+            progress=lambda pts_ms: progress(min(1.0, pts_ms / last_ms)),
+        )
+        services.objects.put_file(key, out)
+    return StoredPreview(key, analysis["analysis_id"], made=True)
+
+
+class PreviewConfig(dg.Config):
+    """Which video to preview; `analysis`, an analysis's id, is by default the current one."""
+
+    video: str
+    analysis: str | None = None
+
+
+@dg.op(out=dg.Out(dg.Nothing), tags={"batch_gpu/compute": "cpu"})
+def render_video_preview(
+    context: dg.OpExecutionContext, config: PreviewConfig, services: dg.ResourceParam[Services]
+) -> None:
+    """Render the preview, or find that it is there; its address is in the run's log."""
+    try:
+        stored = store_preview(config.video, services, analysis_id=config.analysis)
+    except Exception as error:  # a missing preview is no failure of its video, whose status stays as it is
+        raise as_failure(error) from error
+    told = "was rendered" if stored.made else "was there already"
+    context.log.info(
+        f"The preview {told}: {services.objects.url(stored.key)}",
+        extra={"action": "preview.stored", "video_id": config.video},
+    )
+
+
+@dg.job(description="Renders the annotated preview of one video; name it in the configuration.")
+def preview_video() -> None:
+    """One op, on a CPU."""
+    render_video_preview()

@@ -1,0 +1,54 @@
+"""`capstone preview`: an annotated copy of a video that plays in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.finding import find_analyses, find_analysis, find_video
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store
+from capstone_dagster.settings import read_settings
+
+
+def preview(
+    video: Annotated[str, typer.Argument(help="A video's id or external id.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also copy it to this file.", metavar="FILE.mp4")
+    ] = None,
+    analysis: Annotated[
+        str | None,
+        typer.Option("--analysis", help="An analysis's id or its beginning; by default the current one."),
+    ] = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Render a video with its boxes, numbers of tracks and times, as H.264 that plays in any browser.
+
+    From stored detections and the uploaded video, without a model; it takes as long as decoding and encoding
+    do. It is stored beside the events, as analyses/<analysis id>/preview.mp4, and rendered once.
+    """
+    store = event_store(state)
+    video_id = find_video(store, video)
+    found = find_analyses(store, video_id)
+    analysis_id = None if analysis is None else find_analysis(found, analysis)["analysis_id"]
+
+    # What brings Dagster along comes after what is refused at once.
+    from capstone_dagster.assets.previews import store_preview
+    from capstone_dagster.services import Services
+
+    services = Services(read_settings())
+    with terminal.progress("Rendering the preview") as report:
+        stored = store_preview(
+            video_id,
+            services,
+            analysis_id=analysis_id,
+            progress=lambda fraction: report("Rendering the preview", fraction),
+        )
+    told = "Rendered" if stored.made else "Was there already:"
+    terminal.out.print(f"{told} {services.objects.url(stored.key)}", markup=False, soft_wrap=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        services.objects.get_file(stored.key, out)
+        terminal.err.print(f"Wrote {out}", markup=False, soft_wrap=True)
