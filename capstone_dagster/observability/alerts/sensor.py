@@ -1,7 +1,8 @@
 """The sensor `alerts`: looks at the records, decides what is told, and hands it to SNS.
 
 It never raises once it has sent something: a tick that fails leaves its cursor as it was, and would tell the
-same again. What SNS does not take stays in the cursor.
+same again. What SNS does not take stays in the cursor. It does not use the tick's own log, which Dagster
+stores in S3 when the tick ends, with more patience than a tick has time.
 """
 
 import logging
@@ -58,9 +59,8 @@ def alerts_sensor(context: dg.SensorEvaluationContext, services: dg.ResourcePara
         return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=context.cursor)
     memory = Memory.read(context.cursor, time.time())
     failed = _look(context.instance, services, memory)
-    told, was_refused = _tell(services, memory, Topic(services.settings.alert_topic_arn))
+    told = _tell(services, memory, Topic(services.settings.alert_topic_arn))
     told = f"{failed} new failures. {told}"
-    (context.log.error if was_refused else context.log.info)(told)
     return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=memory.write())
 
 
@@ -112,8 +112,8 @@ def _look(instance: dg.DagsterInstance, services: Needs, memory: Memory) -> int:
     return len(failures)
 
 
-def _tell(services: Needs, memory: Memory, topic: Topic) -> tuple[str, bool]:
-    """Send what is due; returns what was done in a sentence, and whether SNS refused something."""
+def _tell(services: Needs, memory: Memory, topic: Topic) -> str:
+    """Send what is due; returns what was done in a sentence."""
     place = place_of(services.settings, topic.arn)
     waiting = list(due(memory.record))
     over = time.monotonic() + _SEND_BUDGET_S
@@ -136,8 +136,8 @@ def _tell(services: Needs, memory: Memory, topic: Topic) -> tuple[str, bool]:
         services.metrics.add(NOTICES_SENT, count)
     left = len(waiting) - count
     if memory.refusal:
-        return f"{count} notices sent, {left} kept to be sent again: {memory.refusal}", True
-    return (f"{count} notices sent." if count or left else "Nothing to tell."), False
+        return f"{count} notices sent, {left} kept to be sent again: {memory.refusal}"
+    return f"{count} notices sent." if count or left else "Nothing to tell."
 
 
 def place_of(settings: Settings, topic_arn: str) -> Place:
