@@ -97,4 +97,4 @@ class Passes:
             self._warn(f"The run's tags could not be written: {error!r}")
 
     def _warn(self, told: str) -> None:
-        log.warning(told, extra={"action": "look-failed", "source": "passes", "run_id": self._run_id})
+        log.warning(told, extra={"action": "look.failed", "source": "passes", "run_id": self._run_id})

@@ -181,7 +181,7 @@ class _Tick:
             run_id = waiting.run.run_id
             told = f"Run {run_id} could not be started again: {type(error).__name__}: {error}"
             self._context.log.exception(told)
-            _log.exception(told, extra={"action": "reexecution_error", "run_id": run_id})
+            _log.exception(told, extra={"action": "reexecution.failed", "run_id": run_id})
             return Wait() if waiting.errors < _ERRORS else Leave()
 
     def _start(self, waiting: _Waiting, start: Start) -> Verdict:
@@ -231,7 +231,8 @@ class _Tick:
         except StorageError as error:
             self._store_answers = False
             _log.warning(
-                f"Failed runs wait until the event store answers: {error}", extra={"action": "store_away"}
+                f"Failed runs wait until the event store answers: {error}",
+                extra={"action": "reexecution.held"},
             )
             return Wait()
         return Leave() if state in (None, "done", "superseded", "cancelled") else None
@@ -252,7 +253,7 @@ class _Tick:
         _log.info(
             f"Run {run.run_id} failed for {failed.failure} and goes on as run {again.run_id}.",
             extra={
-                "action": "run_reexecuted",
+                "action": "run.reexecuted",
                 "run_id": again.run_id,
                 "parent_run_id": run.run_id,
                 "upload_id": failed.upload_id,
@@ -283,7 +284,7 @@ class _Tick:
         waiting.refused = True
         failed = waiting.run
         self._services.metrics.add(REEXECUTIONS_REFUSED)
-        extra = {"action": "reexecution_refused", "run_id": failed.run_id, "upload_id": failed.upload_id}
+        extra = {"action": "reexecution.refused", "run_id": failed.run_id, "upload_id": failed.upload_id}
         extra["failure_class"] = failed.failure.value
         _log.warning(f"Run {failed.run_id} failed for {failed.failure}. {verdict.told}", extra=extra)
 

@@ -75,9 +75,9 @@ class Gate:
         told = describe(state)
         if replace(state, duplicates=()) == replace(before, duplicates=()):
             return
-        action = "intake_resumed" if before.paused else "order_followed"
+        action = "intake.resumed" if before.paused else "intake.ordered"
         if state.paused:
-            action = "probe_released" if state.probe not in (None, before.probe) else "intake_paused"
+            action = "intake.probed" if state.probe not in (None, before.probe) else "intake.paused"
         level = logging.WARNING if state.paused and not before.paused else logging.INFO
         extra = {"action": action, "cause": state.cause, "probes": state.probes, "paused": state.paused}
         _log.log(level, told, extra=extra)

@@ -91,7 +91,7 @@ def _send(services: Services, topic: NoticeTopic, memory: _Memory) -> str:
     for notice_id, reason in refused.items():
         log.warning(
             f"Notice {notice_id} holds back its video's later ones: {reason}",
-            extra={"action": "notice-refused", "notice_id": notice_id},
+            extra={"action": "outbox.refused", "notice_id": notice_id},
         )
     oldest = services.events.oldest_notice()
     age_s = max(0.0, time.time() - oldest.timestamp()) if oldest is not None else 0.0
@@ -100,7 +100,7 @@ def _send(services: Services, topic: NoticeTopic, memory: _Memory) -> str:
     if sent:
         log.info(
             f"{sent} notices sent.",
-            extra={"action": "notices-sent", "notices": sent, "refused": len(refused)},
+            extra={"action": "outbox.sent", "notices": sent, "refused": len(refused)},
         )
     if memory.failures:
         return f"{sent} notices sent; the oldest that waits is {age_s:,.0f} s old: {memory.failure}"
@@ -119,7 +119,7 @@ def _note_failure(memory: _Memory, error: NotSent) -> None:
     memory.try_again = now + min(_AGAIN_S * 2 ** min(memory.failures - 1, 8), _AGAIN_LIMIT_S)
     log.error(
         f"Notices to other systems wait: {error}",
-        extra={"action": "notices-failed", "failures": memory.failures},
+        extra={"action": "outbox.failed", "failures": memory.failures},
     )
 
 
@@ -128,7 +128,7 @@ def _note_answer(memory: _Memory) -> None:
         after_s = time.time() - memory.failed_since
         log.info(
             f"Notices leave again, after {after_s:,.0f} s.",
-            extra={"action": "notices-recovered", "elapsed_s": round(after_s, 1)},
+            extra={"action": "outbox.recovered", "elapsed_s": round(after_s, 1)},
         )
     memory.failures, memory.failure, memory.try_again = 0, "", 0.0
 

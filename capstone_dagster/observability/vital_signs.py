@@ -186,7 +186,7 @@ def observe(
             unseen.append(name)
             log.warning(
                 f"{name.capitalize()} cannot be looked at: {type(error).__name__}: {error}",
-                extra={"action": "look-failed", "source": name},
+                extra={"action": "look.failed", "source": name},
             )
     return unseen
 

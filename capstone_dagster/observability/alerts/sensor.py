@@ -106,7 +106,7 @@ def _look(instance: dg.DagsterInstance, services: Needs, memory: Memory) -> int:
                 source,
                 type(error).__name__,
                 error,
-                extra={"action": "look-failed", "source": source},
+                extra={"action": "look.failed", "source": source},
             )
     observe(memory.record, failures=failures, successes=successes, troubles=troubles, unseen=unseen, now=now)
     return len(failures)
@@ -156,7 +156,7 @@ def _note_refusal(services: Needs, memory: Memory, error: NotSent) -> None:
     memory.try_again = now + min(_AGAIN_S * 2 ** min(memory.refusals - 1, 10), _AGAIN_LIMIT_S)
     services.metrics.add(NOTICES_FAILED)
     log.error(
-        "A notice was not sent: %s", error, extra={"action": "notice-failed", "refusals": memory.refusals}
+        "A notice was not sent: %s", error, extra={"action": "notice.failed", "refusals": memory.refusals}
     )
 
 
@@ -165,7 +165,7 @@ def _log_sent(subject: str, attributes: Mapping[str, str]) -> None:
         "%s",
         subject,
         extra={
-            "action": "notice-sent",
+            "action": "notice.sent",
             "notice": attributes["kind"],
             "failure_class": attributes["class"],
             "incident": attributes["incident"],
