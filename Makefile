@@ -14,12 +14,13 @@ SHOW_PIP = /^Collecting|^Requirement already/ { n++; if (n % 20 == 0) { print " 
 	/^Installing collected/ { print "  " n " packages fetched, unpacking them"; fflush() }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test soak bench image image-test lint docs lock clean
+.PHONY: help demo dev test examples soak bench image image-test lint docs lock clean
 
 help:  ## show this list
 	@echo "make demo                    one video's whole way on this machine: upload to events (VIDEO=path for yours)"
 	@echo "make dev                     the same stack with Dagster's UI, until Ctrl-C (FRESH=1 forgets everything first)"
 	@echo "make test                    the whole test suite"
+	@echo "make examples                the tests of docs/examples/, as docs/testing.md shows them"
 	@echo "make soak                    10,000 messages with crashes at every point of intake, many seeds: some minutes"
 	@echo "make bench                   speed, memory and accuracy of the engine into bench/RESULTS.md: some minutes"
 	@echo "make image                   the container image, by docker, podman or buildah; see docs/container.md"
@@ -48,6 +49,9 @@ dev: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+examples: $(INSTALLED)
+	cd docs/examples && ../../$(BIN)/python -m pytest -p no:cacheprovider .
 
 soak: $(INSTALLED)
 	@$(BIN)/python -m tests.intake.soak --messages 10000 --seeds 1 2 3 4 5 --minutes 20

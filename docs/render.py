@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from from_code import assets, automation, commands, example
+
 from capstone_dagster.assets.checks import SEVERITIES, detections_checks, events_checks
 from capstone_dagster.observability.catalog.alarms import ALARMS, ANOMALY_ALARMS
 from capstone_dagster.observability.catalog.dashboard import DASHBOARDS, OPERATIONS
@@ -68,11 +70,19 @@ def checks_table() -> str:
     return "\n".join(rows)
 
 
-PARTS = {
+PARTS: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"settings": settings_table},
     ROOT / "docs" / "checks.md": {"checks": checks_table},
     ROOT / "docs" / "failures.md": {"failures": failures_table},
     ROOT / "docs" / "runbook.md": {"runbook": runbook_pages},
+    ROOT / "docs" / "reference.md": {"commands": commands, "assets": assets, "automation": automation},
+    ROOT / "docs" / "testing.md": {
+        "conftest": lambda: example("conftest.py"),
+        "rule": lambda: example("loitering.py"),
+        "rule test": lambda: example("test_loitering.py"),
+        "asset": lambda: example("person_seconds.py"),
+        "asset test": lambda: example("test_person_seconds.py"),
+    },
     ROOT / "docs" / "observability.md": {
         "log groups": lambda: reference.log_groups(LOG_GROUPS),
         "metrics": lambda: reference.metrics(METRICS),

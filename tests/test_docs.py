@@ -1,10 +1,16 @@
 """What the documentation shows works: its commands, its SQL, its message, its links, its tables."""
 
+import itertools
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -13,23 +19,56 @@ from typer.main import get_command
 from capstone_dagster.cli import app
 from capstone_dagster.intake.messages import KeyFilter, parse_message
 from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.testing import MakeClip, Pipeline, SquareDetector
+from tests.support.command_line import Capstone
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HOW_TOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
+# Those that need no more than a video's results and the queues.
+EXECUTED = ("status", "events", "analyses", "compare", "rollback", "export", "dlq list")
 
 
-def blocks(language: str) -> list[str]:
-    """Code blocks of a language on all pages."""
-    return [
-        block
+def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[str]:
+    """Code blocks of a language on these pages, those in lists too."""
+    pattern = re.compile(rf"^( *)```{language}\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for page in pages for _, block in pattern.findall(page.read_text())]
+
+
+def commands(pages: Sequence[Path] = PAGES) -> list[str]:
+    """Every command line of these pages, once."""
+    lines = [line for block in blocks("sh", pages) for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.strip() and not line.startswith("#")))
+
+
+def mentions() -> list[str]:
+    """Every `capstone …` within a sentence, once; `status|pause` are two."""
+    found = [
+        " ".join(alternative)
         for page in PAGES
-        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        for words in re.findall(r"(?<!`)`capstone ([^`]+)`(?!`)", page.read_text())
+        for alternative in itertools.product(*(word.split("|") for word in words.split()))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def every_command(words: str = "", command: Any = None) -> list[str]:
+    """The words that call each command, groups left out."""
+    command = command or get_command(app)
+    if not hasattr(command, "commands"):
+        return [words.strip()]
+    return [
+        found for name, each in command.commands.items() for found in every_command(f"{words} {name}", each)
     ]
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+def find_command(words: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command that these words call, and its arguments; fails if there is none."""
+    command, rest = get_command(app), list(words)
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        assert rest[0] in command.commands, f"capstone has no command {rest[0]!r}: {' '.join(words)}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
 
 
 def test_rendered_parts_are_fresh() -> None:
@@ -47,16 +86,75 @@ def test_commands_exist_as_shown(line: str) -> None:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
         return
     assert words[0] == ".venv/bin/capstone"
-    command, rest = get_command(app), words[1:]
-    while hasattr(command, "commands"):
-        command, rest = command.commands[rest[0]], rest[1:]
+    command, rest = find_command(words[1:])
     # Parses the arguments and options as typed, and runs nothing.
     with command.make_context(str(command.name), rest) as context:
         assert context.args == []
 
 
-def test_every_command_is_in_the_readme_or_the_help() -> None:
-    shown = " ".join(commands())
+@pytest.mark.parametrize("mention", mentions())
+def test_mentioned_commands_and_options_exist(mention: str) -> None:
+    command, rest = find_command([word.strip("().,;") for word in mention.split() if word != "…"])
+    options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    mentioned = {word.split("=")[0] for word in rest if word.startswith("-")}
+    assert mentioned <= options | {"--help", "-h"}, f"capstone {mention}"
+
+
+@pytest.mark.parametrize("words", every_command())
+def test_help_teaches_every_command(words: str, capstone: Capstone) -> None:
+    outcome = capstone(*words.split(), "--help")
+    command, _ = find_command(words.split())
+    assert outcome.code == 0, outcome.err
+    assert command.help
+    for param in command.params:
+        assert getattr(param, "help", None), f"capstone {words}: nothing is said of {param.name}"
+
+
+@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
+def test_commands_of_the_how_tos_do_what_they_show(
+    pipeline: Pipeline,
+    make_clip: MakeClip,
+    stand_in_detector: SquareDetector,
+    capstone: Capstone,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    # Video 84 has two analyses, as a new model's would be beside the old one's.
+    crossing = make_clip("84.mp4", range(0, 3000, 40), lambda index: [("person", 20, 20, 60, 120)])
+    first = pipeline.analyze(crossing, "yard/84.mp4", external_id="84")
+    assert pipeline.run(first.upload, force=True).success
+    settings = pipeline.services.settings
+    monkeypatch.setenv("CAPSTONE_DATABASE_URL", settings.event_store_url())
+    monkeypatch.setenv("CAPSTONE_DERIVED_URL", settings.required("derived_url"))
+    monkeypatch.setenv("CAPSTONE_QUEUE_URL", settings.required("queue_url"))
+    monkeypatch.chdir(tmp_path)
+
+    shown = [shlex.split(line)[1:] for line in commands(HOW_TOS) if line.startswith(".venv/bin/capstone")]
+    executed = [words for words in shown if " ".join(words).startswith(EXECUTED)]
+    assert len(executed) >= 8
+    for words in executed:
+        outcome = capstone(*words)
+        assert outcome.code == 0, f"capstone {' '.join(words)}: {outcome.err}"
+        assert outcome.out + outcome.err, f"capstone {' '.join(words)} said nothing"
+
+
+@pytest.mark.timeout(400)  # servers of its own, beside those of a busy suite
+def test_the_examples_of_the_testing_page_pass() -> None:
+    """With nothing but the plugin: no conftest of ours."""
+    folder = tempfile.mkdtemp(prefix="capstone-test-")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/x", "."],
+        cwd=ROOT / "docs" / "examples",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_readme_shows_the_commands_of_the_first_day() -> None:
+    shown = " ".join(commands([ROOT / "README.md"]))
     for name in ("submit", "status", "events", "analyze", "doctor"):
         assert f"capstone {name}" in shown
 
