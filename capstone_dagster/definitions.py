@@ -13,7 +13,6 @@ from capstone_dagster.assets.previews import preview_video
 from capstone_dagster.assets.reexecution import reexecution_sensor
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.assets.several import analyze_videos
-from capstone_dagster.intake.pruning import prune_partitions, prune_schedule
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.notices.sensor import outbox_sensor
 from capstone_dagster.observability.alerts.sensor import alerts_sensor
@@ -21,6 +20,7 @@ from capstone_dagster.observability.forwarding import run_events_forwarder
 from capstone_dagster.observability.logs import configure_logging
 from capstone_dagster.observability.traces.sensor import run_traces_sensor
 from capstone_dagster.observability.vital_signs import vital_signs_sensor
+from capstone_dagster.removal.retention import retention, retention_schedule
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 
@@ -36,8 +36,8 @@ def reference_io_manager(_: dg.InitResourceContext) -> ReferenceIOManager:
 defs = dg.Definitions(
     assets=[raw_videos, video_analysis, events],
     asset_checks=[detections_checks, events_checks],
-    jobs=[analyze_upload, analyze_videos, preview_video, prune_partitions],
-    schedules=[prune_schedule],
+    jobs=[analyze_upload, analyze_videos, preview_video, retention],
+    schedules=[retention_schedule],
     sensors=[
         upload_sensor,
         video_status_sensor,

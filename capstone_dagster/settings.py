@@ -197,7 +197,7 @@ class Settings(BaseSettings):
     pause_after_failures: int = Field(
         default=5,
         ge=1,
-        description="Intake pauses itself when so many runs in a row have failed for one systemic reason.",
+        description="Intake pauses itself when so many uploads in a row have failed for one systemic reason.",
     )
 
     key_prefix: str = Field(default="", description="Only keys under this prefix are analysed.")
@@ -236,11 +236,47 @@ class Settings(BaseSettings):
         ge=1,
         description="While more runs than this wait for their turn, new messages stay in the queue.",
     )
+    raw_retention_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days after its last upload that a finished video's object is deleted, every version of "
+        "it; 0 keeps it for ever, because it belongs to whoever uploaded it.",
+    )
+    detections_retention_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days after they were last asked for that frames, detections, pictures and previews are "
+        "deleted; 0 keeps them for ever, because new event rules are tried on them. Events stay.",
+    )
+    earlier_analyses_retention_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days that an analysis which is not current is kept, with its events and files; 0 keeps "
+        "it for ever, because `capstone compare` and `rollback` live on it.",
+    )
+    events_retention_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days that any analysis is kept, the current one too, with its events and files; 0 keeps "
+        "it for ever, because events are what all this is for.",
+    )
     partition_retention_days: int = Field(
         default=365,
-        ge=1,
+        ge=0,
         description="Days after its last upload that a finished video stays listed as a partition in "
-        "Dagster; its rows and files stay.",
+        "Dagster, which is made for 100,000 of them; 0: for ever. Its rows and files stay.",
+    )
+    run_retention_days: int = Field(
+        default=400,
+        ge=0,
+        description="Days that Dagster keeps an ended run, its logs, materialisations and pictures; 0: for "
+        "ever. Runs of a listed partition stay: without them it would look as if nobody had analysed it.",
+    )
+    event_log_retention_days: int = Field(
+        default=90,
+        ge=0,
+        description="Days that Dagster keeps what ended runs logged; 0: for ever. Their course, "
+        "materialisations and checks stay.",
     )
 
     @field_validator("labels", "key_suffixes", "request_models", mode="before")

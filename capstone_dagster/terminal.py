@@ -222,6 +222,19 @@ def counts_table(counts: Mapping[str, int], *header: str) -> Table:
     return table
 
 
+def retention_table(rows: Sequence[Mapping[str, Any]], verb: str) -> Table:
+    """What went of each kind, and by which setting."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("what", "setting", "days", verb):
+        table.add_column(name, justify="right" if name in ("days", verb) else "left")
+    for row in rows:
+        number = f"{row['number']:,}{' or more' if row['more'] else ''}"
+        kept = not row["days"]
+        cells = ("for ever", "") if kept else (str(row["days"]), number)
+        table.add_row(row["kind"], row["setting"], *cells)
+    return table
+
+
 def clock(ms: int) -> str:
     """Milliseconds of video as `m:ss.s`."""
     minutes, rest = divmod(ms, 60_000)

@@ -79,6 +79,7 @@ ALLOWED = {
     "services": {"settings", "clients", "storage", "models", "observability"},
     "intake": {"settings", "storage", "observability", "services"},
     "notices": {"settings", "storage", "observability", "services"},
+    "removal": {"settings", "storage", "observability", "services", "intake"},
     "assets": {"settings", "analysis", "storage", "observability", "services", "models"},
 }
 FOREIGN = {"dagster", "boto3", "botocore", "sqlalchemy", "psycopg"}

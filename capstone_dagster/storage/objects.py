@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from capstone_dagster.settings import ConfigurationError
+from capstone_dagster.storage.deleting import delete_versions, versions_below
 from capstone_dagster.storage.errors import ObjectNotFound, PermissionDenied, StorageUnavailable, explained
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ class ObjectStore(Protocol):
 
     def keys(self, prefix: str) -> list[str]:
         """The keys that begin with a prefix, sorted."""
+
+    def delete(self, prefix: str) -> int:
+        """Delete every object whose key begins with a prefix, for good, and say how many versions went.
+
+        Raises:
+            ValueError: the prefix is empty, which would be everything.
+        """
 
 
 def open_object_store(url: str, s3: Callable[[], S3Client]) -> ObjectStore:
@@ -126,6 +134,11 @@ class S3Objects:
             found = [item["Key"] for page in pages for item in page.get("Contents", [])]
         return sorted(key.removeprefix(self._prefix) for key in found)
 
+    def delete(self, prefix: str) -> int:
+        _refuse_everything(prefix)
+        found = versions_below(self._client, self._bucket, self._prefix + prefix)
+        return delete_versions(self._client, self._bucket, found)
+
 
 class FileObjects:
     """Objects as files below a directory."""
@@ -185,6 +198,28 @@ class FileObjects:
         files = (path for path in self._root.rglob("*") if path.is_file() and path.name[0] != ".")
         found = (path.relative_to(self._root).as_posix() for path in files)
         return sorted(key for key in found if key.startswith(prefix))
+
+    def delete(self, prefix: str) -> int:
+        _refuse_everything(prefix)
+        found = self.keys(prefix)
+        for key in found:
+            path = self._root / key
+            try:
+                path.unlink(missing_ok=True)
+                # Buckets have no directories: neither does what stands in for one, once they are empty.
+                for folder in path.relative_to(self._root).parents[:-1]:
+                    (self._root / folder).rmdir()
+            except PermissionError as error:
+                raise PermissionDenied(f"{path} may not be deleted: {error}.") from error
+            except OSError as error:
+                if path.exists():
+                    raise StorageUnavailable(f"{path} cannot be deleted: {error}.") from error
+        return len(found)
+
+
+def _refuse_everything(prefix: str) -> None:
+    if not prefix.strip("/"):
+        raise ValueError(f"expected a prefix of what is to be deleted, found {prefix!r}")
 
 
 def _content_type(key: str) -> str:

@@ -77,6 +77,8 @@ videos = Table(
     Column("recorded_at_source", Text),
     _time("uploaded_at", nullable=False),
     _time("first_seen_at", nullable=False, now=True),
+    # By retention: of the uploads up to then.
+    _time("raw_removed_at"),
     Index("ix_videos_external_id", "external_id"),
 )
 
@@ -107,6 +109,8 @@ analyses = Table(
     _time("requested_at", nullable=False),
     _time("published_at", nullable=False, now=True),
     Column("is_current", Boolean, nullable=False),
+    # By retention: what was stored before.
+    _time("files_removed_at"),
     Index("uq_analyses_current", "video_id", unique=True, postgresql_where=text("is_current")),
     Index("ix_analyses_video_id", "video_id", "published_at"),
     Index("ix_analyses_detection_id", "detection_id"),
@@ -190,4 +194,19 @@ outbox = Table(
     Index("ix_outbox_unsent", "notice_id", postgresql_where=text("sent_at IS NULL")),
     Index("ix_outbox_unsent_video", "video_id", "notice_id", postgresql_where=text("sent_at IS NULL")),
     Index("ix_outbox_sent_at", "sent_at", postgresql_where=text("sent_at IS NOT NULL")),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("erasure_id", BigInteger, Identity(always=True), primary_key=True),
+    # SHA-256 of the video's id: whoever knows the id can prove its erasure, nobody reads it from here.
+    Column("video_hash", Text, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    _time("begun_at", nullable=False, now=True),
+    _time("finished_at"),
+    # What was removed, names to numbers.
+    Column("counts", JSONB, nullable=False, server_default=text("'{}'")),
+    Index("uq_erasures_under_way", "video_hash", unique=True, postgresql_where=text("finished_at IS NULL")),
+    Index("ix_erasures_video_hash", "video_hash", "begun_at"),
 )

@@ -36,6 +36,8 @@ PERMISSIONS = {
     "s3:HeadObject": ("s3:GetObject", "s3:GetObjectVersion", "s3:ListBucket"),
     "s3:GetObject": ("s3:GetObject", "s3:GetObjectVersion"),
     "s3:ListObjectsV2": ("s3:ListBucket",),
+    "s3:ListObjectVersions": ("s3:ListBucketVersions",),
+    "s3:DeleteObjects": ("s3:DeleteObject", "s3:DeleteObjectVersion"),
     "sqs:DeleteMessageBatch": ("sqs:DeleteMessage",),
     "sns:PublishBatch": ("sns:Publish",),
     "batch:SubmitJob": ("batch:SubmitJob", "batch:TagResource"),
@@ -62,7 +64,13 @@ WITHOUT_A_CALL = {
 # there; the others run parts of it.
 MODULES = {
     "DaemonRole": [""],
-    "WorkerRole": ["storage/sources.py", "storage/objects.py", "models.py", "observability/shipper.py"],
+    "WorkerRole": [
+        "storage/sources.py",
+        "storage/objects.py",
+        "storage/deleting.py",
+        "models.py",
+        "observability/shipper.py",
+    ],
     "WebserverRole": ["observability/shipper.py"],
 }
 # `Terminate` in the pages looks the run's job up and ends it.

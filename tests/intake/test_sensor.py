@@ -9,8 +9,8 @@ import pytest
 from botocore.exceptions import ClientError
 from sqlalchemy.engine import make_url
 
-from capstone_dagster.intake.pruning import prune_partitions
 from capstone_dagster.observability.left_messages import read_left
+from capstone_dagster.removal.retention import retention
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from tests.intake.conftest import Intake
@@ -264,12 +264,12 @@ def test_pruning_old_partitions_runs_nothing_again(intake: Intake) -> None:
     def prune(days: float, **config: Any) -> int:
         # A negative retention stands for time that went by.
         settings = intake.services.settings.model_copy(update={"partition_retention_days": days})
-        result = prune_partitions.execute_in_process(
-            run_config={"ops": {"prune_old_partitions": {"config": config}}},
+        result = retention.execute_in_process(
+            run_config={"ops": {"remove_what_is_old": {"config": config}}},
             resources={"services": Services(settings)},
             instance=intake.instance,
         )
-        return int(result.output_for_node("prune_old_partitions"))
+        return int(result.output_for_node("remove_what_is_old")["partitions"])
 
     assert prune(-1) == 0  # its run is not over
     intake.services.events.mark_failed(upload["upload_id"], "r", failure_class="internal", message="x")

@@ -1,0 +1,111 @@
+"""`capstone delete`: remove every trace of a video, and say what was removed and what cannot be."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.finding import find_video
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, join_local_stack
+from capstone_dagster.settings import read_settings
+
+if TYPE_CHECKING:
+    from capstone_dagster.removal.erasure import Plan
+    from capstone_dagster.services import Services
+    from capstone_dagster.storage.erasures import Erasures
+
+
+def delete(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, no more.")] = False,
+    by: Annotated[
+        str | None, typer.Option("--by", help="Who wants it, for the audit line.", show_default="this user")
+    ] = None,
+    form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Delete a video with every trace of it: files, pictures, events, and what Dagster remembers.
+
+    Its runs are ended first. All versions of the uploaded object go, what was derived of it (detections that
+    another video of the same bytes rests on stay), its rows, its partition and its runs. What remains is a
+    line in `capstone.erasures` with a hash of its id, when, by whom, and how much. Broken off, it is finished
+    by repeating it. An upload made afterwards is a new video. docs/privacy.md tells what cannot be deleted.
+    """
+    from capstone_dagster.removal.erasure import Eraser
+    from capstone_dagster.services import Services
+    from capstone_dagster.storage.erasures import Erasures
+
+    join_local_stack(state)
+    services = Services(read_settings())
+    erasures = Erasures(services.events.engine)
+    video_id = _known(services, erasures, video)
+    with dagster_instance(state) as instance:
+        eraser = Eraser(services, instance)
+        with terminal.progress(f"Looking for {video_id}"):
+            plan = eraser.plan(video_id)
+            counts = eraser.count(plan)
+        if dry_run:
+            _tell(video_id, plan, counts, form, done=False)
+            return
+        if not yes:
+            terminal.err.print(terminal.counts_table(counts, "what", "there is"))
+            typer.confirm(f"Delete {video_id} for good?", abort=True, err=True)
+        with terminal.progress(f"Deleting {video_id}") as report:
+            removed = eraser.erase(video_id, by=by or getpass.getuser(), report=report)
+        _tell(video_id, plan, removed, form, done=True)
+        if form == "table" and (sensors := eraser.what_remembers(plan.names)):
+            told = f"The cursors of {', '.join(sensors)} name it still, until their next change."
+            terminal.err.print(told, markup=False, soft_wrap=True)
+
+
+def _known(services: Services, erasures: Erasures, video: str) -> str:
+    """The id of the video; one that was deleted is known by its id, to look once more for what came late."""
+    try:
+        return find_video(services.events, video)
+    except typer.BadParameter:
+        last = erasures.last(video)
+        if last is None:
+            raise
+        told = "was being deleted" if last.finished_at is None else "was deleted already"
+        when = terminal.local_time(last.finished_at or last.begun_at)
+        told = f"{video} {told} ({when}, by {last.requested_by}); looking for what is left."
+        terminal.err.print(told, markup=False, soft_wrap=True)
+        return video
+
+
+def _tell(
+    video_id: str, plan: Plan, counts: Mapping[str, int], form: Literal["table", "json"], *, done: bool
+) -> None:
+    if form == "json":
+        about = {"video_id": video_id, "deleted": done, "counts": dict(counts), "kept": sorted(plan.kept)}
+        cancelled = {} if done else {"runs_to_end": list(plan.cancel), "obstacle": plan.obstacle}
+        print(json.dumps({**about, **cancelled, "cannot_be_deleted": list(_LEFT)}, indent=2))
+        return
+    terminal.out.print(terminal.counts_table(counts, "what", "deleted" if done else "would be deleted"))
+    for kept in sorted(plan.kept):
+        told = f"Detections {kept} stay: another video of the same bytes rests on them."
+        terminal.out.print(told, markup=False, soft_wrap=True)
+    if not done:
+        for run_id in plan.cancel:
+            terminal.out.print(f"Run {run_id} would be ended first.", markup=False, soft_wrap=True)
+        if plan.obstacle:
+            terminal.out.print(f"It cannot be done now: {plan.obstacle}", markup=False, soft_wrap=True)
+        return
+    terminal.out.print(f"{video_id} is deleted. What cannot be deleted:", markup=False, soft_wrap=True)
+    for left in _LEFT:
+        terminal.out.print(f"- {left}", markup=False, soft_wrap=True)
+
+
+# docs/privacy.md says the same with reasons.
+_LEFT = (
+    "messages that are in the queue or among the dead letters (14 days; a late one finds no object), and "
+    "notices that were sent",
+    "log lines in CloudWatch, which name its id and address (7, 14 or 30 days), and traces",
+    "backups of the databases, as long as they are kept",
+)

@@ -1,0 +1,51 @@
+"""`capstone retention`: what is older than its settings allow, and its removal."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, join_local_stack
+from capstone_dagster.settings import read_settings
+
+
+def retention(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, no more.")] = False,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="Of each kind, in one go.", show_default="2000")
+    ] = None,
+    form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Remove what is older than its CAPSTONE_..._RETENTION_DAYS, as the job `retention` does every night.
+
+    Look first with `--dry-run`. Videos, detections and events are kept for ever unless such a setting says
+    otherwise; partitions, runs and their logs have defaults. Again removes more, if there was more.
+    """
+    from capstone_dagster.removal.retention import MOST_A_NIGHT, Retention
+    from capstone_dagster.services import Services
+
+    join_local_stack(state)
+    services = Services(read_settings())
+    with (
+        dagster_instance(state) as instance,
+        terminal.progress("Looking for what is old" if dry_run else "Removing what is old"),
+    ):
+        done = Retention(services, instance, most or MOST_A_NIGHT).apply(dry_run=dry_run)
+    rows = [
+        {
+            "kind": each.kind.name,
+            "setting": each.kind.variable,
+            "days": each.days,
+            "number": each.number,
+            "more": each.more,
+        }
+        for each in done
+    ]
+    if form == "json":
+        print(json.dumps({"dry_run": dry_run, "kinds": rows}, indent=2))
+        return
+    terminal.out.print(terminal.retention_table(rows, "would go" if dry_run else "went"))

@@ -1,0 +1,256 @@
+"""Deleting a video: every trace that can be removed, in an order that a repetition finishes.
+
+First the fence (nothing new of it is recorded or published), then its runs end, then S3, then Dagster's
+storage, and last its own rows, by which all the rest is found. The fence ends with them: a message that comes
+late finds no object, and an upload made afterwards is a new video, because somebody wanted it so.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import dagster as dg
+
+from capstone_dagster.removal.dagster_records import DagsterRecords, RunTraces
+from capstone_dagster.removal.names import Names
+from capstone_dagster.services import Services
+from capstone_dagster.storage.deleting import delete_versions, versions_of
+from capstone_dagster.storage.erasures import Erasures, VideoRows
+from capstone_dagster.storage.errors import ObjectNotFound
+from capstone_dagster.storage.objects import ObjectStore
+
+# A process here ends within seconds of being told; a Batch job within half a minute of TerminateJob.
+_RUNS_END_WITHIN_S = 60.0
+_POLL_S = 0.5
+
+Report = Callable[[str], None]
+
+
+class ErasureRefused(Exception):
+    """The video cannot be deleted now; the message says what to do first."""
+
+    failure_class = "configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What was found of a video.
+
+    Attributes:
+        rows: None if the event store knows nothing of it (any more).
+        detections, analyses: ids found anywhere, those of work that was never published included.
+        shared: the detections that another video's analysis rests on.
+        assets: names of Dagster's assets.
+    """
+
+    video_id: str
+    rows: VideoRows | None
+    runs: Sequence[RunTraces]
+    detections: frozenset[str]
+    analyses: frozenset[str]
+    shared: frozenset[str]
+    assets: Sequence[str]
+    running_backfills: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What deleting a video does.
+
+    Attributes:
+        source: bucket and key of the raw object.
+        prefixes: (what, prefix) of derived objects.
+        kept: detections that stay, because another video rests on them.
+        cancel: runs that are ended first.
+        obstacle: why it cannot be done now; None if it can.
+    """
+
+    names: Names
+    source: tuple[str, str] | None
+    prefixes: Sequence[tuple[str, str]]
+    kept: frozenset[str]
+    runs: Sequence[RunTraces]
+    cancel: Sequence[str]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    obstacle: str | None = None
+
+
+def plan_erasure(traces: Traces) -> Plan:
+    """Decide from what was found; touches nothing."""
+    rows, video_id = traces.rows, traces.video_id
+    also = () if rows is None else (*rows.uploads, f"s3://{rows.bucket}/{rows.key}")
+    prefixes = [("detection files", f"detections/{each}/") for each in traces.detections - traces.shared]
+    prefixes += [("analysis files", f"analyses/{each}/") for each in traces.analyses]
+    prefixes += [("references", f"references/runs/{run.run_id}/") for run in traces.runs if run.own]
+    prefixes += [("references", f"references/assets/{asset}/{video_id}.json") for asset in traces.assets]
+    unfinished = [run for run in traces.runs if not run.finished]
+    obstacle = None
+    if busy := [run.run_id for run in unfinished if not run.own]:
+        obstacle = (
+            f"Run {busy[0]} analyses several videos, {video_id} among them, and is not over. Wait for it, or "
+            "end it (`Terminate` on its page), and repeat."
+        )
+    elif traces.running_backfills:
+        obstacle = (
+            f"Backfill {traces.running_backfills[0]} is to run {video_id} and is not over. Wait for it, or "
+            "cancel it (`Overview > Backfills`), and repeat."
+        )
+    return Plan(
+        names=Names(video_id, also),
+        source=None if rows is None else (rows.bucket, rows.key),
+        prefixes=sorted(prefixes),
+        kept=traces.detections & traces.shared,
+        runs=traces.runs,
+        cancel=[run.run_id for run in unfinished if run.own],
+        rows={} if rows is None else rows.counts,
+        obstacle=obstacle,
+    )
+
+
+class Eraser:
+    """Looks for a video's traces, counts them, removes them."""
+
+    def __init__(self, services: Services, instance: dg.DagsterInstance) -> None:
+        self._services = services
+        self._instance = instance
+        self._records = DagsterRecords(instance)
+        self._erasures = Erasures(services.events.engine)
+
+    def plan(self, video_id: str) -> Plan:
+        """What deleting it would do, as things are."""
+        rows = self._erasures.find(video_id)
+        names = Names(video_id, () if rows is None else (*rows.uploads, f"s3://{rows.bucket}/{rows.key}"))
+        runs = self._records.runs(names, () if rows is None else rows.run_ids)
+        detections, analyses = self._records.work(names)
+        detections |= {each for run in runs for each in run.detection_ids}
+        assets = self._records.asset_names()
+        if rows is not None:
+            analyses |= rows.analyses.keys()
+            detections |= set(rows.analyses.values())
+        keys = [f"references/assets/{asset}/{video_id}.json" for asset in assets]
+        for run in runs:
+            if run.own:
+                keys += self._services.objects.keys(f"references/runs/{run.run_id}/")
+        for key in keys:
+            of_detections, of_analyses = _ids_in(self._services.objects, key)
+            detections |= of_detections
+            analyses |= of_analyses
+        return plan_erasure(
+            Traces(
+                video_id=video_id,
+                rows=rows,
+                runs=runs,
+                detections=frozenset(detections),
+                analyses=frozenset(analyses),
+                shared=self._erasures.shared(video_id, frozenset(detections)),
+                assets=assets,
+                running_backfills=self._records.running_backfills(names),
+            )
+        )
+
+    def count(self, plan: Plan) -> dict[str, int]:
+        """How much of what would go; nothing is changed."""
+        counts: Counter[str] = Counter()
+        if plan.source is not None:
+            counts["raw object versions"] = len(versions_of(self._services.s3, *plan.source))
+        for what, prefix in plan.prefixes:
+            counts[what] += len(self._services.objects.keys(prefix))
+        counts += self._records.remove(plan.names, plan.runs, dry_run=True)
+        counts += Counter({f"rows of {table}": number for table, number in plan.rows.items()})
+        return dict(+counts)
+
+    def erase(self, video_id: str, *, by: str, report: Report = lambda told: None) -> Mapping[str, int]:
+        """Delete the video; what was removed, by this call and by those broken off before it.
+
+        Args:
+            by: who wants it, for the audit line.
+            report: is told each step.
+
+        Raises:
+            ErasureRefused: a run is at work on it that does not end; nothing was deleted yet.
+            StorageError: repeat it when the cause is gone.
+        """
+        plan = self.plan(video_id)
+        if plan.obstacle:
+            raise ErasureRefused(plan.obstacle)
+        line = self._erasures.begin(video_id, by)
+        if plan.cancel:
+            report("Ending its runs")
+            self._end(plan.cancel, video_id)
+        # What those runs left meanwhile, and what began before the fence stood.
+        plan = self.plan(video_id)
+        if plan.obstacle or plan.cancel:
+            raise ErasureRefused(
+                plan.obstacle or f"Run {plan.cancel[0]} of {video_id} has begun just now: repeat."
+            )
+        if plan.source is not None:
+            report("Deleting the raw video, every version of it")
+            found = versions_of(self._services.s3, *plan.source)
+            deleted = delete_versions(self._services.s3, plan.source[0], found)
+            self._erasures.note(line, {"raw object versions": deleted})
+        report("Deleting what was derived of it")
+        removed: Counter[str] = Counter()
+        for what, prefix in plan.prefixes:
+            removed[what] += self._services.objects.delete(prefix)
+        self._erasures.note(line, removed)
+        report("Deleting Dagster's records of it")
+        self._erasures.note(line, self._records.remove(plan.names, plan.runs, dry_run=False))
+        report("Deleting its rows")
+        return self._erasures.finish(line, video_id)
+
+    def what_remembers(self, names: Names) -> list[str]:
+        """Names of the sensors whose cursor names the video still, until they write the next one."""
+        return self._records.sensors_that_remember(names)
+
+    def _end(self, run_ids: Sequence[str], video_id: str) -> None:
+        for run_id in run_ids:
+            run = self._instance.get_run_by_id(run_id)
+            if run is None:
+                continue
+            try:
+                if run.status == dg.DagsterRunStatus.NOT_STARTED:
+                    self._instance.report_run_canceled(run)
+                else:
+                    self._instance.run_coordinator.cancel_run(run_id)
+            except Exception as error:
+                raise ErasureRefused(
+                    f"Run {run_id} works on {video_id} and could not be ended ({error}). End it (`Terminate` "
+                    "on its page), and repeat: nothing was deleted, and nothing of the video is published "
+                    "meanwhile."
+                ) from error
+        give_up = time.monotonic() + _RUNS_END_WITHIN_S
+        left = list(run_ids)
+        while left:
+            left = [
+                run.run_id
+                for run in self._instance.get_runs(dg.RunsFilter(run_ids=left))
+                if not run.is_finished
+            ]
+            if left and time.monotonic() > give_up:
+                raise ErasureRefused(
+                    f"Run {left[0]} of {video_id} is being ended and has not ended yet. Repeat in a minute: "
+                    "nothing was deleted, and nothing of the video is published meanwhile."
+                )
+            if left:
+                time.sleep(_POLL_S)
+
+
+def _ids_in(objects: ObjectStore, key: str) -> tuple[set[str], set[str]]:
+    """Ids of detections and analyses that a stored reference names."""
+    try:
+        value = json.loads(objects.get_bytes(key))
+    except ObjectNotFound:
+        return set(), set()
+    found: tuple[set[str], set[str]] = (set(), set())
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        for name, ids in zip(("detection_id", "analysis_id"), found, strict=True):
+            if isinstance(part.get(name), str):
+                ids.add(part[name])
+        parts += [each for each in part.values() if isinstance(each, dict)]
+    return found

@@ -1,0 +1,30 @@
+"""The texts by which records name a video, and how they stand in JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+# Stands in records that speak of other videos too.
+DELETED = "deleted-video"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a video is called in records.
+
+    Attributes:
+        also: its uploads' ids and its address.
+    """
+
+    video_id: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Every spelling: as it is, within JSON, and within JSON that is text within JSON."""
+        found: list[str] = []
+        for name in (self.video_id, *self.also):
+            quoted = json.dumps(name)[1:-1]
+            found += [name, quoted, json.dumps(quoted)[1:-1]]
+        return tuple(dict.fromkeys(found))

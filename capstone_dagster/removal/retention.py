@@ -1,0 +1,226 @@
+"""What is old goes: each kind after its own number of days, bounded in a night, after a dry run if wanted.
+
+What is the product (videos, detections, events) is kept for ever unless somebody sets a number; what is
+bookkeeping has one. Dagster's ticks are not here: `retention` in dagster.yaml has Dagster delete them itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+import dagster as dg
+
+from capstone_dagster.intake.runs import PARTITIONS_NAME
+from capstone_dagster.removal.dagster_records import DagsterRecords
+from capstone_dagster.services import Services
+from capstone_dagster.settings import Settings, variable_name
+from capstone_dagster.storage.deleting import delete_versions, versions_of
+from capstone_dagster.storage.retention import OldAnalysis, OldRows
+
+# One night's work stays within minutes; what is left goes in the nights after.
+MOST_A_NIGHT = 2000
+_PARTITION_TAG = "dagster/partition"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of thing that goes.
+
+    Attributes:
+        name: for people.
+        setting: the field of :class:`Settings` with its days; 0 keeps it for ever.
+    """
+
+    name: str
+    setting: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return variable_name(self.setting)
+
+    def days(self, settings: Settings) -> int:
+        """After how many days it goes; 0: never."""
+        return int(getattr(settings, self.setting))
+
+
+# In the order in which they go: what names others goes after them.
+KINDS = (
+    Kind("raw videos", "raw_retention_days"),
+    Kind("files of analyses", "detections_retention_days"),
+    Kind("earlier analyses", "earlier_analyses_retention_days"),
+    Kind("analyses with events", "events_retention_days"),
+    Kind("partitions", "partition_retention_days"),
+    Kind("runs", "run_retention_days"),
+    Kind("log entries of runs", "event_log_retention_days"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What of one kind went, or would.
+
+    Attributes:
+        number: how many; at most `most`, and then there may be more.
+    """
+
+    kind: Kind
+    days: int
+    number: int
+    more: bool
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        if not self.days:
+            return "kept for ever"
+        return f"{self.number:,}{' or more' if self.more else ''}, older than {self.days} days"
+
+
+class Retention:
+    """Removes what is old, kind by kind; each of them is repeated without harm.
+
+    Args:
+        most: of each kind, in one call.
+    """
+
+    def __init__(self, services: Services, instance: dg.DagsterInstance, most: int = MOST_A_NIGHT) -> None:
+        self._services = services
+        self._instance = instance
+        self._rows = OldRows(services.events.engine)
+        self._most = most
+
+    def apply(self, *, dry_run: bool, now: datetime | None = None) -> list[Removed]:
+        """What went, or would.
+
+        Raises:
+            StorageError, ConfigurationError: what went before stays gone, and the rest is for the next time.
+        """
+        now = now or datetime.now(UTC)
+        work: Mapping[str, Callable[[datetime, bool], int]] = {
+            "raw_retention_days": self._raw,
+            "detections_retention_days": self._files,
+            "earlier_analyses_retention_days": self._earlier,
+            "events_retention_days": self._analyses,
+            "partition_retention_days": self._partitions,
+            "run_retention_days": self._runs,
+            "event_log_retention_days": self._log_entries,
+        }
+        done = []
+        for kind in KINDS:
+            days = kind.days(self._services.settings)
+            number = work[kind.setting](now - timedelta(days=days), dry_run) if days else 0
+            done.append(Removed(kind, days, number, number >= self._most))
+        return done
+
+    def _raw(self, before: datetime, dry_run: bool) -> int:
+        found = self._rows.videos_with_raw(before, self._most)
+        for video_id, bucket, key in found if not dry_run else ():
+            delete_versions(self._services.s3, bucket, versions_of(self._services.s3, bucket, key))
+            self._rows.raw_removed([video_id])
+        return len(found)
+
+    def _files(self, before: datetime, dry_run: bool) -> int:
+        found = self._rows.analyses_with_files(before, self._most)
+        for each in found if not dry_run else ():
+            self._delete_files(each)
+            self._rows.files_removed([each.analysis_id])
+        return len(found)
+
+    def _earlier(self, before: datetime, dry_run: bool) -> int:
+        return self._delete_analyses(before, dry_run, earlier_only=True)
+
+    def _analyses(self, before: datetime, dry_run: bool) -> int:
+        return self._delete_analyses(before, dry_run, earlier_only=False)
+
+    def _delete_analyses(self, before: datetime, dry_run: bool, *, earlier_only: bool) -> int:
+        found = self._rows.analyses(before, self._most, earlier_only=earlier_only)
+        if dry_run:
+            return len(found)
+        # The rows last: by them the files are found.
+        for each in found:
+            self._delete_files(each)
+        ids = [each.analysis_id for each in found]
+        return self._rows.delete_analyses(ids, earlier_only=earlier_only)
+
+    def _delete_files(self, analysis: OldAnalysis) -> None:
+        self._services.objects.delete(f"analyses/{analysis.analysis_id}/")
+        if analysis.alone:
+            self._services.objects.delete(f"detections/{analysis.detection_id}/")
+
+    def _partitions(self, before: datetime, dry_run: bool) -> int:
+        """Nothing is run again by it: behind a late duplicate stand its run, or the published analysis.
+
+        A new upload of the object makes the partition anew.
+        """
+        old = set(self._services.events.finished_before(before))
+        listed = self._instance.get_dynamic_partitions(PARTITIONS_NAME)
+        chosen = [video_id for video_id in listed if video_id in old][: self._most]
+        for video_id in chosen if not dry_run else ():
+            self._instance.delete_dynamic_partition(PARTITIONS_NAME, video_id)
+        return len(chosen)
+
+    def _runs(self, before: datetime, dry_run: bool) -> int:
+        """Their materialisations go with them, so those of partitions that are still listed stay."""
+        listed = set(self._instance.get_dynamic_partitions(PARTITIONS_NAME))
+        records = DagsterRecords(self._instance)
+        ended = records.ended_before(before, _PARTITION_TAG)
+        due = (run_id for run_id, partition in ended if partition not in listed)
+        # All of them first: a page of runs begins after one that must be there still.
+        chosen = list(islice(due, self._most))
+        for run_id in chosen if not dry_run else ():
+            self._services.objects.delete(f"references/runs/{run_id}/")
+            records.delete_run(run_id)
+        return len(chosen)
+
+    def _log_entries(self, before: datetime, dry_run: bool) -> int:
+        # Some hundred of them are a run.
+        return DagsterRecords(self._instance).delete_log_entries(
+            before, most=self._most * 100, dry_run=dry_run
+        )
+
+
+class RetentionConfig(dg.Config):
+    """How to remove what is old.
+
+    Attributes:
+        dry_run: only say what would go.
+        most: of each kind, this time.
+    """
+
+    dry_run: bool = False
+    most: int = MOST_A_NIGHT
+
+
+@dg.op(tags={"batch_gpu/compute": "cpu"})
+def remove_what_is_old(
+    context: dg.OpExecutionContext, config: RetentionConfig, services: dg.ResourceParam[Services]
+) -> dict[str, int]:
+    """Remove what is older than its CAPSTONE_..._RETENTION_DAYS."""
+    done = Retention(services, context.instance, config.most).apply(dry_run=config.dry_run)
+    verb = "would go" if config.dry_run else "went"
+    for each in done:
+        context.log.info(f"{each.kind.name} {verb}: {each.told} ({each.kind.variable}).")
+    counts = {each.kind.name: each.number for each in done}
+    context.add_output_metadata({**counts, "dry_run": config.dry_run})
+    return counts
+
+
+@dg.job(
+    description="Removes what is older than its CAPSTONE_..._RETENTION_DAYS: raw videos, files, analyses, "
+    "partitions, runs and their logs. `dry_run: true` says what would go. docs/privacy.md.",
+    executor_def=dg.in_process_executor,
+)
+def retention() -> None:
+    remove_what_is_old()
+
+
+# At night, when few upload; which minute does not matter.
+retention_schedule = dg.ScheduleDefinition(
+    job=retention,
+    cron_schedule="17 3 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)

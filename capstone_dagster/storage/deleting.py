@@ -1,0 +1,65 @@
+"""Deleting objects of S3 for good: every version, and the delete markers that hide them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from capstone_dagster.storage.errors import PermissionDenied, StorageUnavailable, explained
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+Version = tuple[str, str]
+
+# What DeleteObjects takes at once.
+_AT_ONCE = 1000
+
+
+def versions_below(client: S3Client, bucket: str, prefix: str) -> list[Version]:
+    """(key, version id) of every version and delete marker whose key begins with `prefix`.
+
+    In a bucket without versions each object is its one version, `null`.
+
+    Raises:
+        PermissionDenied, StorageUnavailable: as S3 answers.
+    """
+    with explained(f"s3://{bucket}/{prefix}"):
+        pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix)
+        return [
+            (item["Key"], item.get("VersionId") or "null")
+            for page in pages
+            for item in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+        ]
+
+
+def versions_of(client: S3Client, bucket: str, key: str) -> list[Version]:
+    """Of one object; raises as :func:`versions_below`."""
+    return [found for found in versions_below(client, bucket, key) if found[0] == key]
+
+
+def delete_versions(client: S3Client, bucket: str, found: Sequence[Version]) -> int:
+    """Delete them for good; those that are gone already count too.
+
+    Raises:
+        PermissionDenied: the role may not, or a lock or a hold protects one of them.
+        StorageUnavailable: S3 could not.
+    """
+    for start in range(0, len(found), _AT_ONCE):
+        batch = found[start : start + _AT_ONCE]
+        with explained(f"s3://{bucket}/{batch[0][0]}"):
+            answer = client.delete_objects(
+                Bucket=bucket,
+                Delete={
+                    "Objects": [{"Key": key, "VersionId": version} for key, version in batch],
+                    "Quiet": True,
+                },
+            )
+        if errors := answer.get("Errors"):
+            first = errors[0]
+            told = f"s3://{bucket}/{first.get('Key')} could not be deleted (S3: {first.get('Code')}, "
+            told += f"{first.get('Message')}), nor {len(errors) - 1} others."
+            if first.get("Code") == "AccessDenied":
+                raise PermissionDenied(f"{told} Grant s3:DeleteObjectVersion, or see what locks it.")
+            raise StorageUnavailable(f"{told} Try again.")
+    return len(found)

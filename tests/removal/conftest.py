@@ -1,0 +1,102 @@
+"""Videos that were really analysed, with Dagster's storage in PostgreSQL and its logs in S3."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import psycopg
+import pytest
+import sqlalchemy as sa
+import yaml
+from sqlalchemy.engine import make_url
+
+from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
+from capstone_dagster.services import Services
+from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.event_store import EventStore
+from tests.assets.conftest import Pipeline
+from tests.conftest import Aws
+
+
+@pytest.fixture
+def dagster_home(
+    aws: Aws, postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A DAGSTER_HOME of the test's own, with what of dagster.yaml keeps something."""
+    url = make_url(postgres.url(EVENT_DATABASE, "psycopg2"))
+    name = f"dagster_{uuid4().hex}"
+    home = tmp_path / "dagster"
+    home.mkdir()
+    config = {
+        "storage": {
+            "postgres": {"postgres_url": url.set(database=name).render_as_string(hide_password=False)}
+        },
+        "compute_logs": {
+            "module": "dagster_aws.s3.compute_log_manager",
+            "class": "S3ComputeLogManager",
+            "config": {"bucket": "capstone-derived", "prefix": "compute-logs"},
+        },
+        "telemetry": {"enabled": False},
+    }
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    admin = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+        yield home
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def pipeline(
+    aws: Aws, event_store: EventStore, dagster_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Pipeline]:
+    url = event_store.engine.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
+    monkeypatch.setenv("CAPSTONE_DERIVED_URL", aws.resources.derived_url)
+    services = Services(read_settings(sample_fps=1.0))
+    with dg.DagsterInstance.get() as instance:
+        yield Pipeline(aws, services, instance)
+    services.events.close()
+
+
+@pytest.fixture
+def everything(pipeline: Pipeline, dagster_home: Path) -> Any:
+    """Looks for texts in all rows of both databases, and in all names and bodies of objects."""
+
+    def find(*texts: str) -> list[str]:
+        config = yaml.safe_load((dagster_home / "dagster.yaml").read_text())
+        dagster = sa.create_engine(config["storage"]["postgres"]["postgres_url"])
+        found = []
+        for engine in (pipeline.services.events.engine, dagster):
+            with engine.connect() as connection:
+                tables = connection.execute(
+                    sa.text(
+                        "SELECT format('%I.%I', table_schema, table_name) FROM information_schema.tables "
+                        "WHERE table_type = 'BASE TABLE' AND table_schema NOT IN "
+                        "('pg_catalog', 'information_schema')"
+                    )
+                ).scalars()
+                for table in tables.all():
+                    for row in connection.execute(sa.text(f"SELECT t::text FROM {table} AS t")).scalars():
+                        found += [f"{table}: {text}" for text in texts if text in row]
+        dagster.dispose()
+        s3 = pipeline.aws.client("s3")
+        for bucket in ("capstone-raw", "capstone-derived"):
+            for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+                for item in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
+                    body = b""
+                    if "Size" in item:
+                        version = item.get("VersionId") or "null"
+                        named = {} if version == "null" else {"VersionId": version}
+                        body = s3.get_object(Bucket=bucket, Key=item["Key"], **named)["Body"].read()
+                    found += [
+                        f"{bucket}/{item['Key']}: {text}"
+                        for text in texts
+                        if text in item["Key"] or text.encode() in body
+                    ]
+        return found
+
+    return find

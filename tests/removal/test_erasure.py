@@ -1,0 +1,276 @@
+"""`capstone delete`: nothing of the video is left anywhere, and everything of the others is."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import TickData, TickStatus
+
+from capstone_dagster.assets.several import analyze_videos
+from capstone_dagster.intake.messages import AnalysisRequest
+from capstone_dagster.intake.queue import ReceivedMessage
+from capstone_dagster.intake.runs import NewUpload, materialization
+from capstone_dagster.removal import erasure
+from capstone_dagster.removal.dagster_records import DagsterRecords, RunTraces
+from capstone_dagster.removal.erasure import Eraser, ErasureRefused, Traces, plan_erasure
+from capstone_dagster.storage.erasures import Erasures, ErasureUnderWay, VideoRows
+from capstone_dagster.storage.records import VideoUpload
+from tests.assets.conftest import Pipeline
+from tests.support.command_line import Capstone
+
+Everything = Callable[..., list[str]]
+PICTURE = "![contact sheet](data:image/jpeg;base64,"
+
+
+def reported(pipeline: Pipeline, upload: VideoUpload) -> None:
+    """What the upload sensor leaves of an upload: a materialisation without a run, and its tick."""
+    new = NewUpload(
+        "k", upload, AnalysisRequest(upload.bucket, upload.key), ReceivedMessage("m", "", "", 0, 1)
+    )
+    pipeline.instance.report_runless_asset_event(materialization(new))
+    pipeline.instance.create_tick(
+        TickData(
+            instigator_origin_id="o",
+            instigator_name="upload_sensor",
+            instigator_type=InstigatorType.SENSOR,
+            status=TickStatus.SKIPPED,
+            timestamp=time.time(),
+            selector_id="s",
+            cursor=upload.upload_id,
+            skip_reason=f"about {upload.video_id}",
+        )
+    )
+
+
+def run_several(pipeline: Pipeline, *uploads: VideoUpload) -> str:
+    result = analyze_videos.execute_in_process(
+        run_config={"ops": {"analyze_each": {"config": {"videos": [each.video_id for each in uploads]}}}},
+        resources={"services": pipeline.services},
+        instance=pipeline.instance,
+    )
+    return result.run_id
+
+
+def materialized(pipeline: Pipeline, asset: str) -> set[str]:
+    return set(pipeline.instance.get_materialized_partitions(dg.AssetKey(asset)))
+
+
+def names_of(*uploads: VideoUpload) -> list[str]:
+    return [
+        text
+        for each in uploads
+        for text in (each.video_id, each.upload_id, each.key, f"s3://{each.bucket}/{each.key}")
+    ]
+
+
+def test_nothing_is_left_of_a_deleted_video(
+    pipeline: Pipeline, clip: Path, everything: Everything, capstone: Capstone
+) -> None:
+    body = clip.read_bytes()
+    other = pipeline.upload("gate/other.mp4", body + b"\0")
+    earlier = pipeline.upload("gate/anna.mp4", body + b"\1")
+    upload = pipeline.upload("gate/anna.mp4", body)
+    # Not this video, though its name begins so.
+    pipeline.aws.client("s3").put_object(Bucket="capstone-raw", Key="gate/anna.mp4.bak", Body=b"x")
+    result = pipeline.run(upload)
+    assert result.success
+    for each in (other, upload):
+        reported(pipeline, each)
+    several = run_several(pipeline, other, upload)
+    before = everything(upload.video_id)
+    for place in ("runs", "event_logs", "job_ticks", "asset_keys", "dynamic_partitions", "videos", "events"):
+        assert any(place in each for each in before), place
+    assert any("references/" in each for each in before)
+    assert everything(PICTURE)
+
+    dry = capstone("delete", upload.video_id, "--dry-run", "--format", "json")
+    assert (dry.code, everything(upload.video_id)) == (0, before)
+    outcome = capstone("delete", upload.video_id, "--yes", "--by", "hana", "--format", "json")
+
+    assert outcome.code == 0, outcome.err
+    left = everything(*names_of(earlier, upload))
+    assert {each.split(":")[0] for each in left} == {"capstone-raw/gate/anna.mp4.bak"}
+    told = json.loads(outcome.out)
+    planned = json.loads(dry.out)["counts"]
+    assert told["counts"]["raw object versions"] == 2
+    assert told["counts"]["runs"] == 1
+    assert told["counts"]["runs about others too"] == 1
+    assert told["counts"]["rows of videos"] == told["counts"]["partitions"] == 1
+    assert {name: told["counts"].get(name) for name in planned} == planned
+    assert told["cannot_be_deleted"]
+    # The neighbour has all of its own, in Dagster too.
+    for asset in ("raw_videos", "detections", "events"):
+        assert materialized(pipeline, asset) == {other.video_id}, asset
+    assert pipeline.instance.get_dynamic_partitions("videos") == [other.video_id]
+    assert pipeline.services.events.current_events(other.video_id)
+    assert pipeline.instance.get_run_by_id(several) is not None
+    assert pipeline.instance.get_latest_materialization_event(dg.AssetKey("events")) is not None
+    assert pipeline.instance.get_asset_records([dg.AssetKey("events")])
+    assert pipeline.services.objects.keys("detections/")
+
+    # One line remains, and a repetition finds nothing more.
+    last = Erasures(pipeline.services.events.engine).last(upload.video_id)
+    assert last is not None
+    assert (last.requested_by, last.counts) == ("hana", told["counts"])
+    assert last.finished_at is not None
+    again = capstone("delete", upload.video_id, "--yes", "--format", "json")
+    assert again.code == 0, again.err
+    assert "deleted already" in again.err
+    assert json.loads(again.out)["counts"] == {}
+    assert capstone("delete", "never-known-00000000", "--yes").code == 2
+
+
+def test_an_upload_made_afterwards_is_a_new_video(pipeline: Pipeline, clip: Path, capstone: Capstone) -> None:
+    upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
+    assert capstone("delete", upload.video_id, "--yes").code == 0
+    again = pipeline.upload("gate/a.mp4", clip.read_bytes())
+    assert again.video_id == upload.video_id
+    assert pipeline.services.events.latest_upload(again.video_id) is not None
+
+
+STEPS = [
+    (erasure, "versions_of"),
+    (erasure, "delete_versions"),
+    (Erasures, "note"),
+    (DagsterRecords, "remove"),
+    (DagsterRecords, "_remove_run"),
+    (DagsterRecords, "_redact_run"),
+    (DagsterRecords, "_forget_newest"),
+    (DagsterRecords, "_remove_ticks"),
+    (Erasures, "finish"),
+]
+
+
+@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
+def test_a_deletion_that_was_broken_off_anywhere_is_finished_by_repeating_it(
+    pipeline: Pipeline,
+    clip: Path,
+    everything: Everything,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload = pipeline.upload("gate/anna.mp4", clip.read_bytes())
+    assert pipeline.run(upload).success
+    other = pipeline.upload("gate/other.mp4", clip.read_bytes() + b"\0")
+    run_several(pipeline, other, upload)
+    reported(pipeline, upload)
+    eraser = Eraser(pipeline.services, pipeline.instance)
+
+    class Killed(BaseException):
+        pass
+
+    for place, name in STEPS:
+        real = getattr(place, name)
+
+        def dies_after(*arguments: Any, real: Any = real, **options: Any) -> Any:
+            real(*arguments, **options)
+            raise Killed
+
+        with monkeypatch.context() as once:
+            # `finish` is one transaction: it is done or not.
+            once.setattr(place, name, _dies if name == "finish" else dies_after)
+            with pytest.raises((Killed, KeyboardInterrupt)):
+                eraser.erase(upload.video_id, by="hana")
+        # Meanwhile the fence stands: what comes late is not taken in.
+        with pytest.raises(ErasureUnderWay):
+            pipeline.services.events.record_upload(upload)
+
+    counts = eraser.erase(upload.video_id, by="hana")
+
+    assert counts["rows of videos"] == 1
+    assert everything(*names_of(upload)) == []
+    assert materialized(pipeline, "events") == {other.video_id}
+
+
+def _dies(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
+def test_detections_of_the_same_bytes_go_with_the_last_video(pipeline: Pipeline, clip: Path) -> None:
+    first = pipeline.upload("gate/a.mp4", clip.read_bytes())
+    second = pipeline.upload("gate/b.mp4", clip.read_bytes())
+    assert pipeline.run(first).success
+    assert pipeline.run(second).success
+    stored = pipeline.services.objects.keys("detections/")
+    eraser = Eraser(pipeline.services, pipeline.instance)
+
+    eraser.erase(first.video_id, by="x")
+    assert pipeline.services.objects.keys("detections/") == stored
+    assert pipeline.services.events.current_events(second.video_id)
+    eraser.erase(second.video_id, by="x")
+    assert pipeline.services.objects.keys("") == []
+
+
+@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
+def test_a_run_that_does_not_end_keeps_everything(
+    pipeline: Pipeline, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
+    run = dg.DagsterRun(
+        job_name="analyze_upload",
+        status=dg.DagsterRunStatus.STARTED,
+        tags={"capstone/video_id": upload.video_id},
+    )
+    pipeline.instance.add_run(run)
+    monkeypatch.setattr(erasure, "_RUNS_END_WITHIN_S", 0.1)
+    eraser = Eraser(pipeline.services, pipeline.instance)
+
+    with pytest.raises(ErasureRefused, match=r"End it|Repeat in a minute"):
+        eraser.erase(upload.video_id, by="x")
+    assert pipeline.aws.client("s3").head_object(Bucket="capstone-raw", Key="gate/a.mp4")
+    pipeline.instance.report_run_canceled(run)
+    assert eraser.erase(upload.video_id, by="x")["runs"] == 1
+
+
+ROWS = VideoRows("v", "raw", "a.mp4", ("u",), {"a": "d"}, frozenset(), frozenset({"r"}), {"videos": 1})
+
+
+@pytest.mark.parametrize(
+    ("runs", "cancel", "told"),
+    [
+        ([RunTraces("r", True, True, frozenset())], [], None),
+        ([RunTraces("r", False, True, frozenset())], ["r"], None),
+        ([RunTraces("r", False, False, frozenset())], [], "Run r analyses several videos"),
+        ([RunTraces("r", True, False, frozenset())], [], None),
+    ],
+)
+def test_a_plan_ends_own_runs_and_waits_for_others(
+    runs: list[RunTraces], cancel: list[str], told: str | None
+) -> None:
+    plan = plan_erasure(
+        Traces("v", ROWS, runs, frozenset({"d", "e"}), frozenset({"a"}), frozenset({"d"}), ["events"])
+    )
+    assert list(plan.cancel) == cancel
+    assert (plan.obstacle is None) == (told is None)
+    assert (plan.obstacle or "").startswith(told or "")
+    prefixes = {prefix for _, prefix in plan.prefixes}
+    assert {"detections/e/", "analyses/a/", "references/assets/events/v.json"} <= prefixes
+    assert plan.kept == {"d"}
+    assert "detections/d/" not in prefixes
+
+
+def test_a_plan_waits_for_a_backfill() -> None:
+    traces = Traces("v", None, [], frozenset(), frozenset(), frozenset(), [], ["b"])
+    assert "Backfill b" in (plan_erasure(traces).obstacle or "")
+
+
+def test_nothing_is_published_while_a_video_is_being_deleted(event_store: Any) -> None:
+    from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, count
+
+    event_store.record_upload(UPLOAD)
+    line = Erasures(event_store.engine).begin("v1", "hana")
+    with pytest.raises(ErasureUnderWay, match="capstone delete v1"):
+        event_store.publish(ANALYSIS, ROWS, FACTS)
+    assert count(event_store, "analyses") == 0
+    assert Erasures(event_store.engine).begin("v1", "another") == line
+    Erasures(event_store.engine).finish(line, "v1")
+    with event_store.engine.connect() as connection:
+        kept = connection.execute(sa.text("SELECT t::text FROM capstone.erasures t")).scalar_one()
+    assert "v1" not in kept.replace(f"{line}", "", 1).split(",")
+    event_store.record_upload(UPLOAD)
