@@ -368,11 +368,14 @@ SYSTEM_PAGES: tuple[RunbookPage, ...] = (
         "Two runs made the same detections (one detection id), which three fences should prevent. Nothing is "
         "published twice, but GPU time is burnt. Intake has paused itself.",
         (
-            "`capstone alerts`: the notice names both runs and the detection id.",
+            "`capstone alerts`: the notice names the second run. Its tags `capstone/duplicate_of` and "
+            "`capstone/detection_id` name the other one and the detections.",
             "In Dagster's UI: how was the second run started? By the sensor, from the UI, by a backfill?",
             "`capstone logs VIDEO --tail 50`: duplicates prevented and not prevented.",
         ),
         (
+            "The two runs' videos are the same file, uploaded twice at the same time under two names: nothing is "
+            "broken. Intake resumes by itself, or by `capstone intake resume`.",
             "Started by hand on purpose: `capstone intake resume`.",
             "Two daemons on one queue: stop one. `aws ecs describe-services --cluster capstone --services "
             "capstone-daemon` must show one running task.",
