@@ -11,7 +11,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capstone_dagster.storage import currency, erasures, exports, history, outbox, recording, status
+from capstone_dagster.storage import activity, currency, erasures, exports, history, outbox, recording, status
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
@@ -396,6 +396,14 @@ class EventStore:
         """
         with self._transaction() as connection:
             yield exports.stream_events(connection, which)
+
+    def activity(self, *, zone: str, days: int) -> tuple[list[Mapping[str, Any]], int]:
+        """Events of each camera and hour of the last days, and how many events have no wall-clock time.
+
+        Rows of camera, hour (wall-clock time in the zone), events, persons, faces, in order of time.
+        """
+        with self._transaction() as connection:
+            return activity.activity(connection, zone=zone, days=days)
 
     def current_status(self, video: str | None = None, *, limit: int | None = None) -> list[dict[str, Any]]:
         """Rows of `current_status`, latest first, of all videos or of one (by its id or external id)."""

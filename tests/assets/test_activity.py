@@ -1,0 +1,134 @@
+"""The summary of all videos: what it counts, that it shows, and when it is made again."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import dagster as dg
+import pytest
+
+from capstone_dagster.assets.activity import ACTIVITY_FILE, daily_activity
+from capstone_dagster.services import Services
+from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.event_store import EventStore
+from tests.storage.samples import ANALYSIS, FACTS, UPLOAD, event_row
+
+# 23:30 in Seoul, on the day before that of UTC's afternoon.
+RECORDED = datetime(2026, 1, 2, 14, 30, tzinfo=UTC)
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def services(event_store: EventStore, tmp_path: Path) -> Services:
+    return Services(
+        read_settings(
+            database_url=event_store.engine.url.render_as_string(hide_password=False),
+            derived_url=tmp_path.as_uri(),
+        )
+    )
+
+
+def publish(store: EventStore, number: int, rows: list[dict[str, Any]], **upload: Any) -> None:
+    name = {"upload_id": f"u{number}", "video_id": f"v{number}", "key": f"{number}.mp4"}
+    store.record_upload(replace(UPLOAD, **name, **upload))
+    ids = {"analysis_id": f"a{number}", "video_id": f"v{number}", "upload_id": f"u{number}"}
+    named = [row | {"event_id": f"{number}-{place}"} for place, row in enumerate(rows)]
+    store.publish(replace(ANALYSIS, **ids), named, FACTS)
+
+
+def make(services: Services) -> dict[str, Any]:
+    result = dg.materialize(
+        [daily_activity],
+        resources={"services": services},
+        selection=dg.AssetSelection.assets("daily_activity"),
+    )
+    (made,) = result.asset_materializations_for_node("daily_activity")
+    return {name: value.value for name, value in made.metadata.items()}
+
+
+def test_events_are_counted_by_camera_and_hour_where_the_camera_stands(services: Services) -> None:
+    recorded: dict[str, Any] = {"recorded_at": RECORDED, "recorded_at_source": "message"}
+    rows = [event_row("", 0), event_row("", 60_000) | {"face_score": 0.5}, event_row("", HOUR_MS)]
+    publish(services.events, 1, rows, **recorded)
+    publish(services.events, 2, [event_row("", 0) | {"label": "face"}], camera="yard", **recorded)
+    publish(services.events, 3, [event_row("", 0), event_row("", 5000)])  # nobody knows when
+    long_ago = {**recorded, "recorded_at": RECORDED - timedelta(days=31)}
+    publish(services.events, 4, [event_row("", 0)], **long_ago)
+    ahead = {**recorded, "recorded_at": datetime.now(UTC) + timedelta(days=365)}
+    publish(services.events, 5, [event_row("", 0)], camera="wrong clock", **ahead)
+
+    told = make(services)
+
+    assert [told[name] for name in ("events", "persons", "cameras", "events_without_time")] == [4, 3, 2, 2]
+    assert (told["events_on_the_last_day"], told["timezone"]) == (1, "Asia/Seoul")
+    read = csv.DictReader(io.StringIO(services.objects.get_bytes(ACTIVITY_FILE).decode()))
+    assert [tuple(row.values()) for row in read] == [
+        ("gate", "2026-01-02T23:00:00", "2", "2", "1"),
+        ("yard", "2026-01-02T23:00:00", "1", "0", "1"),
+        ("gate", "2026-01-03T00:00:00", "1", "1", "0"),
+    ]
+    assert "| gate | 2 | 1 |" in told["table"]
+    assert "| yard | 1 | 0 |" in told["table"]
+
+
+def test_the_plot_is_a_small_picture_that_names_cameras_in_any_script(services: Services) -> None:
+    recorded: dict[str, Any] = {"recorded_at": RECORDED, "recorded_at_source": "message"}
+    for number, camera in enumerate(["회의실", "a <b> & c", *map(str, range(13))]):
+        # The busiest twelve are shown.
+        rows = [event_row("", 0), event_row("", 5000)] if number < 2 else [event_row("", 0)]
+        publish(services.events, number, rows, camera=camera, **recorded)
+
+    plot = make(services)["plot"]
+
+    assert plot.startswith("![Events by camera and hour](data:image/svg+xml;base64,")
+    data = base64.b64decode(plot.rpartition("base64,")[2].rstrip(")"))
+    words = [each.text for each in ElementTree.fromstring(data).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"회의실", "a <b> & c"} <= set(words)
+    assert "Events by day, until 2026-01-02" in words
+    assert len(data) < 60_000
+
+
+def test_without_events_there_is_a_summary_too(services: Services) -> None:
+    told = make(services)
+    assert (told["events"], told["cameras"], told["events_on_the_last_day"]) == (0, 0, 0)
+    assert "No event" in told["plot"]
+
+
+def test_it_is_made_again_after_events_were_published_and_not_twice_at_once() -> None:
+    """By Dagster's own evaluation, over dynamic partitions: the conditions that look simpler never fire."""
+    videos = dg.DynamicPartitionsDefinition(name="videos")
+
+    @dg.asset(partitions_def=videos)
+    def events() -> None: ...
+
+    definitions = dg.Definitions(
+        assets=[events, daily_activity], resources={"services": dg.ResourceDefinition.none_resource()}
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        cursor = None
+
+        def requested() -> int:
+            nonlocal cursor
+            result = dg.evaluate_automation_conditions(definitions, instance, cursor=cursor)
+            cursor = result.cursor
+            return result.total_requested
+
+        def published(video: str) -> None:
+            instance.add_dynamic_partitions("videos", [video])
+            instance.report_runless_asset_event(dg.AssetMaterialization("events", partition=video))
+
+        assert requested() == 0
+        published("a")
+        assert requested() == 1
+        assert requested() == 0
+        published("b")
+        published("c")
+        assert requested() == 1
+        assert requested() == 0
