@@ -4,8 +4,6 @@ What is the product (videos, detections, events) is kept for ever unless somebod
 bookkeeping has one. Dagster's ticks are not here: `retention` in dagster.yaml has Dagster delete them itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
