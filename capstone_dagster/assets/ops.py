@@ -1,11 +1,12 @@
 """The ops and the assets made of them: thin; what they do stands in `analyze` and `publish`."""
 
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import RESUME_RETRY_TAG, ROOT_RUN_ID_TAG
 
 from capstone_dagster.analysis import EventRules, build_events
 from capstone_dagster.analysis import analyze_video as analyze_video_file
@@ -13,6 +14,7 @@ from capstone_dagster.assets import metadata
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.failing import explained, run_tags
 from capstone_dagster.assets.lineage import request_run_id
+from capstone_dagster.assets.partitions import backfill_policy, videos
 from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.progress import Watch, latest_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
@@ -21,6 +23,12 @@ from capstone_dagster.assets.references import (
     EventsReference,
     FramesReference,
     PublishedAnalysis,
+)
+from capstone_dagster.assets.several import (
+    analyze_in_turn,
+    derive_in_turn,
+    requested_at,
+    several_partitions,
 )
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.tracing import step_trace
@@ -32,7 +40,8 @@ from capstone_dagster.storage.records import VideoUpload
 # first seconds, short enough not to hold a GPU for a database.
 RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
-videos = dg.DynamicPartitionsDefinition(name="videos")
+# On a run (a backfill's dialog has a field for tags), what `force` is in a configuration.
+FORCE_TAG = "capstone/force"
 
 # Who is asked first; the runbook's word for those who know models, cameras and rules.
 _OWNERS = ["team:video-pipeline"]
@@ -86,11 +95,16 @@ class AnalyzeVideoConfig(dg.Config):
     sample_fps: float | None = None
     model: str | None = None
     nonce: str | None = None
+    force: bool = False
 
 
 @dg.op(
     ins={"raw_videos": dg.In(dg.Nothing)},
-    out={"extracted_frames": dg.Out(FramesReference), "detections": dg.Out(DetectionsReference)},
+    # Not required: a run for several videos materialises them one by one, and leaves nothing for other steps.
+    out={
+        "extracted_frames": dg.Out(FramesReference, is_required=False),
+        "detections": dg.Out(DetectionsReference, is_required=False),
+    },
     pool="gpu",
     retry_policy=RETRY,
     tags={"batch_gpu/compute": "gpu"},
@@ -98,7 +112,21 @@ class AnalyzeVideoConfig(dg.Config):
 def analyze_video(
     context: dg.OpExecutionContext, config: AnalyzeVideoConfig, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.Output[Any]]:
-    """One pass over the pixels: decode, detect, track; frames and detections are its two outputs."""
+    """One pass over the pixels: decode, detect, track; frames and detections are its two outputs.
+
+    In a run for several videos each is finished, down to its published events, before the next begins.
+    """
+    nonce = _nonce(context, config)
+    if several := several_partitions(context):
+        selected = context.run.asset_selection
+        analyze_in_turn(
+            context,
+            services,
+            several,
+            lambda upload: AnalysisOrder(upload, config.sample_fps, config.model, nonce),
+            with_events=selected is None or dg.AssetKey("events") in selected,
+        )
+        return
     watch = Watch(context, services)
     with explained(context, services) as failure:
         upload = (
@@ -106,7 +134,7 @@ def analyze_video(
         )
         story = failure.story = watch.story = Story(context.log, context.run_id, upload)
         watch.report(0.0)
-        order = AnalysisOrder(upload, config.sample_fps, config.model, config.nonce)
+        order = AnalysisOrder(upload, config.sample_fps, config.model, nonce)
         with services.tracer.within(step_trace(context, upload)):
             done = detect(
                 order,
@@ -125,11 +153,21 @@ def analyze_video(
     yield dg.Output(done, "detections", metadata=metadata.of_detections(done, services, tags))
 
 
-@dg.op(retry_policy=RETRY, tags={"batch_gpu/compute": "cpu"})
+@dg.op(
+    ins={"detections": dg.In(dg.Any)},
+    out=dg.Out(EventsReference, is_required=False),
+    retry_policy=RETRY,
+    tags={"batch_gpu/compute": "cpu"},
+)
 def derive_events(
-    context: dg.OpExecutionContext, detections: DetectionsReference, services: dg.ResourceParam[Services]
-) -> EventsReference:
-    """Turn detections into events by today's rules."""
+    context: dg.OpExecutionContext,
+    detections: DetectionsReference | Mapping[str, DetectionsReference],
+    services: dg.ResourceParam[Services],
+) -> Iterator[dg.Output[EventsReference]]:
+    """Turn detections into events by today's rules; in a run for several videos, publish them as well."""
+    if not isinstance(detections, DetectionsReference):
+        derive_in_turn(context, services, several_partitions(context), detections)
+        return
     upload = detections.upload
     story = Story(context.log, context.run_id, upload)
     with (
@@ -139,7 +177,7 @@ def derive_events(
         story.on_record(detections.summary, "the detections were stored before")
         derived = derive(detections, services, EventRules())
     story.derived(derived.events, detections.summary["detections"])
-    return derived
+    yield dg.Output(derived)
 
 
 @dg.op(retry_policy=RETRY, tags={"batch_gpu/compute": "cpu"})
@@ -152,10 +190,10 @@ def persist_events(
     # Publishing has tried a database that is away for long enough already, and a machine is held meanwhile.
     with explained(context, services, story, final={FailureClass.DATABASE_UNAVAILABLE}):
         story.on_record(summary, "the detections were stored before")
-        requested_at = _requested_at(context)
+        asked_at = requested_at(context)
         with services.tracer.within(step_trace(context, upload)):
             published, events = publish(
-                derived, services, run_id=context.run_id, requested_at=requested_at, story=story
+                derived, services, run_id=context.run_id, requested_at=asked_at, story=story
             )
     conclude(published, summary, story, elapsed_s=_seconds_since_start(context))
     shown = metadata.of_publication(published, events, derived, services, run_tags(context))
@@ -195,6 +233,7 @@ contradiction keeps `events` from being made of it.""",
     },
     group_name="videos",
     partitions_def=videos,
+    backfill_policy=backfill_policy,
 )
 def video_analysis(raw_videos):  # type: ignore[no-untyped-def]  # a graph's arguments are wires, not values
     """The streaming pass over an upload."""
@@ -218,6 +257,7 @@ with what this camera usually has.""",
         {"The rules": build_events, "From detections to events": derive, "The transaction": publish}
     ),
     partitions_def=videos,
+    backfill_policy=backfill_policy,
 )
 def events(detections):  # type: ignore[no-untyped-def]
     """Events of a video, derived from its detections."""
@@ -239,8 +279,11 @@ def _seconds_since_start(context: dg.OpExecutionContext) -> float:
     return time.time() - (record.start_time or record.create_timestamp.timestamp())
 
 
-def _requested_at(context: dg.OpExecutionContext) -> datetime:
-    # A try that Dagster or the system makes by itself is no new request; somebody's re-execution is.
-    asked = request_run_id(context.run_id, run_tags(context))
-    record = context.instance.get_run_record_by_id(asked)
-    return record.create_timestamp.astimezone(UTC) if record else datetime.now(UTC)
+def _nonce(context: dg.OpExecutionContext, config: AnalyzeVideoConfig) -> str | None:
+    """What makes the work unlike any before; None where finished detections are to be reused."""
+    tags = run_tags(context)
+    if config.nonce is not None or not (config.force or tags.get(FORCE_TAG) == "true"):
+        return config.nonce
+    # Who goes on where a run stopped does not want done again what that one had done.
+    resumed = tags.get(RESUME_RETRY_TAG) == "true" and ROOT_RUN_ID_TAG in tags
+    return tags[ROOT_RUN_ID_TAG] if resumed else request_run_id(context.run_id, tags)

@@ -7,7 +7,7 @@ whatever container it is re-executed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,6 +89,30 @@ _KINDS: Mapping[str, type] = {
 }
 
 
+class LatestReferences(Mapping[str, Reference]):
+    """An asset's latest references of several partitions, each read when it is asked for.
+
+    One that is missing, or a store that does not answer, raises a `StorageError` then, so that what is wrong
+    with one video does not keep the others from their turn.
+    """
+
+    def __init__(self, objects: ObjectStore, asset: str, partitions: Sequence[str]) -> None:
+        self._objects = objects
+        self._asset = asset
+        self._partitions = dict.fromkeys(partitions)
+
+    def __getitem__(self, partition: str) -> Reference:
+        if partition not in self._partitions:
+            raise KeyError(partition)
+        return _opened(self._objects.get_bytes(_asset_key(self._asset, partition)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._partitions)
+
+    def __len__(self) -> int:
+        return len(self._partitions)
+
+
 class ReferenceIOManager(dg.IOManager):
     """Keeps references as JSON beside the objects they name.
 
@@ -115,20 +139,24 @@ class ReferenceIOManager(dg.IOManager):
     def load_input(self, context: dg.InputContext) -> object:
         """The reference that this run's lineage made, else the asset's latest.
 
+        A run for several partitions gets :class:`LatestReferences`.
+
         Raises:
             Failure: there is none, or the object store does not answer; with the class, as ops raise it.
         """
         upstream = context.upstream_output
         # An asset that is not made in this run comes with a context of which the run is a placeholder.
         own = upstream is not None and upstream.run_id != RUN_ID_PLACEHOLDER
+        if not own and context.has_asset_partitions and len(context.asset_partition_keys) > 1:
+            return LatestReferences(self._objects, _name(context), context.asset_partition_keys)
         key = (
             _run_key(upstream)
             if upstream is not None and own
             else _asset_key(_name(context), context.asset_partition_key)
         )
         with _explained():
-            envelope = json.loads(self._objects.get_bytes(key))
-        return TypeAdapter(_KINDS[envelope["kind"]]).validate_python(envelope["value"], strict=False)
+            data = self._objects.get_bytes(key)
+        return _opened(data)
 
 
 def keep_latest(objects: ObjectStore, asset: str, partition: str, reference: Reference) -> None:
@@ -146,6 +174,14 @@ def _envelope(reference: object) -> bytes:
         raise TypeError(f"expected one of {', '.join(_KINDS)} between ops, found {kind.__name__}")
     value = TypeAdapter(kind).dump_python(reference, mode="json")
     return json.dumps({"kind": kind.__name__, "value": value}, ensure_ascii=False).encode()
+
+
+def _opened(data: bytes) -> Reference:
+    envelope = json.loads(data)
+    reference: Reference = TypeAdapter(_KINDS[envelope["kind"]]).validate_python(
+        envelope["value"], strict=False
+    )
+    return reference
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """Many videos in one run: the model is loaded once, and a bad video does not fail its neighbours.
 
-A backfill in the UI starts a run for each partition, which is the right thing for a few. Analysing hundreds
-again, with a new model say, is what this job is for; each video's assets are materialised as if it had had a
-run of its own.
+A backfill in the UI has runs over ranges of partitions, each of several videos; the job `analyze_videos`
+takes any that are named. One video is finished, down to its published events, before the next begins, and its
+assets are materialised as if it had had a run of its own: whenever such a run ends, whole videos are left. A
+run that goes on where another one stopped leaves out what that one has finished.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RESUME_RETRY_TAG
 
 from capstone_dagster.analysis import EventRules
 from capstone_dagster.assets import metadata
@@ -21,14 +23,23 @@ from capstone_dagster.assets.checks import (
     refuse_contradictions,
     tell_verdicts,
 )
-from capstone_dagster.assets.failing import as_failure, record_failure, run_tags, tell_failure
+from capstone_dagster.assets.failing import (
+    FailureSubject,
+    explained,
+    record_failure,
+    run_tags,
+    tell_failure,
+)
+from capstone_dagster.assets.lineage import request_run_id
 from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.progress import Watch, latest_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
-from capstone_dagster.assets.references import FramesReference, Reference, keep_latest
+from capstone_dagster.assets.references import DetectionsReference, FramesReference, Reference, keep_latest
 from capstone_dagster.assets.story import Story
 from capstone_dagster.observability.failures import FailureClass, classify, sentence
+from capstone_dagster.observability.traces.context import upload_context
 from capstone_dagster.services import Services
+from capstone_dagster.storage.records import VideoUpload
 
 # What is wrong with one video says nothing about the next. Anything else would fail them all.
 _OF_ONE_VIDEO = {
@@ -39,6 +50,203 @@ _OF_ONE_VIDEO = {
     FailureClass.GPU_OUT_OF_MEMORY,  # a single picture had no room: others are smaller
     FailureClass.INTERNAL,
 }
+_EVENTS = dg.AssetKey("events")
+_DETECTIONS = dg.AssetKey("detections")
+_FAILED_SHOWN = 20
+
+
+def several_partitions(context: dg.OpExecutionContext) -> Sequence[str]:
+    """The partitions of a run over a range of them; nothing where it is a run for one."""
+    if not context.has_partition_key_range:
+        return ()
+    keys = context.partition_keys
+    return keys if len(keys) > 1 else ()
+
+
+def analyze_in_turn(
+    context: dg.OpExecutionContext,
+    services: Services,
+    videos: Sequence[str],
+    order: Callable[[VideoUpload], AnalysisOrder],
+    *,
+    with_events: bool,
+) -> None:
+    """Analyse the latest upload of each video, and publish its events.
+
+    Args:
+        order: what is wanted of an upload.
+        with_events: False, where the run was asked for detections alone.
+
+    Raises:
+        Failure: naming the videos that could not be analysed, when all others are finished; or at once, where
+            the next one would fail for the same reason.
+    """
+    passes = Passes(context.instance, context.run_id, services)
+
+    def work(video_id: str, subject: FailureSubject) -> None:
+        started = time.monotonic()
+        upload = latest_upload(video_id, services)
+        turn = _Turn(context, services, upload, started)
+        subject.story = turn.story
+        with services.tracer.within(upload_context(upload.upload_id, upload.traceparent)):
+            done = turn.detect(order(upload), passes)
+            if with_events:
+                turn.publish(done)
+
+    _in_turn(context, services, videos, _EVENTS if with_events else _DETECTIONS, work)
+
+
+def derive_in_turn(
+    context: dg.OpExecutionContext,
+    services: Services,
+    videos: Sequence[str],
+    detections: Mapping[str, DetectionsReference],
+) -> None:
+    """Derive each video's events from its stored detections and publish them; no pixel is looked at.
+
+    Args:
+        detections: by partition; those that are missing raise an error of their own when asked for.
+
+    Raises:
+        Failure: as above.
+    """
+
+    def work(video_id: str, subject: FailureSubject) -> None:
+        started = time.monotonic()
+        done = detections[video_id]
+        turn = _Turn(context, services, done.upload, started)
+        subject.story = turn.story
+        turn.story.on_record(done.summary, "the detections were stored before")
+        with services.tracer.within(upload_context(done.upload.upload_id, done.upload.traceparent)):
+            turn.publish(done)
+
+    _in_turn(context, services, videos, _EVENTS, work)
+
+
+class _Turn:
+    """One video's turn: what ops and checks do where it has a run of its own."""
+
+    def __init__(
+        self, context: dg.OpExecutionContext, services: Services, upload: VideoUpload, started: float
+    ) -> None:
+        self.story = Story(context.log, context.run_id, upload)
+        self._context = context
+        self._services = services
+        self._video_id = upload.video_id
+        self._started = started
+
+    def detect(self, order: AnalysisOrder, passes: Passes) -> DetectionsReference:
+        """Frames and detections, judged."""
+        services, story = self._services, self.story
+        watch = Watch(self._context, services)
+        watch.story = story
+        watch.report(0.0)
+        done = detect(order, services, story=story, progress=watch, passes=passes)
+        warn(done.summary, story)
+        frames = FramesReference(done.detection_id, done.prefix)
+        tags = run_tags(self._context)
+        self._materialize("extracted_frames", frames, metadata.of_frames(done, services, watch.times(), tags))
+        self._materialize("detections", done, metadata.of_detections(done, services, tags))
+        judged = judge_detections(done, services)
+        tell_verdicts(story, judged)
+        self._log(*evaluations("detections", self._video_id, judged))
+        refuse_contradictions(judged)
+        return done
+
+    def publish(self, done: DetectionsReference) -> None:
+        """Events, published and judged."""
+        context, services, story = self._context, self._services, self.story
+        derived = derive(done, services, EventRules())
+        story.derived(derived.events, done.summary["detections"])
+        published, events = publish(
+            derived, services, run_id=context.run_id, requested_at=requested_at(context), story=story
+        )
+        conclude(published, done.summary, story, elapsed_s=time.monotonic() - self._started)
+        shown = metadata.of_publication(published, events, derived, services, run_tags(context))
+        self._materialize("events", published, shown)
+        judged = judge_events(published, services)
+        tell_verdicts(story, judged)
+        self._log(*evaluations("events", self._video_id, judged))
+
+    def _materialize(self, asset: str, reference: Reference, shown: metadata.Metadata) -> None:
+        """Each as soon as it is true."""
+        keep_latest(self._services.objects, asset, self._video_id, reference)
+        self._log(dg.AssetMaterialization(asset, partition=self._video_id, metadata=shown))
+
+    def _log(self, *events: dg.AssetMaterialization | dg.AssetCheckEvaluation) -> None:
+        for event in events:
+            # Dagster takes evaluations as well, and forgets to say so.
+            self._context.log_event(event)  # type: ignore[arg-type]
+
+
+def _in_turn(
+    context: dg.OpExecutionContext,
+    services: Services,
+    videos: Sequence[str],
+    last_asset: dg.AssetKey,
+    work: Callable[[str, FailureSubject], None],
+) -> None:
+    # A video named twice is one video; the order asked for is kept.
+    videos = list(dict.fromkeys(videos))
+    finished = _finished(context, last_asset)
+    failed: dict[str, FailureClass] = {}
+    # As where a video has its own run: publishing has tried a database that is away for long enough.
+    with explained(context, services, final={FailureClass.DATABASE_UNAVAILABLE}) as subject:
+        for number, video_id in enumerate(videos, start=1):
+            subject.story = None
+            if video_id in finished:
+                context.log.info(
+                    f"Video {number} of {len(videos)}: {video_id} was finished before.",
+                    extra={"action": "video.finished-before", "video_id": video_id},
+                )
+                continue
+            context.log.info(
+                f"Video {number} of {len(videos)}: {video_id}",
+                extra={"action": "video.begun", "video_id": video_id},
+            )
+            try:
+                work(video_id, subject)
+            except Exception as error:
+                failure = classify(error)
+                if failure not in _OF_ONE_VIDEO:
+                    raise
+                # Taken before it is set again below.
+                story = subject.story
+                tell_failure(context, story, error, video_id=video_id)
+                upload_id = story.upload_id if story is not None else None
+                record_failure(context, services, upload_id, failure, sentence(error))
+                failed[video_id] = failure
+    if failed:
+        told = [f"{video_id} ({failure.value})" for video_id, failure in failed.items()]
+        more = f" and {len(told) - _FAILED_SHOWN} more" if len(told) > _FAILED_SHOWN else ""
+        raise dg.Failure(
+            f"{len(failed)} of {len(videos)} videos could not be analysed: "
+            f"{', '.join(told[:_FAILED_SHOWN])}{more}. The others are published.",
+            metadata={"failed": list(failed)},
+            allow_retries=False,
+        )
+
+
+def _finished(context: dg.OpExecutionContext, asset: dg.AssetKey) -> set[str]:
+    """Videos of which an earlier try of this step, or the runs that this one goes on from, made the asset."""
+    instance = context.instance
+    run = instance.get_run_by_id(context.run_id)
+    earlier = [context.run_id] if run is not None and context.retry_number else []
+    while run is not None and run.tags.get(RESUME_RETRY_TAG) == "true" and PARENT_RUN_ID_TAG in run.tags:
+        run = instance.get_run_by_id(run.tags[PARENT_RUN_ID_TAG])
+        if run is not None:
+            earlier.append(run.run_id)
+    of_type = dg.DagsterEventType.ASSET_MATERIALIZATION
+    made = [instance.get_asset_partitions_for_run(each, of_type).get(asset, set()) for each in earlier]
+    return {video_id for videos in made for video_id in videos if video_id is not None}
+
+
+def requested_at(context: dg.OpExecutionContext) -> datetime:
+    """When somebody asked for what a run does."""
+    # A try that Dagster or the system makes by itself is no new request; somebody's re-execution is.
+    asked = request_run_id(context.run_id, run_tags(context))
+    record = context.instance.get_run_record_by_id(asked)
+    return record.create_timestamp.astimezone(UTC) if record else datetime.now(UTC)
 
 
 class AnalyzeVideosConfig(dg.Config):
@@ -59,79 +267,13 @@ def analyze_each(
     context: dg.OpExecutionContext, config: AnalyzeVideosConfig, services: dg.ResourceParam[Services]
 ) -> None:
     """Analyse the latest upload of each video and publish its events, one after the other."""
-    # A video named twice is one video; the order asked for is kept.
-    videos = list(dict.fromkeys(config.videos))
-    failed: dict[str, FailureClass] = {}
-    passes = Passes(context.instance, context.run_id, services)
-    for number, video_id in enumerate(videos, start=1):
-        context.log.info(
-            f"Video {number} of {len(videos)}: {video_id}",
-            extra={"action": "video.begun", "video_id": video_id},
-        )
-        upload_id = story = None
-        try:
-            upload = latest_upload(video_id, services)
-            upload_id = upload.upload_id
-            story = Story(context.log, context.run_id, upload)
-            order = AnalysisOrder(upload, config.sample_fps, config.model, config.nonce)
-            for event in _analyzed(context, order, services, story, passes):
-                # Dagster takes evaluations as well, and forgets to say so.
-                context.log_event(event)  # type: ignore[arg-type]
-        except Exception as error:
-            failure = classify(error)
-            tell_failure(context, story, error, video_id=video_id)
-            record_failure(context, services, upload_id, failure, sentence(error))
-            if failure not in _OF_ONE_VIDEO:
-                raise as_failure(error) from error
-            failed[video_id] = failure
-    if failed:
-        told = ", ".join(f"{video_id} ({failure.value})" for video_id, failure in failed.items())
-        raise dg.Failure(
-            f"{len(failed)} of {len(videos)} videos could not be analysed: {told}. The others are published.",
-            metadata={"failed": list(failed)},
-            allow_retries=False,
-        )
-
-
-def _analyzed(
-    context: dg.OpExecutionContext, order: AnalysisOrder, services: Services, story: Story, passes: Passes
-) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
-    """What the ops and checks do, for one video: its materialisations, each as soon as it is true."""
-    video_id = order.upload.video_id
-    started = time.monotonic()
-    watch = Watch(context, services)
-    watch.story = story
-    watch.report(0.0)
-    done = detect(order, services, story=story, progress=watch, passes=passes)
-    warn(done.summary, story)
-
-    def materialization(
-        asset: str, reference: Reference, shown: metadata.Metadata
-    ) -> dg.AssetMaterialization:
-        keep_latest(services.objects, asset, video_id, reference)
-        return dg.AssetMaterialization(asset, partition=video_id, metadata=shown)
-
-    frames = FramesReference(done.detection_id, done.prefix)
-    tags = run_tags(context)
-    yield materialization("extracted_frames", frames, metadata.of_frames(done, services, watch.times(), tags))
-    yield materialization("detections", done, metadata.of_detections(done, services, tags))
-    judged = judge_detections(done, services)
-    tell_verdicts(story, judged)
-    yield from evaluations("detections", video_id, judged)
-    refuse_contradictions(judged)
-    derived = derive(done, services, EventRules())
-    story.derived(derived.events, done.summary["detections"])
-    record = context.instance.get_run_record_by_id(context.run_id)
-    requested_at = record.create_timestamp.astimezone(UTC) if record else datetime.now(UTC)
-    published, events = publish(
-        derived, services, run_id=context.run_id, requested_at=requested_at, story=story
+    analyze_in_turn(
+        context,
+        services,
+        config.videos,
+        lambda upload: AnalysisOrder(upload, config.sample_fps, config.model, config.nonce),
+        with_events=True,
     )
-    conclude(published, done.summary, story, elapsed_s=time.monotonic() - started)
-    shown = metadata.of_publication(published, events, derived, services, tags)
-    yield materialization("events", published, shown)
-    judged = judge_events(published, services)
-    tell_verdicts(story, judged)
-    yield from evaluations("events", video_id, judged)
 
 
 @dg.job(description="Analyses many videos in one run, with one loaded model; name them in the configuration.")
