@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 
 @dataclass(slots=True)
@@ -43,8 +43,10 @@ class Counts:
 
 
 def read_cursor(cursor: str | None) -> list[Pending]:
-    """What an earlier tick kept."""
-    return [Pending(**item) for item in json.loads(cursor)] if cursor else []
+    """What an earlier tick kept, be it of a later version that was rolled back."""
+    known = {each.name for each in fields(Pending)}
+    kept = json.loads(cursor) if cursor else []
+    return [Pending(**{name: value for name, value in item.items() if name in known}) for item in kept]
 
 
 def write_cursor(pending: Sequence[Pending]) -> str:

@@ -95,8 +95,8 @@ class Position:
 
     @classmethod
     def read(cls, cursor: str) -> Position:
-        """What an earlier tick kept."""
-        kept = json.loads(cursor)
+        """What an earlier tick kept, be it of a later version that was rolled back."""
+        kept = {name: value for name, value in json.loads(cursor).items() if name in cls.__dataclass_fields__}
         kept["open"] = {int(number): since for number, since in kept["open"].items()}
         return cls(**kept)
 

@@ -115,10 +115,11 @@ class Memory:
 
     @classmethod
     def of_cursor(cls, cursor: str | None, now: float) -> Memory:
-        """What the last tick left; without one, counting begins now."""
+        """What the last tick left, maybe of a later version, rolled back since; without it, now begins."""
         if cursor is None:
             return cls(since=now)
-        fields: dict[str, Any] = json.loads(cursor)
+        kept: dict[str, Any] = json.loads(cursor)
+        fields = {name: value for name, value in kept.items() if name in cls.__dataclass_fields__}
         read = {
             kind: Position(
                 position["after"],

@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.assets import ops
+from capstone_dagster.assets.analyze import detect
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.observability.failed_runs import FAILURE_TAG
 from capstone_dagster.services import Services
@@ -193,13 +194,12 @@ def test_a_worker_given_up_for_lost_does_not_speak_for_the_run_that_followed(
 ) -> None:
     upload = pipeline.upload("gate/a.mp4", b"this is no video")
     events = pipeline.services.events
-    fails = ops.detect
 
     def given_up_meanwhile(*arguments: Any, **named: Any) -> Any:
         [run] = pipeline.instance.get_runs()
         pipeline.instance.report_run_failed(run, "The worker was lost.")
         events.mark_running(upload.upload_id, "the-next-run")
-        return fails(*arguments, **named)
+        return detect(*arguments, **named)
 
     monkeypatch.setattr(ops, "detect", given_up_meanwhile)
     pipeline.run(upload)

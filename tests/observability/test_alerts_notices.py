@@ -50,6 +50,15 @@ def stored(record: Record) -> Record:
     return Record.from_json(json.loads(json.dumps(record.to_json())))
 
 
+def test_alerts_outlive_a_version_that_was_rolled_back() -> None:
+    record = Record()
+    observe(record, failures=[failure()], now=START)
+    kept = record.to_json()
+    kept["incidents"][0]["of_a_later_version"] = 1
+
+    assert tell(Record.from_json(kept), START) == [("database-unavailable", "failure", 1)]
+
+
 def test_500_failures_for_one_reason_make_one_alert_with_a_count() -> None:
     record = Record()
 

@@ -230,6 +230,12 @@ class FullSpool:
         return True
 
 
+def test_a_position_in_the_logs_outlives_a_version_that_was_rolled_back() -> None:
+    kept = {**json.loads(Position(7, 8, [9], {10: 1.5}).write()), "of_a_later_version": 1}
+
+    assert Position.read(json.dumps(kept)) == Position(7, 8, [9], {10: 1.5})
+
+
 def test_what_the_spool_does_not_take_waits(office: Office) -> None:
     run = office.run()
     position = beginning(office.instance)

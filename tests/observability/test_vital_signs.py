@@ -1,5 +1,6 @@
 """Metrics that an onlooker publishes: of runs that say nothing themselves, of queues, pauses and ticks."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,13 @@ def execute(onlooker: Onlooker, *ops: dg.OpDefinition) -> None:
     for op in ops:
         job = dg.GraphDefinition(name=f"runs_{op.name}", node_defs=[op]).to_job()
         job.execute_in_process(instance=onlooker.instance, raise_on_error=False, tags=FINAL)
+
+
+def test_metrics_outlive_a_version_that_was_rolled_back(onlooker: Onlooker) -> None:
+    onlooker.look()
+    onlooker.cursor = json.dumps({**json.loads(onlooker.cursor), "of_a_later_version": 1})
+    onlooker.look(after_s=20)
+    assert onlooker.unseen == []
 
 
 def test_metrics_of_no_runs_are_zeros(onlooker: Onlooker) -> None:

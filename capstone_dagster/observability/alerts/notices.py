@@ -186,11 +186,13 @@ class Record:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Record:
-        """The record that :meth:`to_json` gave."""
+        """The record that :meth:`to_json` gave, be it of a later version that was rolled back."""
+        empty = asdict(_EMPTY)
         incidents = []
         for item in value["incidents"]:
             due: list[tuple[Kind, float]] = [(kind, at) for kind, at in item.get("due", [])]
-            incidents.append(Incident(**{**asdict(_EMPTY), **item, "due": due}))
+            known = {name: each for name, each in item.items() if name in empty}
+            incidents.append(Incident(**{**empty, **known, "due": due}))
         return cls(incidents, value["given_up"])
 
 

@@ -374,8 +374,8 @@ SYSTEM_PAGES: tuple[RunbookPage, ...] = (
             "`capstone logs VIDEO --tail 50`: duplicates prevented and not prevented.",
         ),
         (
-            "The two runs' videos are the same file, uploaded twice at the same time under two names: nothing is "
-            "broken. Intake resumes by itself, or by `capstone intake resume`.",
+            "The two runs' videos are the same file, uploaded twice at the same time under two names: "
+            "nothing is broken. Intake resumes by itself, or by `capstone intake resume`.",
             "Started by hand on purpose: `capstone intake resume`.",
             "Two daemons on one queue: stop one. `aws ecs describe-services --cluster capstone --services "
             "capstone-daemon` must show one running task.",
