@@ -44,7 +44,7 @@ PAGES = {
     "detections": Page(
         f"/assets/detections?view=partitions&partition={DEMO}", "contact_sheet", ("[Show Markdown]",)
     ),
-    "checks": Page("/assets/detections?view=checks&checkDetail=picture_visible", "See to the camera"),
+    "checks": Page("/assets/detections?view=checks&checkDetail=picture_visible", "Look at the picture"),
     "asset": Page("/assets/events?view=overview", "Source code", height=900),
 }
 

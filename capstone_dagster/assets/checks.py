@@ -8,6 +8,7 @@ Beside that nothing here fails a run: a check that could not look says so.
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,7 @@ from capstone_dagster.models import EMBEDDED_MODEL
 from capstone_dagster.observability.failures import sentence
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import ObjectNotFound, StorageError
+from capstone_dagster.storage.records import AnalysisFigures
 
 # So many of a camera's latest videos tell what is usual; they are read in one query.
 _HISTORY = 200
@@ -128,18 +130,22 @@ def judge_events(published: PublishedAnalysis, services: Services) -> list[Verdi
             derived = read_events(path)
         return [verdicts.events_stored(rows, derived), verdicts.events_apart(rows)]
 
-    def history() -> list[Verdict]:
+    @cache
+    def figures() -> tuple[AnalysisFigures, list[AnalysisFigures]]:
         this, others = services.events.camera_history(analysis_id, limit=_HISTORY)
         if this is None:
             raise LookupError(f"analysis {analysis_id} was deleted meanwhile")
+        return this, others
+
+    def history() -> list[Verdict]:
+        this, others = figures()
         return [verdicts.usual_detection_rate(this, others), verdicts.usual_confidence(this, others)]
 
     def latency() -> list[Verdict]:
         analyses = services.events.analyses(published.video_id)
         [this] = [row for row in analyses if row["analysis_id"] == analysis_id]
         first = next(row for row in analyses if row["upload_id"] == this["upload_id"])
-        settings, (figures, _) = services.settings, services.events.camera_history(analysis_id, limit=0)
-        video_s = (figures.duration_ms or 0) / 1000 if figures else 0.0
+        settings, video_s = services.settings, (figures()[0].duration_ms or 0) / 1000
         verdict = verdicts.expected_latency(
             (this["published_at"] - this["uploaded_at"]).total_seconds(),
             limit_s=max(60 * settings.run_limit_minutes, settings.run_limit_per_video * video_s),
@@ -195,6 +201,8 @@ def evaluations(asset: str, video_id: str, judged: Sequence[Verdict]) -> Iterato
         )
 
 
+# None of them can be executed alone (`can_subset`): Dagster's page would start a run without a partition for
+# it, which fails before anything of ours begins.
 def _specs(asset: str, checks: Mapping[str, tuple[str, bool]]) -> list[dg.AssetCheckSpec]:
     with warnings.catch_warnings():
         # Dagster calls checks of a partition a preview; without them a check says nothing of which video.
@@ -209,7 +217,6 @@ def _specs(asset: str, checks: Mapping[str, tuple[str, bool]]) -> list[dg.AssetC
     specs=_specs("detections", _OF_DETECTIONS),
     description="Judges a video's detections by what its pass has stored, without looking at a pixel.",
     op_tags={"batch_gpu/compute": "cpu"},
-    can_subset=True,  # so that the UI lets a check be executed on its own
 )
 def detections_checks(
     context: dg.AssetCheckExecutionContext,
@@ -217,7 +224,7 @@ def detections_checks(
     services: dg.ResourceParam[Services],
 ) -> Iterator[dg.AssetCheckResult]:
     """All checks in one step; events follow only where nothing contradicts itself."""
-    judged = _selected(context, judge_detections(detections, services))
+    judged = judge_detections(detections, services)
     story = Story(context.log, context.run.run_id, detections.upload)
     tell_verdicts(story, judged)
     for verdict in judged:
@@ -230,7 +237,6 @@ def detections_checks(
     specs=_specs("events", {name: (told, False) for name, told in _OF_EVENTS.items()}),
     description="Judges a video's published events by the database and by the camera's other videos.",
     op_tags={"batch_gpu/compute": "cpu"},
-    can_subset=True,  # so that the UI lets a check be executed on its own
 )
 def events_checks(
     context: dg.AssetCheckExecutionContext,
@@ -238,15 +244,10 @@ def events_checks(
     services: dg.ResourceParam[Services],
 ) -> Iterator[dg.AssetCheckResult]:
     """All checks in one step; nothing follows it."""
-    judged = _selected(context, judge_events(events, services))
+    judged = judge_events(events, services)
     tell_verdicts(_told_by(context, events.video_id, services), judged)
     for verdict in judged:
         yield _result(verdict, events.video_id)
-
-
-def _selected(context: dg.AssetCheckExecutionContext, judged: Sequence[Verdict]) -> list[Verdict]:
-    wanted = {key.name for key in context.op_execution_context.selected_asset_check_keys}
-    return [verdict for verdict in judged if verdict.check in wanted]
 
 
 def _judged(
@@ -262,7 +263,7 @@ def _judged(
         told = f"What was stored cannot be read: {sentence(error)} Analyse the video again with `force`."
         return [Verdict(check, False, _damaged(check), told) for check in checks]
     except Exception as error:  # law: what only observes fails no run
-        told = f"Could not be judged: {sentence(error)} Execute the check again."
+        told = f"Could not be judged: {sentence(error)} Materialise the asset again."
         return [Verdict(check, False, Severity.WARN, told) for check in checks]
 
 
