@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
+from capstone_dagster.observability.redaction import Redaction, known_secrets
+
 from .context import TraceContext
 
 if TYPE_CHECKING:
@@ -139,8 +141,13 @@ class Tracer:
                 attributes=dict(span.attributes),
             )
         if span.error is not None:
-            made.set_status(Status(StatusCode.ERROR, span.error))
+            # A library's message may quote an address with its password.
+            made.set_status(Status(StatusCode.ERROR, self._redaction.text(span.error)))
         made.end(int(span.ended * 1e9))
+
+    @cached_property
+    def _redaction(self) -> Redaction:
+        return Redaction(known_secrets(None))
 
     @cached_property
     def _provider(self) -> TracerProvider:

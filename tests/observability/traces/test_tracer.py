@@ -66,6 +66,18 @@ def test_blocks_are_children_of_the_blocks_around_them(receiving: Collector) -> 
     assert len(receiving.spans) == 3
 
 
+def test_no_secret_is_in_what_went_wrong(receiving: Collector) -> None:
+    tracer = Tracer("capstone", "local")
+    told = "ConnectionError: postgresql://capstone:hunter2hunter2@db/capstone does not answer"
+
+    tracer.record(Span("work", CONTEXT, None, 1, 2, error=told))
+    tracer.flush()
+
+    message = receiving.named("work").status.message
+    assert "does not answer" in message
+    assert "hunter2" not in message
+
+
 @pytest.mark.parametrize("unwanted", ["no collector", "not sampled"])
 def test_nothing_is_sent_where_nothing_is_wanted(
     receiving: Collector, unwanted: str, monkeypatch: pytest.MonkeyPatch
