@@ -27,7 +27,7 @@ def preview(
     """Render a video with its boxes, numbers of tracks and times, as H.264 that plays in any browser.
 
     From stored detections and the uploaded video, without a model; it takes as long as decoding and encoding
-    do. It is stored beside the events, as analyses/<analysis id>/preview.mp4, and rendered once.
+    do. It is stored beside the events, as `analyses/<analysis id>/preview.mp4`, and rendered once.
     """
     store = event_store(state)
     video_id = find_video(store, video)

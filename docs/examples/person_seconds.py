@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from capstone_dagster.assets.ops import videos
+from capstone_dagster.assets.partitions import videos
 from capstone_dagster.services import Services
 
 
