@@ -11,15 +11,16 @@ import pytest
 
 from capstone_dagster.assets.previews import NoSuchAnalysis, preview_video, store_preview
 from capstone_dagster.storage.errors import SourceChanged
-from tests.assets.conftest import Pipeline
+from capstone_dagster.testing import MakeClip, Pipeline, SquareDetector
 from tests.support.command_line import Capstone
 
 
 @pytest.fixture
-def analyzed(pipeline: Pipeline, clip: Path) -> tuple[Pipeline, str]:
-    upload = pipeline.upload("gate/clip.mp4", clip.read_bytes())
-    assert pipeline.run(upload).success
-    return pipeline, upload.video_id
+def analyzed(
+    pipeline: Pipeline, make_clip: MakeClip, stand_in_detector: SquareDetector
+) -> tuple[Pipeline, str]:
+    clip = make_clip("clip.mp4", range(0, 2000, 40), lambda index: [("person", 20, 20, 60, 120)])
+    return pipeline, pipeline.analyze(clip, "gate/clip.mp4").upload.video_id
 
 
 def plays(path: Path) -> bool:
@@ -27,6 +28,7 @@ def plays(path: Path) -> bool:
         return container.streams.video[0].codec_context.name == "h264"
 
 
+@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_a_preview_is_rendered_once_and_refused_of_what_is_gone(
     analyzed: tuple[Pipeline, str], capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
