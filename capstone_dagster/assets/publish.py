@@ -161,7 +161,8 @@ def conclude(
     """Tell the end of a video's story: what was cleaned up, and that all is done."""
     if not published.current:
         story.say(
-            "A newer upload's analysis is current; this one is stored beside it.",
+            "An analysis of a newer upload, or one that was asked for later, is current; this one is stored "
+            "beside it.",
             action="analysis.outdated",
             level=logging.WARNING,
         )
