@@ -58,6 +58,8 @@ def delete(
             typer.confirm(f"Delete {video_id} for good?", abort=True, err=True)
         with terminal.progress(f"Deleting {video_id}") as report:
             removed = eraser.erase(video_id, by=by or getpass.getuser(), report=report)
+        # In the order of the look before; what an attempt before removed follows.
+        removed = {name: removed[name] for name in (*counts, *removed) if name in removed}
         _tell(video_id, plan, removed, form, done=True)
         if form == "table" and (sensors := eraser.what_remembers(plan.names)):
             told = f"The cursors of {', '.join(sensors)} name it still, until their next change."

@@ -25,6 +25,8 @@ class Names:
         """Every spelling: as it is, within JSON, and within JSON that is text within JSON."""
         found: list[str] = []
         for name in (self.video_id, *self.also):
-            quoted = json.dumps(name)[1:-1]
-            found += [name, quoted, json.dumps(quoted)[1:-1]]
+            found.append(name)
+            for ascii_only in (True, False):
+                quoted = json.dumps(name, ensure_ascii=ascii_only)[1:-1]
+                found += [quoted, json.dumps(quoted, ensure_ascii=ascii_only)[1:-1]]
         return tuple(dict.fromkeys(found))

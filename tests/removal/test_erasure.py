@@ -1,6 +1,7 @@
 """`capstone delete`: nothing of the video is left anywhere, and everything of the others is."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.scheduler.instigation import TickData, TickStatus
 
 from capstone_dagster.assets.several import analyze_videos
@@ -19,6 +21,7 @@ from capstone_dagster.intake.runs import NewUpload, materialization
 from capstone_dagster.removal import erasure
 from capstone_dagster.removal.dagster_records import DagsterRecords, RunTraces
 from capstone_dagster.removal.erasure import Eraser, ErasureRefused, Traces, plan_erasure
+from capstone_dagster.removal.names import Names
 from capstone_dagster.storage.erasures import Erasures, ErasureUnderWay, VideoRows
 from capstone_dagster.storage.records import VideoUpload
 from tests.assets.conftest import Pipeline
@@ -128,7 +131,14 @@ def test_nothing_is_left_of_a_deleted_video(
 
 def test_an_upload_made_afterwards_is_a_new_video(pipeline: Pipeline, clip: Path, capstone: Capstone) -> None:
     upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
-    assert capstone("delete", upload.video_id, "--yes").code == 0
+    unasked = capstone("delete", upload.video_id)
+    assert unasked.code == 1  # nobody is there to say yes
+    assert pipeline.services.events.latest_upload(upload.video_id) is not None
+    outcome = capstone("delete", upload.video_id, "--yes")
+    assert outcome.code == 0
+    assert re.search(r"what +deleted\nraw object versions +1\n", outcome.out)
+    assert re.search(r"rows of videos +1\n", outcome.out)
+    assert "What cannot be deleted:\n- messages" in outcome.out
     again = pipeline.upload("gate/a.mp4", clip.read_bytes())
     assert again.video_id == upload.video_id
     assert pipeline.services.events.latest_upload(again.video_id) is not None
@@ -258,6 +268,48 @@ def test_a_plan_ends_own_runs_and_waits_for_others(
 def test_a_plan_waits_for_a_backfill() -> None:
     traces = Traces("v", None, [], frozenset(), frozenset(), frozenset(), [], ["b"])
     assert "Backfill b" in (plan_erasure(traces).obstacle or "")
+
+
+def test_backfills_that_are_over_lose_the_name() -> None:
+    videos = dg.DynamicPartitionsDefinition(name="videos")
+
+    @dg.asset(partitions_def=videos)
+    def seen() -> None: ...
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("videos", ["v1", "v2"])
+        asked = PartitionBackfill.from_asset_partitions(
+            backfill_id="b",
+            asset_graph=dg.Definitions(assets=[seen]).resolve_asset_graph(),
+            partition_names=["v1", "v2"],
+            asset_selection=[seen.key],
+            backfill_timestamp=time.time(),
+            tags={},
+            dynamic_partitions_store=instance,
+            all_partitions=False,
+            title="v1 again",
+            description=None,
+            run_config=None,
+        )
+        instance.add_backfill(asked)
+        records, names = DagsterRecords(instance), Names("v1")
+        assert records.running_backfills(names) == ["b"]
+        assert records.running_backfills(Names("v3")) == []
+        instance.update_backfill(asked.with_status(BulkActionStatus.COMPLETED_SUCCESS))
+        assert records.running_backfills(names) == []
+        assert records.remove(names, [], dry_run=True)["backfills"] == 1
+        assert records.remove(names, [], dry_run=False)["backfills"] == 1
+        [left] = instance.get_backfills()
+        assert left.title == "deleted-video again"
+        assert "v1" not in str(left)
+        assert "v2" in str(left)
+
+
+@pytest.mark.parametrize("name", ["gate-a1", 'a "quoted" \\ 휴게실.mp4'])
+def test_names_are_found_however_deep_they_are_quoted(name: str) -> None:
+    once = json.dumps({"a": name})
+    for text in (name, once, json.dumps({"b": once}), json.dumps(name, ensure_ascii=False)):
+        assert any(form in text for form in Names(name).forms)
 
 
 def test_nothing_is_published_while_a_video_is_being_deleted(event_store: Any) -> None:

@@ -55,11 +55,26 @@ def check_object_store(store: ObjectStore, tmp_path: Path) -> None:
     assert target.read_bytes() == b"file"
 
 
+def check_deletion(store: ObjectStore) -> None:
+    for key in ("a/b.json", "a/휴게실 1+2.jpg", "ab"):
+        store.put_bytes(key, b"x")
+    assert store.delete("a/") == 2
+    assert store.delete("a/") == 0
+    assert store.keys("") == ["ab"]
+    for everything in ("", "/"):
+        with pytest.raises(ValueError, match="expected a prefix"):
+            store.delete(everything)
+    assert store.delete("ab") == 1
+    assert store.keys("") == []
+
+
 def test_files(tmp_path: Path) -> None:
     store = open_object_store((tmp_path / "with blank").as_uri(), never)  # type: ignore[arg-type]
 
     check_object_store(store, tmp_path)
     assert store.url("a/b") == (tmp_path / "with blank" / "a" / "b").as_uri()
+    check_deletion(open_object_store((tmp_path / "other").as_uri(), never))  # type: ignore[arg-type]
+    assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_s3(aws: Aws, tmp_path: Path) -> None:
@@ -70,6 +85,8 @@ def test_s3(aws: Aws, tmp_path: Path) -> None:
     assert store.url("a/b.json") == "s3://capstone-derived/some/prefix/a/b.json"
     head = s3.head_object(Bucket="capstone-derived", Key="some/prefix/a/b.json")
     assert head["ContentType"] == "application/json"
+    check_deletion(open_object_store("s3://capstone-derived/some/pre", lambda: s3))
+    assert store.exists("a/b.json")
 
 
 def test_an_interrupted_write_leaves_the_old_object(tmp_path: Path) -> None:
