@@ -45,7 +45,6 @@ PAGES = {
         f"/assets/detections?view=partitions&partition={DEMO}", "contact_sheet", ("[Show Markdown]",)
     ),
     "checks": Page("/assets/detections?view=checks&checkDetail=picture_visible", "Look at the picture"),
-    "asset": Page("/assets/events?view=overview", "Source code", height=900),
 }
 
 
