@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -305,9 +305,14 @@ def _load(cursor: str | None, now: float) -> _Cursor:
     if not cursor:
         return _Cursor(seen=now - _FIRST_LOOK_S)
     kept: dict[str, Any] = json.loads(cursor)
+    # It may be of a later version that was rolled back.
+    known = {each.name for each in fields(FailedRun)}
     waiting = [
         _Waiting(
-            FailedRun(**{**each["run"], "failure": FailureClass(each["run"]["failure"])}),
+            FailedRun(
+                **{name: value for name, value in each["run"].items() if name in known}
+                | {"failure": FailureClass(each["run"]["failure"])}
+            ),
             **{name: each[name] for name in ("told", "refused", "errors")},
         )
         for each in kept["waiting"]

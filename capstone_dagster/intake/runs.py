@@ -48,6 +48,8 @@ def run_request(new: NewUpload, *, probe: bool = False) -> dg.RunRequest:
         "capstone/video_id": upload.video_id,
         "capstone/upload_id": upload.upload_id,
         "capstone/s3_uri": upload.url,
+        # dagster.yaml lets one run at a time work on the same bytes.
+        "capstone/content": f"{upload.etag}-{upload.size_bytes}",
         "capstone/external_id": upload.external_id,
         "capstone/traceparent": str(upload_context(upload.upload_id, upload.traceparent)),
         "dagster/priority": str(request.priority) if request.priority else None,

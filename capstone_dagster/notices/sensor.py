@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import dagster as dg
 
@@ -64,12 +64,19 @@ def outbox_sensor(
     if arn is None:
         told = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."
         return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=context.cursor)
-    memory = _Memory(**json.loads(context.cursor)) if context.cursor else _Memory()
+    memory = _read(context.cursor)
     told = _send(services, NoticeTopic(arn), memory)
     if memory.failures:
         context.log.error(told)
     _forget_old(services, memory)
     return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=json.dumps(asdict(memory)))
+
+
+def _read(cursor: str | None) -> _Memory:
+    """What an earlier tick kept, be it of a later version that was rolled back."""
+    known = {each.name for each in fields(_Memory)}
+    kept = json.loads(cursor) if cursor else {}
+    return _Memory(**{name: value for name, value in kept.items() if name in known})
 
 
 def _send(services: Services, topic: NoticeTopic, memory: _Memory) -> str:

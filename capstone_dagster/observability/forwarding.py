@@ -160,7 +160,7 @@ def forward(
         fresh = _unforwarded(records, position)
         runs = _runs_of(instance, fresh.values())
         for number, entry in fresh.items():
-            if not write("events", _event_line(instance, number, entry, runs.get(entry.run_id))):
+            if not write("events", _told(instance, number, entry, runs.get(entry.run_id))):
                 break
             position.recent.append(number)
         else:
@@ -212,6 +212,24 @@ def _runs_of(instance: dg.DagsterInstance, entries: Iterable[dg.EventLogEntry]) 
     run_ids = sorted({entry.run_id for entry in entries if entry.run_id})
     records = instance.get_run_records(dg.RunsFilter(run_ids=run_ids)) if run_ids else []
     return {record.dagster_run.run_id: record for record in records}
+
+
+def _told(
+    instance: dg.DagsterInstance, number: int, entry: dg.EventLogEntry, record: RunRecord | None
+) -> Fields:
+    """A record's line; one that cannot be understood must not hold up all that follow."""
+    try:
+        return _event_line(instance, number, entry, record)
+    except Exception as error:
+        return {
+            "timestamp": utc(entry.timestamp),
+            "level": "WARNING",
+            "component": "dagster",
+            "action": "record.unreadable",
+            "message": f"A record of Dagster's could not be read: {type(error).__name__}: {error}",
+            "record": number,
+            "run_id": entry.run_id or None,
+        }
 
 
 def _event_line(

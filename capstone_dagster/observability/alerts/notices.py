@@ -234,8 +234,8 @@ def due(record: Record) -> Iterator[tuple[Incident, Kind]]:
 
 def sent(record: Record, incident: Incident, kind: Kind, now: float) -> None:
     """Note that an incident's earliest waiting notice was sent."""
-    assert incident.due[0][0] == kind
-    incident.due.pop(0)
+    # By its kind, not by its place: a clock that steps back changes their order, and this one is sent.
+    incident.due.pop([each for each, _ in incident.due].index(kind))
     record.given_up = 0
     if kind != "recovery":
         incident.told, incident.told_at = incident.extent, now
