@@ -28,6 +28,7 @@ SENSORS = (
     "vital_signs",
     "reexecution",
     "outbox",
+    "summaries",
 )
 
 
