@@ -37,7 +37,11 @@ class Page:
 # The name of a partition is made from bucket and key: that of the demo is always the same.
 DEMO = "demo-clip-caaf8334"
 PAGES = {
-    "lineage": Page("/asset-groups/capstone_dagster.definitions/videos", "raw_videos", height=720),
+    "lineage": Page(
+        "/assets/raw_videos?view=lineage&lineageScope=downstream&lineageDepth=5",
+        "extracted_frames",
+        height=720,
+    ),
     "events": Page(
         f"/assets/events?view=partitions&partition={DEMO}", "published_at", ("[Show Markdown]",), height=800
     ),
