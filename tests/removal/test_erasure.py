@@ -157,6 +157,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.timeout(600)  # ten deletions, one broken off at each step
 @pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_a_deletion_that_was_broken_off_anywhere_is_finished_by_repeating_it(
     pipeline: Pipeline,
@@ -166,7 +167,8 @@ def test_a_deletion_that_was_broken_off_anywhere_is_finished_by_repeating_it(
 ) -> None:
     upload = pipeline.upload("gate/anna.mp4", clip.read_bytes())
     assert pipeline.run(upload).success
-    other = pipeline.upload("gate/other.mp4", clip.read_bytes() + b"\0")
+    # The same bytes: what is analysed already is not analysed again for this.
+    other = pipeline.upload("gate/other.mp4", clip.read_bytes())
     run_several(pipeline, other, upload)
     reported(pipeline, upload)
     eraser = Eraser(pipeline.services, pipeline.instance)
