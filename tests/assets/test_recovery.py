@@ -72,7 +72,7 @@ def test_events_alone_come_from_the_stored_detections(
     again = execute(pipeline, upload, pipeline.services, only=EVENTS_ONLY)
 
     assert again.success
-    assert steps(again) == {"events.derive_events", "events.persist_events"}
+    assert steps(again) == {"events.derive_events", "events.persist_events", "events_checks"}
     assert pipeline.services.events.current_events(upload.video_id) == published
 
 
@@ -103,7 +103,7 @@ def test_re_execution_from_failure_reads_what_its_own_lineage_made(
     again = execute(pipeline, upload, pipeline.services, run_config=config, repairs=first.run_id)
 
     assert again.success
-    assert steps(again) == {"events.persist_events"}
+    assert steps(again) == {"events.persist_events", "events_checks"}
     analyses = pipeline.services.events.analyses(upload.video_id)
     by_run = {analysis["run_id"]: analysis for analysis in analyses}
     assert by_run[again.run_id]["settings"]["sample_fps"] == 1.0
