@@ -9,7 +9,12 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG, PARTITION_NAME_TAG
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARENT_RUN_ID_TAG,
+    PARTITION_NAME_TAG,
+)
 
 from capstone_dagster.assets.failing import UPLOAD_TAG
 from capstone_dagster.assets.lineage import Resumption, create_reexecution, reexecution_id
@@ -194,20 +199,29 @@ def start_again(
 
 def _unfinished(instance: dg.DagsterInstance, video_id: str) -> list[dg.DagsterRun]:
     """Runs of the video alone that are not over, and failed ones that Dagster is about to start again."""
-    partition = {PARTITION_NAME_TAG: video_id}
-    runs = list(instance.get_runs(dg.RunsFilter(tags=partition, statuses=_UNFINISHED)))
-    for record in instance.get_run_records(dg.RunsFilter(tags=partition), limit=1):
-        run, age_s = record.dagster_run, time.time() - (record.end_time or 0.0)
-        failed = run.status == dg.DagsterRunStatus.FAILURE
-        if failed and starts_again(run) and age_s < _RETRIED_WITHIN_S:
-            runs.append(run)
+    runs: list[dg.DagsterRun] = []
+    for tags in _only(video_id):
+        runs += instance.get_runs(dg.RunsFilter(tags=tags, statuses=_UNFINISHED))
+        for record in instance.get_run_records(dg.RunsFilter(tags=tags), limit=1):
+            run, age_s = record.dagster_run, time.time() - (record.end_time or 0.0)
+            failed = run.status == dg.DagsterRunStatus.FAILURE
+            if failed and starts_again(run) and age_s < _RETRIED_WITHIN_S:
+                runs.append(run)
     return runs
+
+
+def _only(video_id: str) -> tuple[dict[str, str], ...]:
+    """The tags of runs over this video alone: asked for by name, or a backfill's stretch of one."""
+    stretch = {ASSET_PARTITION_RANGE_START_TAG: video_id, ASSET_PARTITION_RANGE_END_TAG: video_id}
+    return {PARTITION_NAME_TAG: video_id}, stretch
 
 
 def _refuse_shared(instance: dg.DagsterInstance, row: Mapping[str, Any]) -> None:
     """A run over several videos is not one video's to end."""
     run = instance.get_run_by_id(row["run_id"]) if row["run_id"] else None
-    if run is None or run.is_finished or run.tags.get(PARTITION_NAME_TAG) == row["video_id"]:
+    if run is None or run.is_finished:
+        return
+    if any(tags.items() <= run.tags.items() for tags in _only(row["video_id"])):
         return
     raise Refused(
         f"Run {run.run_id} analyses other videos besides {row['video_id']}: end it in Dagster's pages "

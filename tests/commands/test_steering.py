@@ -65,7 +65,9 @@ class Operations:
     def run(self, number: int, status: dg.DagsterRunStatus = QUEUED, **tags: str) -> dg.DagsterRun:
         """A run of a video, and its upload's row as it is then."""
         self.upload(number)
-        own = {"capstone/upload_id": f"u{number}", "dagster/partition": f"v{number}"}
+        own = {"capstone/upload_id": f"u{number}"}
+        if not any("range" in name for name in tags):
+            own["dagster/partition"] = f"v{number}"
         run = self.instance.create_run_for_job(
             _definitions.resolve_job_def("analyze_upload"),
             status=dg.DagsterRunStatus.NOT_STARTED if status == QUEUED else status,
@@ -202,6 +204,18 @@ def test_a_worker_that_does_not_answer_needs_force(
     assert capstone("cancel", "v1", "--force").code == 0
     assert operations.fresh(run).status == dg.DagsterRunStatus.CANCELED
     assert operations.row(1)["state"] == "cancelled"
+
+
+def test_cancel_ends_a_backfills_run_over_this_video_alone(
+    operations: Operations, capstone: Capstone
+) -> None:
+    """A backfill's run names the stretch of its partitions, also where that is one."""
+    stretch = {"dagster__asset_partition_range_start": "v1", "dagster__asset_partition_range_end": "v1"}
+    operations.instance.add_dynamic_partitions("videos", ["v1"])
+    run = operations.run(1, STARTED, **stretch)
+
+    assert capstone("cancel", "v1").out == "v1 is cancelled; 1 run ended.\n"
+    assert operations.fresh(run).status == dg.DagsterRunStatus.CANCELED
 
 
 def test_cancel_refuses_what_would_stop_others_or_nothing(operations: Operations, capstone: Capstone) -> None:
