@@ -207,12 +207,12 @@ def test_dev_serves_the_ui_and_other_terminals_until_ctrl_c(
         "extracted_frames": ["raw_videos"],
         "detections": ["raw_videos"],
         "events": ["detections"],
+        "daily_activity": ["events"],
     }
-    for name, node in nodes.items():
-        assert node["assetMaterializations"], name
+    for name in ("raw_videos", "extracted_frames", "detections", "events"):
+        assert nodes[name]["assetMaterializations"], name
     runs = ask(ui, RUNS)["runsOrError"]["results"]
-    assert {run["jobName"] for run in runs} == {"analyze_upload"}
-    assert "SUCCESS" in {run["status"] for run in runs}
+    assert "SUCCESS" in {run["status"] for run in runs if run["jobName"] == "analyze_upload"}
 
     # Another terminal joins by the state directory alone.
     capstone("submit", str(clip), "--camera", "gate", "--external-id", "84")

@@ -125,11 +125,11 @@ def detect(
             elapsed_s=round(took, 3),
         )
         out = folder / "detections"
-        passes.begin(identity, video, story)
         with (
             services.tracer.span("decode, detect, track", device=detector.device),
             failed_pass_measured(detector.device, services),
         ):
+            passes.begin(identity, video, story)
             done = analyze_video(
                 video,
                 out,

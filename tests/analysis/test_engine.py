@@ -240,13 +240,14 @@ def test_a_failed_pass_leaves_nothing_of_its_own_and_nothing_of_an_earlier_one(
 
 
 class OnAGpu(SquareDetector):
-    """Says of each batch's moment what a GPU might, and has no room for one of them."""
+    """Says at each look what a GPU might, and has no room for one batch."""
 
     STATES = (
         GpuState(3000.0, 80000.0, 90.0),
         GpuState(3200.0, 80000.0, None),
         GpuState(3100.0, 80000.0, 70.0),
     )
+    looks = 0
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         if len(self.batches) == 1:
@@ -254,7 +255,8 @@ class OnAGpu(SquareDetector):
         return super().detect(images)
 
     def gpu_state(self) -> GpuState | None:
-        return self.STATES[min(len(self.batches), len(self.STATES)) - 1]
+        self.looks += 1
+        return self.STATES[min(self.looks, len(self.STATES)) - 1]
 
 
 def test_a_pass_says_what_it_took_of_its_gpu(

@@ -26,6 +26,9 @@ CODE = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if not {"local", "testing", "render"} & set(path.parts) and path.name != "submit.py"
 ]
+# Parsed when this file is collected: after other tests in one process CPython 3.11 may refuse to
+# ("AST constructor recursion depth mismatch").
+TREES = {path: ast.parse(path.read_text()) for path in CODE}
 # What boto3 adds to its clients, in terms of what they call.
 TRANSFERS = {
     "upload_file": ("s3:PutObject", "s3:AbortMultipartUpload"),
@@ -121,7 +124,7 @@ def operations() -> dict[str, set[str]]:
 def calls(path: Path) -> set[str]:
     """The AWS operations that a file calls: as methods, to paginators, or by name as batch_gpu does."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(TREES[path]):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
         texts = [each.value for each in node.args if isinstance(each, ast.Constant)]
