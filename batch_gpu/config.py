@@ -21,6 +21,7 @@ CONFIG_TAG = "batch_gpu/config"
 SHORTEST_TIMEOUT_S = 60
 
 
+# Dagster has no types here, nor for some methods of launchers: what is ignored in this package is that.
 _TEXTS = Map(str, StringSource)  # type: ignore[no-untyped-call]
 _PLAIN_TEXTS = Map(str, str)  # type: ignore[no-untyped-call]
 

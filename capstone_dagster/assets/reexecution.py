@@ -30,13 +30,13 @@ from capstone_dagster.observability.breaker_state import PROBE_TAG, read_breaker
 from capstone_dagster.observability.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
 from capstone_dagster.observability.failed_runs import class_of, starts_again
 from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.observability.run_steps import PASS_STEP
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
 
 SENSOR_NAME = "reexecution"
 # On a failed run of which it was decided what follows: its own id, because later runs take its tags along.
 _SETTLED_TAG = "capstone/reexecution_settled"
-_PASS = "video_analysis.analyze_video"  # the step that takes the GPU
 
 # A tick may take 60 s; what it does not reach, the next one does.
 _BUDGET_S = 20.0
@@ -202,7 +202,7 @@ class _Tick:
                 return Leave()
             # Why a worker was told to stop may have become known since.
             failure = class_of(self._instance, run)
-            waiting.run = failed = replace(failed, failure=failure, gpu=_PASS in resumption.steps)
+            waiting.run = failed = replace(failed, failure=failure, gpu=PASS_STEP in resumption.steps)
             if not isinstance(verdict := self._verdict(failed), Start):
                 return verdict
             again = create_reexecution(self._instance, self._repository, run, resumption, probe=start.probe)

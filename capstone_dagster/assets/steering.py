@@ -20,10 +20,9 @@ from capstone_dagster.assets.failing import UPLOAD_TAG
 from capstone_dagster.assets.lineage import Resumption, create_reexecution, reexecution_id
 from capstone_dagster.assets.queueing import PRIORITY_TAG, Place, places
 from capstone_dagster.observability.failed_runs import starts_again
+from capstone_dagster.observability.run_steps import PASS_STEP
 from capstone_dagster.storage.event_store import EventStore
 
-# The step that takes the GPU.
-_PASS = "video_analysis.analyze_video"
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -164,7 +163,7 @@ def restart_of(instance: dg.DagsterInstance, row: Mapping[str, Any]) -> Restart:
     resumption = Resumption.of(instance, run)
     if not resumption.steps:
         raise Refused(f"Run {run_id} of {video_id} has nothing left to do.")
-    return Restart(video_id, row["upload_id"], run, resumption, _PASS in resumption.steps)
+    return Restart(video_id, row["upload_id"], run, resumption, PASS_STEP in resumption.steps)
 
 
 def start_again(

@@ -21,11 +21,10 @@ from capstone_dagster.observability.failed_runs import (
     starts_again,
 )
 from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.observability.run_steps import has_pass
 
 _UPLOAD_TAG = "capstone/upload_id"
 _PARENT_TAG = "dagster/parent_run_id"
-# The op with the pass over the pixels, as a run's steps name it.
-_PASS = "video_analysis.analyze_video"
 
 # Runs that ended longer ago say nothing of now.
 _LOOKED_BACK_S = 24 * 3600.0
@@ -102,7 +101,7 @@ def _ended(instance: dg.DagsterInstance, record: dg.RunRecord) -> EndedRun | Non
         failure=failure,
         started_at=record.start_time or ended_at,
         ended_at=ended_at,
-        whole=not run.step_keys_to_execute or _PASS in run.step_keys_to_execute,
+        whole=has_pass(run),
         own_model=_names_a_model(run),
     )
 

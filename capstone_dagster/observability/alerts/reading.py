@@ -18,6 +18,7 @@ from capstone_dagster.observability.breaker_state import DUPLICATE_JOB, OPERATOR
 from capstone_dagster.observability.failed_runs import NO_FAILURE, failure_of, is_explained, starts_again
 from capstone_dagster.observability.failures import POLICIES, FailureClass
 from capstone_dagster.observability.left_messages import read_left
+from capstone_dagster.observability.run_steps import has_pass
 from capstone_dagster.observability.vital_signs import age_over_limit
 from capstone_dagster.observability.waiting_messages import Queues
 from capstone_dagster.settings import Settings
@@ -48,8 +49,6 @@ WAITS_LONG_S = 900.0
 
 _VIDEO_TAG, _EXTERNAL_TAG = "capstone/video_id", "capstone/external_id"
 _JOB_TAG, _JOB_STATUS_TAG, _STREAM_TAG = "batch_gpu/job_id", "batch_gpu/status", "batch_gpu/log_stream"
-# The step that passes over the pixels: a run without it says nothing of model and GPU.
-_PASS = "video_analysis.analyze_video"
 # How often the system has started a request again.
 _REEXECUTION_TAG = "capstone/reexecution"
 _PARTITION_TAG, _ROOT_TAG = "dagster/partition", "dagster/root_run_id"
@@ -146,7 +145,7 @@ def successes(instance: dg.DagsterInstance, since: float) -> list[RunSuccess]:
         run = record.dagster_run
         video = run.tags.get(_VIDEO_TAG) or run.tags.get(_PARTITION_TAG)
         if video is not None and record.start_time is not None:
-            whole = not run.step_keys_to_execute or _PASS in run.step_keys_to_execute
+            whole = has_pass(run)
             found.append(RunSuccess(record.start_time, video, whole, run.run_id))
     return found
 
