@@ -25,9 +25,10 @@ from typing import Any
 import dagster as dg
 import psycopg
 import yaml
+from dagster._core.storage.tags import RUN_KEY_TAG
 from sqlalchemy.engine import make_url
 
-from capstone_dagster.intake.runs import PARTITIONS_NAME, RUN_KEY_TAG
+from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.local.aws import aws_environment, client, create_resources, ministack_server
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer, postgres_server

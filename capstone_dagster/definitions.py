@@ -15,12 +15,12 @@ from capstone_dagster.assets.reexecution import reexecution_sensor
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.intake.sensor import upload_sensor
-from capstone_dagster.notices.sensor import outbox_sensor
 from capstone_dagster.observability.alerts.sensor import alerts_sensor
 from capstone_dagster.observability.forwarding import run_events_forwarder
-from capstone_dagster.observability.logs import configure_logging
+from capstone_dagster.observability.lines.logs import configure_logging
 from capstone_dagster.observability.traces.sensor import run_traces_sensor
 from capstone_dagster.observability.vital_signs import vital_signs_sensor
+from capstone_dagster.outbox.sensor import outbox_sensor
 from capstone_dagster.removal.retention import retention, retention_schedule
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings

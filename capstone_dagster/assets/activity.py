@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.services import Services
@@ -83,7 +84,7 @@ activity_sensor = dg.AutomationConditionSensorDefinition(
     target=dg.AssetSelection.assets("daily_activity"),
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=180,
-    run_tags={"batch_gpu/compute": "cpu", "dagster/priority": "-1"},
+    run_tags={"batch_gpu/compute": "cpu", PRIORITY_TAG: "-1"},
     description="Has daily_activity made again once events were published.",
 )
 

@@ -8,25 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
+from batch_gpu.jobs import STATUS_TAG
 from capstone_dagster.assets.lineage import attempts
 from capstone_dagster.assets.story import Story
-from capstone_dagster.observability.failed_runs import (
-    FAILURE_TAG,
-    NO_FAILURE,
-    failure_of,
-    is_explained,
-    starts_again,
-)
 from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
+from capstone_dagster.observability.runs.failed_runs import failure_of, is_explained, starts_again
+from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE, UPLOAD_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
-
-UPLOAD_TAG = "capstone/upload_id"
-_PARENT_TAG = "dagster/parent_run_id"
-# What batch_gpu says of a job, in a tag of the run: its state with a reason.
-_JOB_STATUS_TAG = "batch_gpu/status"
-
 
 # Nothing can be analysed until somebody has mended these; of other classes the next video may know nothing.
 _CANNOT_WORK = {
@@ -206,7 +197,7 @@ def video_status_sensor(
         elif record is not None and run is not None and run.status == dg.DagsterRunStatus.FAILURE:
             if starts_again(run):
                 # Nothing has failed for good; the retry may do so without ever having begun.
-                retries = context.instance.get_runs(dg.RunsFilter(tags={_PARENT_TAG: run_id}), limit=1)
+                retries = context.instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run_id}), limit=1)
                 written += bool(retries and services.events.hand_over(upload_id, run_id, retries[0].run_id))
                 continue
             if not is_explained(run, time.time() - (record.end_time or 0.0)):
@@ -221,8 +212,8 @@ def video_status_sensor(
                 only_if_unfinished=True,
                 tried_again=tried_again(failure, run.tags, services.settings.reexecutions_per_video),
             )
-        elif run is not None and run.status == dg.DagsterRunStatus.STARTING and _JOB_STATUS_TAG in run.tags:
-            reason = f"AWS Batch: {run.tags[_JOB_STATUS_TAG]}"
+        elif run is not None and run.status == dg.DagsterRunStatus.STARTING and STATUS_TAG in run.tags:
+            reason = f"AWS Batch: {run.tags[STATUS_TAG]}"
             written += services.events.mark_waiting(upload_id, run_id, reason)
         elif run is not None and run.status == dg.DagsterRunStatus.STARTED:
             # A worker that loads its code and model, or has only to publish, says nothing for a while.

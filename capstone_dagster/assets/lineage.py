@@ -21,14 +21,15 @@ from dagster._core.storage.tags import (
     TAGS_TO_MAYBE_OMIT_ON_RETRY,
 )
 
-from capstone_dagster.observability.breaker_state import PROBE_TAG, PROBE_TAGS
-from capstone_dagster.observability.failed_runs import FAILURE_TAG
+from capstone_dagster.observability.breaker_state import PROBE_TAGS
+from capstone_dagster.run_tags import (
+    FAILURE_TAG,
+    PROBE_TAG,
+    REEXECUTION_OF_TAG,
+    REEXECUTION_TAG,
+    REQUEST_RUN_TAG,
+)
 
-# How often the system has started this request again; true of a run whose parent the second tag names.
-_ATTEMPT_TAG = "capstone/reexecution"
-_REEXECUTION_OF_TAG = "capstone/reexecution_of"
-# The run that somebody asked for, of which this one is a later try.
-_REQUEST_TAG = "capstone/request_run_id"
 # Any constant will do; it makes ids that nobody else makes.
 _NAMESPACE = UUID("6d1f6a0e-3f0f-4c3b-9a57-8f6f6f1f2a55")
 # What a failed run's tags say of itself alone; of batch_gpu's, these two are wishes, all others its job's.
@@ -62,14 +63,14 @@ def reexecution_id(run_id: str) -> str:
 
 def attempts(tags: Mapping[str, str]) -> int:
     """How often the system has started a run's request again; somebody's own re-execution begins anew."""
-    return int(tags.get(_ATTEMPT_TAG, 0)) if _by_the_system(tags) else 0
+    return int(tags.get(REEXECUTION_TAG, 0)) if _by_the_system(tags) else 0
 
 
 def request_run_id(run_id: str, tags: Mapping[str, str]) -> str:
     """The run that somebody asked for: this one, or the one that the system or Dagster tries again in it."""
     if not _by_the_system(tags):
         return run_id
-    return tags.get(_REQUEST_TAG) or tags[ROOT_RUN_ID_TAG]
+    return tags.get(REQUEST_RUN_TAG) or tags[ROOT_RUN_ID_TAG]
 
 
 def create_reexecution(
@@ -104,9 +105,9 @@ def create_reexecution(
         PARENT_RUN_ID_TAG: failed.run_id,
         ROOT_RUN_ID_TAG: failed.root_run_id or failed.run_id,
         # A probe that fails for the common cause is not held against its video.
-        _ATTEMPT_TAG: str(0 if anew else attempts(failed.tags) + (0 if probe else 1)),
-        _REEXECUTION_OF_TAG: failed.run_id,
-        _REQUEST_TAG: request_run_id(failed.run_id, failed.tags),
+        REEXECUTION_TAG: str(0 if anew else attempts(failed.tags) + (0 if probe else 1)),
+        REEXECUTION_OF_TAG: failed.run_id,
+        REQUEST_RUN_TAG: request_run_id(failed.run_id, failed.tags),
         **(PROBE_TAGS if probe else {}),
     }
     plan = create_execution_plan(
@@ -137,7 +138,7 @@ def create_reexecution(
 
 def _by_the_system(tags: Mapping[str, str]) -> bool:
     # The UI copies a run's tags to its re-execution: only the parent's id tells whose doing a run is.
-    ours = tags.get(_REEXECUTION_OF_TAG)
+    ours = tags.get(REEXECUTION_OF_TAG)
     return RETRY_NUMBER_TAG in tags or (ours is not None and ours == tags.get(PARENT_RUN_ID_TAG))
 
 

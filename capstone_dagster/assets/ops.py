@@ -33,6 +33,7 @@ from capstone_dagster.assets.several import (
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.tracing import step_trace
 from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.run_tags import FORCE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.records import VideoUpload
 
@@ -40,8 +41,6 @@ from capstone_dagster.storage.records import VideoUpload
 # first seconds, short enough not to hold a GPU for a database.
 RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
-# On a run (a backfill's dialog has a field for tags), what `force` is in a configuration.
-FORCE_TAG = "capstone/force"
 
 # Who is asked first; the runbook's word for those who know models, cameras and rules.
 _OWNERS = ["team:video-pipeline"]

@@ -14,13 +14,13 @@ import dagster as dg
 from capstone_dagster.analysis import probe
 from capstone_dagster.assets.story import Story
 from capstone_dagster.observability.catalog.metrics import DUPLICATE_JOBS
-from capstone_dagster.observability.duplicates import (
+from capstone_dagster.observability.runs.duplicates import same_work
+from capstone_dagster.run_tags import (
     DETECTION_TAG,
     DUPLICATE_OF_TAG,
     DUPLICATE_TAG,
-    FINISHED_TAG,
+    STORED_TAG,
     VIDEO_SECONDS_TAG,
-    same_work,
 )
 from capstone_dagster.services import Services
 
@@ -59,7 +59,7 @@ class Passes:
 
     def finish(self, detection_id: str) -> None:
         """Note that its results are stored."""
-        self._tag({FINISHED_TAG: detection_id})
+        self._tag({STORED_TAG: detection_id})
 
     def overtaken(self, detection_id: str, story: Story) -> None:
         """Tell that somebody else's results were there when this run's were ready."""

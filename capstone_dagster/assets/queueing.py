@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import PRIORITY_TAG
 
-from capstone_dagster.assets.failing import UPLOAD_TAG
 from capstone_dagster.observability.breaker_state import read_breaker
+from capstone_dagster.run_tags import UPLOAD_TAG
 
 WAITING_STATES = ("received", "queued", "waiting-for-compute")
-PRIORITY_TAG = "dagster/priority"
 # The daemon that starts queued runs says every 30 s that it lives.
 _DEQUEUER = "QUEUED_RUN_COORDINATOR"
 _SILENT_S = 120.0

@@ -17,7 +17,6 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
-from capstone_dagster.assets.failing import UPLOAD_TAG
 from capstone_dagster.assets.lineage import (
     Resumption,
     attempts,
@@ -26,17 +25,16 @@ from capstone_dagster.assets.lineage import (
 )
 from capstone_dagster.assets.ops import analyze_upload
 from capstone_dagster.assets.second_chances import Budget, FailedRun, Leave, Start, Verdict, Wait, judge
-from capstone_dagster.observability.breaker_state import PROBE_TAG, read_breaker, read_offers, write_offers
+from capstone_dagster.observability.breaker_state import read_breaker, read_offers, write_offers
 from capstone_dagster.observability.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
-from capstone_dagster.observability.failed_runs import class_of, starts_again
 from capstone_dagster.observability.failures import FailureClass
-from capstone_dagster.observability.run_steps import PASS_STEP
+from capstone_dagster.observability.runs.failed_runs import class_of, starts_again
+from capstone_dagster.observability.runs.run_steps import PASS_STEP
+from capstone_dagster.run_tags import PROBE_TAG, SETTLED_TAG, UPLOAD_TAG, VIDEO_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
 
 SENSOR_NAME = "reexecution"
-# On a failed run of which it was decided what follows: its own id, because later runs take its tags along.
-_SETTLED_TAG = "capstone/reexecution_settled"
 
 # A tick may take 60 s; what it does not reach, the next one does.
 _BUDGET_S = 20.0
@@ -130,7 +128,7 @@ class _Tick:
         for record in records:
             run = record.dagster_run
             self.cursor.seen = max(self.cursor.seen, record.update_timestamp.timestamp())
-            if run.run_id in self.cursor.waiting or run.tags.get(_SETTLED_TAG) == run.run_id:
+            if run.run_id in self.cursor.waiting or run.tags.get(SETTLED_TAG) == run.run_id:
                 continue
             if UPLOAD_TAG not in run.tags or starts_again(run):
                 continue  # somebody's own run, or Dagster's to start again
@@ -257,7 +255,7 @@ class _Tick:
                 "run_id": again.run_id,
                 "parent_run_id": run.run_id,
                 "upload_id": failed.upload_id,
-                "video_id": run.tags.get("capstone/video_id"),
+                "video_id": run.tags.get(VIDEO_TAG),
                 "failure_class": failed.failure.value,
                 "attempt": attempts(again.tags),
                 "steps": list(again.step_keys_to_execute or ()),
@@ -270,7 +268,7 @@ class _Tick:
         if verdict.told and not self._has_told(waiting, verdict.told):
             return  # until its status can say so
         if self._instance.has_run(failed.run_id):
-            self._instance.add_run_tags(failed.run_id, {_SETTLED_TAG: failed.run_id})
+            self._instance.add_run_tags(failed.run_id, {SETTLED_TAG: failed.run_id})
         del self.cursor.waiting[failed.run_id]
 
     def _wait(self, waiting: _Waiting, verdict: Wait) -> None:

@@ -14,13 +14,14 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
+    PRIORITY_TAG,
 )
 
-from capstone_dagster.assets.failing import UPLOAD_TAG
 from capstone_dagster.assets.lineage import Resumption, create_reexecution, reexecution_id
-from capstone_dagster.assets.queueing import PRIORITY_TAG, Place, places
-from capstone_dagster.observability.failed_runs import starts_again
-from capstone_dagster.observability.run_steps import PASS_STEP
+from capstone_dagster.assets.queueing import Place, places
+from capstone_dagster.observability.runs.failed_runs import starts_again
+from capstone_dagster.observability.runs.run_steps import PASS_STEP
+from capstone_dagster.run_tags import UPLOAD_TAG
 from capstone_dagster.storage.event_store import EventStore
 
 _UNFINISHED = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dagster as dg
 
-from capstone_dagster.assets.failing import UPLOAD_TAG, run_tags
+from capstone_dagster.assets.failing import run_tags
 from capstone_dagster.observability.traces.context import TraceContext, upload_context
-from capstone_dagster.observability.traces.runs import TRACEPARENT_TAG, step_context, trace_of
+from capstone_dagster.observability.traces.runs import step_context, trace_of
+from capstone_dagster.run_tags import EXTERNAL_ID_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
 from capstone_dagster.storage.records import VideoUpload
 
 
@@ -25,10 +26,10 @@ def step_trace(context: dg.OpExecutionContext, upload: VideoUpload) -> TraceCont
         told = {
             UPLOAD_TAG: upload.upload_id,
             TRACEPARENT_TAG: str(trace),
-            "capstone/video_id": upload.video_id,
+            VIDEO_TAG: upload.video_id,
             "capstone/s3_uri": upload.url,
         }
         if upload.external_id is not None:
-            told["capstone/external_id"] = upload.external_id
+            told[EXTERNAL_ID_TAG] = upload.external_id
         context.instance.add_run_tags(context.run_id, told)
     return step_context(trace, context.run_id, str(context.op_handle), context.retry_number)

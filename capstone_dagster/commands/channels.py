@@ -54,7 +54,7 @@ def log_groups() -> str:
 
 def shipping(settings: Settings) -> str:
     """Whether lines and metrics get away, as the shipper itself said last."""
-    from capstone_dagster.observability.shipper_status import read_status
+    from capstone_dagster.observability.shipping.shipper_status import read_status
 
     if settings.log_spool is None:
         raise Wrong(

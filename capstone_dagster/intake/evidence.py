@@ -7,24 +7,21 @@ import time
 from collections.abc import Sequence
 
 import dagster as dg
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RUN_KEY_TAG
 
 from capstone_dagster.intake.breaker import EndedRun, ProbeFate
-from capstone_dagster.intake.runs import JOB_NAME, RUN_KEY_TAG
+from capstone_dagster.intake.runs import JOB_NAME
 from capstone_dagster.observability.breaker_state import Probe
-from capstone_dagster.observability.duplicates import doubled_work
-from capstone_dagster.observability.failed_runs import (
-    FAILURE_TAG,
-    NO_FAILURE,
+from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.observability.runs.duplicates import doubled_work
+from capstone_dagster.observability.runs.failed_runs import (
     class_of,
     is_explained,
     retry_is_decided,
     starts_again,
 )
-from capstone_dagster.observability.failures import FailureClass
-from capstone_dagster.observability.run_steps import has_pass
-
-_UPLOAD_TAG = "capstone/upload_id"
-_PARENT_TAG = "dagster/parent_run_id"
+from capstone_dagster.observability.runs.run_steps import has_pass
+from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE, UPLOAD_TAG
 
 # Runs that ended longer ago say nothing of now.
 _LOOKED_BACK_S = 24 * 3600.0
@@ -58,7 +55,7 @@ def last_runs(instance: dg.DagsterInstance) -> tuple[list[EndedRun], list[str]]:
 def fate_of(instance: dg.DagsterInstance, probe: Probe) -> ProbeFate:
     """What became of a probe; if Dagster retried it after its worker was lost, of the last retry."""
     if probe.reexecutes is not None:
-        records = _runs_with(instance, _PARENT_TAG, probe.reexecutes)
+        records = _runs_with(instance, PARENT_RUN_ID_TAG, probe.reexecutes)
     else:
         assert probe.run_key is not None
         records = _runs_with(instance, RUN_KEY_TAG, probe.run_key)
@@ -67,7 +64,7 @@ def fate_of(instance: dg.DagsterInstance, probe: Probe) -> ProbeFate:
         return "missing"
     record = on_record[0]
     while starts_again(record.dagster_run):
-        retries = _runs_with(instance, _PARENT_TAG, record.dagster_run.run_id)
+        retries = _runs_with(instance, PARENT_RUN_ID_TAG, record.dagster_run.run_id)
         if not retries:
             return "under way"
         record = retries[0]
@@ -97,7 +94,7 @@ def _ended(instance: dg.DagsterInstance, record: dg.RunRecord) -> EndedRun | Non
         return None
     return EndedRun(
         run_id=run.run_id,
-        upload=run.tags.get(_UPLOAD_TAG) or run.run_id,
+        upload=run.tags.get(UPLOAD_TAG) or run.run_id,
         failure=failure,
         started_at=record.start_time or ended_at,
         ended_at=ended_at,

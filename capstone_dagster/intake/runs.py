@@ -4,17 +4,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.observability.breaker_state import PROBE_TAGS
 from capstone_dagster.observability.traces.context import upload_context
+from capstone_dagster.run_tags import CONTENT_TAG, EXTERNAL_ID_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
 from capstone_dagster.storage.records import VideoUpload
 
 JOB_NAME = "analyze_upload"
 PARTITIONS_NAME = "videos"
-# Dagster's own tag on every run that a sensor asked for with a run key.
-RUN_KEY_TAG = "dagster/run_key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ def run_request(new: NewUpload, *, probe: bool = False) -> dg.RunRequest:
         "nonce": new.message.message_id if request.force else None,
     }
     tags = {
-        "capstone/video_id": upload.video_id,
-        "capstone/upload_id": upload.upload_id,
+        VIDEO_TAG: upload.video_id,
+        UPLOAD_TAG: upload.upload_id,
         "capstone/s3_uri": upload.url,
         # dagster.yaml lets one run at a time work on the same bytes.
-        "capstone/content": f"{upload.etag}-{upload.size_bytes}",
-        "capstone/external_id": upload.external_id,
-        "capstone/traceparent": str(upload_context(upload.upload_id, upload.traceparent)),
-        "dagster/priority": str(request.priority) if request.priority else None,
+        CONTENT_TAG: f"{upload.etag}-{upload.size_bytes}",
+        EXTERNAL_ID_TAG: upload.external_id,
+        TRACEPARENT_TAG: str(upload_context(upload.upload_id, upload.traceparent)),
+        PRIORITY_TAG: str(request.priority) if request.priority else None,
         **(PROBE_TAGS if probe else {}),
     }
     return dg.RunRequest(

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import islice
 
 import dagster as dg
+from dagster._core.storage.tags import RUN_KEY_TAG
 
 from capstone_dagster.intake.gate import Gate
 from capstone_dagster.intake.identity import run_key
@@ -15,14 +16,7 @@ from capstone_dagster.intake.lookup import look_up, unwanted_model
 from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, parse_message
 from capstone_dagster.intake.pending import Counts, Pending, write_cursor
 from capstone_dagster.intake.queue import QueueUnavailable, ReceivedMessage, UploadQueue
-from capstone_dagster.intake.runs import (
-    JOB_NAME,
-    PARTITIONS_NAME,
-    RUN_KEY_TAG,
-    NewUpload,
-    materialization,
-    run_request,
-)
+from capstone_dagster.intake.runs import JOB_NAME, PARTITIONS_NAME, NewUpload, materialization, run_request
 from capstone_dagster.intake.tracing import record_uploads
 from capstone_dagster.observability.catalog.metrics import (
     DUPLICATES_PREVENTED,

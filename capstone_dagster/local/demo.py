@@ -22,6 +22,7 @@ from capstone_dagster.local.detector import DEMO_SCORE
 from capstone_dagster.local.stack import LocalStack, enter_environment, local_stack
 from capstone_dagster.local.state import read_environment
 from capstone_dagster.models import EMBEDDED_MODEL, POOR_RESULTS, ModelUnavailable, locate_model
+from capstone_dagster.run_tags import UPLOAD_TAG
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.storage.objects import open_object_store
@@ -241,13 +242,13 @@ def _wait(submission: Submission, running: RunningStack, report: Report) -> RunR
     from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
     store = EventStore(read_settings().event_store_url())
-    mine = RunsFilter(tags={"capstone/upload_id": submission.upload_id})
+    mine = RunsFilter(tags={UPLOAD_TAG: submission.upload_id})
     with DagsterInstance.get() as instance:
 
         def others_run() -> bool:
             active = RunsFilter(statuses=[DagsterRunStatus.STARTING, DagsterRunStatus.STARTED])
             runs = instance.get_runs(active, limit=10)
-            return any(run.tags.get("capstone/upload_id") != submission.upload_id for run in runs)
+            return any(run.tags.get(UPLOAD_TAG) != submission.upload_id for run in runs)
 
         patience = Patience(others_run)
         while True:

@@ -18,7 +18,7 @@ def start_shipper(
     webserver_url: str, environment: Mapping[str, str], logs: Path, keep_open: Sequence[int]
 ) -> ChildProcess:
     """Start it. That it ends by itself is no reason to stop anything: lines wait on disk."""
-    argv = [sys.executable, "-m", "capstone_dagster.observability.shipper", "--drain", str(_DRAIN_S)]
+    argv = [sys.executable, "-m", "capstone_dagster.observability.shipping.shipper", "--drain", str(_DRAIN_S)]
     for service, how in ((WEBSERVER, webserver_url), (DAEMON, "daemon")):
         argv += ["--probe", f"{service}={how}"]
     # A fake AWS Batch has a CloudWatch Logs of its own, for its containers' standard output.

@@ -13,6 +13,9 @@ from enum import StrEnum
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import PRIORITY_TAG
+
+from capstone_dagster.run_tags import PROBE_TAG
 
 _KEY = "capstone/intake/breaker"
 _OFFERS_KEY = "capstone/reexecution/offers"
@@ -20,8 +23,7 @@ _OFFERS_KEY = "capstone/reexecution/offers"
 DUPLICATE_JOB = "duplicate-job"
 OPERATOR = "operator"
 # On the run of a probe; it goes before all that wait, whatever a back end asked for (at most 1000).
-PROBE_TAG = "capstone/probe"
-PROBE_TAGS = {PROBE_TAG: "true", "dagster/priority": "1001"}
+PROBE_TAGS = {PROBE_TAG: "true", PRIORITY_TAG: "1001"}
 
 
 class Phase(StrEnum):

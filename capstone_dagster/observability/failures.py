@@ -97,6 +97,17 @@ SYSTEMIC = frozenset(
     }
 )
 
+# Of an error that is on record as text alone, as a tick's is: these names of ours say the class.
+ERRORS: Mapping[str, FailureClass] = {
+    "DatabaseUnavailable": FailureClass.DATABASE_UNAVAILABLE,
+    "StorageUnavailable": FailureClass.STORAGE_UNAVAILABLE,
+    "PermissionDenied": FailureClass.PERMISSION_DENIED,
+    "SourceForbidden": FailureClass.SOURCE_FORBIDDEN,
+    "SchemaMissing": FailureClass.CONFIGURATION,
+    "ConfigurationError": FailureClass.CONFIGURATION,
+    "NotConfigured": FailureClass.CONFIGURATION,
+}
+
 
 def classify(error: BaseException) -> FailureClass:
     """The class of an exception: its own word, else its cause's, else what is known of libraries."""

@@ -25,13 +25,18 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import dagster as dg
 from dagster._core.scheduler.instigation import InstigatorTick, InstigatorType, TickStatus
 
-from capstone_dagster.observability.alerts.reading import ERRORS
 from capstone_dagster.observability.catalog.log_groups import VIDEO_ANALYSIS
-from capstone_dagster.observability.failed_runs import failure_of
-from capstone_dagster.observability.failures import POLICIES
-from capstone_dagster.observability.logs import json_line, shared_spool, utc
-from capstone_dagster.observability.redaction import Redaction, known_secrets
-from capstone_dagster.observability.run_lines import ENDINGS, Fields, error_text, event_fields, run_fields
+from capstone_dagster.observability.failures import ERRORS, POLICIES
+from capstone_dagster.observability.lines.logs import json_line, shared_spool, utc
+from capstone_dagster.observability.lines.redaction import Redaction, known_secrets
+from capstone_dagster.observability.lines.run_lines import (
+    ENDINGS,
+    Fields,
+    error_text,
+    event_fields,
+    run_fields,
+)
+from capstone_dagster.observability.runs.failed_runs import failure_of
 from capstone_dagster.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,7 +76,7 @@ class Needs(Protocol):
 
 
 class Lines(Protocol):
-    """Where lines go; :class:`~capstone_dagster.observability.spool.Spool` is one."""
+    """Where lines go; :class:`~capstone_dagster.observability.lines.spool.Spool` is one."""
 
     def append(self, group_name: str, line: str) -> bool: ...
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from capstone_dagster.observability.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.observability.catalog.metrics import METRICS, TELEMETRY_DROPPED
 from capstone_dagster.observability.catalog.model import NAMESPACE, Metric
-from capstone_dagster.observability.logs import shared_spool
-from capstone_dagster.observability.standard_output import StandardOutput, standard_output
+from capstone_dagster.observability.lines.logs import shared_spool
+from capstone_dagster.observability.lines.standard_output import StandardOutput, standard_output
 from capstone_dagster.settings import Settings
 
 log = logging.getLogger("capstone.metrics")

@@ -27,10 +27,11 @@ from botocore.exceptions import (
 
 from capstone_dagster.observability.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSIS
 from capstone_dagster.observability.catalog.model import Level
-from capstone_dagster.observability.logs import json_line, utc
-from capstone_dagster.observability.redaction import Redaction
-from capstone_dagster.observability.run_lines import event_fields, run_fields
-from capstone_dagster.observability.spool import Segment, segments
+from capstone_dagster.observability.lines.logs import json_line, utc
+from capstone_dagster.observability.lines.redaction import Redaction
+from capstone_dagster.observability.lines.run_lines import event_fields, run_fields
+from capstone_dagster.observability.lines.spool import Segment, segments
+from capstone_dagster.run_tags import EXTERNAL_ID_TAG, VIDEO_TAG
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -174,7 +175,7 @@ def read_dagster(subject: Subject, instance: dg.DagsterInstance) -> list[LogLine
     import dagster as dg
 
     runs: dict[str, dg.DagsterRun] = {}
-    for tag in ("capstone/video_id", "capstone/external_id", "dagster/partition"):
+    for tag in (VIDEO_TAG, EXTERNAL_ID_TAG, "dagster/partition"):
         filters = dg.RunsFilter(tags={tag: sorted(subject.names)})
         runs |= {run.run_id: run for run in instance.get_runs(filters)}
     if subject.run_ids:

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
 
@@ -34,14 +34,15 @@ from capstone_dagster.observability.catalog.metrics import (
     SENSOR_TICK_DURATION,
     SENSOR_TICK_ERRORS,
 )
-from capstone_dagster.observability.duplicates import VIDEO_SECONDS_TAG
-from capstone_dagster.observability.failed_runs import (
+from capstone_dagster.observability.metrics import Metrics
+from capstone_dagster.observability.runs.failed_runs import (
     failure_of,
     is_explained,
     retry_is_decided,
     starts_again,
 )
-from capstone_dagster.observability.metrics import Metrics
+from capstone_dagster.observability.runs.limits import age_over_limit
+from capstone_dagster.observability.runs.run_events import IsReady, Position, RunEvent, unread
 from capstone_dagster.observability.waiting_messages import Queues, queues_at
 from capstone_dagster.settings import Settings
 
@@ -49,18 +50,11 @@ SENSOR_NAME = "vital_signs"
 
 log = logging.getLogger("capstone.vital_signs")
 
-# Events get their numbers before they are committed: one that is read may be followed by one with a smaller
-# number. Transactions take milliseconds; behind what was read so long ago nothing comes any more.
-_OVERLAP_S = 60.0
-_EVENTS_AT_ONCE = 500
 # Of one sensor's ticks between two looks: it ticks every few seconds. Dagster cuts one off after 60 s.
 _TICKS_AT_ONCE = 100
 _LONGEST_TICK_S = 90.0
 # Classifying a failed run takes some 5 ms. What is left is the next tick's.
 _BUDGET_S = 5.0
-
-# Takes a run and the age of its event in seconds.
-IsReady = Callable[[dg.DagsterRun, float], bool]
 
 # Not what was only put on record: whoever did that may have died before submitting it, and it stays for ever.
 _IN_PROGRESS = [
@@ -77,21 +71,6 @@ class Needs(Protocol):
     def settings(self) -> Settings: ...
     @property
     def metrics(self) -> Metrics: ...
-
-
-@dataclass(slots=True)
-class Position:
-    """How far events of one type have been read.
-
-    Attributes:
-        after: number of an event; all up to it are read.
-        recent: number → when it was read, of events behind `after` that are read too.
-        left: number of the first event that was seen and left for later; 0 if none was.
-    """
-
-    after: int = 0
-    recent: dict[int, float] = field(default_factory=dict)
-    left: int = 0
 
 
 @dataclass(slots=True)
@@ -120,14 +99,7 @@ class Memory:
             return cls(since=now)
         kept: dict[str, Any] = json.loads(cursor)
         fields = {name: value for name, value in kept.items() if name in cls.__dataclass_fields__}
-        read = {
-            kind: Position(
-                position["after"],
-                {int(number): at for number, at in position["recent"].items()},
-                position.get("left", 0),
-            )
-            for kind, position in fields.pop("read").items()
-        }
+        read = {kind: Position.from_json(position) for kind, position in fields.pop("read").items()}
         return cls(**fields, read=read)
 
     def to_cursor(self) -> str:
@@ -198,55 +170,37 @@ def longest_over_limit(instance: dg.DagsterInstance, settings: Settings, now: fl
     return max((age_over_limit(record, settings, now) for record in running), default=0.0)
 
 
-def age_over_limit(record: dg.RunRecord, settings: Settings, now: float) -> float:
-    """The ratio of a running run's age to the limit of its own video; above 1 it is overdue."""
-    if record.start_time is None:
-        return 0.0
-    try:
-        video_s = float(record.dagster_run.tags.get(VIDEO_SECONDS_TAG, 0))
-    except ValueError:
-        video_s = 0.0
-    limit_s = max(60 * settings.run_limit_minutes, settings.run_limit_per_video * video_s)
-    return max(0.0, now - record.start_time) / limit_s
-
-
 def _count_runs(instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, now: float) -> None:
     """Zeros too: the rate of failures needs them."""
     over = time.monotonic() + _BUDGET_S
     # If anything goes wrong on the way, nothing is counted and nothing is read.
     read = copy.deepcopy(memory.read)
 
-    def unread(
-        kind: RunStatusChangeEventType, is_ready: IsReady | None = None
-    ) -> Iterator[dg.EventLogRecord]:
-        position = read.setdefault(kind.value, Position())
-        return _unread(instance, kind, position, memory.since, now, is_ready)
+    def unread_of(kind: RunStatusChangeEventType, is_ready: IsReady | None = None) -> Iterator[RunEvent]:
+        position = read.setdefault(kind.value, Position(memory.since))
+        return unread(instance, kind, position, now=now, is_ready=is_ready)
 
-    started = list(unread(dg.DagsterEventType.RUN_START))
-    succeeded = list(unread(dg.DagsterEventType.RUN_SUCCESS))
-    runs = _records(instance, [event.event_log_entry.run_id for event in succeeded])
+    started = sum(1 for _ in unread_of(dg.DagsterEventType.RUN_START))
+    succeeded = list(unread_of(dg.DagsterEventType.RUN_SUCCESS))
+    ended = [event.record for event in succeeded]
     failures: Counter[str] = Counter()
-    for event in unread(dg.DagsterEventType.RUN_FAILURE, _is_settled):
-        run_id = event.event_log_entry.run_id
+    for event in unread_of(dg.DagsterEventType.RUN_FAILURE, _is_settled):
+        run = event.run
         # An operator may have deleted it, or started it again and canceled it.
-        record = _records(instance, [run_id]).get(run_id)
-        run = None if record is None else record.dagster_run
         if run is not None and run.status == dg.DagsterRunStatus.FAILURE and not starts_again(run):
             failure, _ = failure_of(instance, run)
             failures[failure.value] += 1
-            runs[run_id] = cast(dg.RunRecord, record)
+            ended.append(event.record)
         if time.monotonic() > over:
             break
     memory.read = read
-    memory.last_success = max(
-        [memory.last_success, *(event.event_log_entry.timestamp for event in succeeded)]
-    )
-    metrics.add_all({RUNS_STARTED: len(started), RUNS_SUCCEEDED: len(succeeded)})
+    memory.last_success = max([memory.last_success, *(event.at for event in succeeded)])
+    metrics.add_all({RUNS_STARTED: started, RUNS_SUCCEEDED: len(succeeded)})
     metrics.add(RUNS_FAILED, 0)
     for failure_class, count in failures.items():
         metrics.add(RUNS_FAILED, count, failure_class=failure_class)
-    for record in runs.values():
-        if record.start_time is not None and record.end_time is not None:
+    for record in ended:
+        if record is not None and record.start_time is not None and record.end_time is not None:
             metrics.add(RUN_DURATION, max(0.0, record.end_time - record.start_time))
 
 
@@ -298,62 +252,5 @@ def _measure_ticks(instance: dg.DagsterInstance, metrics: Metrics, memory: Memor
     memory.ticks_read = now
 
 
-def _unread(
-    instance: dg.DagsterInstance,
-    kind: RunStatusChangeEventType,
-    position: Position,
-    since: float,
-    now: float,
-    is_ready: IsReady | None,
-) -> Iterator[dg.EventLogRecord]:
-    """Events that were not read yet, each read when it is given out.
-
-    Args:
-        is_ready: whether there is all to know of an event's run already; else it is left for later.
-    """
-    # However long nobody looked, what was left for later stays before what is remembered.
-    old = [
-        number
-        for number, at in position.recent.items()
-        if now - at > _OVERLAP_S and not 0 < position.left < number
-    ]
-    position.after = max([position.after, *old])
-    position.recent = {number: at for number, at in position.recent.items() if number > position.after}
-    cursor = position.after
-    left: list[int] = []
-    while True:
-        wanted = dg.RunStatusChangeRecordsFilter(kind, after_timestamp=since, after_storage_id=cursor or None)
-        events = instance.fetch_run_status_changes(wanted, limit=_EVENTS_AT_ONCE, ascending=True).records
-        fresh = [event for event in events if event.storage_id not in position.recent]
-        if is_ready is not None:
-            runs = _records(instance, [event.event_log_entry.run_id for event in fresh])
-            ready = [_may_be_read(event, runs, now, is_ready) for event in fresh]
-            left += [event.storage_id for event, is_it in zip(fresh, ready, strict=True) if not is_it]
-            fresh = [event for event, is_it in zip(fresh, ready, strict=True) if is_it]
-            # Whoever takes them may stop before the end.
-            position.left = min(filter(None, [position.left, *left]), default=0)
-        for event in fresh:
-            position.recent[event.storage_id] = now
-            yield event
-        if len(events) < _EVENTS_AT_ONCE:
-            position.left = min(left, default=0)
-            return
-        cursor = events[-1].storage_id
-
-
 def _is_settled(run: dg.DagsterRun, age_s: float) -> bool:
     return retry_is_decided(run, age_s) and is_explained(run, age_s)
-
-
-def _may_be_read(
-    event: dg.EventLogRecord, runs: dict[str, dg.RunRecord], now: float, is_ready: IsReady
-) -> bool:
-    record = runs.get(event.event_log_entry.run_id)
-    return record is None or is_ready(record.dagster_run, now - event.event_log_entry.timestamp)
-
-
-def _records(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> dict[str, dg.RunRecord]:
-    if not run_ids:
-        return {}
-    records = instance.get_run_records(dg.RunsFilter(run_ids=list(dict.fromkeys(run_ids))))
-    return {record.dagster_run.run_id: record for record in records}

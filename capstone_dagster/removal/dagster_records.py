@@ -39,16 +39,19 @@ from dagster._core.storage.schedules.schema import (
     JobTickTable,
 )
 from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 from dagster._serdes import deserialize_value
 
 from capstone_dagster.intake.runs import PARTITIONS_NAME
-from capstone_dagster.observability.duplicates import DETECTION_TAG, FINISHED_TAG
 from capstone_dagster.removal.names import DELETED, Names
+from capstone_dagster.run_tags import DETECTION_TAG, STORED_TAG, VIDEO_TAG
 from capstone_dagster.settings import ConfigurationError
 
-_VIDEO_TAG = "capstone/video_id"
-_PARTITION_TAG = "dagster/partition"
-_RANGE_TAGS = {"dagster/asset_partition_range_start", "dagster/asset_partition_range_end"}
+_RANGE_TAGS = {ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG}
 _MATERIALIZATION = dg.DagsterEventType.ASSET_MATERIALIZATION.value
 _FINISHED = {
     dg.DagsterRunStatus.SUCCESS,
@@ -136,7 +139,7 @@ class DagsterRecords:
         return traces + [RunTraces(run_id, True, True, frozenset()) for run_id in sorted(gone)]
 
     def _traces(self, run: dg.DagsterRun, names: Names) -> RunTraces:
-        tagged = names.video_id in (run.tags.get(_VIDEO_TAG), run.tags.get(_PARTITION_TAG))
+        tagged = names.video_id in (run.tags.get(VIDEO_TAG), run.tags.get(PARTITION_NAME_TAG))
         own = tagged and not _RANGE_TAGS & run.tags.keys()
         if own:
             others = sa.select(_logs.c.id).where(
@@ -146,7 +149,7 @@ class DagsterRecords:
             )
             with self._events() as connection:
                 own = connection.execute(others.limit(1)).first() is None
-        work = {run.tags[tag] for tag in (DETECTION_TAG, FINISHED_TAG) if tag in run.tags} if own else set()
+        work = {run.tags[tag] for tag in (DETECTION_TAG, STORED_TAG) if tag in run.tags} if own else set()
         return RunTraces(run.run_id, run.status in _FINISHED, own, frozenset(work))
 
     def work(self, names: Names) -> tuple[set[str], set[str]]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import dagster as dg
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.removal.dagster_records import DagsterRecords
@@ -20,7 +21,6 @@ from capstone_dagster.storage.retention import OldAnalysis, OldRows
 
 # One night's work stays within minutes; what is left goes in the nights after.
 MOST_A_NIGHT = 2000
-_PARTITION_TAG = "dagster/partition"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Retention:
         """Their materialisations go with them, so those of partitions that are still listed stay."""
         listed = set(self._instance.get_dynamic_partitions(PARTITIONS_NAME))
         records = DagsterRecords(self._instance)
-        ended = records.ended_before(before, _PARTITION_TAG)
+        ended = records.ended_before(before, PARTITION_NAME_TAG)
         due = (run_id for run_id, partition in ended if partition not in listed)
         # All of them first: a page of runs begins after one that must be there still.
         chosen = list(islice(due, self._most))

@@ -11,7 +11,7 @@ import pytest
 from capstone_dagster.assets import ops
 from capstone_dagster.assets.analyze import detect
 from capstone_dagster.assets.failing import video_status_sensor
-from capstone_dagster.observability.failed_runs import FAILURE_TAG
+from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.records import VideoUpload
 from tests.assets import recovery_job

@@ -31,15 +31,14 @@ from capstone_dagster.assets.second_chances import (
 from capstone_dagster.observability.breaker_state import (
     DUPLICATE_JOB,
     OPERATOR,
-    PROBE_TAG,
     BreakerState,
     Phase,
     Probe,
     read_offers,
     write_breaker,
 )
-from capstone_dagster.observability.failed_runs import FAILURE_TAG
 from capstone_dagster.observability.failures import POLICIES, SYSTEMIC, FailureClass
+from capstone_dagster.run_tags import FAILURE_TAG, PROBE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore

@@ -13,7 +13,8 @@ from batch_gpu.compute import compute_class
 from capstone_dagster.local.aws import client
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
 from capstone_dagster.local.stack import LocalStack, local_stack
-from capstone_dagster.observability.breaker_state import PROBE_TAG, read_breaker
+from capstone_dagster.observability.breaker_state import read_breaker
+from capstone_dagster.run_tags import PROBE_TAG
 from capstone_dagster.storage.event_store import EventStore
 from tests.support.waiting import wait_for
 

@@ -9,7 +9,7 @@ import pytest
 from capstone_dagster.commands import channels
 from capstone_dagster.commands.channels import Wrong
 from capstone_dagster.observability.catalog.log_groups import INTAKE, LOG_GROUPS
-from capstone_dagster.observability.shipper_status import STATUS_FILE
+from capstone_dagster.observability.shipping.shipper_status import STATUS_FILE
 from capstone_dagster.observability.traces.tracer import ENDPOINT_VARIABLES
 from capstone_dagster.settings import read_settings
 from tests.conftest import Aws

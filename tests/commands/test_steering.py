@@ -18,8 +18,8 @@ from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, vide
 from capstone_dagster.assets.queueing import ordinal, places
 from capstone_dagster.assets.reexecution import reexecution_sensor
 from capstone_dagster.commands import steering as command
-from capstone_dagster.observability.failed_runs import FAILURE_TAG
 from capstone_dagster.observability.failures import POLICIES, FailureClass
+from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore

@@ -8,10 +8,10 @@ import yaml
 from capstone_dagster.observability import supervisor
 from capstone_dagster.observability.catalog.alarms import DAEMON, WEBSERVER
 from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
-from capstone_dagster.observability.probes import probe_of
+from capstone_dagster.observability.shipping.probes import probe_of
 from tests.infra.stacks import INFRA, resources
 
-PROGRAM = ["python", "-m", "capstone_dagster.observability.supervisor"]
+PROGRAM = ["python", "-m", "capstone_dagster.observability.shipping.supervisor"]
 LEVELS = {group.name: group.level for group in LOG_GROUPS}
 
 

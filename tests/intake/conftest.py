@@ -7,8 +7,9 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import RUN_KEY_TAG
 
-from capstone_dagster.intake.runs import JOB_NAME, RUN_KEY_TAG
+from capstone_dagster.intake.runs import JOB_NAME
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings

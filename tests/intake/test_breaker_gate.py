@@ -10,7 +10,6 @@ import pytest
 from capstone_dagster.intake.orders import give_order
 from capstone_dagster.observability.breaker_state import (
     DUPLICATE_JOB,
-    PROBE_TAG,
     BreakerState,
     Phase,
     read_breaker,
@@ -18,8 +17,7 @@ from capstone_dagster.observability.breaker_state import (
     write_breaker,
     write_offers,
 )
-from capstone_dagster.observability.duplicates import DUPLICATE_TAG
-from capstone_dagster.observability.failed_runs import FAILURE_TAG
+from capstone_dagster.run_tags import DUPLICATE_TAG, FAILURE_TAG, PROBE_TAG
 from capstone_dagster.services import Services
 from tests.intake.conftest import Intake
 from tests.support.waiting import wait_for

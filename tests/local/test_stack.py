@@ -31,7 +31,7 @@ from capstone_dagster.local.stack import (
 )
 from capstone_dagster.local.state import ENVIRONMENT_FILE, read_environment
 from capstone_dagster.observability.catalog.log_groups import INTAKE
-from capstone_dagster.observability.spool import Spool
+from capstone_dagster.observability.lines.spool import Spool
 from tests.support.waiting import wait_for
 
 Project = Callable[..., DagsterFiles]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from capstone_dagster.observability.catalog.log_groups import BATCH_JOB
-from capstone_dagster.observability.spool import segments
+from capstone_dagster.observability.lines.spool import segments
 
 GOOD, BROKEN, FORBIDDEN = "gate/20250526_193726.mp4", "gate/broken.mp4", "yard/forbidden.mp4"
 EXTERNAL_ID = "84"
@@ -86,8 +86,8 @@ def main(clip: Path) -> None:
     from capstone_dagster.definitions import defs, services
     from capstone_dagster.intake.sensor import upload_sensor
     from capstone_dagster.observability.forwarding import beginning, forward
-    from capstone_dagster.observability.logs import shared_spool
-    from capstone_dagster.observability.redaction import Redaction
+    from capstone_dagster.observability.lines.logs import shared_spool
+    from capstone_dagster.observability.lines.redaction import Redaction
 
     services.events.migrate()
     services.s3.put_object(

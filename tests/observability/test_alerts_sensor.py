@@ -36,6 +36,7 @@ from capstone_dagster.observability.alerts.sensor import alerts_sensor
 from capstone_dagster.observability.breaker_state import BreakerState, Phase, write_breaker
 from capstone_dagster.observability.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
 from capstone_dagster.observability.left_messages import LeftMessages, write_left
+from capstone_dagster.observability.runs import run_events
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable, StorageUnavailable
@@ -178,7 +179,7 @@ def test_500_failures_are_one_alert_with_a_count(office: Office) -> None:
     [notice] = office.inbox()
     assert "(500 runs)" in notice.subject
     assert len(str(office.cursor)) < 50_000
-    office.clock(reading.OVERLAP_S + 1)
+    office.clock(run_events.OVERLAP_S + 1)
     assert office.tick() == "0 new failures. Nothing to tell."
     assert len(str(office.cursor)) < 3_000
 
@@ -329,7 +330,7 @@ def test_no_alert_is_lost_that_waited_for_its_explanation_while_the_daemon_was_a
     assert [notice.attributes["class"] for notice in office.inbox()] == ["undecodable-video"]
 
     office.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "timeout"})
-    office.clock(10 * reading.OVERLAP_S)
+    office.clock(10 * run_events.OVERLAP_S)
     office.tick()
     office.tick()
 

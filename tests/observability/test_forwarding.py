@@ -31,8 +31,8 @@ from capstone_dagster.observability.forwarding import (
     forward,
     run_events_forwarder,
 )
-from capstone_dagster.observability.redaction import Redaction
-from capstone_dagster.observability.spool import segments
+from capstone_dagster.observability.lines.redaction import Redaction
+from capstone_dagster.observability.lines.spool import segments
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from tests.support.waiting import wait_for

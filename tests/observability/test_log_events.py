@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstone_dagster.observability.log_events import (
+from capstone_dagster.observability.lines.spool import Record
+from capstone_dagster.observability.shipping.log_events import (
     event_time,
     first_batch,
     stream_name,
 )
-from capstone_dagster.observability.spool import Record
 
 KEPT_MS = 1_800_000_000_000
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from capstone_dagster.observability import reading
 from capstone_dagster.observability.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSIS
-from capstone_dagster.observability.logs import json_line, utc
+from capstone_dagster.observability.lines.logs import json_line, utc
+from capstone_dagster.observability.lines.redaction import Redaction
+from capstone_dagster.observability.lines.spool import Spool
 from capstone_dagster.observability.reading import (
     GROUPS,
     LogLine,
@@ -23,8 +25,6 @@ from capstone_dagster.observability.reading import (
     merge,
     parse_line,
 )
-from capstone_dagster.observability.redaction import Redaction
-from capstone_dagster.observability.spool import Spool
 from capstone_dagster.storage.event_store import EventStore
 from tests.conftest import Aws
 from tests.storage.samples import UPLOAD

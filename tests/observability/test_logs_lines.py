@@ -21,7 +21,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstone_dagster.observability.logs import (
+from capstone_dagster.observability.lines.logs import (
     STABLE_FIELDS,
     JsonFormatter,
     LineHandler,
@@ -29,9 +29,9 @@ from capstone_dagster.observability.logs import (
     json_line,
     utc,
 )
-from capstone_dagster.observability.redaction import Redaction
-from capstone_dagster.observability.spool import segments
-from capstone_dagster.observability.standard_output import StandardOutput
+from capstone_dagster.observability.lines.redaction import Redaction
+from capstone_dagster.observability.lines.spool import segments
+from capstone_dagster.observability.lines.standard_output import StandardOutput
 from capstone_dagster.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -366,7 +366,7 @@ def run_program(body: str, tmp_path: Path, **environment: str) -> subprocess.Com
 
 CONFIGURED = """
     import logging
-    from capstone_dagster.observability.logs import configure_logging
+    from capstone_dagster.observability.lines.logs import configure_logging
     from capstone_dagster.settings import read_settings
     configure_logging(read_settings(), "shipper")
     configure_logging(read_settings(), "somebody-else")
@@ -412,7 +412,7 @@ def test_a_process_s_logs_are_text_where_that_is_asked_for(tmp_path: Path) -> No
 RUN = """
     import logging
     import dagster as dg
-    from capstone_dagster.observability.logs import configure_logging
+    from capstone_dagster.observability.lines.logs import configure_logging
     from capstone_dagster.settings import read_settings
     configure_logging(read_settings(), "code-location")
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstone_dagster.observability.logs import json_line
-from capstone_dagster.observability.redaction import HIDDEN, Redaction, known_secrets
+from capstone_dagster.observability.lines.logs import json_line
+from capstone_dagster.observability.lines.redaction import HIDDEN, Redaction, known_secrets
 from capstone_dagster.settings import read_settings
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstone_dagster.observability.metric_data import (
+from capstone_dagster.observability.shipping.metric_data import (
     MalformedMetrics,
     MetricRequest,
     embedded_metrics,

@@ -26,9 +26,9 @@ from capstone_dagster.observability.catalog.metrics import (
 )
 from capstone_dagster.observability.catalog.model import Metric
 from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.observability.lines.spool import segments
+from capstone_dagster.observability.lines.standard_output import StandardOutput
 from capstone_dagster.observability.metrics import MetricRefused, Metrics
-from capstone_dagster.observability.spool import segments
-from capstone_dagster.observability.standard_output import StandardOutput
 from capstone_dagster.settings import read_settings
 
 VIDEO_ID = "walk-0f3c9a1e"

@@ -21,12 +21,8 @@ from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.story import Story
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.observability.catalog import metrics as declared
-from capstone_dagster.observability.duplicates import (
-    DETECTION_TAG,
-    DUPLICATE_OF_TAG,
-    VIDEO_SECONDS_TAG,
-    doubled_work,
-)
+from capstone_dagster.observability.runs.duplicates import doubled_work
+from capstone_dagster.run_tags import DETECTION_TAG, DUPLICATE_OF_TAG, VIDEO_SECONDS_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable, SourceForbidden

@@ -19,11 +19,11 @@ import pytest
 
 from capstone_dagster.local.aws import aws_environment
 from capstone_dagster.observability.catalog.metrics import DETECTIONS_PER_VIDEO, RUNS_FAILED
+from capstone_dagster.observability.lines.spool import Spool, losses, segments
 from capstone_dagster.observability.metrics import Metrics
-from capstone_dagster.observability.outlets import Pace
-from capstone_dagster.observability.shipper import METRICS_CHANNEL, Shipper
-from capstone_dagster.observability.shipper_status import read_status
-from capstone_dagster.observability.spool import Spool, losses, segments
+from capstone_dagster.observability.shipping.outlets import Pace
+from capstone_dagster.observability.shipping.shipper import METRICS_CHANNEL, Shipper
+from capstone_dagster.observability.shipping.shipper_status import read_status
 from capstone_dagster.settings import Settings, read_settings
 from tests.conftest import Aws
 from tests.support.cloudwatch import (
@@ -463,7 +463,7 @@ def test_as_a_process_it_drains_when_asked_to_stop(
     cloudwatch: ScriptedCloudWatch, spool: Spool, folder: Path, settings: Settings
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "capstone_dagster.observability.shipper", "--spool", str(folder)],
+        [sys.executable, "-m", "capstone_dagster.observability.shipping.shipper", "--spool", str(folder)],
         env=os.environ | {"PYTHONPATH": os.getcwd()},
     )
     try:

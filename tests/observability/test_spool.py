@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstone_dagster.observability.spool import (
+from capstone_dagster.observability.lines.spool import (
     MAX_LINE_BYTES,
     Spool,
     cut_line,
@@ -85,7 +85,7 @@ def test_what_is_no_text_is_refused_alone(tmp_path: Path, line: object) -> None:
 WRITER = f"""
 import itertools, os, sys
 from pathlib import Path
-from capstone_dagster.observability.spool import Spool
+from capstone_dagster.observability.lines.spool import Spool
 spool = Spool(Path(sys.argv[1]), {PLENTY})
 for number in itertools.count():
     if spool.append({GROUP!r}, f"{{number}} " + "x" * (number % 300)):
@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_spoils_no_other(tmp_path: P
         f"""
 import resource, sys
 from pathlib import Path
-from capstone_dagster.observability.spool import Spool
+from capstone_dagster.observability.lines.spool import Spool
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 spool = Spool(Path(sys.argv[1]), {PLENTY})
 kept = [n for n in range(100) if spool.append({GROUP!r}, str(n).ljust(700, "x"))]

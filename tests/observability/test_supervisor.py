@@ -18,8 +18,8 @@ import pytest
 
 from capstone_dagster.local.aws import aws_environment
 from capstone_dagster.observability.metrics import Metrics
-from capstone_dagster.observability.probes import DaemonProbe, send_heartbeats, webserver
-from capstone_dagster.observability.supervisor import Output, level_of
+from capstone_dagster.observability.shipping.probes import DaemonProbe, send_heartbeats, webserver
+from capstone_dagster.observability.shipping.supervisor import Output, level_of
 from capstone_dagster.settings import read_settings
 from tests.support.cloudwatch import Answer, ScriptedCloudWatch, scripted_cloudwatch
 from tests.support.waiting import wait_for
@@ -44,7 +44,7 @@ def supervise(
         environment |= {"CAPSTONE_LOG_SPOOL": str(spool)}
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "capstone_dagster.observability.supervisor", "--service", "job"),
+            *(sys.executable, "-m", "capstone_dagster.observability.shipping.supervisor", "--service", "job"),
             *(*options, "--", sys.executable, "-u", "-c", textwrap.dedent(program)),
         ],
         env=environment,
@@ -84,7 +84,7 @@ def test_a_command_that_cannot_be_executed_has_a_shells_exit_code(command: str, 
         [
             sys.executable,
             "-m",
-            "capstone_dagster.observability.supervisor",
+            "capstone_dagster.observability.shipping.supervisor",
             "--service",
             "job",
             "--",
@@ -147,7 +147,14 @@ def test_the_command_does_not_outlive_a_supervisor_that_is_killed(tmp_path: Path
 
 def test_a_command_gets_back_what_python_ignores() -> None:
     """Whoever writes to a pipe that nobody reads must end by it, as outside."""
-    supervisor = [sys.executable, "-m", "capstone_dagster.observability.supervisor", "--service", "job", "--"]
+    supervisor = [
+        sys.executable,
+        "-m",
+        "capstone_dagster.observability.shipping.supervisor",
+        "--service",
+        "job",
+        "--",
+    ]
     assert subprocess.run([*supervisor, "sh", "-c", "kill -PIPE $$"]).returncode == 128 + signal.SIGPIPE
 
 
@@ -237,7 +244,7 @@ def test_logs_of_a_killed_command_arrive(cloudwatch: ScriptedCloudWatch, tmp_pat
         f"""
         import itertools, os
         from pathlib import Path
-        from capstone_dagster.observability.spool import Spool
+        from capstone_dagster.observability.lines.spool import Spool
         spool = Spool(Path(os.environ["CAPSTONE_LOG_SPOOL"]), 10**8)
         for number in itertools.count():
             if spool.append("{GROUP}", '{{"number": %d}}' % number):
@@ -268,7 +275,7 @@ def test_a_cloudwatch_that_hangs_does_not_hold_the_end(
         f"""
         import os
         from pathlib import Path
-        from capstone_dagster.observability.spool import Spool
+        from capstone_dagster.observability.lines.spool import Spool
         Spool(Path(os.environ["CAPSTONE_LOG_SPOOL"]), 10**8).append("{GROUP}", "line")
         """,
         cloudwatch=cloudwatch,
@@ -332,7 +339,7 @@ def test_a_process_that_outlives_the_command_does_not_hold_the_end() -> None:
 def test_a_heartbeat_is_a_metric_while_the_service_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from capstone_dagster.observability.spool import segments
+    from capstone_dagster.observability.lines.spool import segments
 
     monkeypatch.setenv("CAPSTONE_METRICS", "put")
     monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path))
@@ -392,7 +399,7 @@ def test_logs_of_a_dagster_run_arrive_though_its_worker_is_killed(
         return Answer() if release.wait(60) else Answer(drop=True)
 
     cloudwatch.script = script
-    handler = {"class": "capstone_dagster.observability.logs.RunLogHandler", "level": "DEBUG"}
+    handler = {"class": "capstone_dagster.observability.lines.logs.RunLogHandler", "level": "DEBUG"}
     settings = {"python_logs": {"dagster_handler_config": {"handlers": {"lines": handler}}}}
     process = supervise(
         f"""

@@ -31,10 +31,10 @@ from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.observability.breaker_state import BreakerState, Phase, write_breaker
 from capstone_dagster.observability.catalog import metrics as declared
 from capstone_dagster.observability.catalog.model import Metric
-from capstone_dagster.observability.duplicates import VIDEO_SECONDS_TAG
 from capstone_dagster.observability.metrics import Metrics
 from capstone_dagster.observability.vital_signs import Memory, observe, vital_signs_sensor
 from capstone_dagster.observability.waiting_messages import Queues
+from capstone_dagster.run_tags import VIDEO_SECONDS_TAG
 from capstone_dagster.settings import Settings, read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from tests.conftest import Aws

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from capstone_dagster.observability.catalog.model import Metric
-from capstone_dagster.observability.spool import segments
+from capstone_dagster.observability.lines.spool import segments
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 
 from capstone_dagster.observability.alerts.notices import Record
-from capstone_dagster.observability.alerts.reading import LOOK_BACK_S, Position
+from capstone_dagster.observability.alerts.reading import LOOK_BACK_S
+from capstone_dagster.observability.runs.run_events import Position
 
 _VERSION = 1
 
@@ -38,10 +39,8 @@ class Memory:
         kept = json.loads(cursor) if cursor else {}
         if kept.get("version") != _VERSION:
             return cls(Position(since=now - LOOK_BACK_S), successes_read=now)
-        position = kept["position"]
-        recent = {run: (int(number), float(read)) for run, (number, read) in position["recent"].items()}
         return cls(
-            Position(position["since"], position["after"], recent, position.get("left", 0)),
+            Position.from_json(kept["position"]),
             Record.from_json(kept["record"]),
             kept["successes_read"],
             kept["letters_read"],
@@ -53,16 +52,10 @@ class Memory:
 
     def write(self) -> str:
         """The cursor."""
-        position = self.position
         return json.dumps(
             {
                 "version": _VERSION,
-                "position": {
-                    "since": position.since,
-                    "after": position.after,
-                    "recent": {run: [number, round(read)] for run, (number, read) in position.recent.items()},
-                    "left": position.left,
-                },
+                "position": self.position.to_json(),
                 "record": self.record.to_json(),
                 "successes_read": self.successes_read,
                 "letters_read": self.letters_read,

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import dagster as dg
 from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, InstigatorType, TickStatus
+from dagster._core.storage.tags import PARTITION_NAME_TAG, ROOT_RUN_ID_TAG
 from dagster_shared.error import SerializableErrorInfo
 
+from batch_gpu.jobs import JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG
 from capstone_dagster.observability.alerts.notices import Retry, RunFailure, RunSuccess, Trouble
 from capstone_dagster.observability.breaker_state import DUPLICATE_JOB, OPERATOR, read_breaker
-from capstone_dagster.observability.failed_runs import NO_FAILURE, failure_of, is_explained, starts_again
-from capstone_dagster.observability.failures import POLICIES, FailureClass
+from capstone_dagster.observability.failures import ERRORS, POLICIES, FailureClass
 from capstone_dagster.observability.left_messages import read_left
-from capstone_dagster.observability.run_steps import has_pass
-from capstone_dagster.observability.vital_signs import age_over_limit
+from capstone_dagster.observability.runs.failed_runs import failure_of, is_explained, starts_again
+from capstone_dagster.observability.runs.limits import age_over_limit
+from capstone_dagster.observability.runs.run_events import Position, unread
+from capstone_dagster.observability.runs.run_steps import has_pass
 from capstone_dagster.observability.waiting_messages import Queues
+from capstone_dagster.run_tags import EXTERNAL_ID_TAG, NO_FAILURE, REEXECUTION_TAG, VIDEO_TAG
 from capstone_dagster.settings import Settings
 
-# Events get their numbers before they are committed: one that is read may be followed by one with a smaller
-# number. Transactions take milliseconds; what is this old has no straggler before it.
-OVERLAP_S = 120.0
 # Without a cursor, failures of the last minutes count: those of a daemon that was away are not old news.
 LOOK_BACK_S = 600.0
-_EVENTS_AT_ONCE = 500
 # Successes are only looked at to see that an incident is over; seeing one twice does no harm.
 _SUCCESS_OVERLAP_S = 60.0
 _SUCCESSES_AT_ONCE = 500
@@ -46,40 +45,6 @@ _CLASS_AND_CAUSE = re.compile(rf"\b({'|'.join(FailureClass)}): (.+?)(?: What to 
 _LEFT_FOR_S = 240.0
 # A GPU machine starts and pulls its image in some ten minutes; whoever waits longer waits for capacity.
 WAITS_LONG_S = 900.0
-
-_VIDEO_TAG, _EXTERNAL_TAG = "capstone/video_id", "capstone/external_id"
-_JOB_TAG, _JOB_STATUS_TAG, _STREAM_TAG = "batch_gpu/job_id", "batch_gpu/status", "batch_gpu/log_stream"
-# How often the system has started a request again.
-_REEXECUTION_TAG = "capstone/reexecution"
-_PARTITION_TAG, _ROOT_TAG = "dagster/partition", "dagster/root_run_id"
-
-# A tick's error is on record as text; these names of ours say the class.
-ERRORS: Mapping[str, FailureClass] = {
-    "DatabaseUnavailable": FailureClass.DATABASE_UNAVAILABLE,
-    "StorageUnavailable": FailureClass.STORAGE_UNAVAILABLE,
-    "PermissionDenied": FailureClass.PERMISSION_DENIED,
-    "SourceForbidden": FailureClass.SOURCE_FORBIDDEN,
-    "SchemaMissing": FailureClass.CONFIGURATION,
-    "ConfigurationError": FailureClass.CONFIGURATION,
-    "NotConfigured": FailureClass.CONFIGURATION,
-}
-
-
-@dataclass(slots=True)
-class Position:
-    """How far the run failures have been read.
-
-    Attributes:
-        since: nothing before this time counts, seconds since 1970.
-        after: number of an event; all up to it are read.
-        recent: run id → (number, when it was read), of events behind `after` that are read too.
-        left: number of the first event that was seen and left for later; 0 if none was.
-    """
-
-    since: float
-    after: int = 0
-    recent: dict[str, tuple[int, float]] = field(default_factory=dict)
-    left: int = 0
 
 
 def new_failures(
@@ -99,39 +64,13 @@ def new_failures(
         clean: takes what is secret out of a sentence.
     """
     over = time.monotonic() + budget_s
-    _forget_recent(position, now)
-    position.left = 0
-    cursor = position.after
-    while True:
-        wanted = dg.RunStatusChangeRecordsFilter(
-            dg.DagsterEventType.RUN_FAILURE, after_timestamp=position.since, after_storage_id=cursor
-        )
-        records = instance.fetch_run_status_changes(wanted, limit=_EVENTS_AT_ONCE, ascending=True).records
-        unread = {
-            record.event_log_entry.run_id: record
-            for record in records
-            if record.event_log_entry.run_id not in position.recent
-        }
-        runs = (
-            {run.run_id: run for run in instance.get_runs(dg.RunsFilter(run_ids=list(unread)))}
-            if unread
-            else {}
-        )
-        for run_id, record in unread.items():
-            at, run = record.event_log_entry.timestamp, runs.get(run_id)
-            is_late = time.monotonic() > over
-            if is_late or (run is not None and not is_explained(run, now - at)):
-                position.left = min(position.left or record.storage_id, record.storage_id)
-                if is_late:
-                    return
-                continue
-            position.recent[run_id] = (record.storage_id, now)
-            # A run that was deleted meanwhile, or that an operator started again and canceled, is nobody's.
-            if run is not None and run.status == dg.DagsterRunStatus.FAILURE:
-                yield _failure(instance, run, at, retries, clean)
-        if len(records) < _EVENTS_AT_ONCE:
+    failed = unread(instance, dg.DagsterEventType.RUN_FAILURE, position, now=now, is_ready=is_explained)
+    for event in failed:
+        # A run that was deleted meanwhile, or that an operator started again and canceled, is nobody's.
+        if event.run is not None and event.run.status == dg.DagsterRunStatus.FAILURE:
+            yield _failure(instance, event.run, event.at, retries, clean)
+        if time.monotonic() > over:
             return
-        cursor = records[-1].storage_id
 
 
 def successes(instance: dg.DagsterInstance, since: float) -> list[RunSuccess]:
@@ -143,7 +82,7 @@ def successes(instance: dg.DagsterInstance, since: float) -> list[RunSuccess]:
     found = []
     for record in instance.get_run_records(wanted, limit=_SUCCESSES_AT_ONCE):
         run = record.dagster_run
-        video = run.tags.get(_VIDEO_TAG) or run.tags.get(_PARTITION_TAG)
+        video = run.tags.get(VIDEO_TAG) or run.tags.get(PARTITION_NAME_TAG)
         if video is not None and record.start_time is not None:
             whole = has_pass(run)
             found.append(RunSuccess(record.start_time, video, whole, run.run_id))
@@ -197,7 +136,7 @@ def waiting_runs(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
     waiting = instance.get_runs(wanted, limit=500)
     if not waiting:
         return []
-    reason = waiting[-1].tags.get(_JOB_STATUS_TAG)
+    reason = waiting[-1].tags.get(STATUS_TAG)
     told = f"AWS Batch says {reason}" if reason else "there is no word of their workers"
     many = f"{len(waiting)} runs have" if len(waiting) > 1 else "1 run has"
     cause = f"{many} waited for a machine for more than {WAITS_LONG_S / 60:.0f} min: {told}."
@@ -211,7 +150,7 @@ def overdue_runs(instance: dg.DagsterInstance, settings: Settings, *, now: float
     if not overdue:
         return []
     longest = min(overdue, key=lambda record: record.start_time or now)
-    video = longest.dagster_run.tags.get(_VIDEO_TAG) or longest.dagster_run.tags.get(_PARTITION_TAG)
+    video = longest.dagster_run.tags.get(VIDEO_TAG) or longest.dagster_run.tags.get(PARTITION_NAME_TAG)
     age_min = (now - (longest.start_time or now)) / 60
     cause = f"The run {longest.dagster_run.run_id} of {video} has been running for {age_min:.0f} min."
     return [Trouble("overdue runs", cause, "long-running", count=len(overdue))]
@@ -264,19 +203,6 @@ def dead_letters(queues: Queues) -> list[Trouble]:
     return [Trouble("dead letters", cause, "dead-letters", count=count)]
 
 
-def _forget_recent(position: Position, now: float) -> None:
-    # However long nobody looked, what was left for later stays before what is remembered.
-    old = {
-        run: number
-        for run, (number, read) in position.recent.items()
-        if now - read > OVERLAP_S and not 0 < position.left < number
-    }
-    if old:
-        position.after = max(position.after, *old.values())
-    for run in old:
-        del position.recent[run]
-
-
 def _failure(
     instance: dg.DagsterInstance, run: dg.DagsterRun, at: float, retries: int, clean: Callable[[str], str]
 ) -> RunFailure:
@@ -285,20 +211,20 @@ def _failure(
     except ValueError as error:  # a class that is none of ours: one such run must not hide all later ones
         failure, told = FailureClass.INTERNAL, f"Its failure class cannot be read: {error}."
     retry: Retry = "no"
-    again = run.tags.get(_REEXECUTION_TAG, "")
+    again = run.tags.get(REEXECUTION_TAG, "")
     if starts_again(run):
         retry = "dagster"
     elif POLICIES[failure].transient and (int(again) if again.isdecimal() else 0) < retries:
         retry = "reexecution"
-    job = run.tags.get(_JOB_TAG, NO_FAILURE)
-    stream = run.tags.get(_STREAM_TAG, NO_FAILURE)
+    job = run.tags.get(JOB_ID_TAG, NO_FAILURE)
+    stream = run.tags.get(LOG_STREAM_TAG, NO_FAILURE)
     return RunFailure(
         run.run_id,
         failure,
         clean(told),
         at,
-        video_id=run.tags.get(_VIDEO_TAG) or run.tags.get(_PARTITION_TAG),
-        external_id=run.tags.get(_EXTERNAL_TAG),
+        video_id=run.tags.get(VIDEO_TAG) or run.tags.get(PARTITION_NAME_TAG),
+        external_id=run.tags.get(EXTERNAL_ID_TAG),
         attempt=_attempt(instance, run),
         retry=retry,
         job_id=None if job == NO_FAILURE else job,
@@ -308,10 +234,10 @@ def _failure(
 
 def _attempt(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int:
     """1 for a first run; for one started again, its place among the runs of its root."""
-    root = run.tags.get(_ROOT_TAG)
+    root = run.tags.get(ROOT_RUN_ID_TAG)
     if root is None:
         return 1
-    family = instance.get_run_records(dg.RunsFilter(tags={_ROOT_TAG: root}), limit=100, ascending=True)
+    family = instance.get_run_records(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: root}), limit=100, ascending=True)
     ids = [record.dagster_run.run_id for record in family if record.dagster_run.run_id != root]
     return 2 + ids.index(run.run_id) if run.run_id in ids else 2
 

@@ -19,8 +19,8 @@ from capstone_dagster.observability.alerts.sending import NotSent, Topic
 from capstone_dagster.observability.alerts.standing import SENSOR_NAME
 from capstone_dagster.observability.alerts.wording import Place, compose
 from capstone_dagster.observability.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
+from capstone_dagster.observability.lines.redaction import Redaction, known_secrets
 from capstone_dagster.observability.metrics import Metrics
-from capstone_dagster.observability.redaction import Redaction, known_secrets
 from capstone_dagster.observability.waiting_messages import Queues
 from capstone_dagster.settings import Settings
 

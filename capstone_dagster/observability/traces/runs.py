@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from capstone_dagster.run_tags import EXTERNAL_ID_TAG, FAILURE_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
+
 from .context import TraceContext, parse_traceparent, upload_context
 from .tracer import Span
 
@@ -15,13 +17,11 @@ if TYPE_CHECKING:
     from dagster._core.execution.stats import RunStepKeyStatsSnapshot
     from dagster._core.storage.dagster_run import DagsterRunStatsSnapshot
 
-TRACEPARENT_TAG = "capstone/traceparent"
-UPLOAD_TAG = "capstone/upload_id"
 _COPIED_TAGS = {
-    "capstone/video_id": "capstone.video_id",
-    "capstone/external_id": "capstone.external_id",
+    VIDEO_TAG: "capstone.video_id",
+    EXTERNAL_ID_TAG: "capstone.external_id",
     UPLOAD_TAG: "capstone.upload_id",
-    "capstone/failure": "capstone.failure",
+    FAILURE_TAG: "capstone.failure",
     "batch_gpu/job_id": "batch.job_id",
     "batch_gpu/job_queue": "batch.job_queue",
     "dagster/partition": "dagster.partition",
@@ -54,7 +54,7 @@ def spans_of_run(
         return []
     context = upload.child("run", run.run_id)
     attributes = {name: run.tags[tag] for tag, name in _COPIED_TAGS.items() if tag in run.tags}
-    failure = run.tags.get("capstone/failure", "none")
+    failure = run.tags.get(FAILURE_TAG, "none")
     failed = run.status.value == "FAILURE"
     told = (failure if failure != "none" else "the run failed") if failed else None
     whole = Span(

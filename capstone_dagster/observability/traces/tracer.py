@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
-from capstone_dagster.observability.redaction import Redaction, known_secrets
+from capstone_dagster.observability.lines.redaction import Redaction, known_secrets
 
 from .context import TraceContext
 

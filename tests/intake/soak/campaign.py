@@ -11,8 +11,9 @@ from typing import Any
 import dagster as dg
 import psycopg
 import sqlalchemy as sa
+from dagster._core.storage.tags import RUN_KEY_TAG
 
-from capstone_dagster.intake.runs import PARTITIONS_NAME, RUN_KEY_TAG
+from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.storage.schema import outbox, video_status, videos
 from capstone_dagster.storage.sources import SourceObject, head_source
 from tests.intake.soak.checker import Verdict, check

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from capstone_dagster.observability.traces.context import parse_traceparent, upload_context
+from capstone_dagster.run_tags import EXTERNAL_ID_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
 
 if TYPE_CHECKING:
     from dagster import DagsterEvent
@@ -47,18 +48,18 @@ def trace_id(upload_id: str | None, traceparent: str | None) -> str | None:
 
 def run_fields(run_id: str | None, tags: Mapping[str, str]) -> Fields:
     """Whose run it is: the run's id, and what its tags say of the upload. Of what is unknown nothing."""
-    upload_id = tags.get("capstone/upload_id")
+    upload_id = tags.get(UPLOAD_TAG)
     bucket, _, key = tags.get("capstone/s3_uri", "").removeprefix("s3://").partition("/")
     found = {
         # A run from the UI has no tags of ours, but it has a partition.
-        "video_id": tags.get("capstone/video_id") or tags.get("dagster/partition"),
-        "external_id": tags.get("capstone/external_id"),
+        "video_id": tags.get(VIDEO_TAG) or tags.get("dagster/partition"),
+        "external_id": tags.get(EXTERNAL_ID_TAG),
         "bucket": bucket,
         "key": key,
         "upload_id": upload_id,
         "run_id": run_id,
         "parent_run_id": tags.get("dagster/parent_run_id"),
-        "trace_id": trace_id(upload_id, tags.get("capstone/traceparent")),
+        "trace_id": trace_id(upload_id, tags.get(TRACEPARENT_TAG)),
     }
     return {name: value for name, value in found.items() if value}
 

@@ -4,7 +4,7 @@ At least once, and in order within a stream: an offset moves on when CloudWatch 
 writer's day. What cannot be sent waits on disk; each log group, and the metrics, have troubles of their own,
 so that a group that may not be written to does not hold up the others.
 
-    python -m capstone_dagster.observability.shipper --spool DIR      a process for all of a machine's spool
+    python -m capstone_dagster.observability.shipping.shipper --spool DIR   one process for a machine's spool
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from capstone_dagster.observability.catalog.metrics import TELEMETRY_DROPPED
-from capstone_dagster.observability.log_events import (
-    MOST_EVENTS,
-    event_time,
-    first_batch,
-    refused_events,
-    stream_name,
-)
-from capstone_dagster.observability.logs import configure_logging
-from capstone_dagster.observability.metric_data import (
-    MalformedMetrics,
-    MetricRequest,
-    embedded_metrics,
-    values_of,
-)
-from capstone_dagster.observability.metrics import Metrics
-from capstone_dagster.observability.outlets import Outlet, Pace, Service
-from capstone_dagster.observability.probes import probe_of, send_heartbeats
-from capstone_dagster.observability.refusals import Refusal, refusal_of
-from capstone_dagster.observability.shipper_status import (
-    ChannelStatus,
-    ShipperStatus,
-    read_status,
-    replace_file,
-    write_status,
-)
-from capstone_dagster.observability.spool import (
+from capstone_dagster.observability.lines.logs import configure_logging
+from capstone_dagster.observability.lines.spool import (
     Record,
     Segment,
     losses,
     remove_unborn,
     segments,
     used_bytes,
+)
+from capstone_dagster.observability.metrics import Metrics
+from capstone_dagster.observability.shipping.log_events import (
+    MOST_EVENTS,
+    event_time,
+    first_batch,
+    refused_events,
+    stream_name,
+)
+from capstone_dagster.observability.shipping.metric_data import (
+    MalformedMetrics,
+    MetricRequest,
+    embedded_metrics,
+    values_of,
+)
+from capstone_dagster.observability.shipping.outlets import Outlet, Pace, Service
+from capstone_dagster.observability.shipping.probes import probe_of, send_heartbeats
+from capstone_dagster.observability.shipping.refusals import Refusal, refusal_of
+from capstone_dagster.observability.shipping.shipper_status import (
+    ChannelStatus,
+    ShipperStatus,
+    read_status,
+    replace_file,
+    write_status,
 )
 from capstone_dagster.settings import Settings, read_settings
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from capstone_dagster.observability.refusals import Refusal
+from capstone_dagster.observability.shipping.refusals import Refusal
 
 Service = Literal["logs", "cloudwatch"]
 

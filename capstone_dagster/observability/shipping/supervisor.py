@@ -1,6 +1,6 @@
 """Runs a container's command: its output becomes JSON lines, its spool is sent to the end, its heart is felt.
 
-    python -m capstone_dagster.observability.supervisor --service daemon --probe daemon -- COMMAND
+    python -m capstone_dagster.observability.shipping.supervisor --service daemon --probe daemon -- COMMAND
 
 The command is started first, and its exit code is the one returned; whatever becomes of the rest, it runs as
 if it had been started alone. What it has left in the spool is sent even after it was killed.
@@ -27,11 +27,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from capstone_dagster.observability.standard_output import StandardOutput
+from capstone_dagster.observability.lines.standard_output import StandardOutput
 
 if TYPE_CHECKING:
+    from capstone_dagster.observability.lines.redaction import Redaction
     from capstone_dagster.observability.metrics import Metrics
-    from capstone_dagster.observability.redaction import Redaction
     from capstone_dagster.settings import Settings
 
 Stream = Literal["stdout", "stderr"]
@@ -192,7 +192,7 @@ class _Company:
             self._output.redact_by(None)
 
     def _set_all_up(self) -> None:
-        from capstone_dagster.observability.redaction import Redaction, known_secrets
+        from capstone_dagster.observability.lines.redaction import Redaction, known_secrets
         from capstone_dagster.settings import ConfigurationError, read_settings
 
         settings: Settings | None = None
@@ -213,7 +213,7 @@ class _Company:
 
     def _configure_logging(self) -> None:
         """The shipper's and the probe's own words: as JSON lines among the command's."""
-        from capstone_dagster.observability.logs import JsonFormatter
+        from capstone_dagster.observability.lines.logs import JsonFormatter
 
         handler = _OutputHandler(self._output)
         handler.setFormatter(JsonFormatter(self._options.service))
@@ -223,7 +223,7 @@ class _Company:
         root.propagate = False
 
     def _start_shipper(self, settings: Settings, metrics: Metrics) -> None:
-        from capstone_dagster.observability.shipper import Shipper
+        from capstone_dagster.observability.shipping.shipper import Shipper
 
         shipper = Shipper(Path(str(settings.log_spool)).expanduser(), settings, metrics=metrics)
         self._shipper = threading.Thread(
@@ -232,7 +232,7 @@ class _Company:
         self._shipper.start()
 
     def _start_heartbeat(self, metrics: Metrics) -> None:
-        from capstone_dagster.observability.probes import probe_of, send_heartbeats
+        from capstone_dagster.observability.shipping.probes import probe_of, send_heartbeats
 
         probes = {self._options.service: probe_of(self._options.probe)}
         threading.Thread(

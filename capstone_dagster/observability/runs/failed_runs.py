@@ -5,18 +5,15 @@ from __future__ import annotations
 import dagster as dg
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.plan.objects import ErrorSource
-from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG, WILL_RETRY_TAG
 
+from batch_gpu.jobs import FAILURE_TAG as JOB_FAILURE_TAG
+from batch_gpu.jobs import JOB_ID_TAG
 from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE
 
-FAILURE_TAG = "capstone/failure"
-# A run is re-executed with its parent's tags; this takes the place of a failure that is not its own.
-NO_FAILURE = "none"
-# What batch_gpu says of a run's job, and of how its worker failed.
-_JOB_TAG, _JOB_FAILURE_TAG = "batch_gpu/job_id", "batch_gpu/failure"
-# Dagster's own word on a failed run that it is about to start again.
-_WILL_RETRY_TAG = "dagster/will_retry"
-# It is written right behind the failure; where retries are off, it is not.
+# Dagster's word on whether it starts a run again is written right behind the failure; where retries are off,
+# it is not.
 _DECIDED_WITHIN_S = 5.0
 # A worker that was told to stop does not know why: the launcher's sensor looks it up within its interval of
 # 10 s and writes it into the run's tags.
@@ -32,7 +29,7 @@ _BY_REASON = {
 
 def starts_again(run: dg.DagsterRun) -> bool:
     """Whether Dagster itself starts a failed run once more: then nothing has failed for good."""
-    return run.tags.get(_WILL_RETRY_TAG) == "true"
+    return run.tags.get(WILL_RETRY_TAG) == "true"
 
 
 def retry_is_decided(run: dg.DagsterRun, age_s: float) -> bool:
@@ -41,7 +38,7 @@ def retry_is_decided(run: dg.DagsterRun, age_s: float) -> bool:
     Args:
         age_s: of its failure; negative where the worker's clock is ahead, which tells nothing.
     """
-    return _WILL_RETRY_TAG in run.tags or not 0 <= age_s < _DECIDED_WITHIN_S
+    return WILL_RETRY_TAG in run.tags or not 0 <= age_s < _DECIDED_WITHIN_S
 
 
 def is_explained(run: dg.DagsterRun, age_s: float) -> bool:
@@ -52,8 +49,8 @@ def is_explained(run: dg.DagsterRun, age_s: float) -> bool:
     """
     return (
         run.tags.get(RUN_FAILURE_REASON_TAG) != RunFailureReason.UNEXPECTED_TERMINATION.value
-        or run.tags.get(_JOB_TAG, NO_FAILURE) == NO_FAILURE
-        or run.tags.get(_JOB_FAILURE_TAG, NO_FAILURE) != NO_FAILURE
+        or run.tags.get(JOB_ID_TAG, NO_FAILURE) == NO_FAILURE
+        or run.tags.get(JOB_FAILURE_TAG, NO_FAILURE) != NO_FAILURE
         or not 0 <= age_s < _EXPLAINED_WITHIN_S
     )
 
@@ -92,7 +89,7 @@ def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[Failur
             seen = _BY_REASON.get(reason, seen) if reason is not None else seen
         told = event.message or told
     # A launcher that knows why says so; "none" is what it writes over a parent's.
-    by_launcher = run.tags.get(_JOB_FAILURE_TAG, NO_FAILURE)
+    by_launcher = run.tags.get(JOB_FAILURE_TAG, NO_FAILURE)
     return seen if by_launcher == NO_FAILURE else _named(by_launcher), told
 
 

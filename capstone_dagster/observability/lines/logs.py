@@ -22,10 +22,10 @@ from typing import Any, Literal, TextIO
 
 from capstone_dagster.observability.catalog.log_groups import INTAKE, VIDEO_ANALYSIS
 from capstone_dagster.observability.catalog.model import LogGroup
-from capstone_dagster.observability.redaction import HIDDEN, Redaction, known_secrets
-from capstone_dagster.observability.run_lines import ENDINGS, Fields, event_fields, run_fields, trace_id
-from capstone_dagster.observability.spool import Spool
-from capstone_dagster.observability.standard_output import standard_output
+from capstone_dagster.observability.lines.redaction import HIDDEN, Redaction, known_secrets
+from capstone_dagster.observability.lines.run_lines import ENDINGS, Fields, event_fields, run_fields, trace_id
+from capstone_dagster.observability.lines.spool import Spool
+from capstone_dagster.observability.lines.standard_output import standard_output
 from capstone_dagster.settings import ConfigurationError, Settings, read_settings
 
 Style = Literal["json", "text"]

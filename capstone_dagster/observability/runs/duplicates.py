@@ -7,14 +7,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-# The detections that a run works on, or worked on last, and those that it stored last.
-DETECTION_TAG = "capstone/detection_id"
-FINISHED_TAG = "capstone/detections_stored"
-# Seconds of video that a run has to do with, as far as it knows yet.
-VIDEO_SECONDS_TAG = "capstone/video_s"
-# The run that did what another one had done or was doing, and that other one.
-DUPLICATE_TAG = "capstone/duplicate"
-DUPLICATE_OF_TAG = "capstone/duplicate_of"
+from capstone_dagster.run_tags import DETECTION_TAG, DUPLICATE_TAG, STORED_TAG
 
 
 def doubled_work(run: dg.DagsterRun) -> bool:
@@ -34,7 +27,7 @@ def same_work(instance: dg.DagsterInstance, run_id: str, detection_id: str) -> l
         run
         for run in found
         if _root(run) != root
-        and (run.status == dg.DagsterRunStatus.STARTED or run.tags.get(FINISHED_TAG) == detection_id)
+        and (run.status == dg.DagsterRunStatus.STARTED or run.tags.get(STORED_TAG) == detection_id)
     ]
 
 

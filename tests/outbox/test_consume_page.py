@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from capstone_dagster.notices.message import attributes, body
+from capstone_dagster.outbox.message import attributes, body
 from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.storage.records import Notice
 from capstone_dagster.storage.schema import STATES

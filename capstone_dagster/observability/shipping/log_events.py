@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from capstone_dagster.observability.spool import Record
+from capstone_dagster.observability.lines.spool import Record
 
 # A batch's bytes, of which each event counts 26 more than its text, and its events.
 MOST_BATCH_BYTES = 1_048_576

@@ -1,0 +1,1 @@
+"""A log line from the moment it is written until it waits on disk."""

@@ -1,0 +1,44 @@
+"""The tags by which runs are told apart, found and explained: every name once, with its meaning.
+
+Dagster's own are in `dagster._core.storage.tags`, the launcher's in `batch_gpu.jobs` and `batch_gpu.compute`.
+A run that is started again takes its parent's tags along, so one that is true of a single run alone holds
+that run's id, or is taken off on the way (`assets/lineage.py`).
+"""
+
+# Whose run it is: the video, the upload that announced it, its name in the product's back end, its object.
+VIDEO_TAG = "capstone/video_id"
+UPLOAD_TAG = "capstone/upload_id"
+EXTERNAL_ID_TAG = "capstone/external_id"
+S3_URI_TAG = "capstone/s3_uri"
+# ETag and size of the object: dagster.yaml lets one run at a time work on the same bytes.
+CONTENT_TAG = "capstone/content"
+# The span of the upload, from which the run's follow.
+TRACEPARENT_TAG = "capstone/traceparent"
+
+# "true": analyse again, whatever is finished; what `force` is in a configuration. A backfill's dialog has a
+# field for tags.
+FORCE_TAG = "capstone/force"
+# Its run shows whether a systemic failure is over.
+PROBE_TAG = "capstone/probe"
+
+# The class of the failure that ended it.
+FAILURE_TAG = "capstone/failure"
+# Takes the place of a failure that is a parent's, not its own.
+NO_FAILURE = "none"
+
+# How often the system has started this request again; true of a run whose parent the second tag names.
+REEXECUTION_TAG = "capstone/reexecution"
+REEXECUTION_OF_TAG = "capstone/reexecution_of"
+# The run that somebody asked for, of which this one is a later try.
+REQUEST_RUN_TAG = "capstone/request_run_id"
+# On a failed run of which it was decided what follows: its own id, because later runs take its tags along.
+SETTLED_TAG = "capstone/reexecution_settled"
+
+# The detections that it works on, or worked on last, and those that it stored last.
+DETECTION_TAG = "capstone/detection_id"
+STORED_TAG = "capstone/detections_stored"
+# Seconds of video that it has to do with, as far as it knows yet.
+VIDEO_SECONDS_TAG = "capstone/video_s"
+# The run that did what another one had done or was doing, and that other one.
+DUPLICATE_TAG = "capstone/duplicate"
+DUPLICATE_OF_TAG = "capstone/duplicate_of"
