@@ -20,6 +20,25 @@ __all__ = ["Aws"]  # tests name the type from here
 # The servers, the demo clip and the rest of what tests of other projects use as well.
 pytest_plugins = ["capstone_dagster.testing"]
 
+# Files whose tests take longest, longest first. Of two workers, each takes a file at a time: what takes
+# minutes and comes last is waited for by a worker that has nothing to do.
+LONG = (
+    "tests/test_demo.py",
+    "tests/intake/test_soak.py",
+    "tests/assets/test_reexecution_daemon.py",
+    "tests/batch_gpu/test_pipeline.py",
+    "tests/batch_gpu/test_scale.py",
+    "tests/batch_gpu/test_daemon.py",
+    "tests/local/test_stack.py",
+    "tests/removal/test_erasure.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, all others as they come."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
