@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from capstone_dagster.observability import supervisor
 from capstone_dagster.observability.catalog.alarms import DAEMON, WEBSERVER
 from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
+from capstone_dagster.observability.shipping import supervisor
 from capstone_dagster.observability.shipping.probes import probe_of
 from tests.infra.stacks import INFRA, resources
 
