@@ -32,6 +32,9 @@ LONGEST_INTERVAL_S = 1800.0
 # been delivered again meanwhile (180 s), a re-execution's sensor would have ticked many times.
 UPLOAD_LOST_S = 240.0
 REEXECUTION_LOST_S = 60.0
+# A probe that is still under way is a long video, or hangs until its job's time is over, hours later: it must
+# not be the only one by which intake learns that the cause is gone. Its own success counts when it comes.
+PROBE_PATIENCE_S = LONGEST_INTERVAL_S
 # Of runs that doubled GPU work the breaker reacts to each once; nobody has this many in a day.
 _REMEMBERED = 200
 
@@ -202,7 +205,8 @@ def _paused(state: BreakerState, seen: Seen, now: float) -> BreakerState:
     if seen.probe == "canceled":
         return _again(state, now + FIRST_INTERVAL_S)
     limit = UPLOAD_LOST_S if state.probe.reexecutes is None else REEXECUTION_LOST_S
-    if seen.probe == "missing" and now - state.probe.released_at > limit:
+    out_s = now - state.probe.released_at
+    if out_s > (limit if seen.probe == "missing" else PROBE_PATIENCE_S):
         return _again(state, now)
     return state
 

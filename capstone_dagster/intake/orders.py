@@ -10,6 +10,7 @@ from typing import Literal
 import dagster as dg
 
 from capstone_dagster.intake.breaker import Order
+from capstone_dagster.observability.cursors import known_fields
 
 _KEY = "capstone/intake/order"
 
@@ -30,4 +31,4 @@ def give_order(
 def last_order(instance: dg.DagsterInstance) -> Order | None:
     """The last order that was given, followed or not; None if there was none."""
     kept = instance.daemon_cursor_storage.get_cursor_values({_KEY}).get(_KEY)
-    return None if kept is None else Order(**json.loads(kept))
+    return None if kept is None else Order(**known_fields(Order, json.loads(kept)))

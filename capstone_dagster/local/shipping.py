@@ -20,7 +20,7 @@ def start_shipper(
     """Start it. That it ends by itself is no reason to stop anything: lines wait on disk."""
     argv = [sys.executable, "-m", "capstone_dagster.observability.shipping.shipper", "--drain", str(_DRAIN_S)]
     for service, how in ((WEBSERVER, webserver_url), (DAEMON, "daemon")):
-        argv += ["--probe", f"{service}={how}"]
+        argv += ["--health-check", f"{service}={how}"]
     # A fake AWS Batch has a CloudWatch Logs of its own, for its containers' standard output.
     own = {name: value for name, value in environment.items() if name != "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS"}
     command = Command("telemetry shipper", argv, logs / "shipper.log", own, grace_s=_DRAIN_S + 3.0)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 import dagster as dg
 from dagster._core.storage.tags import PRIORITY_TAG
 
+from capstone_dagster.observability.cursors import known_fields
 from capstone_dagster.run_tags import PROBE_TAG
 
 _KEY = "capstone/intake/breaker"
@@ -91,13 +92,11 @@ class BreakerState:
 
 def read_breaker(instance: dg.DagsterInstance) -> BreakerState:
     """The breaker as intake's last tick left it; closed if there was none yet."""
-    kept = _read(instance, _KEY)
-    # Of another version of the program there may be more or fewer fields.
-    known = {field.name: kept[field.name] for field in fields(BreakerState) if field.name in kept}
+    known = known_fields(BreakerState, _read(instance, _KEY))
     if "phase" in known:
         known["phase"] = Phase(known["phase"])
     if known.get("probe") is not None:
-        known["probe"] = Probe(**known["probe"])
+        known["probe"] = Probe(**known_fields(Probe, known["probe"]))
     if "duplicates" in known:
         known["duplicates"] = tuple(known["duplicates"])
     return BreakerState(**known)

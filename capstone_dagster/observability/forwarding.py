@@ -26,6 +26,7 @@ import dagster as dg
 from dagster._core.scheduler.instigation import InstigatorTick, InstigatorType, TickStatus
 
 from capstone_dagster.observability.catalog.log_groups import VIDEO_ANALYSIS
+from capstone_dagster.observability.cursors import known_fields
 from capstone_dagster.observability.failures import ERRORS, POLICIES
 from capstone_dagster.observability.lines.logs import json_line, shared_spool, utc
 from capstone_dagster.observability.lines.redaction import Redaction, known_secrets
@@ -101,7 +102,7 @@ class Position:
     @classmethod
     def read(cls, cursor: str) -> Position:
         """What an earlier tick kept, be it of a later version that was rolled back."""
-        kept = {name: value for name, value in json.loads(cursor).items() if name in cls.__dataclass_fields__}
+        kept = known_fields(cls, json.loads(cursor))
         kept["open"] = {int(number): since for number, since in kept["open"].items()}
         return cls(**kept)
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 
 import dagster as dg
 
+from capstone_dagster.observability.cursors import known_fields
+
 _KEY = "capstone/intake/left_messages"
 
 
@@ -33,7 +35,7 @@ class LeftMessages:
 def read_left(instance: dg.DagsterInstance) -> LeftMessages | None:
     """What was left last; None if nothing ever was."""
     kept = instance.daemon_cursor_storage.get_cursor_values({_KEY}).get(_KEY)
-    return None if kept is None else LeftMessages(**json.loads(kept))
+    return None if kept is None else LeftMessages(**known_fields(LeftMessages, json.loads(kept)))
 
 
 def write_left(instance: dg.DagsterInstance, left: LeftMessages) -> None:

@@ -34,6 +34,7 @@ from capstone_dagster.observability.catalog.metrics import (
     SENSOR_TICK_DURATION,
     SENSOR_TICK_ERRORS,
 )
+from capstone_dagster.observability.cursors import known_fields
 from capstone_dagster.observability.metrics import Metrics
 from capstone_dagster.observability.runs.failed_runs import (
     failure_of,
@@ -98,7 +99,7 @@ class Memory:
         if cursor is None:
             return cls(since=now)
         kept: dict[str, Any] = json.loads(cursor)
-        fields = {name: value for name, value in kept.items() if name in cls.__dataclass_fields__}
+        fields = known_fields(cls, kept)
         read = {kind: Position.from_json(position) for kind, position in fields.pop("read").items()}
         return cls(**fields, read=read)
 

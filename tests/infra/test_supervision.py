@@ -8,7 +8,7 @@ import yaml
 from capstone_dagster.observability.catalog.alarms import DAEMON, WEBSERVER
 from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.observability.shipping import supervisor
-from capstone_dagster.observability.shipping.probes import probe_of
+from capstone_dagster.observability.shipping.heartbeats import health_check_of
 from tests.infra.stacks import INFRA, resources
 
 PROGRAM = ["python", "-m", "capstone_dagster.observability.shipping.supervisor"]
@@ -52,7 +52,7 @@ def test_a_jobs_output_is_passed_on_from_its_groups_level() -> None:
 
     assert options.command == ["dagster", "api", "execute_run", "{}"]
     assert options.level == LEVELS["/aws/batch/job"]
-    assert options.probe is None, "a run is watched by Dagster"
+    assert options.health_check is None, "a run is watched by Dagster"
 
 
 def test_the_services_that_alarms_listen_to_send_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,15 +60,17 @@ def test_the_services_that_alarms_listen_to_send_heartbeats(monkeypatch: pytest.
     beating = {}
     for container in containers().values():
         options = parsed([*container["EntryPoint"], *container["Command"]])
-        if options.probe is not None:
-            beating[options.service] = probe_of(options.probe)
+        if options.health_check is not None:
+            beating[options.service] = health_check_of(options.health_check)
 
     assert set(beating) == {DAEMON, WEBSERVER}
 
 
-def test_the_web_server_is_probed_where_it_listens() -> None:
+def test_the_web_server_is_checked_where_it_listens() -> None:
     container = containers()["webserver"]
     port = container["Command"][container["Command"].index("--port") + 1]
 
-    assert parsed([*container["EntryPoint"], *container["Command"]]).probe == f"http://127.0.0.1:{port}"
+    assert (
+        parsed([*container["EntryPoint"], *container["Command"]]).health_check == f"http://127.0.0.1:{port}"
+    )
     assert f"http://127.0.0.1:{port}/" in " ".join(container["HealthCheck"]["Command"])

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from capstone_dagster.intake.breaker import (
     FIRST_INTERVAL_S,
     LONGEST_INTERVAL_S,
+    PROBE_PATIENCE_S,
     REEXECUTION_LOST_S,
     UPLOAD_LOST_S,
     EndedRun,
@@ -151,14 +152,16 @@ def test_a_probe_that_fails_for_another_systemic_class_names_that_one() -> None:
     ("probe", "limit_s"),
     [(Probe(2000.0, run_key="k"), UPLOAD_LOST_S), (Probe(2000.0, reexecutes="r"), REEXECUTION_LOST_S)],
 )
-def test_a_probe_that_never_comes_on_record_is_given_up_and_one_under_way_is_not(
+def test_a_probe_that_never_comes_on_record_is_given_up_and_one_under_way_is_waited_for_longer(
     probe: Probe, limit_s: float
 ) -> None:
     out = release(OPEN, probe)
     assert probed(out, "missing", 2000.0 + limit_s) == out
     lost = probed(out, "missing", 2000.0 + limit_s + 1)
     assert probe_is_due(lost, Seen(), 2000.0 + limit_s + 1)
-    assert probed(out, "under way", 2000.0 + 10**6) == out
+    assert probed(out, "under way", 2000.0 + PROBE_PATIENCE_S) == out
+    hanging = probed(out, "under way", 2000.0 + PROBE_PATIENCE_S + 1)
+    assert probe_is_due(hanging, Seen(), 2000.0 + PROBE_PATIENCE_S + 1)
 
 
 def test_a_probe_that_an_operator_ends_is_followed_by_another() -> None:
@@ -265,10 +268,12 @@ class World(RuleBasedStateMachine):
             fate,
             self.reachable if self.state.paused else None,
         )
+        released = self.state.probe.released_at if self.state.probe else self.now
         self.state = advance(self.state, seen, now=self.now, pause_after=PAUSE_AFTER, order=self.order)
         self.due = probe_is_due(self.state, seen, self.now)
         if fate == "under way" and self.state.phase is Phase.OPEN:
-            assert self.state.cause == OPERATOR, "a probe that is under way is waited for"
+            patient = self.now - released <= PROBE_PATIENCE_S
+            assert self.state.cause == OPERATOR or not patient, "a probe that is under way is waited for"
         if self.state.probe is None:
             self.out = None  # a run like any other from now on
 

@@ -18,7 +18,7 @@ import pytest
 
 from capstone_dagster.local.aws import aws_environment
 from capstone_dagster.observability.metrics import Metrics
-from capstone_dagster.observability.shipping.probes import DaemonProbe, send_heartbeats, webserver
+from capstone_dagster.observability.shipping.heartbeats import DaemonCheck, send_heartbeats, webserver
 from capstone_dagster.observability.shipping.supervisor import Output, level_of
 from capstone_dagster.settings import read_settings
 from tests.support.cloudwatch import Answer, ScriptedCloudWatch, scripted_cloudwatch
@@ -346,14 +346,14 @@ def test_a_heartbeat_is_a_metric_while_the_service_answers(
     answers = iter([None, None, "it does not", None, None])
     stop = threading.Event()
 
-    def probe() -> str | None:
+    def check() -> str | None:
         try:
             return next(answers)
         except StopIteration:
             stop.set()
             return "over"
 
-    send_heartbeats({"daemon": probe}, Metrics(read_settings()), stop, seconds_to_next=lambda: 0.0)
+    send_heartbeats({"daemon": check}, Metrics(read_settings()), stop, seconds_to_next=lambda: 0.0)
 
     [segment] = segments(tmp_path)
     records, _ = segment.read(0, 10**6, finished=False)
@@ -376,17 +376,17 @@ def test_the_daemons_heartbeats_are_read_as_dagster_writes_them(database_url: st
 
     url = database_url.replace("+psycopg:", "+psycopg2:")
     (tmp_path / "dagster.yaml").write_text(f"storage: {{postgres: {{postgres_url: {url!r}}}}}\n")
-    probe = DaemonProbe(url)
-    assert "storage does not answer" in str(probe())
+    check = DaemonCheck(url)
+    assert "storage does not answer" in str(check())
     with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
         import time
 
-        assert probe() == "no heartbeat of the daemon yet"
+        assert check() == "no heartbeat of the daemon yet"
         instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - 5000, "A_FORMER_DAEMON", "id", []))
         instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "SENSOR", "id", []))
-        assert probe() is None
+        assert check() is None
         instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - 400, "SENSOR", "id", []))
-        assert "SENSOR" in str(probe())
+        assert "SENSOR" in str(check())
 
 
 def test_logs_of_a_dagster_run_arrive_though_its_worker_is_killed(

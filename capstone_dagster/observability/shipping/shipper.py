@@ -38,6 +38,7 @@ from capstone_dagster.observability.lines.spool import (
     used_bytes,
 )
 from capstone_dagster.observability.metrics import Metrics
+from capstone_dagster.observability.shipping.heartbeats import health_check_of, send_heartbeats
 from capstone_dagster.observability.shipping.log_events import (
     MOST_EVENTS,
     event_time,
@@ -52,7 +53,6 @@ from capstone_dagster.observability.shipping.metric_data import (
     values_of,
 )
 from capstone_dagster.observability.shipping.outlets import Outlet, Pace, Service
-from capstone_dagster.observability.shipping.probes import probe_of, send_heartbeats
 from capstone_dagster.observability.shipping.refusals import Refusal, refusal_of
 from capstone_dagster.observability.shipping.shipper_status import (
     ChannelStatus,
@@ -592,7 +592,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--spool", type=Path, help="the folder; CAPSTONE_LOG_SPOOL by default")
     parser.add_argument("--drain", type=float, default=8.0, help="seconds for what is left at the end")
     parser.add_argument(
-        "--probe",
+        "--health-check",
         action="append",
         default=[],
         metavar="SERVICE=HOW",
@@ -609,8 +609,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target=Shipper(folder, settings).run, args=(stop, options.drain), daemon=True, name="shipper"
     )
     shipping.start()
-    probes = {service: probe_of(how) for service, _, how in (each.partition("=") for each in options.probe)}
-    beating = (probes, Metrics(settings), stop)
+    named = [each.partition("=") for each in options.health_check]
+    checks = {service: health_check_of(how) for service, _, how in named}
+    beating = (checks, Metrics(settings), stop)
     threading.Thread(target=send_heartbeats, args=beating, daemon=True, name="heartbeat").start()
     stop.wait()
     # A call of AWS's library that does not come back must not hold up the end.

@@ -1,6 +1,6 @@
 """Runs a container's command: its output becomes JSON lines, its spool is sent to the end, its heart is felt.
 
-    python -m capstone_dagster.observability.shipping.supervisor --service daemon --probe daemon -- COMMAND
+    python -m capstone_dagster.observability.shipping.supervisor --service S --health-check daemon -- COMMAND
 
 The command is started first, and its exit code is the one returned; whatever becomes of the rest, it runs as
 if it had been started alone. What it has left in the spool is sent even after it was killed.
@@ -208,11 +208,11 @@ class _Company:
         self._output.on_loss = lambda count: _count_dropped(metrics, count)
         if settings.log_spool is not None:
             self._start_shipper(settings, metrics)
-        if self._options.probe is not None:
+        if self._options.health_check is not None:
             self._start_heartbeat(metrics)
 
     def _configure_logging(self) -> None:
-        """The shipper's and the probe's own words: as JSON lines among the command's."""
+        """The shipper's and the heartbeat's own words: as JSON lines among the command's."""
         from capstone_dagster.observability.lines.logs import JsonFormatter
 
         handler = _OutputHandler(self._output)
@@ -232,11 +232,11 @@ class _Company:
         self._shipper.start()
 
     def _start_heartbeat(self, metrics: Metrics) -> None:
-        from capstone_dagster.observability.shipping.probes import probe_of, send_heartbeats
+        from capstone_dagster.observability.shipping.heartbeats import health_check_of, send_heartbeats
 
-        probes = {self._options.service: probe_of(self._options.probe)}
+        checks = {self._options.service: health_check_of(self._options.health_check)}
         threading.Thread(
-            target=send_heartbeats, args=(probes, metrics, self._stop_beating), daemon=True, name="heartbeat"
+            target=send_heartbeats, args=(checks, metrics, self._stop_beating), daemon=True, name="heartbeat"
         ).start()
 
     def _say(self, level: str, action: str, message: str) -> None:
@@ -467,7 +467,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--level", choices=sorted(_LEVELS), default="INFO", help="the least that is passed on"
     )
     parser.add_argument(
-        "--probe", help="how to ask whether it works: a web server's address, or `daemon`; else no heartbeat"
+        "--health-check",
+        help="how to ask whether it works: a web server's address, or `daemon`; else no heartbeat",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)

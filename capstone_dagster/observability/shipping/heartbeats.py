@@ -18,9 +18,9 @@ from typing import Any
 from capstone_dagster.observability.catalog.metrics import HEARTBEAT
 from capstone_dagster.observability.metrics import Metrics
 
-log = logging.getLogger("capstone.probes")
+log = logging.getLogger("capstone.heartbeats")
 
-Probe = Callable[[], str | None]
+HealthCheck = Callable[[], str | None]
 """What is wrong with a service; None if nothing is. Answers within some seconds, and never raises."""
 
 _TIMEOUT_S = 5
@@ -33,29 +33,29 @@ _SECOND_OF_MINUTE = 30.0
 _MINUTES_TO_START = 5
 
 
-def probe_of(word: str) -> Probe:
-    """The probe that a command line names: `daemon`, or the address of a web server."""
+def health_check_of(word: str) -> HealthCheck:
+    """The check that a command line names: `daemon`, or the address of a web server."""
     if word == "daemon":
-        return DaemonProbe(os.environ["DAGSTER_POSTGRES_URL"])
+        return DaemonCheck(os.environ["DAGSTER_POSTGRES_URL"])
     return webserver(word)
 
 
-def webserver(url: str) -> Probe:
+def webserver(url: str) -> HealthCheck:
     """Whether Dagster's web server answers at `url`, as in http://127.0.0.1:3000."""
     # A proxy that the environment names is for other hosts.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def probe() -> str | None:
+    def check() -> str | None:
         try:
             opener.open(f"{url}/server_info", timeout=_TIMEOUT_S).close()
         except Exception as error:
             return f"{url}/server_info does not answer: {error}"
         return None
 
-    return probe
+    return check
 
 
-class DaemonProbe:
+class DaemonCheck:
     """Whether all of the daemon's loops, that have ever run since this began, still do.
 
     Reads the heartbeats that they leave in Dagster's storage: Dagster's own check of them takes seconds of a
@@ -107,7 +107,7 @@ class DaemonProbe:
 
 
 def send_heartbeats(
-    probes: Mapping[str, Probe],
+    checks: Mapping[str, HealthCheck],
     metrics: Metrics,
     stop: threading.Event,
     *,
@@ -116,18 +116,18 @@ def send_heartbeats(
     """Ask each service once a minute until `stop`, and count those that answer. Never raises.
 
     Args:
-        probes: by the service's name, the metric's dimension.
+        checks: by the service's name, the metric's dimension.
     """
-    missed = dict.fromkeys(probes, 0)
+    missed = dict.fromkeys(checks, 0)
     well: set[str] = set()
     while not stop.wait(seconds_to_next()):
-        for service, probe in probes.items():
+        for service, check in checks.items():
             with contextlib.suppress(Exception):
-                wrong = probe()
+                wrong = check()
                 if wrong is None:
                     metrics.add(HEARTBEAT, service=service)
                     if missed[service] and service in well:
-                        log.info("The %s answers again.", service, extra={"action": "probe.recovered"})
+                        log.info("The %s answers again.", service, extra={"action": "health_check.recovered"})
                     well.add(service)
                     missed[service] = 0
                     continue
@@ -137,7 +137,7 @@ def send_heartbeats(
                         "The %s does not answer as it should: %s.",
                         service,
                         wrong,
-                        extra={"action": "probe.failed", "service": service},
+                        extra={"action": "health_check.failed", "service": service},
                     )
 
 
