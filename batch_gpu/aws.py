@@ -22,6 +22,10 @@ LISTING_LAG_S = 3.0
 # (AWS Architecture Blog, "Exponential Backoff And Jitter"). Batch's own limits are some tens a second.
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 15.0
+# Of the last lines that a worker wrote; those that carry metrics may be as many as those that say something.
+_LINES_TO_LOOK_AT = 50
+# What marks CloudWatch's embedded metric format.
+_METRICS = '"_aws"'
 
 THROTTLING = {
     "TooManyRequestsException",
@@ -149,7 +153,10 @@ class BatchApi:
         self.patiently("batch", "terminate_job", jobId=job_id, reason=reason[:1024])
 
     def log_lines(self, job: Job, count: int) -> Sequence[str]:
-        """The last lines that the job's latest container wrote; none if it wrote nothing."""
+        """The last lines that the job's latest container wrote; none if it wrote nothing.
+
+        Lines of CloudWatch's embedded metric format are left out: nobody reads them.
+        """
         stream = last_container(job).get("logStreamName")
         if not stream or count < 1:
             return []
@@ -158,10 +165,11 @@ class BatchApi:
             "get_log_events",
             logGroupName=log_group(job),
             logStreamName=stream,
-            limit=count,
+            limit=_LINES_TO_LOOK_AT + count,
             startFromHead=False,
         )
-        return [str(event["message"]).rstrip("\n") for event in answer["events"]]
+        lines = [str(event["message"]).rstrip("\n") for event in answer["events"]]
+        return [line for line in lines if _METRICS not in line][-count:]
 
     def patiently(self, service: str, operation: str, **parameters: Any) -> dict[str, Any]:
         """`call`, repeated until the deadline while AWS throttles or fails: for what may be done twice."""
