@@ -595,6 +595,51 @@ NOTICES_FAILING = Alarm(
         "CAPSTONE_ALERT_TOPIC_ARN",
     ),
 )
+_OUTBOX_LOOK_AT = (
+    "`capstone doctor`: its lines `sns` and `outbox`",
+    "SNS: the topic capstone-notices and its policy",
+    "IAM: sns:Publish of the daemon's role",
+    "CAPSTONE_NOTICE_TOPIC_ARN",
+)
+OUTBOX_REFUSED = Alarm(
+    "OutboxRefused",
+    "SNS takes no notices to other systems: the back end does not hear what became of its uploads.",
+    (_sum("refused", own.OUTBOX_REFUSED),),
+    expression="FILL(refused, 0)",
+    # The sensor ticks 12 times a minute, and each tick counts: for a minute of five nothing could be sent.
+    # One notice that is refused alone is tried less and less often, and is the next alarm's.
+    threshold=12,
+    comparison="GreaterThanOrEqualToThreshold",
+    period_s=_FIVE_MINUTES,
+    periods=1,
+    datapoints=1,
+    missing="notBreaching",
+    why_missing=_NO_ERROR,
+    severity="page",
+    owner=PLATFORM,
+    runbook="outbox-stuck",
+    look_at=_OUTBOX_LOOK_AT,
+    incident="OutboxStuck",
+)
+OUTBOX_LATE = Alarm(
+    "OutboxLate",
+    "A notice to other systems has waited for more than ten minutes, and its video's later ones with it.",
+    (_most("age", own.OUTBOX_AGE),),
+    # What is refused alone is tried again at growing intervals, up to ten minutes: what passes has passed.
+    threshold=600,
+    comparison="GreaterThanThreshold",
+    period_s=_MINUTE,
+    # What waited while the daemon or the database was away leaves within a tick or two.
+    periods=2,
+    datapoints=2,
+    missing="ignore",
+    why_missing=_DAEMON_TELLS,
+    severity="page",
+    owner=PLATFORM,
+    runbook="outbox-stuck",
+    look_at=_OUTBOX_LOOK_AT,
+    incident="OutboxStuck",
+)
 TELEMETRY_DROPPED = Alarm(
     "TelemetryDropped",
     "Log lines, metrics or spans were given up: what is seen of the system has gaps.",

@@ -131,6 +131,7 @@ _PIPELINE = (
             Series("oldest", aws.QUEUE_OLDEST, "Maximum"),
             Series("age", own.QUEUE_AGE, "Maximum"),
             Series("no_success", own.SECONDS_WITHOUT_SUCCESS, "Maximum"),
+            Series("outbox", own.OUTBOX_AGE, "Maximum"),
         ),
         unit="s",
     ),

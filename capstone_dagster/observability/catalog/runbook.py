@@ -657,6 +657,27 @@ SYSTEM_PAGES: tuple[RunbookPage, ...] = (
         "Everything that was kept arrives, oldest first.",
     ),
     RunbookPage(
+        "outbox-stuck",
+        "Other systems are not told",
+        "Notices of uploads (`video.received`, `video.analyzed`, `video.failed`) wait in the outbox: SNS "
+        "takes none, or refuses one, which holds back its own video's. Results are published all the same, "
+        "and `current_status` is true; who waits for notices does not know.",
+        (
+            "`capstone doctor`: its line `outbox` quotes SNS's refusal and counts what waits.",
+            "Dagster's UI, Automation, the sensor `outbox`: is it on, and what do its ticks say?",
+            "`aws sns get-topic-attributes --topic-arn ARN`: does the topic exist, is it encrypted?",
+        ),
+        (
+            "None leaves: correct CAPSTONE_NOTICE_TOPIC_ARN, or grant the daemon's role sns:Publish on the "
+            "topic (and kms permissions if it is encrypted). They leave within a minute then.",
+            "One is refused alone: the outbox has it with SNS's words, `SELECT notice_id, kind, video_id, "
+            "refusal FROM capstone.outbox WHERE sent_at IS NULL AND refusal IS NOT NULL`. It is tried every "
+            "ten minutes. To give it up, so that its video's later ones leave: `UPDATE capstone.outbox SET "
+            "sent_at = now() WHERE notice_id = ID`.",
+        ),
+        "Everything that waited arrives, in order for each video; OutboxAge is 0.",
+    ),
+    RunbookPage(
         "telemetry-dropped",
         "Log lines or metrics are given up",
         "The spool on disk is full, or CloudWatch cannot be reached for long. Videos are analysed all the "

@@ -30,6 +30,8 @@ FROM_DAEMON = (
     own.INTAKE_PAUSED,
     own.DEAD_LETTERS,
     own.NOTICES_FAILED,
+    own.OUTBOX_REFUSED,
+    own.OUTBOX_AGE,
     own.SENSOR_TICK_ERRORS,
 )
 
@@ -110,6 +112,14 @@ def database_refuses(world: World, during: slice) -> None:
     # No runs, no connections: but for the trials nobody tries any more.
     world.change(own.DATABASE_CONNECTION_FAILURES, slice(paused_from + 5, during.stop), SILENT)
     world.change(own.SENSOR_TICK_ERRORS, during, 2, Sensor="video_status_sensor")
+    outbox_unread(world, during)
+
+
+def outbox_unread(world: World, during: slice) -> None:
+    """The outbox cannot be read; afterwards, what was written before the fault leaves within one tick."""
+    world.silence(own.OUTBOX_REFUSED, own.OUTBOX_AGE, during=during)
+    back = slice(during.stop, during.stop + 1)
+    world.change(own.OUTBOX_AGE, back, 60 * (during.stop - during.start))
 
 
 def database_gone(world: World, during: slice) -> None:
@@ -174,6 +184,7 @@ def daemon_lost(world: World, during: slice) -> None:
     world.change(own.HEARTBEAT, during, SILENT, Service=DAEMON)
     uploads_wait(world, during)
     world.silence(*FROM_DAEMON, during=during)
+    outbox_unread(world, during)
 
 
 def webserver_lost(world: World, during: slice) -> None:
@@ -225,6 +236,20 @@ def cpu_fallback(world: World, during: slice) -> None:
     world.change(own.CPU_FALLBACKS, slice(during.start, during.stop, 5), 1)
 
 
+def notices_refused(world: World, during: slice) -> None:
+    """SNS cannot be used: each tick says so, and what waits grows older."""
+    world.change(own.OUTBOX_REFUSED, during, 12)
+    world.change(own.OUTBOX_AGE, during, 60 * np.arange(during.stop - during.start))
+
+
+def one_notice_refused(world: World, during: slice) -> None:
+    """SNS takes all others: this one is tried at growing intervals, up to ten minutes."""
+    tries = np.zeros(during.stop - during.start)
+    tries[:3], tries[[5, 10]], tries[20::10] = (3, 1, 1), 1, 1
+    world.change(own.OUTBOX_REFUSED, during, tries)
+    world.change(own.OUTBOX_AGE, during, 60 * np.arange(during.stop - during.start))
+
+
 def load_balancer_errors(world: World, during: slice) -> None:
     """Some requests fail, in the web server and before it; neither count is enough alone."""
     world.change(aws.LOAD_BALANCER_5XX, during, 2)
@@ -258,8 +283,24 @@ FAULTS = (
     only(alarms.REEXECUTIONS_USED_UP, value(own.REEXECUTIONS_REFUSED, 1)),
     only(alarms.CPU_FALLBACK, cpu_fallback),
     only(alarms.NOTICES_FAILING, value(own.NOTICES_FAILED, 2)),
+    only(alarms.OUTBOX_REFUSED, value(own.OUTBOX_REFUSED, 6)),
     only(alarms.TELEMETRY_DROPPED, value(own.TELEMETRY_DROPPED, 200, Channel="logs")),
+    Fault(
+        "one notice to other systems is refused",
+        one_notice_refused,
+        (alarms.OUTBOX_LATE,),
+        "OutboxStuck",
+        sets_in_after=11,
+    ),
     # --- one cause, many effects ---
+    Fault(
+        "SNS takes no notices to other systems",
+        notices_refused,
+        (alarms.OUTBOX_REFUSED, alarms.OUTBOX_LATE),
+        "OutboxStuck",
+        minutes=3 * HOUR,
+        sets_in_after=11,
+    ),
     Fault(
         "the database refuses connections",
         database_refuses,

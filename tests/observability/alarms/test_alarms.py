@@ -126,7 +126,13 @@ def test_alarms_that_ring_when_all_is_silent_are_those_of_the_signs_of_life(read
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
-    [("LongRunningJobs", 2), ("NoSuccess", 9000), ("DeadLettersPresent", 4), ("DatabaseStorageLow", GIB)],
+    [
+        ("LongRunningJobs", 2),
+        ("NoSuccess", 9000),
+        ("DeadLettersPresent", 4),
+        ("OutboxLate", 900),
+        ("DatabaseStorageLow", GIB),
+    ],
 )
 def test_alarm_of_a_gauge_goes_on_while_nothing_is_known(name, wrong, reading):
     [series] = next(each for each in ALARMS if each.name == name).series

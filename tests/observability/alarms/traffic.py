@@ -126,6 +126,10 @@ def clean(seed: int, minutes: int = DAY, first_hour: int = 0) -> World:
     world.publish(own.DATABASE_CONNECTION_FAILURES, _now_and_then(draw, minutes, 1 / 240, 2))
     world.publish(own.S3_ACCESS_DENIED, _now_and_then(draw, minutes, 1 / 120, 3))
     world.publish(own.NOTICES_FAILED, _now_and_then(draw, minutes, 1 / 480, 2))
+    # A throttled minute: some ticks send nothing, and what waits grows a little older.
+    throttled = _now_and_then(draw, minutes, 1 / 240, 9)
+    world.publish(own.OUTBOX_REFUSED, np.nan_to_num(throttled))
+    world.publish(own.OUTBOX_AGE, np.where(throttled > 0, 60, 0))
     world.publish(own.TELEMETRY_DROPPED, np.full(minutes, np.nan))
     errors = _now_and_then(draw, minutes, 1 / 180, 1)
     errors[draw.integers(0, minutes)] = 8  # a hiccup of Dagster's storage fails a tick of every sensor
