@@ -116,9 +116,11 @@ class Retention:
 
     def _raw(self, before: datetime, dry_run: bool) -> int:
         found = self._rows.videos_with_raw(before, self._most)
-        for video_id, bucket, key in found if not dry_run else ():
-            delete_versions(self._services.s3, bucket, versions_of(self._services.s3, bucket, key))
-            self._rows.raw_removed([video_id])
+        for video_id, bucket, key, uploaded_at in found if not dry_run else ():
+            # What was uploaded since may wait for intake still: nobody has analysed it.
+            old = versions_of(self._services.s3, bucket, key, until=uploaded_at)
+            delete_versions(self._services.s3, bucket, old)
+            self._rows.raw_removed(video_id, uploaded_at)
         return len(found)
 
     def _files(self, before: datetime, dry_run: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from capstone_dagster.storage.errors import PermissionDenied, StorageUnavailable, explained
@@ -16,10 +17,15 @@ Version = tuple[str, str]
 _AT_ONCE = 1000
 
 
-def versions_below(client: S3Client, bucket: str, prefix: str) -> list[Version]:
+def versions_below(
+    client: S3Client, bucket: str, prefix: str, *, until: datetime | None = None
+) -> list[Version]:
     """(key, version id) of every version and delete marker whose key begins with `prefix`.
 
     In a bucket without versions each object is its one version, `null`.
+
+    Args:
+        until: only those that came then or before; in whole seconds, as S3 tells the time of an upload.
 
     Raises:
         PermissionDenied, StorageUnavailable: as S3 answers.
@@ -30,12 +36,13 @@ def versions_below(client: S3Client, bucket: str, prefix: str) -> list[Version]:
             (item["Key"], item.get("VersionId") or "null")
             for page in pages
             for item in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            if until is None or item["LastModified"].replace(microsecond=0) <= until
         ]
 
 
-def versions_of(client: S3Client, bucket: str, key: str) -> list[Version]:
-    """Of one object; raises as :func:`versions_below`."""
-    return [found for found in versions_below(client, bucket, key) if found[0] == key]
+def versions_of(client: S3Client, bucket: str, key: str, *, until: datetime | None = None) -> list[Version]:
+    """Of one object; takes and raises what :func:`versions_below` does."""
+    return [found for found in versions_below(client, bucket, key, until=until) if found[0] == key]
 
 
 def delete_versions(client: S3Client, bucket: str, found: Sequence[Version]) -> int:

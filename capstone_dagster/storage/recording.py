@@ -60,7 +60,7 @@ def learnt(
     accepted: dict[str, _Word] = {}
     changed: dict[str, Any] = {}
     if newest:
-        changed = {name: getattr(upload, name) for name in _WHEREABOUTS}
+        changed = {name: getattr(upload, name) for name in _WHEREABOUTS} | {"raw_removed_at": None}
     if upload.uploaded_at > row["uploaded_at"]:
         accepted = {name: word for name, word in said.items() if name != "external_id" or word.source}
     elif upload.uploaded_at == row["uploaded_at"]:

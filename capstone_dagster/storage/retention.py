@@ -31,8 +31,11 @@ class OldRows:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def videos_with_raw(self, before: datetime, most: int) -> list[tuple[str, str, str]]:
-        """(video id, bucket, key) of finished videos last uploaded before, whose raw object is there."""
+    def videos_with_raw(self, before: datetime, most: int) -> list[tuple[str, str, str, datetime]]:
+        """(video id, bucket, key, time of the last upload known) of finished videos that are to lose theirs.
+
+        They were last uploaded before, and their raw object is there.
+        """
         over = (
             sa.select(video_status.c.video_id)
             .group_by(video_status.c.video_id)
@@ -41,21 +44,21 @@ class OldRows:
                 sa.func.bool_and(video_status.c.state.in_(FINAL_STATES)),
             )
         )
-        there = sa.or_(videos.c.raw_removed_at.is_(None), videos.c.raw_removed_at < videos.c.uploaded_at)
         statement = (
-            sa.select(videos.c.video_id, videos.c.bucket, videos.c.key)
-            .where(videos.c.video_id.in_(over), there)
+            sa.select(videos.c.video_id, videos.c.bucket, videos.c.key, videos.c.uploaded_at)
+            .where(videos.c.video_id.in_(over), videos.c.raw_removed_at.is_(None))
             .order_by(videos.c.uploaded_at)
             .limit(most)
         )
         with database_errors(self._engine), self._engine.connect() as connection:
-            return [(row.video_id, row.bucket, row.key) for row in connection.execute(statement)]
+            return list(connection.execute(statement).tuples())
 
-    def raw_removed(self, video_ids: Sequence[str]) -> None:
-        """Their raw objects are gone."""
-        statement = sa.update(videos).where(videos.c.video_id.in_(video_ids))
+    def raw_removed(self, video_id: str, until: datetime) -> None:
+        """Its raw objects are gone, those of uploads up to then."""
+        # What was uploaded meanwhile is there, and a newer upload's row says so itself.
+        this = sa.and_(videos.c.video_id == video_id, videos.c.uploaded_at <= until)
         with database_errors(self._engine), self._engine.begin() as connection:
-            connection.execute(statement.values(raw_removed_at=sa.func.now()))
+            connection.execute(sa.update(videos).where(this).values(raw_removed_at=sa.func.now()))
 
     def analyses_with_files(self, before: datetime, most: int) -> list[OldAnalysis]:
         """Analyses asked for before, the files of which are there.

@@ -77,7 +77,7 @@ videos = Table(
     Column("recorded_at_source", Text),
     _time("uploaded_at", nullable=False),
     _time("first_seen_at", nullable=False, now=True),
-    # By retention: of the uploads up to then.
+    # By retention; null again when there is a newer upload.
     _time("raw_removed_at"),
     Index("ix_videos_external_id", "external_id"),
 )

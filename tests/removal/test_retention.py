@@ -19,6 +19,7 @@ from capstone_dagster.storage.event_store import EventStore
 from tests.conftest import Aws
 from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, count, event_row
 from tests.support.command_line import Capstone
+from tests.support.waiting import wait_for
 
 LATER = NOON + timedelta(days=10)
 
@@ -31,7 +32,8 @@ class World:
         self.s3 = aws.client("s3")
         for _ in range(2):
             self.s3.put_object(Bucket="capstone-raw", Key="gate/a.mp4", Body=b"video")
-        store.record_upload(replace(UPLOAD, bucket="capstone-raw"))
+        self.uploaded_at = self.versions()[0]["LastModified"].replace(microsecond=0)
+        store.record_upload(replace(UPLOAD, bucket="capstone-raw", uploaded_at=self.uploaded_at))
         for number, asked in ((1, NOON), (2, NOON + timedelta(days=3))):
             rows = [event_row(f"e{number}") | {"thumbnail_key": f"detections/d{number}/1.jpg"}]
             analysis = replace(
@@ -60,8 +62,13 @@ class World:
         services.events.close()
         return {each.kind.setting: each.number for each in done if each.number}
 
+    def versions(self) -> list[Any]:
+        """Of the raw object, the newest first."""
+        found = self.s3.list_object_versions(Bucket="capstone-raw").get("Versions", [])
+        return sorted(found, key=lambda version: version["LastModified"], reverse=True)
+
     def raw(self) -> int:
-        return len(self.s3.list_object_versions(Bucket="capstone-raw").get("Versions", []))
+        return len(self.versions())
 
 
 @pytest.fixture
@@ -76,19 +83,34 @@ def test_nothing_goes_without_a_number(world: World) -> None:
 
 
 def test_raw_videos_go_with_every_version_once_they_are_finished(world: World) -> None:
-    assert world.apply(raw_retention_days=11) == {}
-    assert world.apply(raw_retention_days=9, dry_run=True) == {"raw_retention_days": 1}
+    later = world.uploaded_at + timedelta(days=10)
+    assert world.apply(raw_retention_days=11, now=later) == {}
+    assert world.apply(raw_retention_days=9, now=later, dry_run=True) == {"raw_retention_days": 1}
     assert world.raw() == 2
-    assert world.apply(raw_retention_days=9) == {"raw_retention_days": 1}
+    assert world.apply(raw_retention_days=9, now=later) == {"raw_retention_days": 1}
     assert world.raw() == 0
-    assert world.apply(raw_retention_days=9) == {}
+    assert world.apply(raw_retention_days=9, now=later) == {}
     assert count(world.store, "events") == 2
-    # Uploaded again, it is a newer upload, which has its own time, and is not finished yet.
-    again = replace(UPLOAD, bucket="capstone-raw", upload_id="u2", uploaded_at=NOON + timedelta(days=1))
-    world.s3.put_object(Bucket="capstone-raw", Key="gate/a.mp4", Body=b"video")
-    world.store.record_upload(again)
-    assert world.apply(raw_retention_days=8, now=datetime.now(UTC) + timedelta(days=90)) == {}
-    assert world.raw() == 1
+
+
+def test_an_upload_that_intake_has_not_heard_of_yet_stays(world: World) -> None:
+    """As while intake is paused: nobody has analysed it."""
+    # S3 tells the time of an upload in whole seconds.
+    wait_for("the next second", lambda: datetime.now(UTC) >= world.uploaded_at + timedelta(seconds=1))
+    world.s3.put_object(Bucket="capstone-raw", Key="gate/a.mp4", Body=b"newer")
+    later = world.uploaded_at + timedelta(days=10)
+    assert world.apply(raw_retention_days=9, now=later) == {"raw_retention_days": 1}
+    [newer] = world.versions()
+    assert world.s3.get_object(Bucket="capstone-raw", Key="gate/a.mp4")["Body"].read() == b"newer"
+
+    # Heard of after that night, it has its own time, and goes when it is finished.
+    came = newer["LastModified"].replace(microsecond=0)
+    world.store.record_upload(replace(UPLOAD, bucket="capstone-raw", upload_id="u2", uploaded_at=came))
+    later += timedelta(days=10)
+    assert world.apply(raw_retention_days=9, now=later) == {}
+    world.store.mark_failed("u2", "r2", failure_class="internal", message="")
+    assert world.apply(raw_retention_days=9, now=later) == {"raw_retention_days": 1}
+    assert world.raw() == 0
 
 
 def test_files_go_and_events_stay(world: World) -> None:
