@@ -36,7 +36,7 @@ _DAYS_SHOWN = 7
     description=f"""How many events each camera had in each hour of the last {DAYS} days, from the current
 events in PostgreSQL, as `{ACTIVITY_FILE}` and as a picture.
 
-It is made again a few minutes after events were published; a rollback shows with the next of them. Hours
+It is made again a few minutes after events were published or an analysis was rolled back. Hours
 are wall-clock time in CAPSTONE_TIMEZONE; events of videos whose recording time is unknown are counted
 apart. Counts only: nobody can be known by it.""",
     group_name="summaries",

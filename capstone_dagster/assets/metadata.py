@@ -122,10 +122,38 @@ def of_publication(
         **of_comparison(published, events, services),
         "camera": detections.upload.camera,
         "published_at": dg.MetadataValue.timestamp(published.published_at),
-        **of_comparison(published, events, services),
         "video": _link(detections.upload.url, services),
         "parquet": _link(services.objects.url(derived.prefix + "events.parquet"), services),
         **_whereabouts(tags, services),
+    }
+
+
+def of_rollback(
+    analysis: Mapping[str, Any], services: Services, *, replaced: str | None, by: str
+) -> Metadata:
+    """Of `events`, where an earlier analysis was made current again.
+
+    Args:
+        analysis: its row of `analyses`.
+        replaced: the one that was current before.
+        by: whose order it was.
+    """
+    events = [Event.of(row) for row in services.events.events_of(analysis["analysis_id"])]
+    parquet = f"analyses/{analysis['analysis_id']}/events.parquet"
+    return {
+        "events": analysis["events"],
+        "rolled_back_by": by,
+        "analysis_id": analysis["analysis_id"],
+        **({"replaced": replaced} if replaced else {}),
+        "current": True,
+        "table": dg.MetadataValue.md(_table(events, _thumbnails(events, "", services))),
+        "persons": sum(event.label == "person" for event in events),
+        "faces": sum(event.label == "face" or event.face_score is not None for event in events),
+        "detection_id": analysis["detection_id"],
+        "model": analysis["model"],
+        "model_sha256": analysis["model_sha256"],
+        "published_at": dg.MetadataValue.timestamp(analysis["published_at"]),
+        "parquet": _link(services.objects.url(parquet), services),
     }
 
 

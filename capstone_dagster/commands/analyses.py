@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,12 +24,15 @@ from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
     FormatOption,
     StateOption,
+    dagster_instance,
     event_store,
     object_store,
 )
+from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
     from capstone_dagster.analysis.comparison import Comparison
+    from capstone_dagster.storage.currency import Rollback
     from capstone_dagster.storage.objects import ObjectStore
 
 VideoArgument = Annotated[str, typer.Argument(help="A video's id or external id.")]
@@ -121,6 +125,7 @@ def rollback(
             help="An analysis's id or its beginning; by default the one published before the current one.",
         ),
     ] = None,
+    by: Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Make an earlier analysis of a video current again, at once.
@@ -128,6 +133,8 @@ def rollback(
     Consumers see its events from then on, and get the notice `video.analyzed`. Nothing is computed and
     nothing is lost: the way forward is `--to` the other one. It counts as asked for now: what was asked for
     before stays in the background when it is done, and a later request becomes current as ever.
+
+    The partition's page in Dagster shows it as a materialisation of `events`, with who ordered it.
     """
     store = event_store(state)
     video_id = find_video(store, video)
@@ -153,6 +160,21 @@ def rollback(
     else:
         told = f"{video_id}: {_named(target)} is current already, with {done.events} events."
     terminal.out.print(told, markup=False, soft_wrap=True)
+    if done.changed:
+        _show_in_dagster(target, done, by or getpass.getuser(), state)
+
+
+def _show_in_dagster(target: Mapping[str, Any], done: Rollback, by: str, state: Path) -> None:
+    from capstone_dagster.assets.rollbacks import report_rollback
+    from capstone_dagster.observability.failures import sentence
+    from capstone_dagster.services import Services
+
+    try:
+        with dagster_instance(state) as instance:
+            report_rollback(instance, Services(read_settings()), target, done, by=by)
+    except Exception as error:  # consumers see the earlier analysis already: what only shows it may fail
+        told = f"Dagster's pages do not show it: {sentence(error)}"
+        terminal.err.print(told, markup=False, soft_wrap=True)
 
 
 def _named(analysis: Mapping[str, Any]) -> str:

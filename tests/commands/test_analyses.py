@@ -7,10 +7,12 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from capstone_dagster.storage.event_store import EventStore
@@ -152,6 +154,67 @@ def test_rollback_makes_the_earlier_one_current_and_says_so(capstone: Capstone, 
     # What it replaced is what the next comparison is about.
     compared = json.loads(capstone("compare", "v1", "--format", "json").out)
     assert (compared["from"]["analysis_id"], compared["to"]["analysis_id"]) == (SECOND, FIRST)
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """Dagster's records, in which the second analysis was published by a run of old."""
+    home = tmp_path / "dagster"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    with dg.DagsterInstance.get() as instance:
+        made = dg.AssetMaterialization("events", partition="v1", metadata={"analysis_id": SECOND})
+        instance.report_runless_asset_event(made)
+        yield instance
+
+
+def shown(instance: dg.DagsterInstance) -> list[dg.AssetMaterialization]:
+    """What the page of the partition lists, the latest first."""
+    of_partition = dg.AssetRecordsFilter(dg.AssetKey("events"), asset_partitions=["v1"])
+    records = instance.fetch_materializations(of_partition, limit=10).records
+    return [record.asset_materialization for record in records if record.asset_materialization]
+
+
+def test_rollback_and_the_way_forward_show_in_dagster_who_made_what_current(
+    capstone: Capstone, store: EventStore, instance: dg.DagsterInstance
+) -> None:
+    assert capstone("rollback", "84", "--by", "kim").code == 0
+    # Current already: nothing has changed, and nothing is shown.
+    assert capstone("rollback", "84", "--to", "a1", "--by", "lee").code == 0
+    assert capstone("rollback", "84", "--to", "a2", "--by", "lee").code == 0
+
+    forward, back, _published = shown(instance)
+    assert back.description == f"Made current again by kim: {FIRST} in place of {SECOND}."
+    values = {name: value.value for name, value in back.metadata.items()}
+    assert (
+        values.items()
+        >= {
+            "analysis_id": FIRST,
+            "replaced": SECOND,
+            "rolled_back_by": "kim",
+            "events": 3,
+            "current": True,
+            "model": "m",
+        }.items()
+    )
+    assert "| 30.0 s" in str(values["table"])
+    assert base64.b64encode(JPEG).decode() not in str(values["table"])  # what is no picture is left out
+    assert [forward.metadata[name].value for name in ("analysis_id", "replaced", "rolled_back_by")] == [
+        SECOND, FIRST, "lee",
+    ]  # fmt: skip
+
+
+def test_rollback_stands_where_dagster_cannot_be_told(
+    capstone: Capstone, store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+
+    told = capstone("rollback", "84")
+
+    assert told.code == 0
+    assert "Dagster's pages do not show it: DAGSTER_HOME is not set" in told.err
+    assert current(store) == [FIRST]
 
 
 def test_rollback_twice_is_not_forward(capstone: Capstone, store: EventStore) -> None:
