@@ -7,6 +7,7 @@ bookkeeping has one. Dagster's ticks are not here: `retention` in dagster.yaml h
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 
 import dagster as dg
@@ -125,10 +126,9 @@ class Retention:
 
     def _files(self, before: datetime, dry_run: bool) -> int:
         found = self._rows.analyses_with_files(before, self._most)
-        for each in found if not dry_run else ():
-            self._delete_files(each)
-            self._rows.files_removed([each.analysis_id])
-        return len(found)
+        if dry_run:
+            return len(found)
+        return sum(self._rows.remove_files(each, before, self._delete_files) for each in found)
 
     def _earlier(self, before: datetime, dry_run: bool) -> int:
         return self._delete_analyses(before, dry_run, earlier_only=True)
@@ -140,11 +140,8 @@ class Retention:
         found = self._rows.analyses(before, self._most, earlier_only=earlier_only)
         if dry_run:
             return len(found)
-        # The rows last: by them the files are found.
-        for each in found:
-            self._delete_files(each)
-        ids = [each.analysis_id for each in found]
-        return self._rows.delete_analyses(ids, earlier_only=earlier_only)
+        remove = partial(self._rows.remove_analysis, earlier_only=earlier_only)
+        return sum(remove(each, before, self._delete_files) for each in found)
 
     def _delete_files(self, analysis: OldAnalysis) -> None:
         self._services.objects.delete(f"analyses/{analysis.analysis_id}/")

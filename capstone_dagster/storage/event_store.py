@@ -254,9 +254,10 @@ class EventStore:
         """Write an analysis with its events and make it current, in one transaction.
 
         The same analysis again writes nothing and only becomes current; a repeated call changes nothing at
-        all. An analysis of an older upload than the current one is stored without becoming current; between
-        analyses of one upload the one asked for last wins. Events of the latest upload get the camera and
-        the recording time that are known by now, which the caller may have missed.
+        all. (Only the pictures of its events are named again, if their files had been removed.) An analysis
+        of an older upload than the current one is stored without becoming current; between analyses of one
+        upload the one asked for last wins. Events of the latest upload get the camera and the recording time
+        that are known by now, which the caller may have missed.
 
         Args:
             rows: one mapping a row of `events`, without analysis_id and video_id.
@@ -281,6 +282,8 @@ class EventStore:
             first = inserted and self._is_first(connection, analysis)
             if inserted:
                 self._copy_events(connection, analysis, rows)
+            elif stored["files_removed_at"] is not None:
+                self._restore_pictures(connection, analysis.analysis_id, rows)
             if of_latest:
                 changed = recording.found(known, video)
                 recording.change(connection, analysis.video_id, analysis.upload_id, changed, new_events=True)
@@ -533,6 +536,19 @@ class EventStore:
             for row in rows:
                 merged = {**row, **fixed}
                 copy.write_row([_copyable(merged[column]) for column in _EVENT_COLUMNS])
+
+    @staticmethod
+    def _restore_pictures(
+        connection: sa.Connection, analysis_id: str, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Retention had the files removed, and the pass that was made anew has left them again."""
+        this = analyses.c.analysis_id == analysis_id
+        connection.execute(sa.update(analyses).where(this).values(files_removed_at=None))
+        event = sa.and_(events.c.analysis_id == analysis_id, events.c.event_id == sa.bindparam("event"))
+        pictures = [{"event": row["event_id"], "picture": row["thumbnail_key"]} for row in rows]
+        if pictures:
+            picture = sa.bindparam("picture", type_=sa.Text)
+            connection.execute(sa.update(events).where(event).values(thumbnail_key=picture), pictures)
 
     @staticmethod
     def _make_current(connection: sa.Connection, analysis_id: str, video_id: str) -> bool:

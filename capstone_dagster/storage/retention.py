@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -17,12 +18,16 @@ class OldAnalysis:
     """An analysis that is to go, or the files of which are.
 
     Attributes:
-        alone: no other analysis that stays rests on its detections.
+        alone: its detections go with it, because no other analysis that stays rests on them.
     """
 
     analysis_id: str
     detection_id: str
     alone: bool
+
+
+DeleteFiles = Callable[[OldAnalysis], None]
+"""Deletes the objects of an analysis; again does no harm."""
 
 
 class OldRows:
@@ -60,64 +65,92 @@ class OldRows:
         with database_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.update(videos).where(this).values(raw_removed_at=sa.func.now()))
 
-    def analyses_with_files(self, before: datetime, most: int) -> list[OldAnalysis]:
-        """Analyses asked for before, the files of which are there.
+    def analyses_with_files(self, before: datetime, most: int) -> list[str]:
+        """Ids of analyses asked for before, the files of which are there.
 
         Detections go when the youngest analysis that rests on them is old enough.
         """
-        other = analyses.alias("other")
-        younger = sa.exists().where(
-            other.c.detection_id == analyses.c.detection_id, other.c.requested_at >= before
-        )
-        there = sa.or_(
-            analyses.c.files_removed_at.is_(None), analyses.c.files_removed_at < analyses.c.requested_at
-        )
-        statement = (
-            sa.select(analyses.c.analysis_id, analyses.c.detection_id)
-            .where(analyses.c.requested_at < before, there, ~younger)
-            .order_by(analyses.c.requested_at)
-            .limit(most)
-        )
-        with database_errors(self._engine), self._engine.connect() as connection:
-            return [OldAnalysis(*row, alone=True) for row in connection.execute(statement).tuples()]
+        return self._ids(_old(before), _with_files(before), most=most)
 
-    def files_removed(self, analysis_ids: Sequence[str]) -> None:
-        """Their files are gone, the pictures of their events among them."""
-        with database_errors(self._engine), self._engine.begin() as connection:
-            these = analyses.c.analysis_id.in_(analysis_ids)
-            connection.execute(sa.update(analyses).where(these).values(files_removed_at=sa.func.now()))
-            of_them = events.c.analysis_id.in_(analysis_ids)
-            connection.execute(sa.update(events).where(of_them).values(thumbnail_key=None))
-
-    def analyses(self, before: datetime, most: int, *, earlier_only: bool) -> list[OldAnalysis]:
-        """Analyses asked for before.
+    def analyses(self, before: datetime, most: int, *, earlier_only: bool) -> list[str]:
+        """Ids of analyses asked for before.
 
         Args:
             earlier_only: leave out those that are current.
         """
-        conditions: list[sa.ColumnElement[bool]] = [analyses.c.requested_at < before]
-        if earlier_only:
-            conditions.append(~analyses.c.is_current)
+        return self._ids(_old(before), _earlier(earlier_only), most=most)
+
+    def remove_files(self, analysis_id: str, before: datetime, delete: DeleteFiles) -> bool:
+        """Have an analysis's files deleted, the pictures of its events among them.
+
+        Returns:
+            Whether they went; they stay if the analysis has been asked for again meanwhile.
+        """
+        with self._removing(analysis_id, _old(before), _with_files(before)) as (connection, due):
+            if due is None:
+                return False
+            delete(replace(due, alone=True))
+            this = analyses.c.analysis_id == analysis_id
+            connection.execute(sa.update(analyses).where(this).values(files_removed_at=sa.func.now()))
+            of_it = events.c.analysis_id == analysis_id
+            connection.execute(sa.update(events).where(of_it).values(thumbnail_key=None))
+        return True
+
+    def remove_analysis(
+        self, analysis_id: str, before: datetime, delete: DeleteFiles, *, earlier_only: bool
+    ) -> bool:
+        """Delete an analysis with its events and its files; the row last, by which they are found.
+
+        Returns:
+            Whether it went; it stays if it has been asked for again or become current meanwhile.
+        """
+        with self._removing(analysis_id, _old(before), _earlier(earlier_only)) as (connection, due):
+            if due is None:
+                return False
+            delete(due)
+            connection.execute(sa.delete(analyses).where(analyses.c.analysis_id == analysis_id))
+        return True
+
+    @contextmanager
+    def _removing(
+        self, analysis_id: str, *conditions: sa.ColumnElement[bool]
+    ) -> Iterator[tuple[sa.Connection, OldAnalysis | None]]:
+        """A transaction in which nothing of the video is published, and what is due of it now."""
+        this = analyses.c.analysis_id == analysis_id
+        other = analyses.alias("shares")
+        shared = sa.exists().where(
+            other.c.detection_id == analyses.c.detection_id, other.c.analysis_id != analysis_id
+        )
+        with database_errors(self._engine), self._engine.begin() as connection:
+            # Whoever publishes, or rolls back, holds this lock.
+            of_video = videos.c.video_id == sa.select(analyses.c.video_id).where(this).scalar_subquery()
+            connection.execute(sa.select(videos.c.video_id).where(of_video).with_for_update())
+            found = sa.select(analyses.c.analysis_id, analyses.c.detection_id, ~shared)
+            row = connection.execute(found.where(this, *conditions)).tuples().first()
+            yield connection, None if row is None else OldAnalysis(*row)
+
+    def _ids(self, *conditions: sa.ColumnElement[bool], most: int) -> list[str]:
         statement = (
-            sa.select(analyses.c.analysis_id, analyses.c.detection_id)
+            sa.select(analyses.c.analysis_id)
             .where(*conditions)
-            .order_by(analyses.c.requested_at)
+            .order_by(analyses.c.requested_at, analyses.c.analysis_id)
             .limit(most)
         )
         with database_errors(self._engine), self._engine.connect() as connection:
-            found = list(connection.execute(statement).tuples())
-            going = [analysis_id for analysis_id, _ in found]
-            stays = sa.select(analyses.c.detection_id).where(
-                analyses.c.detection_id.in_([detection_id for _, detection_id in found]),
-                analyses.c.analysis_id.not_in(going),
-            )
-            needed = set(connection.execute(stays).scalars())
-        return [OldAnalysis(*row, alone=row[1] not in needed) for row in found]
+            return list(connection.execute(statement).scalars())
 
-    def delete_analyses(self, analysis_ids: Sequence[str], *, earlier_only: bool) -> int:
-        """Delete them with their events; how many went: none that became current meanwhile, if those stay."""
-        conditions: list[sa.ColumnElement[bool]] = [analyses.c.analysis_id.in_(analysis_ids)]
-        if earlier_only:
-            conditions.append(~analyses.c.is_current)
-        with database_errors(self._engine), self._engine.begin() as connection:
-            return connection.execute(sa.delete(analyses).where(*conditions)).rowcount
+
+def _old(before: datetime) -> sa.ColumnElement[bool]:
+    return analyses.c.requested_at < before
+
+
+def _earlier(only: bool) -> sa.ColumnElement[bool]:
+    return ~analyses.c.is_current if only else sa.true()
+
+
+def _with_files(before: datetime) -> sa.ColumnElement[bool]:
+    other = analyses.alias("other")
+    younger = sa.exists().where(
+        other.c.detection_id == analyses.c.detection_id, other.c.requested_at >= before
+    )
+    return analyses.c.files_removed_at.is_(None) & ~younger

@@ -109,7 +109,7 @@ analyses = Table(
     _time("requested_at", nullable=False),
     _time("published_at", nullable=False, now=True),
     Column("is_current", Boolean, nullable=False),
-    # By retention: what was stored before.
+    # By retention; null again when they were made anew.
     _time("files_removed_at"),
     Index("uq_analyses_current", "video_id", unique=True, postgresql_where=text("is_current")),
     Index("ix_analyses_video_id", "video_id", "published_at"),

@@ -16,6 +16,7 @@ from capstone_dagster.removal.retention import KINDS, Retention
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.retention import OldRows
 from tests.conftest import Aws
 from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, count, event_row
 from tests.support.command_line import Capstone
@@ -146,6 +147,46 @@ def test_events_go_with_their_analyses(world: World) -> None:
     assert count(world.store, "events") == 1
     assert world.apply(events_retention_days=1) == {"events_retention_days": 1}
     assert (count(world.store, "events"), world.objects.keys("")) == (0, [])
+
+
+def test_files_that_were_made_anew_are_shown_and_go_again(world: World) -> None:
+    assert world.apply(detections_retention_days=1) == {"detections_retention_days": 2}
+    rows = [event_row("e2") | {"thumbnail_key": "detections/d2/1.jpg"}]
+    again = replace(ANALYSIS, analysis_id="a2", detection_id="d2", requested_at=LATER, events=1)
+    world.store.publish(again, rows, FACTS)
+    world.objects.put_bytes("detections/d2/frames.parquet", b"x")
+    [event] = world.store.current_events()
+    assert event["thumbnail_key"] == "detections/d2/1.jpg"
+    assert world.apply(detections_retention_days=1) == {}
+    later = LATER + timedelta(days=2)
+    assert world.apply(detections_retention_days=1, now=later) == {"detections_retention_days": 1}
+    assert world.objects.keys("") == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["detections_retention_days", "events_retention_days", "earlier_analyses_retention_days"]
+)
+@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
+def test_an_analysis_that_is_asked_for_while_others_go_stays_whole(
+    world: World, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a backfill or a rollback in the middle of the night."""
+    real = OldRows._ids
+    again = replace(ANALYSIS, requested_at=LATER)
+
+    def found(*arguments: Any, **options: Any) -> list[str]:
+        ids = real(*arguments, **options)
+        world.store.publish(again, [], FACTS)
+        return ids
+
+    monkeypatch.setattr(OldRows, "_ids", found)
+    done = world.apply(False, 100, LATER, **{kind: 1})
+
+    assert done == ({} if kind == "earlier_analyses_retention_days" else {kind: 1})
+    assert [row["analysis_id"] for row in world.store.analyses("v1") if row["is_current"]] == ["a1"]
+    assert {"analyses/a1/events.parquet", "detections/d1/frames.parquet"} <= set(world.objects.keys(""))
+    [event] = world.store.current_events()
+    assert event["thumbnail_key"] == "detections/d1/1.jpg"
 
 
 def test_runs_go_once_their_partition_is_not_listed(world: World) -> None:
