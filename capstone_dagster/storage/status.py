@@ -25,6 +25,9 @@ from capstone_dagster.storage.schema import (
 # JSON as PostgreSQL takes it; ensure_ascii off keeps keys in any script readable in psql.
 _json = partial(json.dumps, ensure_ascii=False, default=str)
 
+# Any constant will do, as long as nobody else takes advisory locks of two numbers by it.
+_NOTICES_LOCK = 7_001
+
 # Of uploads within one second, which is all that S3's clock tells apart, the one recorded later is later.
 LATEST_FIRST = (video_status.c.uploaded_at.desc(), video_status.c.recorded_order.desc())
 
@@ -242,7 +245,13 @@ def unfinished_runs(connection: sa.Connection) -> list[tuple[str, str]]:
 def notify(
     connection: sa.Connection, kind: str, upload_id: str, video_id: str, payload: Mapping[str, Any]
 ) -> None:
-    """Put a notice into the outbox; it is sent when, and only if, the transaction is committed."""
+    """Put a notice into the outbox; it is sent when, and only if, the transaction is committed.
+
+    Until then others with a notice of the video wait: numbers rise in the order in which they can be sent.
+    """
+    # Not the video's row: a run that tells of its failure has no other business with it.
+    lock = sa.func.pg_advisory_xact_lock(_NOTICES_LOCK, sa.func.hashtext(video_id))
+    connection.execute(sa.select(lock))
     notice = {"kind": kind, "video_id": video_id, "upload_id": upload_id, **payload}
     connection.execute(
         insert(outbox).values(

@@ -19,6 +19,7 @@ from capstone_dagster.outbox.sensor import outbox_sensor
 from capstone_dagster.outbox.topic import NoticeTopic
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
+from capstone_dagster.storage import status
 from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.storage.records import Notice
 from tests.conftest import Aws
@@ -286,6 +287,34 @@ def test_two_daemons_send_each_notice_once_and_in_order(event_store: EventStore)
     assert len(sent) == len(set(sent)) == 60
     for number in range(30):
         assert [kind for video, kind in sent if video == f"v{number}"] == ["video.received", "video.failed"]
+
+
+def test_notices_of_two_uploads_leave_in_the_order_of_their_numbers(event_store: EventStore) -> None:
+    """Whoever forgets what comes with a lower number than the last one loses nothing."""
+    for upload_id in ("u1", "u2"):
+        event_store.record_upload(replace(UPLOAD, upload_id=upload_id))
+    told: list[tuple[int, str, str]] = []
+
+    def send(taken: Sequence[Notice]) -> dict[int, str]:
+        told.extend((each.notice_id, each.kind, each.upload_id) for each in taken)
+        return {}
+
+    def send_all() -> None:
+        while event_store.send_notices(send, most=10)[0]:
+            pass
+
+    failure = {"failure_class": "internal", "message": "m"}
+    other = threading.Thread(target=event_store.mark_failed, args=("u2", "r2"), kwargs=failure)
+    with event_store.engine.begin() as publishing:
+        status.notify(publishing, "video.analyzed", "u1", "v1", {})
+        other.start()
+        other.join(2)
+        send_all()
+    other.join(60)
+    send_all()
+
+    assert [number for number, _, _ in told] == sorted(number for number, _, _ in told)
+    assert [each[1:] for each in told[2:]] == [("video.analyzed", "u1"), ("video.failed", "u2")]
 
 
 def test_what_is_held_by_one_daemon_is_left_alone_by_the_other(event_store: EventStore) -> None:
