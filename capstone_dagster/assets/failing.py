@@ -11,7 +11,7 @@ import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
 from batch_gpu.jobs import STATUS_TAG
-from capstone_dagster.assets.lineage import attempts
+from capstone_dagster.assets.lineage import attempts, is_kept_going
 from capstone_dagster.assets.story import Story
 from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.observability.runs.failed_runs import failure_of, is_explained, starts_again
@@ -137,7 +137,6 @@ def record_failure(
     run = context.instance.get_run_by_id(context.run_id)
     if run is not None and run.is_finished:
         return
-    tags = {} if run is None else run.tags
     if run is not None:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
     if upload_id is None:
@@ -151,7 +150,7 @@ def record_failure(
                 context.run_id,
                 failure_class=failure.value,
                 message=told,
-                tried_again=tried_again(failure, tags, services.settings.reexecutions_per_video),
+                tried_again=tried_again(failure, run, services.settings.reexecutions_per_video),
             )
     except StorageError as error:
         # The sensor below writes it when the database is back.
@@ -161,14 +160,16 @@ def record_failure(
         )
 
 
-def tried_again(failure: FailureClass, tags: Mapping[str, str], most: int) -> bool:
+def tried_again(failure: FailureClass, run: dg.DagsterRun | None, most: int) -> bool:
     """Whether the system will start a failed run's request again by itself (`reexecution`), sooner or later.
 
     Args:
-        tags: of the failed run.
+        run: the failed one; an op called on its own, as in a test, has none.
         most: CAPSTONE_REEXECUTIONS_PER_VIDEO.
     """
-    return UPLOAD_TAG in tags and POLICIES[failure].transient and attempts(tags) < most
+    if run is None or not is_kept_going(run):
+        return False
+    return POLICIES[failure].transient and attempts(run.tags) < most
 
 
 @dg.sensor(
@@ -210,7 +211,7 @@ def video_status_sensor(
                 failure_class=failure.value,
                 message=told,
                 only_if_unfinished=True,
-                tried_again=tried_again(failure, run.tags, services.settings.reexecutions_per_video),
+                tried_again=tried_again(failure, run, services.settings.reexecutions_per_video),
             )
         elif run is not None and run.status == dg.DagsterRunStatus.STARTING and STATUS_TAG in run.tags:
             reason = f"AWS Batch: {run.tags[STATUS_TAG]}"

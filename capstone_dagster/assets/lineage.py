@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from uuid import UUID, uuid5
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.execution.api import create_execution_plan
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.snap import snapshot_from_execution_plan
 from dagster._core.storage.tags import (
+    BACKFILL_ID_TAG,
+    BACKFILL_TAGS,
     PARENT_RUN_ID_TAG,
     RESUME_RETRY_TAG,
     RETRY_NUMBER_TAG,
@@ -28,8 +33,12 @@ from capstone_dagster.run_tags import (
     REEXECUTION_OF_TAG,
     REEXECUTION_TAG,
     REQUEST_RUN_TAG,
+    UPLOAD_TAG,
 )
 
+# What the upload sensor starts, and what Dagster calls the runs of a backfill of assets.
+UPLOAD_JOB = "analyze_upload"
+JOBS = (UPLOAD_JOB, IMPLICIT_ASSET_JOB_NAME)
 # Any constant will do; it makes ids that nobody else makes.
 _NAMESPACE = UUID("6d1f6a0e-3f0f-4c3b-9a57-8f6f6f1f2a55")
 # What a failed run's tags say of itself alone; of batch_gpu's, these two are wishes, all others its job's.
@@ -73,6 +82,23 @@ def request_run_id(run_id: str, tags: Mapping[str, str]) -> str:
     return tags.get(REQUEST_RUN_TAG) or tags[ROOT_RUN_ID_TAG]
 
 
+def is_kept_going(run: dg.DagsterRun) -> bool:
+    """Whether a run is the system's to start again: one for an upload, or a backfill's, and its later tries.
+
+    What somebody else has started is his.
+    """
+    if run.job_name not in JOBS:
+        return False
+    # A try of a backfill's run is none of the backfill's, once that is over.
+    later = REEXECUTION_OF_TAG in run.tags and _by_the_system(run.tags)
+    return later or BACKFILL_ID_TAG in run.tags or (run.job_name == UPLOAD_JOB and UPLOAD_TAG in run.tags)
+
+
+def is_later_try(tags: Mapping[str, str]) -> bool:
+    """Whether the system or Dagster, and nobody else, has started what a run of these tags does again."""
+    return _by_the_system(tags)
+
+
 def create_reexecution(
     instance: dg.DagsterInstance,
     repository: dg.RepositoryDefinition,
@@ -97,10 +123,15 @@ def create_reexecution(
     job = repository.get_job(failed.job_name)
     selected = job
     if failed.asset_selection is not None or failed.op_selection is not None:
-        selected = job.get_subset(asset_selection=failed.asset_selection, op_selection=failed.op_selection)
+        selected = job.get_subset(
+            asset_selection=failed.asset_selection,
+            asset_check_selection=failed.asset_check_selection,
+            op_selection=failed.op_selection,
+        )
     tags = {
         **job.tags,
         **_inherited(failed.tags),
+        **_of_backfill(instance, failed.tags),
         RESUME_RETRY_TAG: "true",
         PARENT_RUN_ID_TAG: failed.run_id,
         ROOT_RUN_ID_TAG: failed.root_run_id or failed.run_id,
@@ -119,20 +150,26 @@ def create_reexecution(
         tags=tags,
         repository_load_data=repository.repository_load_data,
     )
-    return instance.create_run_for_job(
-        job_def=job,
-        execution_plan=plan,
+    # Not by create_run_for_job, which forgets a selection of checks.
+    return instance.create_run(
+        job_name=failed.job_name,
         run_id=reexecution_id(failed.run_id),
         run_config=failed.run_config,
         status=dg.DagsterRunStatus.NOT_STARTED,
         tags=tags,
         root_run_id=failed.root_run_id or failed.run_id,
         parent_run_id=failed.run_id,
-        op_selection=None if failed.op_selection is None else list(failed.op_selection),
+        step_keys_to_execute=plan.step_keys_to_execute,
+        execution_plan_snapshot=snapshot_from_execution_plan(plan, selected.get_job_snapshot_id()),
+        job_snapshot=selected.get_job_snapshot(),
+        parent_job_snapshot=selected.get_parent_job_snapshot(),
         asset_selection=failed.asset_selection,
+        asset_check_selection=failed.asset_check_selection,
+        resolved_op_selection=None,
+        op_selection=None if failed.op_selection is None else list(failed.op_selection),
         remote_job_origin=failed.remote_job_origin,
         job_code_origin=failed.job_code_origin,
-        repository_load_data=repository.repository_load_data,
+        asset_graph=selected.asset_layer.asset_graph,
     )
 
 
@@ -140,6 +177,17 @@ def _by_the_system(tags: Mapping[str, str]) -> bool:
     # The UI copies a run's tags to its re-execution: only the parent's id tells whose doing a run is.
     ours = tags.get(REEXECUTION_OF_TAG)
     return RETRY_NUMBER_TAG in tags or (ours is not None and ours == tags.get(PARENT_RUN_ID_TAG))
+
+
+def _of_backfill(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> dict[str, str]:
+    """As Dagster's own retries have it: a run belongs to a backfill as long as that is not over.
+
+    Its daemon then waits for the run, counts what it makes, and ends it if the backfill is ended.
+    """
+    backfill = instance.get_backfill(tags[BACKFILL_ID_TAG]) if BACKFILL_ID_TAG in tags else None
+    if backfill is None or backfill.status != BulkActionStatus.REQUESTED:
+        return {}
+    return {name: tags[name] for name in BACKFILL_TAGS if name in tags}
 
 
 def _inherited(tags: Mapping[str, str]) -> dict[str, str]:

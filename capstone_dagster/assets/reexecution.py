@@ -9,22 +9,34 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG
+from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_BACKFILL_ID_TAG, PARENT_RUN_ID_TAG
 
 from capstone_dagster.assets.lineage import (
+    JOBS,
+    UPLOAD_JOB,
     Resumption,
     attempts,
     create_reexecution,
+    is_kept_going,
     reexecution_id,
 )
-from capstone_dagster.assets.ops import analyze_upload
-from capstone_dagster.assets.second_chances import Budget, FailedRun, Leave, Start, Verdict, Wait, judge
+from capstone_dagster.assets.second_chances import (
+    Budget,
+    FailedRun,
+    Leave,
+    Start,
+    Verdict,
+    Wait,
+    failed_for_good,
+    judge,
+)
 from capstone_dagster.observability.breaker_state import read_breaker, read_offers, write_offers
 from capstone_dagster.observability.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
 from capstone_dagster.observability.failures import FailureClass
@@ -47,6 +59,12 @@ _TELL_FOR_S = 120.0
 _OFFERED_AT_ONCE = 20
 _ERRORS = 3
 
+_GOES_ON = {
+    BulkActionStatus.REQUESTED,
+    BulkActionStatus.COMPLETED,
+    BulkActionStatus.COMPLETED_SUCCESS,
+    BulkActionStatus.COMPLETED_FAILED,
+}
 _OVER = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 _log = logging.getLogger("capstone.reactions")
 
@@ -118,19 +136,21 @@ class _Tick:
 
     def look_for_failures(self) -> None:
         """Put runs that failed since the last look on the list of those that may be started again."""
-        records = self._instance.get_run_records(
-            dg.RunsFilter(
-                job_name=analyze_upload.name,
-                statuses=[dg.DagsterRunStatus.FAILURE],
-                updated_after=datetime.fromtimestamp(self.cursor.seen - _OVERLAP_S, UTC),
+        after = datetime.fromtimestamp(self.cursor.seen - _OVERLAP_S, UTC)
+        failed = [dg.DagsterRunStatus.FAILURE]
+        records = [
+            record
+            for job in JOBS
+            for record in self._instance.get_run_records(
+                dg.RunsFilter(job_name=job, statuses=failed, updated_after=after)
             )
-        )
+        ]
         for record in records:
             run = record.dagster_run
             self.cursor.seen = max(self.cursor.seen, record.update_timestamp.timestamp())
             if run.run_id in self.cursor.waiting or run.tags.get(SETTLED_TAG) == run.run_id:
                 continue
-            if UPLOAD_TAG not in run.tags or starts_again(run):
+            if not is_kept_going(run) or starts_again(run):
                 continue  # somebody's own run, or Dagster's to start again
             self.cursor.waiting[run.run_id] = _Waiting(self._failed(record))
 
@@ -161,7 +181,7 @@ class _Tick:
         run = record.dagster_run
         ended_at = record.end_time or record.update_timestamp.timestamp()
         failure = class_of(self._instance, run)
-        return FailedRun(run.run_id, run.tags[UPLOAD_TAG], failure, ended_at, attempts(run.tags))
+        return FailedRun(run.run_id, run.tags.get(UPLOAD_TAG), failure, ended_at, attempts(run.tags))
 
     def _verdict(self, failed: FailedRun) -> Verdict:
         settings = self._services.settings
@@ -192,6 +212,8 @@ class _Tick:
         again = next((child for child in children if child.run_id == reexecution_id(run.run_id)), None)
         if children and (again is None or again.status != dg.DagsterRunStatus.NOT_STARTED):
             return Leave()  # somebody was quicker, or an earlier tick died after it had done this
+        if self._backfill_is_ended(run):
+            return Leave()
         if (instead := self._overtaken(run)) is not None:
             return instead
         if again is None:
@@ -207,9 +229,27 @@ class _Tick:
         self._submit(run, again, failed)
         return Leave()
 
+    def _backfill_is_ended(self, run: dg.DagsterRun) -> bool:
+        """Whether somebody has ended or deleted the run's backfill, or has what is left of it done anew."""
+        backfill_id = run.tags.get(BACKFILL_ID_TAG)
+        if backfill_id is None:
+            return False
+        backfill = self._instance.get_backfill(backfill_id)
+        # One whose runs are all over is completed, with or without failures.
+        if backfill is None or backfill.status not in _GOES_ON:
+            return True
+        anew = dg.RunsFilter(tags={PARENT_BACKFILL_ID_TAG: backfill_id})
+        return bool(self._instance.get_runs(anew, limit=1))
+
     def _overtaken(self, run: dg.DagsterRun) -> Verdict | None:
         """What follows instead where the upload needs no other try, or not yet; None if it does."""
-        upload_id = run.tags[UPLOAD_TAG]
+        upload_id = run.tags.get(UPLOAD_TAG)
+        if upload_id is None:
+            return None
+        # Whoever orders a backfill has seen what is done, and wants it again.
+        ended = {None, "cancelled"}
+        if run.job_name != UPLOAD_JOB:
+            return self._unless_in(ended, upload_id)
         records = self._instance.get_run_records(dg.RunsFilter(tags={UPLOAD_TAG: upload_id}))
         created = {record.dagster_run.run_id: record.create_timestamp for record in records}
         later = [
@@ -222,6 +262,10 @@ class _Tick:
             return Leave()
         if any(each.status not in _OVER for each in later):
             return Wait()
+        return self._unless_in(ended | {"done", "superseded"}, upload_id)
+
+    def _unless_in(self, states: Set[str | None], upload_id: str) -> Verdict | None:
+        """None, unless the upload is in one of these states, or nobody can tell."""
         if not self._store_answers:
             return Wait()
         try:
@@ -233,12 +277,13 @@ class _Tick:
                 extra={"action": "reexecution.held"},
             )
             return Wait()
-        return Leave() if state in (None, "done", "superseded", "cancelled") else None
+        return Leave() if state in states else None
 
     def _submit(self, run: dg.DagsterRun, again: dg.DagsterRun, failed: FailedRun) -> None:
         told = f"It is tried again after {failed.failure} (attempt {attempts(again.tags)})."
         try:
-            self._services.events.requeue(failed.upload_id, run.run_id, again.run_id, told)
+            for upload_id in self._uploads(failed):
+                self._services.events.requeue(upload_id, run.run_id, again.run_id, told)
         except StorageError:
             self._store_answers = False  # the run tells its own status when it begins
         # The queue takes a run by its record; it needs no workspace for that.
@@ -261,6 +306,18 @@ class _Tick:
                 "steps": list(again.step_keys_to_execute or ()),
             },
         )
+
+    def _uploads(self, failed: FailedRun) -> list[str]:
+        """Those whose status waits for what becomes of a failed run: the others of a backfill's are finished,
+        were never begun, or have failed for good.
+
+        Raises:
+            StorageError: the event store does not answer.
+        """
+        if failed.upload_id is not None:
+            return [failed.upload_id]
+        rows = self._services.events.failed_by([failed.run_id])
+        return [row["upload_id"] for row in rows if not failed_for_good(row["failure_class"])]
 
     def _leave(self, waiting: _Waiting, verdict: Leave) -> None:
         failed = waiting.run
@@ -292,11 +349,12 @@ class _Tick:
         if not self._store_answers:
             return False
         try:
-            done = self._services.events.add_outlook(failed.upload_id, failed.run_id, told)
+            events, uploads = self._services.events, self._uploads(failed)
+            said = [events.add_outlook(upload_id, failed.run_id, told) for upload_id in uploads]
         except StorageError:
             self._store_answers = False
             return False
-        return done or self._now - failed.ended_at > _TELL_FOR_S
+        return (bool(said) and all(said)) or self._now - failed.ended_at > _TELL_FOR_S
 
 
 def _load(cursor: str | None, now: float) -> _Cursor:

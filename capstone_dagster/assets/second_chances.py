@@ -23,13 +23,14 @@ class FailedRun:
     """A run that failed and that neither Dagster nor anybody else has started again.
 
     Attributes:
+        upload_id: None where it is a backfill's, of several videos maybe.
         ended_at: seconds since 1970.
         attempts: how often the system has started its request again before.
         gpu: what is left to do takes the GPU; None as long as nobody has looked.
     """
 
     run_id: str
-    upload_id: str
+    upload_id: str | None
     failure: FailureClass
     ended_at: float
     attempts: int
@@ -101,6 +102,13 @@ class Budget:
     def lately(self, now: float) -> list[float]:
         """The starts of the last hour."""
         return [at for at in self.started if now - at < _HOUR_S]
+
+
+def failed_for_good(failure_class: str | None) -> bool:
+    """Whether a video that failed so fails again, whatever is mended in the system."""
+    classes = {each.value: each for each in FailureClass}
+    failure = classes.get(failure_class or "", FailureClass.INTERNAL)
+    return not POLICIES[failure].transient and failure not in SYSTEMIC
 
 
 def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) -> Verdict:

@@ -30,15 +30,18 @@ from capstone_dagster.assets.failing import (
     run_tags,
     tell_failure,
 )
-from capstone_dagster.assets.lineage import request_run_id
+from capstone_dagster.assets.lineage import is_later_try, request_run_id
 from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.progress import Watch, latest_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
 from capstone_dagster.assets.references import DetectionsReference, FramesReference, Reference, keep_latest
+from capstone_dagster.assets.second_chances import failed_for_good
 from capstone_dagster.assets.story import Story
-from capstone_dagster.observability.failures import FailureClass, classify, sentence
+from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.observability.traces.context import upload_context
+from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
+from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.records import VideoUpload
 
 # What is wrong with one video says nothing about the next. Anything else would fail them all.
@@ -188,7 +191,9 @@ def _in_turn(
 ) -> None:
     # A video named twice is one video; the order asked for is kept.
     videos = list(dict.fromkeys(videos))
-    finished = _finished(context, last_asset)
+    earlier = _earlier_runs(context)
+    finished = _finished(context, last_asset, earlier)
+    hopeless = _hopeless(context, services, earlier)
     failed: dict[str, FailureClass] = {}
     # As where a video has its own run: publishing has tried a database that is away for long enough.
     with explained(context, services, final={FailureClass.DATABASE_UNAVAILABLE}) as subject:
@@ -199,6 +204,13 @@ def _in_turn(
                     f"Video {number} of {len(videos)}: {video_id} was finished before.",
                     extra={"action": "video.finished-before", "video_id": video_id},
                 )
+                continue
+            if video_id in hopeless:
+                context.log.info(
+                    f"Video {number} of {len(videos)}: {video_id} failed for good before.",
+                    extra={"action": "video.failed-before", "video_id": video_id},
+                )
+                failed[video_id] = hopeless[video_id]
                 continue
             context.log.info(
                 f"Video {number} of {len(videos)}: {video_id}",
@@ -217,6 +229,11 @@ def _in_turn(
                 record_failure(context, services, upload_id, failure, sentence(error))
                 failed[video_id] = failure
     if failed:
+        # The run's class is one that is worth another try, where there is any.
+        again = (failure for failure in failed.values() if POLICIES[failure].transient)
+        if context.instance.has_run(context.run_id):
+            worth = next(again, next(reversed(failed.values())))
+            context.instance.add_run_tags(context.run_id, {FAILURE_TAG: worth.value})
         told = [f"{video_id} ({failure.value})" for video_id, failure in failed.items()]
         more = f" and {len(told) - _FAILED_SHOWN} more" if len(told) > _FAILED_SHOWN else ""
         raise dg.Failure(
@@ -227,8 +244,8 @@ def _in_turn(
         )
 
 
-def _finished(context: dg.OpExecutionContext, asset: dg.AssetKey) -> set[str]:
-    """Videos of which an earlier try of this step, or the runs that this one goes on from, made the asset."""
+def _earlier_runs(context: dg.OpExecutionContext) -> list[str]:
+    """The runs whose work this one goes on with: itself in an earlier try of this step, and its parents."""
     instance = context.instance
     run = instance.get_run_by_id(context.run_id)
     earlier = [context.run_id] if run is not None and context.retry_number else []
@@ -236,9 +253,33 @@ def _finished(context: dg.OpExecutionContext, asset: dg.AssetKey) -> set[str]:
         run = instance.get_run_by_id(run.tags[PARENT_RUN_ID_TAG])
         if run is not None:
             earlier.append(run.run_id)
+    return earlier
+
+
+def _finished(context: dg.OpExecutionContext, asset: dg.AssetKey, earlier: Sequence[str]) -> set[str]:
+    """Videos of which an earlier try made the asset."""
     of_type = dg.DagsterEventType.ASSET_MATERIALIZATION
-    made = [instance.get_asset_partitions_for_run(each, of_type).get(asset, set()) for each in earlier]
+    made = [
+        context.instance.get_asset_partitions_for_run(each, of_type).get(asset, set()) for each in earlier
+    ]
     return {video_id for videos in made for video_id in videos if video_id is not None}
+
+
+def _hopeless(
+    context: dg.OpExecutionContext, services: Services, earlier: Sequence[str]
+) -> dict[str, FailureClass]:
+    """Videos that failed for good in an earlier try; somebody who starts a run again has them tried anew."""
+    if not earlier or not (context.retry_number or is_later_try(run_tags(context))):
+        return {}
+    try:
+        rows = services.events.failed_by(earlier)
+    except StorageError:
+        return {}  # they fail once more, no worse
+    return {
+        row["video_id"]: FailureClass(row["failure_class"])
+        for row in rows
+        if failed_for_good(row["failure_class"])
+    }
 
 
 def requested_at(context: dg.OpExecutionContext) -> datetime:

@@ -221,6 +221,11 @@ class EventStore:
         with self._transaction() as connection:
             return status.states(connection, upload_ids)
 
+    def failed_by(self, run_ids: Collection[str]) -> list[Mapping[str, Any]]:
+        """upload_id, video_id, failure_class of the uploads that failed last in one of these runs."""
+        with self._transaction() as connection:
+            return status.failed_by(connection, run_ids)
+
     def requeue(self, upload_id: str, run_id: str, successor: str, message: str) -> bool:
         """The run that goes on where a failed one stopped takes its upload over: it is queued again.
 

@@ -91,6 +91,15 @@ def states(connection: sa.Connection, upload_ids: Collection[str]) -> dict[str, 
     return dict(connection.execute(statement).tuples().all())
 
 
+def failed_by(connection: sa.Connection, run_ids: Collection[str]) -> list[Mapping[str, Any]]:
+    """upload_id, video_id, failure_class of the uploads that failed last in one of these runs."""
+    columns = (video_status.c[name] for name in ("upload_id", "video_id", "failure_class"))
+    statement = sa.select(*columns).where(
+        video_status.c.run_id.in_(run_ids), video_status.c.state == "failed"
+    )
+    return [dict(row) for row in connection.execute(statement).mappings()]
+
+
 def requeue(connection: sa.Connection, upload_id: str, run_id: str, successor: str, message: str) -> bool:
     """The upload of a failed run is tried again by another one; whether the row changed."""
     conditions = [

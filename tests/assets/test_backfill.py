@@ -18,6 +18,7 @@ from capstone_dagster.storage.records import VideoUpload
 from capstone_dagster.testing import SquareDetector, square_clip
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
+from tests.storage.samples import notices
 
 ASSETS = ("extracted_frames", "detections", "events")
 _RANGE = "dagster/asset_partition_range_"
@@ -243,6 +244,48 @@ def test_an_interrupted_backfill_goes_on_with_what_is_left(
     }
     assert len(passes) == 3
     assert {state(pipeline, each) for each in (one, two, three)} == {("done", None)}
+
+
+def test_a_later_try_of_a_backfills_run_leaves_out_what_failed_for_good(
+    pipeline: Pipeline, clip: Path, passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, bad, three = uploads(pipeline, clip, "one", "bad", "three")
+    real: Callable[..., DetectionsReference] = analyze.detect
+
+    def cut(order: AnalysisOrder, *arguments: Any, **options: Any) -> DetectionsReference:
+        if order.upload == three:
+            raise StorageUnavailable("S3 does not answer.")
+        return real(order, *arguments, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(several, "detect", cut)
+        broken.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
+        stopped = backfill(pipeline, one, three)
+    told = notices(pipeline.services.events)
+    # Once, although the step was tried three times.
+    assert told.count("video.failed") == 2
+    lineage = {
+        "dagster/is_resume_retry": "true",
+        "dagster/parent_run_id": stopped.run_id,
+        "dagster/root_run_id": stopped.run_id,
+    }
+
+    by_the_system = backfill(
+        pipeline, one, three, tags={**lineage, "capstone/reexecution_of": stopped.run_id}
+    )
+
+    # Dagster counts a partition as failed only where a run failed.
+    assert not by_the_system.success
+    assert f"1 of 3 videos could not be analysed: {bad.video_id} (undecodable-video)" in failed_with(
+        by_the_system
+    )
+    assert materialized(pipeline, by_the_system.run_id) == {asset: [three.video_id] for asset in ASSETS}
+    assert notices(pipeline.services.events)[len(told) :] == ["video.analyzed"]
+
+    # Somebody who starts it again may have mended it.
+    somebody = backfill(pipeline, one, three, tags={**lineage, "dagster/parent_run_id": by_the_system.run_id})
+    assert not somebody.success
+    assert notices(pipeline.services.events)[len(told) + 1 :] == ["video.failed"]
 
 
 def test_all_assets_of_a_backfill_go_into_the_same_runs(aws_endpoint: str) -> None:

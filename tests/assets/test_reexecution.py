@@ -9,12 +9,14 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import InProcessCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstone_dagster.assets.backfills import request_backfill
 from capstone_dagster.assets.lineage import Resumption, attempts, reexecution_id, request_run_id
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.reexecution import reexecution_sensor
@@ -237,6 +239,32 @@ class Sensor:
         self.instance.add_run_tags(run.run_id, {FAILURE_TAG: failure})
         self.instance.report_run_failed(run)
 
+    def failed_backfill(self, failure: str) -> tuple[dg.DagsterRun, str]:
+        """A backfill's run over v1 to v3 that failed at v2, as v1 had for good; the backfill's id."""
+        self.instance.add_dynamic_partitions("videos", ["v1", "v2", "v3"])
+        repository = _definitions.get_repository_def()
+        ordered = request_backfill(
+            self.instance, repository, ["v1", "v2", "v3"], events_only=False, force=False, by="kim"
+        )
+        run = self.instance.create_run_for_job(
+            repository.get_job("__ASSET_JOB"),
+            status=dg.DagsterRunStatus.STARTED,
+            asset_selection={dg.AssetKey(name) for name in ("extracted_frames", "detections", "events")},
+            tags={
+                "dagster/backfill": ordered,
+                "dagster/asset_partition_range_start": "v1",
+                "dagster/asset_partition_range_end": "v3",
+            },
+            remote_job_origin=_REPOSITORY.get_job_origin("__ASSET_JOB"),
+            job_code_origin=_CODE_ORIGIN,
+        )
+        self.services.events.record_upload(replace(UPLOAD, upload_id="u2", video_id="v2"))
+        for upload_id, word in (("u1", "undecodable-video"), ("u2", failure)):
+            self.services.events.mark_failed(upload_id, run.run_id, failure_class=word, message="It failed.")
+        self.instance.add_run_tags(run.run_id, {FAILURE_TAG: failure})
+        self.instance.report_run_failed(run)
+        return run, ordered
+
     def child(self, run: dg.DagsterRun) -> dg.DagsterRun | None:
         return self.instance.get_run_by_id(reexecution_id(run.run_id))
 
@@ -255,7 +283,8 @@ _definitions = dg.Definitions(
 
 # Where a run's definitions were found: without it Dagster queues none.
 _LOCATION = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="m"), location_name="m")
-_ORIGIN = RemoteRepositoryOrigin(_LOCATION, "__repository__").get_job_origin("analyze_upload")
+_REPOSITORY = RemoteRepositoryOrigin(_LOCATION, "__repository__")
+_ORIGIN = _REPOSITORY.get_job_origin("analyze_upload")
 _CODE_ORIGIN = JobPythonOrigin(
     "analyze_upload",
     RepositoryPythonOrigin("python", ModuleCodePointer("m", "defs", working_directory=None)),
@@ -347,6 +376,68 @@ def test_what_is_left_alone(sensor: Sensor, why: str) -> None:
 
     assert sensor.submitted == []
     assert sensor.child(run) is None
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["that goes on", "that is over"])
+def test_a_run_of_a_backfill_is_started_again_as_a_part_of_it_while_that_goes_on(
+    sensor: Sensor, over: bool
+) -> None:
+    failed, ordered = sensor.failed_backfill("storage-unavailable")
+    sensor.tick()
+    rows = {row["video_id"]: row for row in sensor.services.events.current_status()}
+    assert "It is tried again at" in rows["v2"]["message"]
+    assert rows["v1"]["message"] == "It failed."
+    if over:
+        backfill = sensor.instance.get_backfill(ordered)
+        assert backfill is not None
+        sensor.instance.update_backfill(backfill.with_status(BulkActionStatus.COMPLETED_FAILED))
+
+    sensor.tick(31)
+    sensor.tick(40)
+
+    child = sensor.child(failed)
+    assert child is not None
+    assert sensor.submitted == [child.run_id]
+    # As Dagster's own retries: its daemon waits for what belongs to a backfill, and ends it with it.
+    assert child.tags.get("dagster/backfill") == (None if over else ordered)
+    for name in ("job_name", "asset_selection", "asset_check_selection", "root_run_id"):
+        expected = failed.run_id if name == "root_run_id" else getattr(failed, name)
+        assert getattr(child, name) == expected
+    ends = {f"dagster/asset_partition_range_{end}" for end in ("start", "end")}
+    assert {name: child.tags[name] for name in ends} == {name: failed.tags[name] for name in ends}
+    assert attempts(child.tags) == 1
+    states = {row["video_id"]: row["state"] for row in sensor.services.events.current_status()}
+    assert states == {"v1": "failed", "v2": "queued"}
+
+    # What Dagster has made no part of the backfill any more is the system's all the same.
+    sensor.instance.add_run_tags(child.run_id, {FAILURE_TAG: "storage-unavailable"})
+    sensor.instance.report_run_failed(child)
+    sensor.tick(200)
+    later = sensor.child(child)
+    assert later is not None
+    assert attempts(later.tags) == 2
+
+
+@pytest.mark.parametrize("why", ["canceled", "being canceled", "gone", "done anew", "undecodable"])
+def test_a_run_of_a_backfill_is_left_alone_where_somebody_has_decided(sensor: Sensor, why: str) -> None:
+    failure = "undecodable-video" if why == "undecodable" else "storage-unavailable"
+    failed, ordered = sensor.failed_backfill(failure)
+    backfill = sensor.instance.get_backfill(ordered)
+    assert backfill is not None
+    if why == "gone":
+        sensor.instance.add_run_tags(failed.run_id, {"dagster/backfill": "deleted"})
+    elif why == "done anew":
+        sensor.run(dg.DagsterRunStatus.QUEUED, dagster__parent_backfill_id=ordered)
+    elif why.endswith("canceled"):
+        state = BulkActionStatus.CANCELED if why == "canceled" else BulkActionStatus.CANCELING
+        sensor.instance.update_backfill(backfill.with_status(state))
+    before = sensor.submitted
+
+    sensor.tick()
+    sensor.tick(31)
+
+    assert sensor.submitted == before
+    assert sensor.child(failed) is None
 
 
 def test_another_run_of_the_upload_that_is_not_over_is_waited_for(sensor: Sensor) -> None:
