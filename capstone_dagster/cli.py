@@ -27,7 +27,7 @@ from capstone_dagster.commands import (
     system,
     videos,
 )
-from capstone_dagster.commands.sentences import sentence_of
+from capstone_dagster.commands.sentences import sentence_of, usage_sentence
 
 if TYPE_CHECKING:  # what a command needs it imports itself, so that --help stays quick
     from collections.abc import Iterator
@@ -75,7 +75,7 @@ app.command()(system.migrate)
 
 
 def main() -> None:
-    """Run the command line; every failure ends in one sentence and exit code 1.
+    """Run the command line; every failure ends in one sentence and exit code 1, or 2 if it was typed wrongly.
 
     What ends it from outside ends it cleanly, with what it started: exit code 130 after Ctrl-C, 143 after
     SIGTERM, 129 when the terminal is closed.
@@ -84,14 +84,22 @@ def main() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     try:
         with _signals_end_cleanly():
-            app(prog_name="capstone")
+            code = app(prog_name="capstone", standalone_mode=False)
+    except typer.Abort:
+        terminal.err.print("Nothing was done.")
+        sys.exit(1)
     except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's own class, or in other versions click's
+            if type(error).__name__ != "NoArgsIsHelpError":  # which has shown the help
+                terminal.err.print(f"[bold red]Error:[/] {escape(usage_sentence(error))}", soft_wrap=True)
+            sys.exit(2)
         told = sentence_of(error)
         if told is None:
             traceback.print_exc()
             told = f"{type(error).__name__}: {error}. This is a defect: please report the lines above."
         terminal.err.print(f"[bold red]Error:[/] {escape(told)}", soft_wrap=True)
         sys.exit(1)
+    sys.exit(code or 0)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -173,6 +174,60 @@ def test_what_is_missing_is_named(
     assert "Error:" in outcome.err
     assert "Traceback" not in outcome.err
     assert not list(tmp_path.glob("out/*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("nonsense", "No such command 'nonsense'; `capstone --help` tells what it takes."),
+        ("status --nonsense", "No such option: --nonsense; `capstone status --help` tells what it takes."),
+        ("status v1 v2", "Got unexpected extra argument(s) (v2); `capstone status --help` tells"),
+        ("compare", "Missing argument 'video'; `capstone compare --help` tells what it takes."),
+        ("export events", "Missing option '--out'; `capstone export events --help` tells what it takes."),
+        ("prioritize v1 --priority abc", "--priority: expected a whole number, got 'abc'; `capstone"),
+        ("prioritize v1 --priority 5000", "--priority: expected at most 1000, got '5000'; `capstone"),
+        ("status --limit 0", "--limit: expected at least 1, got '0'; `capstone status --help`"),
+        ("logs v1 --level loud", "--level: 'loud' is not one of 'debug', 'info', 'warning', 'error', 'crit"),
+        ("status --format yaml", "--format: 'yaml' is not one of 'table', 'json', 'csv'; `capstone status"),
+        ("retry --class bad-luck", "'bad-luck' is no failure class; there are undecodable-video, "),
+        ("retry --since yesterday", "--since: 'yesterday' is no time as in 30m, 2h or 1d."),
+        ("retry --since 999999d", "--since: '999999d' is no time as in 30m, 2h or 1d."),
+        ("export events --out x.csv --since soon", "'soon' is no time as in 2026-01-22T14:23:15+09:00."),
+        ("export events --out .", "a file was expected, and . is a folder: name a file in it."),
+        ("preview v1 --out .", "a file was expected, and . is a folder: name a file in it."),
+        ("compare v1 --html .", "a file was expected, and . is a folder: name a file in it."),
+        ("compare v1", "v1 has one analysis only, a1: analyse it again, with another model say, and comp"),
+        ("compare v1 --from b1", "'b1' begins the id of no analysis of this video; there are a1."),
+        ("rollback v1", "no analysis of v1 was published before the current one, a1; `capstone analyses` "),
+        ("rollback v1 --to b1", "'b1' begins the id of no analysis of this video; there are a1."),
+        *(
+            (f"{words} nobody", "no video 'nobody' is known; `capstone status` lists those that are.")
+            for words in (
+                *("status", "events --video", "analyses", "compare", "rollback", "preview", "cancel"),
+                *("prioritize", "retry", "delete", "reanalyze", "export detections --out x.json"),
+            )
+        ),
+    ],
+)
+def test_what_is_typed_wrongly_is_told_in_one_sentence(
+    capstone: Capstone,
+    store: EventStore,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    line: str,
+    told: str,
+) -> None:
+    """What was expected, what came, what to do; nothing for a traceback, nothing cut into a box."""
+    store.record_upload(UPLOAD)
+    store.publish(ANALYSIS, ROWS, FACTS)
+    monkeypatch.setenv("CAPSTONE_DERIVED_URL", f"file://{tmp_path}")
+
+    outcome = capstone(*shlex.split(line))
+
+    [error] = [each for each in outcome.err.splitlines() if not each.startswith("…")]
+    assert error.startswith(f"Error: {told}")
+    assert error.endswith(".")
+    assert (outcome.code, outcome.out) == (2, "")
 
 
 @pytest.mark.parametrize("command", [["submit", "a.mp4"], ["status"], ["events"], ["dlq", "list"]])

@@ -28,6 +28,7 @@ from capstone_dagster.commands.joining import (
     event_store,
     object_store,
 )
+from capstone_dagster.commands.writing import appearing, check_file
 from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def compare(
     from capstone_dagster.analysis import Event
     from capstone_dagster.analysis.comparison import compare_events
 
+    if html is not None:
+        check_file(html)
     store = event_store(state)
     video_id = find_video(store, video)
     found = find_analyses(store, video_id)
@@ -103,7 +106,9 @@ def compare(
     if html is not None:
         from capstone_dagster.commands.comparison_page import comparison_page
 
-        _write(html, comparison_page(video_id, first, second, comparison, _pictures(object_store())))
+        page = comparison_page(video_id, first, second, comparison, _pictures(object_store()))
+        with appearing(html) as partial:
+            partial.write_text(page, encoding="utf-8")
         terminal.err.print(f"Wrote {html}", markup=False, soft_wrap=True)
     if form == "json":
         print(json.dumps(_as_json(video_id, first, second, comparison), ensure_ascii=False, indent=2))
@@ -192,11 +197,6 @@ def _pictures(objects: ObjectStore) -> Any:
             return None  # deleted since, by retention say: the page does without
 
     return picture
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 def _as_json(

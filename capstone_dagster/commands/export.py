@@ -6,7 +6,6 @@ import csv
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +16,7 @@ import typer
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import current_of, find_analyses, find_analysis, find_video
 from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store, object_store
+from capstone_dagster.commands.writing import appearing
 from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from capstone_dagster.storage.objects import ObjectStore
 
 Portions = Iterator[Sequence[tuple[Any, ...]]]
-OutOption = Annotated[Path, typer.Option("--out", help="The file to write; it appears when it is complete.")]
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", help="The file to write, in place of one there; it appears when it is complete."),
+]
 
 app = typer.Typer(no_args_is_help=True, help="Write events and detections to files that other tools read.")
 
@@ -69,7 +72,7 @@ def events(
         until=_moment(until),
     )
     write = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}[form]
-    with _appearing(out) as partial, store.stream_events(which) as (columns, portions):
+    with appearing(out) as partial, store.stream_events(which) as (columns, portions):
         rows = write(partial, columns, portions)
     terminal.err.print(f"Wrote {rows} events to {out}", markup=False, soft_wrap=True)
 
@@ -109,7 +112,7 @@ def detections(
     objects = object_store()
     prefix = f"detections/{chosen['detection_id']}/"
     labels = label or (["person"] if form == "mot" else None)
-    with tempfile.TemporaryDirectory(prefix="capstone-") as folder, _appearing(out) as partial:
+    with tempfile.TemporaryDirectory(prefix="capstone-") as folder, appearing(out) as partial:
         table = Path(folder) / "detections.parquet"
         objects.get_file(prefix + table.name, table)
         with partial.open("w", encoding="utf-8") as target:
@@ -188,18 +191,6 @@ def _parquet_schema(columns: Sequence[str]) -> pa.Schema:
         return pa.float64() if isinstance(column, sa.Double) else pa.string()
 
     return pa.schema([pa.field(name, kind(name)) for name in columns])
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A file beside the one that is meant, which takes its name when all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -79,7 +79,8 @@ def logs(
         _follow(read, lines, lambda new: show(at_least(level, new)))
     elif not wanted:
         some = f" of level {level} or above; there are {len(lines)} below" if lines else ""
-        terminal.err.print(f"There is no line about {video}{some}.", markup=False, soft_wrap=True)
+        told = f"There is no line about {video}{some}; `capstone status {video}` tells whether it is known."
+        terminal.err.print(told, markup=False, soft_wrap=True)
         raise typer.Exit(1)
 
 

@@ -10,6 +10,7 @@ import typer
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_analyses, find_analysis, find_video
 from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store
+from capstone_dagster.commands.writing import check_file
 from capstone_dagster.settings import read_settings
 
 
@@ -29,6 +30,8 @@ def preview(
     From stored detections and the uploaded video, without a model; it takes as long as decoding and encoding
     do. It is stored beside the events, as `analyses/<analysis id>/preview.mp4`, and rendered once.
     """
+    if out is not None:
+        check_file(out)
     store = event_store(state)
     video_id = find_video(store, video)
     found = find_analyses(store, video_id)

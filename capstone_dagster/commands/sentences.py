@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from capstone_dagster.commands.joining import START_STACK
 from capstone_dagster.settings import NotConfigured
 
@@ -27,6 +29,40 @@ def sentence_of(error: Exception) -> str | None:
             return f"The system refused: {error}. Check disk space, memory and network."
         return f"{error.filename}: {error.strerror}. {_remedy(error)}"
     return None
+
+
+def usage_sentence(error: Any) -> str:
+    """What was typed wrongly, as one sentence: what was expected, what came, what to do.
+
+    Args:
+        error: Typer's, of its own parsing, or a `BadParameter` of ours, whose message is whole.
+    """
+    cause: Any = error.__cause__
+    if getattr(error, "param", None) is not None and hasattr(cause, "errors"):
+        [first, *_] = cause.errors()
+        told = f"{error.param.opts[0]}: {_expected(first)}"
+    elif hasattr(error, "param") and error.param is None:
+        hint = f"{error.param_hint}: " if error.param_hint else ""
+        return f"{hint}{error.message.rstrip('.')}."
+    else:
+        told = error.format_message()
+    told = told.rstrip(".")
+    if error.ctx is None:
+        return f"{told}."
+    return f"{told}; `{error.ctx.command_path} --help` tells what it takes."
+
+
+def _expected(refusal: dict[str, Any]) -> str:
+    """A refusal of pydantic's, by which Typer checks options, with the value that was refused."""
+    kinds = {"int_parsing": "a whole number", "float_parsing": "a number"}
+    if refusal["type"] in kinds:
+        return f"expected {kinds[refusal['type']]}, got {refusal['input']!r}"
+    limits = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    for name, words in limits.items():
+        if name in refusal.get("ctx", {}):
+            return f"expected {words} {refusal['ctx'][name]:g}, got {refusal['input']!r}"
+    said: str = refusal["msg"]
+    return said.removeprefix("Value error, ")
 
 
 def _remedy(error: OSError) -> str:

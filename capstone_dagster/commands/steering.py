@@ -189,7 +189,7 @@ def _check_class(failure: str | None) -> None:
 
 
 def _duration(text: str) -> timedelta:
-    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    found = re.fullmatch(r"(\d{1,5})([smhd])", text)  # more days would go back before all calendars
     if found is None:
         raise typer.BadParameter(f"{text!r} is no time as in 30m, 2h or 1d", param_hint="--since")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capstone_dagster import terminal
+from capstone_dagster.commands.finding import find_video
 from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
     FormatOption,
@@ -85,7 +86,7 @@ def status(
         told = f"New uploads stay in the queue: {paused} `capstone intake status` says more."
         terminal.err.print(told, style="yellow", markup=False, soft_wrap=True)
     if not rows and video is not None:
-        raise typer.BadParameter(f"no video {video!r} is known; `capstone status` lists those that are")
+        find_video(store, video)  # refuses it
     if not rows and form == "table":
         terminal.err.print("No video was uploaded yet. Upload one with `capstone submit FILE`.")
         return
@@ -101,6 +102,8 @@ def events(
     """List events: who was seen, when, how surely."""
     store = event_store(state)
     rows = store.current_events(video)
+    if not rows and video is not None:
+        find_video(store, video)  # refuses one that nobody knows
     if not rows and form == "table":
         terminal.err.print("There are no events" + (f" of {video}." if video else " yet."), markup=False)
         return
