@@ -16,7 +16,9 @@ import dagster as dg
 from dagster._core.storage.tags import PRIORITY_TAG
 
 from capstone_dagster.assets.failing import as_failure
+from capstone_dagster.assets.metadata import OWNERS, code_of
 from capstone_dagster.services import Services
+from capstone_dagster.storage.event_store import EventStore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +43,9 @@ are wall-clock time in CAPSTONE_TIMEZONE; events of videos whose recording time 
 apart. Counts only: nobody can be known by it.""",
     group_name="summaries",
     kinds={"csv", "s3"},
+    owners=OWNERS,
+    tags={"compute": "cpu"},
+    metadata=code_of({"query": EventStore.activity}),
     op_tags={"batch_gpu/compute": "cpu"},
     # A day without is a day on which no video was analysed, or this was not made: somebody should know.
     freshness_policy=dg.FreshnessPolicy.time_window(

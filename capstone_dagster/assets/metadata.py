@@ -26,6 +26,9 @@ from capstone_dagster.services import Services
 
 Metadata = dict[str, Any]
 
+# Who is asked first; the runbook's word for those who know models, cameras and rules.
+OWNERS = ["team:video-pipeline"]
+
 # A hundred thousand videos, and each once more with a new model, are 20 GB at this rate: what a small RDS
 # disk has. Base64 included.
 MOST_PICTURE_BYTES = 100_000
@@ -161,7 +164,7 @@ def code_of(functions: Mapping[str, Callable[..., Any]]) -> Metadata:
     """Where in the code an asset's work stands, for its page.
 
     Args:
-        functions: what each does, in words, and the function.
+        functions: what is to be opened, in a word or two ("Open … in editor"), and the function.
     """
     found = {
         label: (inspect.getsourcefile(function), inspect.getsourcelines(function)[1])

@@ -42,9 +42,6 @@ from capstone_dagster.storage.records import VideoUpload
 RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
-# Who is asked first; the runbook's word for those who know models, cameras and rules.
-_OWNERS = ["team:video-pipeline"]
-
 raw_videos = dg.AssetSpec(
     "raw_videos",
     description="""Uploaded videos. One partition is one object in S3, whatever its versions:
@@ -55,9 +52,9 @@ starts one run of `analyze_upload` for it. A video that was deleted leaves its p
 CAPSTONE_PARTITION_RETENTION_DAYS are over.""",
     group_name="videos",
     kinds={"s3", "mp4"},
-    owners=_OWNERS,
+    owners=metadata.OWNERS,
     tags={"personal-data": "yes"},
-    metadata=metadata.code_of({"What is known of an upload": VideoUpload}),
+    metadata=metadata.code_of({"upload record": VideoUpload}),
     partitions_def=videos,
 )
 
@@ -210,9 +207,9 @@ It comes out of the same pass over the pixels as `detections`: materialising one
 are the container's, never a frame's number by a frame rate. CAPSTONE_SAMPLE_FPS says how many a second
 are analysed.""",
             kinds={"parquet", "s3"},
-            owners=_OWNERS,
+            owners=metadata.OWNERS,
             tags={"compute": "gpu"},
-            metadata=metadata.code_of({"The streaming pass": analyze_video_file}),
+            metadata=metadata.code_of({"streaming pass": analyze_video_file}),
         ),
         "detections": dg.AssetOut(
             description="""Every single detection of a video with its track, `detections.parquet`, and an
@@ -223,11 +220,9 @@ seconds and without a GPU's work. A new model or new settings make new ones besi
 configuration (`force` in a message) has the work done again. The checks judge what was stored; a
 contradiction keeps `events` from being made of it.""",
             kinds={"ultralytics", "parquet", "s3"},
-            owners=_OWNERS,
+            owners=metadata.OWNERS,
             tags={"compute": "gpu", "personal-data": "yes"},
-            metadata=metadata.code_of(
-                {"From an upload to stored detections": detect, "The streaming pass": analyze_video_file}
-            ),
+            metadata=metadata.code_of({"detections": detect, "streaming pass": analyze_video_file}),
         ),
     },
     group_name="videos",
@@ -250,11 +245,9 @@ analysis asked for last is current. The checks compare the database with what wa
 with what this camera usually has.""",
     group_name="videos",
     kinds={"postgres"},
-    owners=_OWNERS,
+    owners=metadata.OWNERS,
     tags={"compute": "cpu", "personal-data": "yes"},
-    metadata=metadata.code_of(
-        {"The rules": build_events, "From detections to events": derive, "The transaction": publish}
-    ),
+    metadata=metadata.code_of({"event rules": build_events, "derivation": derive, "publication": publish}),
     partitions_def=videos,
     backfill_policy=backfill_policy,
 )

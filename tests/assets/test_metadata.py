@@ -191,9 +191,10 @@ def test_a_picture_is_made_as_small_as_asked(most_bytes: int) -> None:
 
 
 def test_assets_say_whose_they_are_and_where_their_code_stands() -> None:
+    from capstone_dagster.assets.activity import daily_activity
     from capstone_dagster.assets.ops import events, raw_videos, video_analysis
 
-    for definition in (raw_videos, *video_analysis.specs, *events.specs):
+    for definition in (raw_videos, *video_analysis.specs, *events.specs, *daily_activity.specs):
         assert definition.owners == ["team:video-pipeline"]
         assert definition.kinds
         assert len(str(definition.description)) > 100
@@ -201,3 +202,5 @@ def test_assets_say_whose_they_are_and_where_their_code_stands() -> None:
         for reference in references:
             assert Path(reference.file_path).is_file()
             assert reference.line_number
+            # Dagster's page says "Open … in editor", and cuts what is longer.
+            assert len(reference.label) <= 16
