@@ -36,6 +36,7 @@ from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.schedules.schema import (
     AssetDaemonAssetEvaluationsTable,
     InstigatorsTable,
+    JobTable,
     JobTickTable,
 )
 from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
@@ -44,9 +45,11 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
 )
-from dagster._serdes import deserialize_value
+from dagster._serdes import deserialize_value, serialize_value
 
 from capstone_dagster.intake.runs import PARTITIONS_NAME
+from capstone_dagster.observability.alerts.standing import SENSOR_NAME as ALERTS_SENSOR
+from capstone_dagster.removal import cursors
 from capstone_dagster.removal.names import DELETED, Names
 from capstone_dagster.run_tags import DETECTION_TAG, STORED_TAG, VIDEO_TAG
 from capstone_dagster.settings import ConfigurationError
@@ -184,12 +187,37 @@ class DagsterRecords:
         """Names of the sensors whose cursor names the video still."""
         if self._instance.schedule_storage is None:
             return []
-        statement = sa.select(InstigatorsTable.c.instigator_body).where(
-            _names(InstigatorsTable.c.instigator_body, names)
+        return sorted(
+            state.instigator_name
+            for state in self._instance.schedule_storage.all_instigator_state()
+            if cursors.remembers(_cursor(state), names)
         )
+
+    def forget_in_sensors(self, names: Names, *, dry_run: bool) -> Counter[str]:
+        """Blot its name out of cursors that keep it for long, and remove the ticks that name it.
+
+        A tick under way may bring either back: what its sensor began with was read before.
+        """
+        counts: Counter[str] = Counter()
+        if self._instance.schedule_storage is None:
+            return counts
         with self._schedules() as connection:
-            bodies = connection.execute(statement).scalars().all()
-        return sorted(deserialize_value(body, InstigatorState).instigator_name for body in bodies)
+            # Dagster reads one of these tables, and writes both.
+            for body in (InstigatorsTable.c.instigator_body, JobTable.c.job_body):
+                for stored in connection.execute(sa.select(body)).scalars().all():
+                    state = deserialize_value(stored, InstigatorState)
+                    data, cursor = state.sensor_instigator_data, _cursor(state)
+                    long = state.instigator_name == ALERTS_SENSOR or cursors.is_compressed(cursor)
+                    if data is None or not long or not cursors.remembers(cursor, names):
+                        continue
+                    counts["cursors of sensors"] += body.table is InstigatorsTable
+                    if not dry_run:
+                        blotted = state.with_data(data._replace(cursor=cursors.without(cursor, names)))
+                        # Only if its daemon has not written another one meanwhile.
+                        unchanged = sa.update(body.table).where(body == stored)
+                        connection.execute(unchanged.values({body.name: serialize_value(blotted)}))
+        counts["ticks"] += self._remove_ticks(names, dry_run)
+        return counts
 
     def remove(self, names: Names, runs: Sequence[RunTraces], *, dry_run: bool) -> Counter[str]:
         """Remove all records of the video, in an order in which a repetition finds what is left.
@@ -221,7 +249,7 @@ class DagsterRecords:
                 connection, KeyValueStoreTable.c.value, names, sa.true(), dry_run
             )
         if self._instance.schedule_storage is not None:
-            counts["ticks"] += self._remove_ticks(names, dry_run)
+            counts += self.forget_in_sensors(names, dry_run=dry_run)
             with self._schedules() as connection:
                 evaluated = _names(AssetDaemonAssetEvaluationsTable.c.asset_evaluation_body, names)
                 counts["automation records"] += _remove(
@@ -385,6 +413,11 @@ class DagsterRecords:
     def _schedules(self) -> Iterator[sa.Connection]:
         with cast(SqlScheduleStorage, self._instance.schedule_storage).connect() as connection:
             yield connection
+
+
+def _cursor(state: InstigatorState) -> str:
+    data = state.sensor_instigator_data
+    return "" if data is None else data.cursor or ""
 
 
 def _names(column: sa.Column[Any], names: Names) -> sa.ColumnElement[bool]:

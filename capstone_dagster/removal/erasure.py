@@ -26,6 +26,8 @@ from capstone_dagster.storage.objects import ObjectStore
 # A process here ends within seconds of being told; a Batch job within half a minute of TerminateJob.
 _RUNS_END_WITHIN_S = 60.0
 _POLL_S = 0.5
+# Of the sensors that remember videos none is at it for so many seconds.
+_TICKS_END_WITHIN = 10
 
 Report = Callable[[str], None]
 
@@ -100,7 +102,7 @@ def plan_erasure(traces: Traces) -> Plan:
             "cancel it (`Overview > Backfills`), and repeat."
         )
     return Plan(
-        names=Names(video_id, also),
+        names=Names(video_id, also, None if rows is None else rows.external_id),
         source=None if rows is None else (rows.bucket, rows.key),
         prefixes=sorted(prefixes),
         kept=traces.detections & traces.shared,
@@ -199,6 +201,13 @@ class Eraser:
         self._erasures.note(line, removed)
         report("Deleting Dagster's records of it")
         self._erasures.note(line, self._records.remove(plan.names, plan.runs, dry_run=False))
+        for _ in range(_TICKS_END_WITHIN):
+            # A tick that was under way has brought the old cursor back.
+            late = self._records.forget_in_sensors(plan.names, dry_run=False)
+            if not late["cursors of sensors"]:
+                break
+            self._erasures.note(line, late)
+            time.sleep(_POLL_S)
         report("Deleting its rows")
         return self._erasures.finish(line, video_id)
 

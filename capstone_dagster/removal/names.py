@@ -15,10 +15,12 @@ class Names:
 
     Attributes:
         also: its uploads' ids and its address.
+        external_id: the back end's; too short, often, to be looked for within texts.
     """
 
     video_id: str
     also: tuple[str, ...] = ()
+    external_id: str | None = None
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -30,3 +32,10 @@ class Names:
                 quoted = json.dumps(name, ensure_ascii=ascii_only)[1:-1]
                 found += [quoted, json.dumps(quoted, ensure_ascii=ascii_only)[1:-1]]
         return tuple(dict.fromkeys(found))
+
+    def blotted(self, text: str) -> str:
+        """The text with another name in place of each."""
+        # The longest first: a name may be part of another.
+        for form in sorted(self.forms, key=len, reverse=True):
+            text = text.replace(form, DELETED)
+        return text

@@ -43,6 +43,7 @@ class VideoRows:
     shared: frozenset[str]
     run_ids: frozenset[str]
     counts: Mapping[str, int]
+    external_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class Erasures:
                 shared=_shared(connection, video_id, detections),
                 run_ids=frozenset(row.run_id for row in [*uploads, *own] if row.run_id),
                 counts=counts,
+                external_id=video.external_id,
             )
 
     def shared(self, video_id: str, detection_ids: frozenset[str]) -> frozenset[str]:
