@@ -19,6 +19,11 @@ from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE, UPLOAD_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
 
+# Transient faults get two more tries within the run, some 5 and 10 s apart: long enough for a failover's
+# first seconds, short enough not to hold a GPU for a database. Asked for failure by failure, not set on the
+# ops: Dagster takes an op's own policy for interruptions, too, and a run could then not be ended.
+RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
 # Nothing can be analysed until somebody has mended these; of other classes the next video may know nothing.
 _CANNOT_WORK = {
     FailureClass.MODEL_UNAVAILABLE,
@@ -57,7 +62,7 @@ def explained(
     *,
     final: Collection[FailureClass] = (),
 ) -> Iterator[FailureSubject]:
-    """Turn whatever goes wrong in an op into :func:`as_failure`.
+    """Turn whatever goes wrong in an op into :func:`as_failure`, or have the op tried again.
 
     The log says what failed, why and what to do; after the last try the run's tag and the upload's status
     do, too.
@@ -75,7 +80,11 @@ def explained(
         if not tries_left:
             upload_id = subject.story.upload_id if subject.story else tags.get(UPLOAD_TAG)
             record_failure(context, services, upload_id, classify(error), sentence(error))
-        raise failure from error
+            raise failure from error
+        failure.__cause__ = error
+        raise dg.RetryRequested(
+            RETRY.max_retries, RETRY.calculate_delay(context.retry_number + 1)
+        ) from failure
 
 
 def tell_failure(
@@ -109,11 +118,10 @@ def tell_failure(
 
 
 def _tries_left(context: dg.OpExecutionContext) -> int:
-    policy = context.op_def.retry_policy
     # An op called on its own, as in a test, is not tried again, and cannot say how often it was.
-    if policy is None or not context.instance.has_run(context.run_id):
+    if not context.instance.has_run(context.run_id):
         return 0
-    return max(0, policy.max_retries - context.retry_number)
+    return max(0, RETRY.max_retries - context.retry_number)
 
 
 def run_tags(context: dg.OpExecutionContext) -> Mapping[str, str]:

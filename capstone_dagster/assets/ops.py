@@ -37,11 +37,6 @@ from capstone_dagster.run_tags import FORCE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.records import VideoUpload
 
-# Transient faults get two more tries within the run, some 5 and 10 s apart: long enough for a failover's
-# first seconds, short enough not to hold a GPU for a database.
-RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-
-
 raw_videos = dg.AssetSpec(
     "raw_videos",
     description="""Uploaded videos. One partition is one object in S3, whatever its versions:
@@ -102,7 +97,6 @@ class AnalyzeVideoConfig(dg.Config):
         "detections": dg.Out(DetectionsReference, is_required=False),
     },
     pool="gpu",
-    retry_policy=RETRY,
     tags={"batch_gpu/compute": "gpu"},
 )
 def analyze_video(
@@ -139,20 +133,18 @@ def analyze_video(
                 progress=watch,
                 passes=Passes(context.instance, context.run_id, services),
             )
-    warn(done.summary, story)
-    tags = run_tags(context)
-    yield dg.Output(
-        FramesReference(done.detection_id, done.prefix),
-        "extracted_frames",
-        metadata=metadata.of_frames(done, services, watch.times(), tags),
-    )
-    yield dg.Output(done, "detections", metadata=metadata.of_detections(done, services, tags))
+        warn(done.summary, story)
+        tags = run_tags(context)
+        frames_shown = metadata.of_frames(done, services, watch.times(), tags)
+        detections_shown = metadata.of_detections(done, services, tags)
+    frames = FramesReference(done.detection_id, done.prefix)
+    yield dg.Output(frames, "extracted_frames", metadata=frames_shown)
+    yield dg.Output(done, "detections", metadata=detections_shown)
 
 
 @dg.op(
     ins={"detections": dg.In(dg.Any)},
     out=dg.Out(EventsReference, is_required=False),
-    retry_policy=RETRY,
     tags={"batch_gpu/compute": "cpu"},
 )
 def derive_events(
@@ -176,7 +168,7 @@ def derive_events(
     yield dg.Output(derived)
 
 
-@dg.op(retry_policy=RETRY, tags={"batch_gpu/compute": "cpu"})
+@dg.op(tags={"batch_gpu/compute": "cpu"})
 def persist_events(
     context: dg.OpExecutionContext, derived: EventsReference, services: dg.ResourceParam[Services]
 ) -> dg.Output[PublishedAnalysis]:

@@ -1,0 +1,91 @@
+"""An ended run ends: Dagster's interruption is no failure that would be tried again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from capstone_dagster.assets import analyze, ops
+from capstone_dagster.storage.errors import StorageUnavailable
+from capstone_dagster.testing import MakeClip, SquareDetector
+from tests.assets.conftest import Pipeline
+from tests.assets.test_recovery import execute
+
+
+@pytest.fixture
+def instance(pipeline: Pipeline, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        pipeline.instance = instance
+        yield instance
+
+
+@pytest.mark.parametrize(
+    ("room", "what", "step"),
+    [
+        (analyze, "analyze_video", "video_analysis.analyze_video"),
+        (ops, "derive", "events.derive_events"),
+        (ops, "publish", "events.persist_events"),
+    ],
+)
+def test_an_operators_end_of_a_run_is_not_tried_again(
+    pipeline: Pipeline,
+    instance: dg.DagsterInstance,
+    make_clip: MakeClip,
+    stand_in_detector: SquareDetector,
+    monkeypatch: pytest.MonkeyPatch,
+    room: Any,
+    what: str,
+    step: str,
+) -> None:
+    upload = pipeline.upload("gate/a.mp4", make_clip("a.mp4", range(0, 1000, 40), lambda _: ()).read_bytes())
+    asked: list[str] = []
+
+    def end(*_: object, **__: object) -> None:
+        """What a worker meets that was told to stop, wherever it is."""
+        [run] = instance.get_runs()
+        asked.append(run.run_id)
+        assert len(asked) == 1, "it goes on"
+        instance.report_run_canceling(run)
+        raise DagsterExecutionInterruptedError
+
+    monkeypatch.setattr(room, what, end)
+
+    result = execute(pipeline, upload, pipeline.services, run_config=pipeline.configured(upload))
+
+    [run] = instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.CANCELED
+    kinds = {event.event_type_value for event in result.all_events if event.step_key == step}
+    assert "STEP_UP_FOR_RETRY" not in kinds
+    assert pipeline.services.events.analyses(upload.video_id) == []
+
+
+def test_a_transient_failure_is_tried_twice_more(
+    pipeline: Pipeline,
+    instance: dg.DagsterInstance,
+    make_clip: MakeClip,
+    stand_in_detector: SquareDetector,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload = pipeline.upload("gate/a.mp4", make_clip("a.mp4", range(0, 1000, 40), lambda _: ()).read_bytes())
+    tried: list[str] = []
+
+    def fail(*_: object, **__: object) -> None:
+        tried.append("again")
+        raise StorageUnavailable("S3 does not answer.")
+
+    monkeypatch.setattr(ops, "derive", fail)
+    monkeypatch.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
+
+    result = execute(pipeline, upload, pipeline.services, run_config=pipeline.configured(upload))
+
+    assert len(tried) == 3
+    [failed] = [event for event in result.all_events if event.is_step_failure]
+    data = failed.step_failure_data.user_failure_data
+    assert data is not None
+    assert data.metadata["failure_class"].value == "storage-unavailable"
+    # Between the tries a person sees the cause, not only that there is another one.
+    first = next(event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY")
+    assert "S3 does not answer." in str(first.event_specific_data)
