@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import getpass
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
 from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, event_store
+from capstone_dagster.commands.steering import duration
+from capstone_dagster.settings import read_settings
+
+if TYPE_CHECKING:
+    from capstone_dagster.commands.estimating import Estimate
+    from capstone_dagster.services import Services
+
+Row = dict[str, Any]
+TODAY = "today"
 
 
 def reanalyze(
@@ -16,68 +30,137 @@ def reanalyze(
         list[str] | None, typer.Argument(metavar="[VIDEO]...", help="Ids or external ids.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every video.")] = False,
-    camera: Annotated[str | None, typer.Option(help="Every video of a camera.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Videos of this camera.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Videos uploaded within the last 12h or 30d.")
+    ] = None,
+    model_not: Annotated[
+        str | None,
+        typer.Option(
+            "--model-not",
+            metavar="today|NAME|SHA256",
+            help="Videos whose current analysis was made by another model than the configured one "
+            "(`today`), or than that of this name or beginning of its SHA-256.",
+        ),
+    ] = None,
     events_only: Annotated[
         bool,
         typer.Option("--events-only", help="Derive events anew from stored detections, which needs no GPU."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make finished detections again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, no more.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done, and how long it would take, no more."),
+    ] = False,
     form: Annotated[Literal["text", "json"], typer.Option("--format", help="`json`: one object.")] = "text",
     by: Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Analyse videos again with today's model, settings and rules, as a backfill in Dagster's pages does.
 
+    After a change of the model, **capstone reanalyze --model-not today --dry-run** tells how many videos have
+    results of another one, in how many runs they would be analysed, and how many GPU hours that takes, going
+    by the latest passes. Options that choose videos narrow the choice together.
+
     Detections that exist for them are reused, so that what is up to date costs seconds. Each video's old
-    analysis is current until its new one is complete, and **capstone rollback** brings it back. Several
-    videos share a run and its loaded model; a bad one fails alone.
+    analysis is current until its new one is complete, and **capstone rollback** brings it back. Up to 20
+    videos that stand side by side in Dagster's list share a run and its loaded model, and a bad one fails
+    alone; Dagster has no way to choose another number for one backfill.
     """
-    import json
-
     from capstone_dagster.assets import backfills
+    from capstone_dagster.services import Services
 
-    if sum((bool(videos), everything, camera is not None)) != 1:
-        raise typer.BadParameter("name videos, or choose them by --all or --camera: one of the three")
+    narrowed = any(option is not None for option in (camera, since, model_not))
+    if sum((bool(videos), everything, narrowed)) != 1:
+        raise typer.BadParameter(
+            "name videos, or choose --all, or choose them by --camera, --since and --model-not"
+        )
     if events_only and force:
         raise typer.BadParameter("--force makes detections again, which --events-only leaves as they are")
+    after = datetime.now(UTC) - duration(since) if since is not None else None
     store = event_store(state)
-    if videos:
-        chosen = {find_video(store, video) for video in videos}
-    else:
-        rows = store.current_status()
-        chosen = {row["video_id"] for row in rows if everything or row["camera"] == camera}
-    if not chosen:
-        whose = "" if camera is None else f" of camera {camera!r}"
-        raise typer.BadParameter(f"no video{whose} is known; `capstone status` lists those that are")
+    services = Services(read_settings())
+    needed = model_not == TODAY or (dry_run and not events_only)
+    sha256 = _todays_model(services) if needed else ""
+    other = sha256 if model_not == TODAY else model_not
+    named = {find_video(store, video) for video in videos or []}
+    known = store.workload()
+    rows = [
+        row
+        for row in known
+        if (not named or row["video_id"] in named)
+        and camera in (None, row["camera"])
+        and (after is None or row["uploaded_at"] >= after)
+        and (other is None or _made_by_another(row, other))
+    ]
+    if not rows:
+        raise typer.BadParameter(_none_found(camera, since, model_not))
+    if model_not not in (None, TODAY) and all(
+        _made_by_another(row, str(model_not)) for row in known if row["model_sha256"]
+    ):
+        told = f"No current analysis is by a model {model_not!r}: is it spelled so?"
+        terminal.err.print(told, markup=False, soft_wrap=True)
+    chosen = {row["video_id"] for row in rows}
     with dagster_instance(state) as instance:
         runs = backfills.in_runs(backfills.known_partitions(instance), chosen)
         found = [video for run in runs for video in run]
         if missing := sorted(chosen.difference(found)):
             told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise typer.BadParameter(f"Dagster has no partition for {told}: upload or request it again")
-        backfill_id = None
-        if not dry_run:
-            backfill_id = backfills.request_backfill(
-                instance,
-                _repository(),
-                found,
-                events_only=events_only,
-                force=force,
-                by=by or getpass.getuser(),
-            )
+        if dry_run:
+            from capstone_dagster.commands.estimating import estimate
+
+            work = estimate(services, rows, model_sha256=sha256, events_only=events_only, force=force)
+            _tell_plan(found, len(runs), work, form)
+            return
+        backfill_id = backfills.request_backfill(
+            instance,
+            _repository(),
+            found,
+            events_only=events_only,
+            force=force,
+            by=by or getpass.getuser(),
+        )
     if form == "json":
         print(json.dumps({"backfill_id": backfill_id, "videos": found, "runs": len(runs)}, indent=2))
-        return
-    count = (
-        f"{len(found)} video{'s' if len(found) > 1 else ''} in {len(runs)} run{'s' if len(runs) > 1 else ''}"
-    )
-    if backfill_id is None:
-        print(f"{count} would be analysed again.")
     else:
-        print(
-            f"Backfill {backfill_id}: {count}. Dagster begins within half a minute, and shows how far it is."
-        )
+        begins = "Dagster begins within half a minute, and shows how far it is."
+        print(f"Backfill {backfill_id}: {_count(found, len(runs))}. {begins}")
+
+
+def _tell_plan(found: Sequence[str], runs: int, work: Estimate, form: str) -> None:
+    if form == "json":
+        plan = {"backfill_id": None, "videos": found, "runs": runs, "estimate": work.as_fields()}
+        print(json.dumps(plan, indent=2))
+    else:
+        print(f"{_count(found, runs)} would be analysed again.\n{work.told(len(found))}")
+
+
+def _count(videos: Sequence[str], runs: int) -> str:
+    plural = "s" if len(videos) > 1 else ""
+    return f"{len(videos)} video{plural} in {runs} run{'s' if runs > 1 else ''}"
+
+
+def _todays_model(services: Services) -> str:
+    """The SHA-256 of the model that a backfill would use; it is fetched where that is needed to know it."""
+    from capstone_dagster.analysis import model_sha256
+
+    return services.settings.model_sha256 or model_sha256(services.model_path())
+
+
+def _made_by_another(row: Row, model: str) -> bool:
+    """Whether a video has a current analysis, and that is by no model of this name or SHA-256."""
+    if row["model_sha256"] is None:
+        return False
+    name = PurePosixPath(model).name
+    return row["model"] != name and not row["model_sha256"].startswith(model.lower())
+
+
+def _none_found(camera: str | None, since: str | None, model_not: str | None) -> str:
+    which = [f"of camera {camera!r}"] if camera is not None else []
+    which += [f"uploaded within the last {since}"] if since is not None else []
+    which += [f"analysed by another model than {model_not}"] if model_not is not None else []
+    return " ".join(["no video", *which, "is known; `capstone status` lists those that are"])
 
 
 def _repository() -> Any:

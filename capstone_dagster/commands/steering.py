@@ -93,7 +93,7 @@ def retry(
     if not videos and failure is None and since is None:
         raise typer.BadParameter("name videos, or choose by --class or --since")
     _check_class(failure)
-    after = datetime.now(UTC) - _duration(since) if since is not None else None
+    after = datetime.now(UTC) - duration(since) if since is not None else None
     store = event_store(state)
     rows = _chosen(store, videos or [], failure, after)
     who = by or getpass.getuser()
@@ -188,7 +188,12 @@ def _check_class(failure: str | None) -> None:
         raise typer.BadParameter(f"{failure!r} is no failure class; there are {', '.join(FailureClass)}")
 
 
-def _duration(text: str) -> timedelta:
+def duration(text: str) -> timedelta:
+    """How long a person means by 30m, 2h or 1d.
+
+    Raises:
+        BadParameter: it is nothing of the kind.
+    """
     found = re.fullmatch(r"(\d{1,5})([smhd])", text)  # more days would go back before all calendars
     if found is None:
         raise typer.BadParameter(f"{text!r} is no time as in 30m, 2h or 1d", param_hint="--since")

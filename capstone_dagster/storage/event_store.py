@@ -11,7 +11,17 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capstone_dagster.storage import activity, currency, erasures, exports, history, outbox, recording, status
+from capstone_dagster.storage import (
+    activity,
+    currency,
+    erasures,
+    exports,
+    history,
+    outbox,
+    recording,
+    status,
+    workload,
+)
 from capstone_dagster.storage.database import DatabaseError, database_errors, open_engine
 from capstone_dagster.storage.database import migrate as migrate_engine
 from capstone_dagster.storage.database import ping as ping_engine
@@ -21,6 +31,7 @@ from capstone_dagster.storage.records import (
     AnalysisFigures,
     Backlog,
     Notice,
+    Pace,
     Publication,
     VideoFacts,
     VideoUpload,
@@ -412,6 +423,27 @@ class EventStore:
         """
         with self._transaction() as connection:
             return activity.activity(connection, zone=zone, days=days)
+
+    def workload(self) -> list[dict[str, Any]]:
+        """Every video, in order of upload, with what its current analysis was made with.
+
+        video_id, camera, uploaded_at, etag, size_bytes, duration_ms, model, model_sha256; None where nothing
+        is known.
+        """
+        with self._transaction() as connection:
+            return workload.of_videos(connection)
+
+    def finished_detections(self, detection_ids: Collection[str]) -> set[str]:
+        """Those of these detections that something was published of, and that are kept."""
+        with self._transaction() as connection:
+            return workload.finished(connection, detection_ids)
+
+    def pace(
+        self, *, model_sha256: str | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Pace | None:
+        """How long the latest passes took, with this model and these settings or any; None without one."""
+        with self._transaction() as connection:
+            return workload.pace(connection, model_sha256=model_sha256, settings=settings)
 
     def current_status(self, video: str | None = None, *, limit: int | None = None) -> list[dict[str, Any]]:
         """Rows of `current_status`, latest first, of all videos or of one (by its id or external id)."""

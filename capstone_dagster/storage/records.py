@@ -162,3 +162,18 @@ class Backlog:
     oldest: datetime | None
     refused: int
     refusal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long passes took.
+
+    Attributes:
+        passes: how many were looked at.
+        seconds: for each second of video.
+        gpu_seconds: those of them that a GPU was held for; 0 where all were made on a CPU.
+    """
+
+    passes: int
+    seconds: float
+    gpu_seconds: float

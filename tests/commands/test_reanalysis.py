@@ -3,18 +3,23 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from capstone_dagster.analysis import detection_id
 from capstone_dagster.assets import backfills
 from capstone_dagster.assets.ops import events, raw_videos, video_analysis
 from capstone_dagster.commands import reanalysis
+from capstone_dagster.models import analysis_settings
+from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore
-from tests.storage.samples import UPLOAD
+from tests.storage.samples import ANALYSIS, FACTS, UPLOAD
 from tests.support.command_line import Capstone
 
+TODAYS = "b" * 64
 _definitions = dg.Definitions(
     assets=[raw_videos, video_analysis, events],
     resources={"services": object(), "io_manager": dg.mem_io_manager},
@@ -32,6 +37,9 @@ def instance(
     monkeypatch.setattr(reanalysis, "_repository", _definitions.get_repository_def)
     for number in range(1, 5):
         video = replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}", external_id=f"8{number}")
+        if number in (2, 3):
+            video = replace(video, uploaded_at=datetime.now(UTC) - timedelta(hours=1))
+        video = replace(video, etag=f"e{number}")
         event_store.record_upload(replace(video, camera="yard" if number == 2 else "gate"))
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions("videos", ["v1", "v2", "v3"])
@@ -81,15 +89,126 @@ def test_reanalyze_asks_for_nothing_in_a_dry_run_of_a_backfill(
 ) -> None:
     outcome = capstone("reanalyze", "v1", "v2", "--dry-run")
 
-    assert (outcome.code, outcome.out) == (0, "2 videos in 1 run would be analysed again.\n")
+    assert outcome.code == 0, outcome.err
+    first, second, _ = outcome.out.split("\n")
+    assert first == "2 videos in 1 run would be analysed again."
+    assert second == (
+        "2 passes over 2 videos of unknown length. No pass was made yet that would tell how long that takes."
+    )
     assert instance.get_backfills() == []
+
+
+@pytest.fixture
+def models(instance: dg.DagsterInstance, event_store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """v1 is by an older model, uploaded yesterday; v2 by today's, on a GPU; v3 has no analysis."""
+    monkeypatch.setenv("CAPSTONE_MODEL_SHA256", TODAYS)
+    settings = analysis_settings(read_settings()).detection_fields()
+    facts = replace(FACTS, duration_ms=1_800_000)
+    older = replace(ANALYSIS, upload_id="u1", video_id="v1", model="old.pt", model_sha256="0" * 64)
+    event_store.publish(older, [], facts)
+    finished = detection_id(
+        etag="e2", size_bytes=5, model_sha256=TODAYS, settings=analysis_settings(read_settings())
+    )
+    event_store.publish(
+        replace(
+            older,
+            analysis_id="a2",
+            detection_id=finished,
+            video_id="v2",
+            upload_id="u2",
+            model="new.pt",
+            model_sha256=TODAYS,
+            settings=settings,
+            seconds=180.0,
+            gpu_seconds=180.0,
+            device="cuda:0",
+        ),
+        [],
+        facts,
+    )
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(
+    ("asked", "videos"),
+    [
+        (["--model-not", "today"], {"v1"}),
+        (["--model-not", "new.pt"], {"v1"}),
+        (["--model-not", "s3://models/old.pt"], {"v2"}),
+        (["--model-not", "00000000"], {"v2"}),
+        (["--model-not", "today", "--camera", "gate"], {"v1"}),
+        (["--since", "1d"], {"v2", "v3"}),
+        (["--since", "1d", "--camera", "gate"], {"v3"}),
+    ],
+)
+def test_reanalyze_chooses_by_model_time_and_camera_for_a_backfill(
+    instance: dg.DagsterInstance, capstone: Capstone, asked: list[str], videos: set[str]
+) -> None:
+    outcome = capstone("reanalyze", *asked, "--format", "json")
+
+    assert outcome.code == 0, outcome.err
+    assert set(json.loads(outcome.out)["videos"]) == videos
+    assert len(instance.get_backfills()) == 1
+
+
+@pytest.mark.usefixtures("models")
+def test_reanalyze_tells_before_a_backfill_how_long_it_would_take(
+    capstone: Capstone, instance: dg.DagsterInstance
+) -> None:
+    rollout = capstone("reanalyze", "--model-not", "today", "--dry-run")
+    everything = json.loads(capstone("reanalyze", "v1", "v2", "--dry-run", "--format", "json").out)
+    forced = json.loads(capstone("reanalyze", "v1", "v2", "--force", "--dry-run", "--format", "json").out)
+    rules = capstone("reanalyze", "v1", "--events-only", "--dry-run")
+
+    # 180 s of GPU for half an hour of video.
+    assert rollout.out == (
+        "1 video in 1 run would be analysed again.\n"
+        "1 pass over 30.0 minutes of video. About 0.05 GPU hours: 0.1 s for each second of video, "
+        "measured on 1 recent pass with this model and settings.\n"
+    )
+    assert everything["estimate"] == {
+        "passes": 1,
+        "video_hours": 0.5,
+        "of_unknown_length": 0,
+        "hours": 0.05,
+        "gpu_hours": 0.05,
+        "measured_on_passes": 1,
+        "measured_with_todays_model": True,
+    }
+    assert (forced["estimate"]["passes"], forced["estimate"]["gpu_hours"]) == (2, 0.1)
+    assert "no GPU is needed" in rules.out
+    assert instance.get_backfills() == []
+
+
+@pytest.mark.usefixtures("models")
+def test_reanalyze_goes_by_other_models_where_todays_has_made_nothing(
+    capstone: Capstone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPSTONE_MODEL_SHA256", "c" * 64)
+
+    told = capstone("reanalyze", "--model-not", "today", "--dry-run").out
+
+    assert told.startswith("2 videos in 1 run would be analysed again.\n2 passes over 1.0 hours of video.")
+    assert "measured on 2 recent passes with another model or other settings." in told
+
+
+@pytest.mark.usefixtures("models")
+def test_reanalyze_wonders_at_a_model_that_made_nothing(capstone: Capstone) -> None:
+    told = capstone("reanalyze", "--model-not", "nwe.pt", "--dry-run")
+
+    assert "No current analysis is by a model 'nwe.pt': is it spelled so?" in told.err
+    assert "2 videos" in told.out
 
 
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ([], "one of the three"),
-        (["v1", "--all"], "one of the three"),
+        ([], "name videos, or choose --all"),
+        (["v1", "--all"], "name videos, or choose --all"),
+        (["v1", "--since", "1d"], "name videos, or choose --all"),
+        (["--all", "--model-not", "today"], "name videos, or choose --all"),
+        (["--since", "tomorrow"], "no time as in 30m, 2h or 1d"),
+        (["--since", "1s"], "no video uploaded within the last 1s"),
         (["v1", "--events-only", "--force"], "leaves as they are"),
         (["--camera", "roof"], "no video of camera 'roof'"),
         (["v9"], "no video 'v9' is known"),
