@@ -2,15 +2,16 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, PARTITION_NAME_TAG
 
 from batch_gpu.jobs import STATUS_TAG
+from capstone_dagster.assets.failed_partitions import report_failed_partitions
 from capstone_dagster.assets.lineage import attempts, is_kept_going
 from capstone_dagster.assets.story import Story
 from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
@@ -136,17 +137,24 @@ def record_failure(
     upload_id: str | None,
     failure: FailureClass,
     told: str,
+    *,
+    video_id: str | None = None,
 ) -> None:
-    """Write a final failure to the run's tags and, if it is known, to the upload's status.
+    """Write a final failure to the run's tags, its partitions and, if it is known, the upload's status.
 
     A worker whose run is over already, because it was given up for lost, speaks for nobody: another run may
     have finished the upload.
+
+    Args:
+        video_id: whose failure it is, if not that of all that the run has not finished.
     """
     run = context.instance.get_run_by_id(context.run_id)
     if run is not None and run.is_finished:
         return
     if run is not None:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
+        failed = [video_id] if video_id else _partitions(context, run.tags)
+        report_failed_partitions(context.instance, context.run_id, failed, failure, told)
     if upload_id is None:
         return
     try:
@@ -166,6 +174,12 @@ def record_failure(
             f"The failure could not be written to the event store: {error}",
             extra={"action": "status.lost", "failure_class": classify(error).value},
         )
+
+
+def _partitions(context: dg.OpExecutionContext, tags: Mapping[str, str]) -> Sequence[str]:
+    if context.has_partition_key_range:
+        return context.partition_keys
+    return [tags[PARTITION_NAME_TAG]] if PARTITION_NAME_TAG in tags else []
 
 
 def tried_again(failure: FailureClass, run: dg.DagsterRun | None, most: int) -> bool:
@@ -213,6 +227,9 @@ def video_status_sensor(
                 continue  # what is written now would stay, whatever the launcher says in a moment
             failure, told = failure_of(context.instance, run)
             context.instance.add_run_tags(run_id, {FAILURE_TAG: failure.value})
+            if PARTITION_NAME_TAG in run.tags:
+                failed = [run.tags[PARTITION_NAME_TAG]]
+                report_failed_partitions(context.instance, run_id, failed, failure, told)
             written += services.events.mark_failed(
                 upload_id,
                 run_id,

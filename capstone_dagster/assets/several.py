@@ -226,7 +226,7 @@ def _in_turn(
                 story = subject.story
                 tell_failure(context, story, error, video_id=video_id)
                 upload_id = story.upload_id if story is not None else None
-                record_failure(context, services, upload_id, failure, sentence(error))
+                record_failure(context, services, upload_id, failure, sentence(error), video_id=video_id)
                 failed[video_id] = failure
     if failed:
         # The run's class is one that is worth another try, where there is any.
