@@ -47,7 +47,7 @@ def stream_events(
     where = " AND ".join(conditions[name] for name in parameters)
     query = f"SELECT * FROM {SCHEMA}.current_events" + (f" WHERE {where}" if where else "")
     query += " ORDER BY camera, started_at, video_id, start_ms, track_id, event_id"
-    result = connection.execution_options(stream_results=True, yield_per=_ROWS_AT_ONCE).execute(
-        sa.text(query), parameters
-    )
-    return list(result.keys()), ([tuple(row) for row in rows] for rows in result.partitions())
+    result = connection.execution_options(stream_results=True).execute(sa.text(query), parameters)
+    # Said here: of a text, SQLAlchemy minds no `yield_per`, and hands over all rows in one portion.
+    portions = result.partitions(_ROWS_AT_ONCE)
+    return list(result.keys()), ([tuple(row) for row in rows] for rows in portions)

@@ -52,6 +52,12 @@ def read(path: Path, form: str) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
+def test_one_portion_at_a_time_is_in_memory(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "_ROWS_AT_ONCE", 2)
+    with store.stream_events(exports.EventFilter()) as (_, portions):
+        assert [len(portion) for portion in portions] == [2, 1]
+
+
 @pytest.mark.parametrize("form", ["csv", "json", "parquet"])
 @pytest.mark.parametrize("portion", [1, 2, 2000])
 def test_every_event_is_exported_in_order(
