@@ -19,14 +19,10 @@ from typer.main import get_command
 from capstone_dagster.cli import app
 from capstone_dagster.intake.messages import KeyFilter, parse_message
 from capstone_dagster.storage.event_store import EventStore
-from capstone_dagster.testing import MakeClip, Pipeline, SquareDetector
 from tests.support.command_line import Capstone
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-HOW_TOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
-# Those that need no more than a video's results and the queues.
-EXECUTED = ("status", "events", "analyses", "compare", "rollback", "preview", "export", "dlq list")
 
 
 def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[str]:
@@ -110,34 +106,6 @@ def test_help_teaches_every_command(words: str, capstone: Capstone) -> None:
     assert "<" not in re.sub(r"`[^`]*`", "", command.help)
     for param in command.params:
         assert getattr(param, "help", None), f"capstone {words}: nothing is said of {param.name}"
-
-
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
-def test_commands_of_the_how_tos_do_what_they_show(
-    pipeline: Pipeline,
-    make_clip: MakeClip,
-    stand_in_detector: SquareDetector,
-    capstone: Capstone,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    # Video 84 has two analyses, as a new model's would be beside the old one's.
-    crossing = make_clip("84.mp4", range(0, 3000, 40), lambda index: [("person", 20, 20, 60, 120)])
-    first = pipeline.analyze(crossing, "yard/84.mp4", external_id="84")
-    assert pipeline.run(first.upload, force=True).success
-    settings = pipeline.services.settings
-    monkeypatch.setenv("CAPSTONE_DATABASE_URL", settings.event_store_url())
-    monkeypatch.setenv("CAPSTONE_DERIVED_URL", settings.required("derived_url"))
-    monkeypatch.setenv("CAPSTONE_QUEUE_URL", settings.required("queue_url"))
-    monkeypatch.chdir(tmp_path)
-
-    shown = [shlex.split(line)[1:] for line in commands(HOW_TOS) if line.startswith(".venv/bin/capstone")]
-    executed = [words for words in shown if " ".join(words).startswith(EXECUTED)]
-    assert len(executed) >= 8
-    for words in executed:
-        outcome = capstone(*words)
-        assert outcome.code == 0, f"capstone {' '.join(words)}: {outcome.err}"
-        assert outcome.out + outcome.err, f"capstone {' '.join(words)} said nothing"
 
 
 @pytest.mark.timeout(400)  # servers of its own, beside those of a busy suite
