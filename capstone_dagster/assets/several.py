@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RESUME_RETRY_TAG
+from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG, RESUME_RETRY_TAG
 
 from capstone_dagster.analysis import EventRules
 from capstone_dagster.assets import metadata
@@ -41,6 +41,7 @@ from capstone_dagster.observability.failures import POLICIES, FailureClass, clas
 from capstone_dagster.observability.traces.context import upload_context
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
+from capstone_dagster.storage.erasures import ErasureUnderWay
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.records import VideoUpload
 
@@ -220,7 +221,8 @@ def _in_turn(
                 work(video_id, subject)
             except Exception as error:
                 failure = classify(error)
-                if failure not in _OF_ONE_VIDEO:
+                # One that is being deleted, or whose deletion was broken off, is no trouble of the others'.
+                if failure not in _OF_ONE_VIDEO and not isinstance(error, ErasureUnderWay):
                     raise
                 # Taken before it is set again below.
                 story = subject.story
@@ -231,15 +233,20 @@ def _in_turn(
     if failed:
         # The run's class is one that is worth another try, where there is any.
         again = (failure for failure in failed.values() if POLICIES[failure].transient)
+        worth = next(again, next(reversed(failed.values())))
         if context.instance.has_run(context.run_id):
-            worth = next(again, next(reversed(failed.values())))
             context.instance.add_run_tags(context.run_id, {FAILURE_TAG: worth.value})
-        told = [f"{video_id} ({failure.value})" for video_id, failure in failed.items()]
-        more = f" and {len(told) - _FAILED_SHOWN} more" if len(told) > _FAILED_SHOWN else ""
-        raise dg.Failure(
+        named = [f"{video_id} ({failure.value})" for video_id, failure in failed.items()]
+        more = f" and {len(named) - _FAILED_SHOWN} more" if len(named) > _FAILED_SHOWN else ""
+        told = (
             f"{len(failed)} of {len(videos)} videos could not be analysed: "
-            f"{', '.join(told[:_FAILED_SHOWN])}{more}. The others are published.",
-            metadata={"failed": list(failed)},
+            f"{', '.join(named[:_FAILED_SHOWN])}{more}. The others are published."
+        )
+        # Without its class a bad video would be told of as a defect of this program.
+        known = {"failure_class": worth.value, "cause": told, "remedy": POLICIES[worth].remedy}
+        raise dg.Failure(
+            told,
+            metadata={"failed": list(failed), **known},
             allow_retries=False,
         )
 
@@ -287,7 +294,15 @@ def requested_at(context: dg.OpExecutionContext) -> datetime:
     # A try that Dagster or the system makes by itself is no new request; somebody's re-execution is.
     asked = request_run_id(context.run_id, run_tags(context))
     record = context.instance.get_run_record_by_id(asked)
-    return record.create_timestamp.astimezone(UTC) if record else datetime.now(UTC)
+    if record is None:
+        return datetime.now(UTC)
+    run = record.dagster_run
+    # A backfill makes its runs little by little; a rollback meanwhile was asked for after all of them.
+    if BACKFILL_ID_TAG in run.tags and run.parent_run_id is None:
+        backfill = context.instance.get_backfill(run.tags[BACKFILL_ID_TAG])
+        if backfill is not None:
+            return datetime.fromtimestamp(backfill.backfill_timestamp, UTC)
+    return record.create_timestamp.astimezone(UTC)
 
 
 class AnalyzeVideosConfig(dg.Config):

@@ -1,16 +1,22 @@
 """Many videos in one run: one model, and each video's fate its own."""
 
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.execution.backfill import PartitionBackfill
 
-from capstone_dagster.assets import analyze
+from capstone_dagster.assets import analyze, failing
 from capstone_dagster.assets.ops import events, raw_videos, video_analysis
 from capstone_dagster.assets.references import ReferenceIOManager
-from capstone_dagster.assets.several import analyze_videos
+from capstone_dagster.assets.several import analyze_videos, requested_at
+from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.observability.runs.failed_runs import failure_of
 from capstone_dagster.services import Services
+from capstone_dagster.storage.erasures import Erasures
 from capstone_dagster.storage.errors import StorageError
 from tests.assets.conftest import Pipeline
 
@@ -67,9 +73,14 @@ def test_a_bad_video_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path
 
     assert not result.success
     (failure,) = result.get_step_failure_events()
-    told = failure.step_failure_data.user_failure_data.description
+    assert failure.step_failure_data.user_failure_data is not None
+    told = failure.step_failure_data.user_failure_data.description or ""
     assert f"2 of 4 videos could not be analysed: {bad.video_id} (undecodable-video)" in told
     assert "never-uploaded-00000000 (source-missing)" in told
+    record = pipeline.instance.get_run_by_id(result.run_id)
+    assert record is not None
+    # Whoever is told hears of the videos, not of a defect.
+    assert failure_of(pipeline.instance, record) == (FailureClass.SOURCE_MISSING, told)
     assert len(loads) == 1
     good = {first.video_id, last.video_id}
     # Each is judged as in a run of its own.
@@ -127,11 +138,63 @@ def test_what_would_fail_every_video_ends_the_run_at_once(
         raise Away("S3 does not answer.")
 
     monkeypatch.setattr("capstone_dagster.assets.several.detect", away)
+    monkeypatch.setattr(failing, "RETRY", dg.RetryPolicy(max_retries=1, delay=0))
     videos = [pipeline.upload(f"a/{name}.mp4", clip.read_bytes()).video_id for name in ("one", "two")]
     result = run(pipeline, *videos)
 
     assert not result.success
-    assert tried == videos[:1]
+    # It passes, maybe, and is tried once more; the next video is not.
+    assert tried == [videos[0], videos[0]]
     run_record = pipeline.instance.get_run_by_id(result.run_id)
     assert run_record is not None
     assert run_record.tags["capstone/failure"] == "storage-unavailable"
+
+
+def test_a_video_that_is_being_deleted_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path) -> None:
+    """As after a deletion that was broken off, until somebody finishes it."""
+    body = clip.read_bytes()
+    going, other = pipeline.upload("a/going.mp4", body), pipeline.upload("a/other.mp4", body)
+    Erasures(pipeline.services.events.engine).begin(going.video_id, "hana")
+
+    result = run(pipeline, going.video_id, other.video_id)
+
+    assert not result.success
+    assert pipeline.services.events.current_events(other.video_id)
+    [status] = pipeline.services.events.current_status(going.video_id)
+    assert f"capstone delete {going.video_id}" in status["message"]
+
+
+def test_what_a_backfill_makes_was_asked_for_when_the_backfill_was() -> None:
+    asked = datetime(2026, 1, 2, 12, tzinfo=UTC)
+    graph = dg.Definitions(
+        assets=[raw_videos, video_analysis, events],
+        resources={"services": dg.ResourceDefinition.none_resource()},
+    ).resolve_asset_graph()
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("videos", ["v1"])
+        backfill = PartitionBackfill.from_asset_partitions(
+            backfill_id="b",
+            asset_graph=graph,
+            partition_names=["v1"],
+            asset_selection=[dg.AssetKey("events")],
+            backfill_timestamp=asked.timestamp(),
+            tags={},
+            dynamic_partitions_store=instance,
+            all_partitions=False,
+            title=None,
+            description=None,
+            run_config=None,
+        )
+        instance.add_backfill(backfill)
+
+        def made(parent: str | None = None) -> datetime:
+            made_by = instance.add_run(
+                dg.DagsterRun(
+                    job_name="j", tags={"dagster/backfill": "b"}, parent_run_id=parent, root_run_id=parent
+                )
+            )
+            return requested_at(SimpleNamespace(instance=instance, run_id=made_by.run_id))  # type: ignore[arg-type]
+
+        assert made() == asked
+        # Somebody has that run executed again: that is an order of its own.
+        assert made(parent=instance.get_runs()[0].run_id) > asked
