@@ -7,6 +7,7 @@ import dagster as dg
 
 from batch_gpu.sensor import batch_runs_sensor
 from capstone_dagster.assets.activity import activity_sensor, daily_activity
+from capstone_dagster.assets.checking import check_videos
 from capstone_dagster.assets.checks import detections_checks, events_checks
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
@@ -37,7 +38,7 @@ def reference_io_manager(_: dg.InitResourceContext) -> ReferenceIOManager:
 defs = dg.Definitions(
     assets=[raw_videos, video_analysis, events, daily_activity],
     asset_checks=[detections_checks, events_checks],
-    jobs=[analyze_upload, analyze_videos, preview_video, retention],
+    jobs=[analyze_upload, analyze_videos, check_videos, preview_video, retention],
     schedules=[retention_schedule],
     sensors=[
         upload_sensor,

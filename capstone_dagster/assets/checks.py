@@ -20,7 +20,7 @@ from capstone_dagster.assets import verdicts
 from capstone_dagster.assets.failing import explained
 from capstone_dagster.assets.partitions import videos
 from capstone_dagster.assets.publish import EVENTS_FILE
-from capstone_dagster.assets.references import DetectionsReference, PublishedAnalysis
+from capstone_dagster.assets.references import DetectionsReference, PublishedAnalysis, Reference
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.temporary import temporary_folder
 from capstone_dagster.assets.verdicts import DetectionFacts, FrameFacts, Severity, Verdict
@@ -30,6 +30,8 @@ from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import ObjectNotFound, StorageError
 from capstone_dagster.storage.records import AnalysisFigures
 
+_Said = dg.AssetCheckResult | dg.AssetCheckEvaluation | dg.Output[None]
+_MISSING_SHOWN = 20
 # So many of a camera's latest videos tell what is usual; they are read in one query.
 _HISTORY = 200
 
@@ -201,8 +203,25 @@ def evaluations(asset: str, video_id: str, judged: Sequence[Verdict]) -> Iterato
         )
 
 
+def evaluations_in_turn(
+    asset: str, references: Mapping[str, Reference], judge: Callable[[Any], list[Verdict]]
+) -> Iterator[dg.AssetCheckEvaluation | str]:
+    """Many videos' verdicts, one video after the other; of one without a reference its id alone.
+
+    Args:
+        references: the asset's, by partition; a missing one raises a `StorageError` when asked for.
+    """
+    for video_id in references:
+        try:
+            reference = references[video_id]
+        except StorageError:
+            yield video_id
+        else:
+            yield from evaluations(asset, video_id, judge(reference))
+
+
 # None of them can be executed alone (`can_subset`): Dagster's page would start a run without a partition for
-# it, which fails before anything of ours begins.
+# it, which fails before anything of ours begins. The job `check_videos` is for that.
 def _specs(asset: str, checks: Mapping[str, tuple[str, bool]]) -> list[dg.AssetCheckSpec]:
     with warnings.catch_warnings():
         # Dagster calls checks of a partition a preview; without them a check says nothing of which video.
@@ -220,17 +239,20 @@ def _specs(asset: str, checks: Mapping[str, tuple[str, bool]]) -> list[dg.AssetC
 )
 def detections_checks(
     context: dg.AssetCheckExecutionContext,
-    detections: DetectionsReference,
+    detections: Any,  # a DetectionsReference, or a mapping of them, for which Dagster has no type
     services: dg.ResourceParam[Services],
-) -> Iterator[dg.AssetCheckResult]:
+) -> Iterator[_Said]:
     """All checks in one step; events follow only where nothing contradicts itself."""
+    if not isinstance(detections, DetectionsReference):
+        yield from _of_several(context, detections, lambda each: judge_detections(each, services))
+        return
     judged = judge_detections(detections, services)
     story = Story(context.log, context.run.run_id, detections.upload)
     tell_verdicts(story, judged)
-    for verdict in judged:
-        yield _result(verdict, detections.upload.video_id)
-    with explained(context.op_execution_context, services, story):
-        refuse_contradictions(judged)
+    yield from _of_one(context, judged, detections.upload.video_id)
+    if not _alone(context):
+        with explained(context.op_execution_context, services, story):
+            refuse_contradictions(judged)
 
 
 @dg.multi_asset_check(
@@ -240,14 +262,72 @@ def detections_checks(
 )
 def events_checks(
     context: dg.AssetCheckExecutionContext,
-    events: PublishedAnalysis,
+    events: Any,  # as above, of PublishedAnalysis
     services: dg.ResourceParam[Services],
-) -> Iterator[dg.AssetCheckResult]:
+) -> Iterator[_Said]:
     """All checks in one step; nothing follows it."""
+    if not isinstance(events, PublishedAnalysis):
+        yield from _of_several(context, events, lambda each: judge_events(each, services))
+        return
     judged = judge_events(events, services)
     tell_verdicts(_told_by(context, events.video_id, services), judged)
-    for verdict in judged:
-        yield _result(verdict, events.video_id)
+    yield from _of_one(context, judged, events.video_id)
+
+
+def _alone(context: dg.AssetCheckExecutionContext) -> bool:
+    """Whether the run only judges what was made before: then no upload has failed, whatever they say."""
+    return not any(True for _ in context.op_execution_context.job_def.asset_layer.executable_asset_keys)
+
+
+def _of_one(
+    context: dg.AssetCheckExecutionContext, judged: Sequence[Verdict], video_id: str
+) -> Iterator[_Said]:
+    if not context.op_execution_context.has_partition_key_range:
+        for verdict in judged:
+            yield _result(verdict, video_id)
+        return
+    # Of a range, be it of one, Dagster would not say which partition was judged.
+    yield from evaluations(_judged_asset(context), video_id, judged)
+    yield from _outputs(context)
+
+
+def _of_several(
+    context: dg.AssetCheckExecutionContext,
+    references: Mapping[str, Reference],
+    judge: Callable[[Any], list[Verdict]],
+) -> Iterator[_Said]:
+    """Each video's verdicts, one after the other.
+
+    Raises:
+        Failure: naming videos of which there is nothing to judge, when all others are judged.
+    """
+    asset = _judged_asset(context)
+    missing: list[str] = []
+    for said in evaluations_in_turn(asset, references, judge):
+        if isinstance(said, str):
+            missing.append(said)
+        else:
+            yield said
+    yield from _outputs(context)
+    if missing:
+        told = f"{', '.join(missing[:_MISSING_SHOWN])}{' and more' if len(missing) > _MISSING_SHOWN else ''}"
+        raise dg.Failure(
+            f"There are no {asset} of {len(missing)} of {len(references)} videos: {told}. Materialize them "
+            "first. The others are judged.",
+            allow_retries=False,
+        )
+
+
+def _outputs(context: dg.AssetCheckExecutionContext) -> Iterator[dg.Output[None]]:
+    """What Dagster waits for of each check, where its verdicts are events of their own."""
+    definition = context.op_execution_context.assets_def
+    for key in definition.check_keys:
+        yield dg.Output(None, definition.get_output_name_for_asset_check_key(key))
+
+
+def _judged_asset(context: dg.AssetCheckExecutionContext) -> str:
+    """Name of the asset whose checks these are."""
+    return next(iter(context.op_execution_context.assets_def.check_keys)).asset_key.to_user_string()
 
 
 def _judged(

@@ -402,10 +402,17 @@ def test_without_dagsters_records_it_is_said(
 @pytest.mark.parametrize("failure", sorted(FailureClass))
 def test_a_notice_says_whether_the_system_tries_again(failure: FailureClass) -> None:
     tags = {"capstone/upload_id": "u1"}
-    assert tried_again(failure, tags, 3) is POLICIES[failure].transient
-    assert not tried_again(failure, {}, 3)
-    used = tags | {"capstone/reexecution": "3", "dagster/retry_number": "1"}
-    assert not tried_again(failure, used, 3)
+
+    def again(job: str, tags: dict[str, str]) -> bool:
+        return tried_again(failure, dg.DagsterRun(job_name=job, run_id="r", tags=tags), 3)
+
+    assert again("analyze_upload", tags) is POLICIES[failure].transient
+    assert again("__ASSET_JOB", {"dagster/backfill": "b"}) is POLICIES[failure].transient
+    assert not again("analyze_upload", {})
+    assert not again("__ASSET_JOB", tags)  # somebody's own
+    assert not again("analyze_videos", tags)
+    assert not again("analyze_upload", tags | {"capstone/reexecution": "3", "dagster/retry_number": "1"})
+    assert not tried_again(failure, None, 3)
 
 
 @pytest.mark.parametrize(
