@@ -42,36 +42,27 @@ app = typer.Typer(
     help="Uploaded videos become persisted events.\n\n"
     "Begin with **capstone demo**, which shows the whole way on this machine. **capstone dev** keeps the "
     "same stack running; then **submit** videos and watch **status** and **events** from another terminal. "
-    "Settings are environment variables, listed in the README; **doctor** checks them.",
+    "Settings are environment variables, listed in the README; **doctor** checks them.\n\n"
+    "Exit codes: 0, it is done; 1, it failed or was refused, and one sentence says why; 2, it was typed "
+    "wrongly or names what nobody knows; 130, Ctrl-C.",
 )
 
 # In the order in which --help lists them.
-for command in (
-    stack.demo,
-    stack.dev,
-    videos.submit,
-    videos.status,
-    videos.events,
-    analyses.analyses,
-    analyses.compare,
-    analyses.rollback,
-    preview.preview,
-    steering.cancel,
-    steering.prioritize,
-    steering.retry,
-    reanalysis.reanalyze,
-    erasure.delete,
-    retention.retention,
-    logs.logs,
-    alerts.alerts,
-    videos.analyze,
-    system.doctor,
-):
-    app.command()(command)
-app.add_typer(export.app, name="export")
-app.add_typer(intake.app, name="intake")
-app.add_typer(dead_letters.app, name="dlq")
-app.command()(system.migrate)
+COMMANDS = {
+    "On this machine": (stack.demo, stack.dev, videos.analyze),
+    "Videos": (
+        *(videos.submit, videos.status, logs.logs, steering.cancel, steering.prioritize, steering.retry),
+        *(reanalysis.reanalyze, erasure.delete),
+    ),
+    "Results": (videos.events, analyses.analyses, analyses.compare, analyses.rollback, preview.preview),
+    "The system": (system.doctor, alerts.alerts, retention.retention, system.migrate),
+}
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(export.app, name="export", rich_help_panel="Results")
+app.add_typer(intake.app, name="intake", rich_help_panel="The system")
+app.add_typer(dead_letters.app, name="dlq", rich_help_panel="The system")
 
 
 def main() -> None:

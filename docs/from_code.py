@@ -35,6 +35,19 @@ def each_command() -> Iterator[tuple[str, Any]]:
     return below("capstone", get_command(app))
 
 
+def command_list() -> str:
+    """Every command by its name, as `--help` puts them together."""
+    panels: dict[str, list[str]] = {}
+    root = get_command(app)
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        names = [f"{name} {each}" for each in command.commands] if hasattr(command, "commands") else [name]
+        anchors = [(each, "capstone-" + each.replace(" ", "-")) for each in names]
+        links = [f"[`{each}`](docs/reference.md#{anchor})" for each, anchor in anchors]
+        panels.setdefault(str(command.rich_help_panel), []).extend(links)
+    rows = ["| for | `capstone …` |", "|---|---|"]
+    return "\n".join([*rows, *(f"| {panel} | {', '.join(links)} |" for panel, links in panels.items())])
+
+
 def assets() -> str:
     """Every asset: what it is made of, what it is, and its checks."""
     definitions = _definitions()

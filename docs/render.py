@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from from_code import assets, automation, commands, example
+from from_code import assets, automation, command_list, commands, example
 
 from capstone_dagster.assets.checks import SEVERITIES, detections_checks, events_checks
 from capstone_dagster.observability.catalog.alarms import ALARMS, ANOMALY_ALARMS
@@ -71,7 +71,7 @@ def checks_table() -> str:
 
 
 PARTS: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"settings": settings_table},
+    ROOT / "README.md": {"commands": command_list, "settings": settings_table},
     ROOT / "docs" / "checks.md": {"checks": checks_table},
     ROOT / "docs" / "failures.md": {"failures": failures_table},
     ROOT / "docs" / "runbook.md": {"runbook": runbook_pages},

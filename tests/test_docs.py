@@ -23,6 +23,8 @@ from tests.support.command_line import Capstone
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Options of programs that are not ours.
+OPTIONS_OF_OTHERS = {"--help", "--health-check", "--protocol"}  # the supervisor's, the AWS CLI's
 
 
 def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[str]:
@@ -65,6 +67,23 @@ def find_command(words: Sequence[str]) -> tuple[Any, list[str]]:
         assert rest[0] in command.commands, f"capstone has no command {rest[0]!r}: {' '.join(words)}"
         command, rest = command.commands[rest[0]], rest[1:]
     return command, rest
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """File and anchor of every relative link of a page; either may be empty."""
+    found = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
+    return [(target, anchor) for target, anchor in found if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """Where links into a page can lead: its headings, as GitHub names them, and what has an id."""
+    text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", shown).strip().replace(" ", "-")
+        found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
+    return {*found, *re.findall(r'<a id="([^"]+)">', text)}
 
 
 def test_rendered_parts_are_fresh() -> None:
@@ -123,6 +142,40 @@ def test_the_examples_of_the_testing_page_pass() -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+@pytest.mark.parametrize("words", every_command())
+def test_every_command_is_listed_described_and_has_an_example(words: str) -> None:
+    anchor = f"capstone-{words.replace(' ', '-')}"
+    assert f"[`{words}`](docs/reference.md#{anchor})" in (ROOT / "README.md").read_text()
+    assert f"\n### capstone {words}\n" in (ROOT / "docs" / "reference.md").read_text()
+    command, _ = find_command(words.split())
+    if {each.name for each in command.params} <= {"state", "help"}:
+        return  # its name is the example
+    [example] = re.findall(r"Example: `capstone ([^`]+)`", " ".join(command.help.split()))
+    called, rest = find_command(shlex.split(example))
+    assert called.name == command.name
+    with called.make_context(str(called.name), rest) as context:
+        assert context.args == []
+
+
+def test_options_that_are_mentioned_exist() -> None:
+    """Those alone in backticks; what other programs take is listed."""
+    known = {
+        name
+        for words in every_command()
+        for param in find_command(words.split())[0].params
+        for name in (*param.opts, *param.secondary_opts)
+    }
+    for page in PAGES:
+        mentioned = set(re.findall(r"`(--[a-z][a-z-]*)", page.read_text()))
+        assert mentioned <= known | OPTIONS_OF_OTHERS, page.name
+
+
+def test_every_document_is_linked_from_the_first_pages() -> None:
+    first = [ROOT / "README.md", ROOT / "docs" / "concepts.md"]
+    linked = {(page.parent / target).resolve() for page in first for target, _ in links(page)}
+    assert {page for page in PAGES if page not in first} <= linked
+
+
 def test_the_readme_shows_the_commands_of_the_first_day() -> None:
     shown = " ".join(commands([ROOT / "README.md"]))
     for name in ("submit", "status", "events", "analyze", "doctor"):
@@ -149,6 +202,8 @@ def test_the_message_is_understood() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), target
+    for target, anchor in links(page):
+        found = (page.parent / target).resolve() if target else page
+        assert found.exists(), target
+        if anchor:
+            assert anchor in anchors(found), f"{target}#{anchor}"

@@ -39,6 +39,8 @@ def alerts(
     """Show the notices that were sent: what failed, why, what to do, and what is over.
 
     The local stack keeps them in an inbox. Elsewhere SNS keeps none: then this tells how to subscribe.
+
+    Example: `capstone alerts --tail 5`
     """
     from capstone_dagster.observability.alerts.inbox import look_into
 

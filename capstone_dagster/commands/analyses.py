@@ -50,6 +50,8 @@ def analyses(video: VideoArgument, form: FormatOption = "table", state: StateOpt
 
     Every analysis stays stored. `capstone compare` tells how two of them differ, `capstone rollback` makes an
     earlier one current again.
+
+    Example: `capstone analyses 84`
     """
     store = event_store(state)
     found = [{name: row[name] for name in _COLUMNS} for row in find_analyses(store, find_video(store, video))]
@@ -81,6 +83,8 @@ def compare(
 
     The question before every change of the model: analyse some videos with both, and look at what differs.
     Events are the same if they share time and place; which of two analyses is right only the pictures tell.
+
+    Example: `capstone compare 84 --html 84.html`
     """
     from capstone_dagster.analysis import Event
     from capstone_dagster.analysis.comparison import compare_events
@@ -140,6 +144,8 @@ def rollback(
     before stays in the background when it is done, and a later request becomes current as ever.
 
     The partition's page in Dagster shows it as a materialisation of `events`, with who ordered it.
+
+    Example: `capstone rollback 84`
     """
     store = event_store(state)
     video_id = find_video(store, video)

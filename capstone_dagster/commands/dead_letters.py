@@ -25,7 +25,10 @@ app = typer.Typer(
 
 @app.command("list")
 def dlq_list(form: FormatOption = "table", state: StateOption = DEFAULT_STATE) -> None:
-    """List the dead letters, oldest first, each with the reason."""
+    """List the dead letters, oldest first, each with the reason.
+
+    Example: `capstone dlq list --format json`
+    """
     from capstone_dagster.intake.queue import DeadLetter
 
     # The receipt is of no use once the command has ended.
@@ -43,7 +46,10 @@ def dlq_show(
     message: Annotated[str, typer.Argument(help="A message id from the list, or its beginning.")],
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Print one dead letter's text."""
+    """Print one dead letter's text.
+
+    Example: `capstone dlq show 0f3c`
+    """
     with _dead_letters(state) as (_, letters):
         letter = _one_letter(letters, message)
         reason = letter.reason or "delivered too often"
@@ -59,7 +65,10 @@ def dlq_redrive(
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Send dead letters to the upload queue again, for example after a permission was granted."""
+    """Send dead letters to the upload queue again, for example after a permission was granted.
+
+    Example: `capstone dlq redrive --all`
+    """
     if everything == bool(messages):
         raise typer.BadParameter("name the messages, or give --all")
     with _dead_letters(state) as (queue, letters):

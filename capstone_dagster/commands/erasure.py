@@ -36,6 +36,8 @@ def delete(
     another video of the same bytes rests on stay), its rows, its partition and its runs. What remains is a
     line in `capstone.erasures` with a hash of its id, when, by whom, and how much. Broken off, it is finished
     by repeating it. An upload made afterwards is a new video. docs/privacy.md tells what cannot be deleted.
+
+    Example: `capstone delete 84 --dry-run`
     """
     from capstone_dagster.removal.erasure import Eraser
     from capstone_dagster.services import Services

@@ -61,6 +61,8 @@ def events(
     CSV has a header, and boxes as JSON; JSON is one list of objects; Parquet has lists for boxes and
     timestamps in UTC. With --since or --until an event counts whose wall-clock time is known. Ordered by
     camera and time, as of one moment, whatever is published meanwhile.
+
+    Example: `capstone export events --camera gate --since 2026-01-01 --out january.csv`
     """
     from capstone_dagster.storage.exports import EventFilter
 
@@ -100,6 +102,8 @@ def detections(
     COCO: an image is an analysed frame (id: its place in the video, from 1), boxes are x, y, width, height in
     pixels, and annotations have `score` and `track_id` besides. MOT: lines of frame (from 1), id, left, top,
     width, height, confidence, -1, -1, -1, of tracked detections. Both in pixels of the upright source.
+
+    Example: `capstone export detections 84 --format mot --out mot.txt`
     """
     from capstone_dagster.analysis.formats import write_coco, write_mot
 

@@ -38,7 +38,10 @@ def intake_status(
     form: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print.")] = "text",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Say whether intake runs or is paused, why, since when, and when the next probe is due."""
+    """Say whether intake runs or is paused, why, since when, and when the next probe is due.
+
+    Example: `capstone intake status --format json`
+    """
     from capstone_dagster.intake.breaker import describe
     from capstone_dagster.intake.orders import last_order
     from capstone_dagster.observability.breaker_state import read_breaker
@@ -55,13 +58,19 @@ def intake_status(
 
 @app.command("pause")
 def intake_pause(why: Why = "no reason given", by: By = None, state: StateOption = DEFAULT_STATE) -> None:
-    """Leave new uploads in the queue until `capstone intake resume`; what runs goes on."""
+    """Leave new uploads in the queue until `capstone intake resume`; what runs goes on.
+
+    Example: `capstone intake pause --why "new image"`
+    """
     _order("pause", why, by, state)
 
 
 @app.command("resume")
 def intake_resume(why: Why = "no reason given", by: By = None, state: StateOption = DEFAULT_STATE) -> None:
-    """Take uploads again, whoever paused it; failures count anew from now on."""
+    """Take uploads again, whoever paused it; failures count anew from now on.
+
+    Example: `capstone intake resume --why mended`
+    """
     _order("resume", why, by, state)
 
 

@@ -47,6 +47,8 @@ def logs(
 
     From CloudWatch, and from the lines of this machine that are not sent yet. Where CloudWatch cannot be
     read, Dagster's own records fill in.
+
+    Example: `capstone logs 84 --level WARNING --tail 20`
     """
     from capstone_dagster.observability.reading import at_least, logs_client, read_story
 

@@ -29,6 +29,8 @@ def preview(
 
     From stored detections and the uploaded video, without a model; it takes as long as decoding and encoding
     do. It is stored beside the events, as `analyses/<analysis id>/preview.mp4`, and rendered once.
+
+    Example: `capstone preview 84 --out 84.mp4`
     """
     if out is not None:
         check_file(out)

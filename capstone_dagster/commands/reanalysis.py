@@ -66,6 +66,8 @@ def reanalyze(
     analysis is current until its new one is complete, and **capstone rollback** brings it back. Up to 20
     videos that stand side by side in Dagster's list share a run and its loaded model, and a bad one fails
     alone; Dagster has no way to choose another number for one backfill.
+
+    Example: `capstone reanalyze --camera gate --dry-run`
     """
     from capstone_dagster.assets import backfills
     from capstone_dagster.services import Services

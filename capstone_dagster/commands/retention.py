@@ -24,6 +24,8 @@ def retention(
 
     Look first with `--dry-run`. Videos, detections and events are kept for ever unless such a setting says
     otherwise; partitions, runs and their logs have defaults. Again removes more, if there was more.
+
+    Example: `capstone retention --dry-run`
     """
     from capstone_dagster.removal.retention import MOST_A_NIGHT, Retention
     from capstone_dagster.services import Services

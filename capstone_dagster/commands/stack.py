@@ -37,6 +37,8 @@ def demo(
 
     Starts PostgreSQL, an AWS emulator and Dagster (or uses those of a running `capstone dev`), uploads the
     video to the local S3, and waits until its events are in PostgreSQL.
+
+    Example: `capstone demo my-video.mp4`
     """
     from capstone_dagster.local.demo import run_demo
 
@@ -54,7 +56,10 @@ def dev(
         ),
     ] = Compute.LOCAL,
 ) -> None:
-    """Run the local stack with the Dagster UI until Ctrl-C."""
+    """Run the local stack with the Dagster UI until Ctrl-C.
+
+    Example: `capstone dev --port 3001`
+    """
     from capstone_dagster.local.cloud import fake_batch
     from capstone_dagster.local.demo import model_of, prepare
     from capstone_dagster.local.stack import LocalStack, local_stack

@@ -36,6 +36,8 @@ def cancel(
 
     Its status becomes `cancelled`. To analyse it after all, materialize its partition in Dagster's pages, or
     upload it again.
+
+    Example: `capstone cancel 84 --by kim`
     """
     from capstone_dagster.assets import steering
 
@@ -53,7 +55,10 @@ def prioritize(
     ] = _FIRST,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Let a video that waits in the queue go before the others, or after them."""
+    """Let a video that waits in the queue go before the others, or after them.
+
+    Example: `capstone prioritize 84`
+    """
     from capstone_dagster.assets import steering
 
     store = event_store(state)
@@ -68,7 +73,8 @@ def prioritize(
 
 def retry(
     videos: Annotated[
-        list[str] | None, typer.Argument(metavar="[VIDEO]...", help="Ids or external ids; else every failed.")
+        list[str] | None,
+        typer.Argument(metavar="[VIDEO]...", help="Ids or external ids; else all that the options choose."),
     ] = None,
     failure: Annotated[
         str | None, typer.Option("--class", help="Only those that failed for this class.", metavar="CLASS")
@@ -85,8 +91,10 @@ def retry(
 ) -> None:
     """Start failed videos again, each from the step that failed: what is finished is not done again.
 
-    Name the videos, or choose by class and time, as in **capstone retry --class database-unavailable --since
-    2h**. Exits 1 if a video could not be started again.
+    Name the videos, or choose by class and time. Exits 1 if a video could not be started again; the others
+    are started.
+
+    Example: `capstone retry --class database-unavailable --since 2h --dry-run`
     """
     from capstone_dagster.assets import steering
 

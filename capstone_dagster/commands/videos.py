@@ -39,7 +39,10 @@ def submit(
     ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Upload videos for analysis."""
+    """Upload videos for analysis.
+
+    Example: `capstone submit video.mp4 --camera gate --external-id 84`
+    """
     from capstone_dagster.clients import aws_client
     from capstone_dagster.submit import submit_video
 
@@ -78,6 +81,8 @@ def status(
     """Show how far each video is, what it waits for, and why one failed.
 
     One that waits has its place in Dagster's queue; `capstone prioritize` lets it go first.
+
+    Example: `capstone status 84`
     """
     store = event_store(state)
     rows = store.current_status(video, limit=limit)
@@ -99,7 +104,10 @@ def events(
     form: FormatOption = "table",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """List events: who was seen, when, how surely."""
+    """List events: who was seen, when, how surely.
+
+    Example: `capstone events --video 84 --format json`
+    """
     store = event_store(state)
     rows = store.current_events(video)
     if not rows and video is not None:
@@ -129,6 +137,8 @@ def analyze(
     Writes frames.parquet, detections.parquet, events.parquet, contact_sheet.jpg and thumbnails. Of several
     files each gets a folder of its own; the model is loaded once, and one that fails does not stop the
     others. Ends with one line of JSON for each.
+
+    Example: `capstone analyze video.mp4 --out results --sample-fps 5`
     """
     from capstone_dagster.local.analyze_file import FileAnalyzer, check_source, output_folders
 
