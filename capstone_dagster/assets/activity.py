@@ -52,9 +52,12 @@ apart. Counts only: nobody can be known by it.""",
         fail_window=timedelta(days=7), warn_window=timedelta(hours=26)
     ),
     # Neither eager() nor on_cron() fires downstream of dynamic partitions. What changes while a run is under
-    # way is remembered until the next one is asked for.
+    # way is remembered until the next one is asked for. Not any_deps_updated(): it does not tell when, and
+    # what was published between a request and the next tick would count as seen.
     automation_condition=(
-        dg.AutomationCondition.any_deps_updated().since(dg.AutomationCondition.newly_requested())
+        dg.AutomationCondition.any_deps_match(dg.AutomationCondition.newly_updated()).since(
+            dg.AutomationCondition.newly_requested()
+        )
         & ~dg.AutomationCondition.in_progress()
     ).with_label("events were published"),
 )

@@ -132,3 +132,9 @@ def test_it_is_made_again_after_events_were_published_and_not_twice_at_once() ->
         published("c")
         assert requested() == 1
         assert requested() == 0
+        # What was published between a request and the next look came too late for that request.
+        published("d")
+        assert requested() == 1
+        published("e")
+        assert requested() == 1
+        assert requested() == 0
