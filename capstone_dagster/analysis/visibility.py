@@ -12,10 +12,6 @@ import pyarrow as pa
 from .footage.video import Image
 from .pictures import decoded, sheet_tiles
 
-# Of one frame and the next: less is the same picture, coded once more. The noise of a camera that works is
-# above it: one value of luma in every two hundred pixels.
-_STILL = 0.005 / 255
-
 # Side of the square, in pixels, by whose mean a picture is blurred to see what that takes from it; the
 # source of the measure takes nine.
 _BLUR_SIDE = 9
@@ -60,9 +56,13 @@ def look_at_sheet(jpeg: bytes, *, width: int, height: int, frames: int) -> Visib
 
 
 def still_share(frames: pa.Table) -> float:
-    """The share of decoded frames that do not differ from the one before, 0–1; of no frames 0."""
+    """The share of decoded frames that are the one before once more, 0–1; of no frames 0.
+
+    Exactly: where nobody is and nothing moves, a codec leaves of a camera's noise next to nothing, but not
+    nothing.
+    """
     motion: npt.NDArray[np.float32] = frames["motion"].to_numpy()[1:]
-    return float((motion < _STILL).mean()) if len(motion) else 0.0
+    return float((motion == 0).mean()) if len(motion) else 0.0
 
 
 def _blur(luma: Image) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -9,12 +10,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from capstone_dagster.analysis import DETECTIONS_SCHEMA, FRAMES_SCHEMA, Event, Visibility, look_at_sheet
+from capstone_dagster.analysis import (
+    DETECTIONS_SCHEMA,
+    FRAMES_SCHEMA,
+    AnalysisSettings,
+    Event,
+    Visibility,
+    analyze_video,
+    look_at_sheet,
+    read_frames,
+)
 from capstone_dagster.analysis.detections import Detections
 from capstone_dagster.analysis.pictures import ContactSheet
 from capstone_dagster.assets import verdicts
 from capstone_dagster.assets.verdicts import HISTORY_FLOOR, DetectionFacts, FrameFacts, Severity, Verdict
 from capstone_dagster.storage.records import AnalysisFigures
+from capstone_dagster.testing.scenes import SquareDetector, square_clip
 
 WIDTH, HEIGHT = 640, 360
 # One second at 25 frames a second, every fifth analysed, with one detection each.
@@ -224,6 +235,27 @@ def test_check_of_the_picture_sees_it_on_the_contact_sheet(
     verdict = verdicts.picture_visible(seen, 0.0, 60_000)
     assert passes(verdict) is (told is None), (seen, verdict.told)
     assert told is None or told in verdict.told
+
+
+@pytest.mark.parametrize(("noise", "frozen"), [(3.0, False), (0.0, True)], ids=["empty-room", "frozen"])
+def test_check_of_the_picture_tells_a_frozen_one_from_an_empty_room(
+    noise: float, frozen: bool, tmp_path: Path
+) -> None:
+    """Through a real codec, which leaves little of a camera's noise."""
+    chance, walls = np.random.default_rng(3), cv2.GaussianBlur(scene(), (0, 0), 9)
+
+    def shown(index: int) -> np.ndarray:
+        return np.clip(walls + chance.normal(0, noise, walls.shape), 0, 255).astype(np.uint8)
+
+    options = {"crf": "28", "preset": "veryfast"}
+    clip = square_clip(
+        tmp_path / "a.mp4", range(0, 12_000, 120), size=(WIDTH, HEIGHT), picture=shown, codec_options=options
+    )
+    out = tmp_path / "out"
+    done = analyze_video(clip, out, detector=SquareDetector(), settings=AnalysisSettings(sample_fps=1.0))
+    still = FrameFacts.of(read_frames(out / "frames.parquet")).still
+    verdict = verdicts.picture_visible(CLEAR, still, done.duration_ms)
+    assert passes(verdict) is not frozen, verdict.told
 
 
 def test_check_of_the_picture_refuses_another_videos_sheet(tmp_path: Any) -> None:
