@@ -154,7 +154,7 @@ def record_failure(
     if run is not None:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
         failed = [video_id] if video_id else _partitions(context, run.tags)
-        report_failed_partitions(context.instance, context.run_id, failed, failure, told)
+        report_failed_partitions(context.instance, run, failed, failure, told)
     if upload_id is None:
         return
     try:
@@ -229,7 +229,7 @@ def video_status_sensor(
             context.instance.add_run_tags(run_id, {FAILURE_TAG: failure.value})
             if PARTITION_NAME_TAG in run.tags:
                 failed = [run.tags[PARTITION_NAME_TAG]]
-                report_failed_partitions(context.instance, run_id, failed, failure, told)
+                report_failed_partitions(context.instance, run, failed, failure, told)
             written += services.events.mark_failed(
                 upload_id,
                 run_id,
