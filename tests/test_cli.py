@@ -182,7 +182,7 @@ def test_what_is_missing_is_named(
         ("nonsense", "No such command 'nonsense'; `capstone --help` tells what it takes."),
         ("status --nonsense", "No such option: --nonsense; `capstone status --help` tells what it takes."),
         ("status v1 v2", "Got unexpected extra argument(s) (v2); `capstone status --help` tells"),
-        ("compare", "Missing argument 'video'; `capstone compare --help` tells what it takes."),
+        ("compare", "Missing argument 'VIDEO'; `capstone compare --help` tells what it takes."),
         ("export events", "Missing option '--out'; `capstone export events --help` tells what it takes."),
         ("prioritize v1 --priority abc", "--priority: expected a whole number, got 'abc'; `capstone"),
         ("prioritize v1 --priority 5000", "--priority: expected at most 1000, got '5000'; `capstone"),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from capstone_dagster.storage.currency import Rollback
     from capstone_dagster.storage.objects import ObjectStore
 
-VideoArgument = Annotated[str, typer.Argument(help="A video's id or external id.")]
+VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")]
 
 _COLUMNS = (
     "analysis_id", "is_current", "model", "model_sha256", "settings", "events", "tracks", "detections",

@@ -81,7 +81,7 @@ def events(
 
 @app.command()
 def detections(
-    video: Annotated[str, typer.Argument(help="A video's id or external id.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
     out: OutOption,
     form: Annotated[Literal["coco", "mot"], typer.Option("--format", help="What to write.")] = "coco",
     analysis: Annotated[

@@ -32,7 +32,7 @@ _EARLIER_MS = 3_600_000
 
 
 def logs(
-    video: Annotated[str, typer.Argument(help="A video's id or external id.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
     tail: Annotated[int | None, typer.Option(min=1, help="Only so many lines, the last ones.")] = None,
     level: Annotated[Level, typer.Option(help="Leave out what is below.", case_sensitive=False)] = "INFO",
     follow: Annotated[

@@ -15,7 +15,7 @@ from capstone_dagster.settings import read_settings
 
 
 def preview(
-    video: Annotated[str, typer.Argument(help="A video's id or external id.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Also copy it to this file.", metavar="FILE.mp4")
     ] = None,

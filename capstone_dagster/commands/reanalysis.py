@@ -26,9 +26,7 @@ TODAY = "today"
 
 
 def reanalyze(
-    videos: Annotated[
-        list[str] | None, typer.Argument(metavar="[VIDEO]...", help="Ids or external ids.")
-    ] = None,
+    videos: Annotated[list[str] | None, typer.Argument(metavar="VIDEO", help="Ids or external ids.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every video.")] = False,
     camera: Annotated[str | None, typer.Option(help="Videos of this camera.")] = None,
     since: Annotated[

@@ -74,7 +74,7 @@ def prioritize(
 def retry(
     videos: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[VIDEO]...", help="Ids or external ids; else all that the options choose."),
+        typer.Argument(metavar="VIDEO", help="Ids or external ids; else all that the options choose."),
     ] = None,
     failure: Annotated[
         str | None, typer.Option("--class", help="Only those that failed for this class.", metavar="CLASS")

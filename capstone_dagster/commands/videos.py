@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def submit(
-    videos: Annotated[list[Path], typer.Argument(help="Video files.")],
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Video files.")],
     external_id: Annotated[
         str | None, typer.Option(help="The back end's own id of the video (one video only).")
     ] = None,
@@ -73,7 +73,9 @@ def submit(
 
 
 def status(
-    video: Annotated[str | None, typer.Argument(help="A video's id or external id; all by default.")] = None,
+    video: Annotated[
+        str | None, typer.Argument(metavar="VIDEO", help="A video's id or external id; all by default.")
+    ] = None,
     form: FormatOption = "table",
     limit: Annotated[int, typer.Option(min=1, help="Most rows, latest first.")] = 50,
     state: StateOption = DEFAULT_STATE,
@@ -120,7 +122,7 @@ def events(
 
 
 def analyze(
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Video files.")],
     out: Annotated[Path, typer.Option("--out", help="Directory for Parquet files and pictures.")],
     model: Annotated[str | None, typer.Option(help="Model, as CAPSTONE_MODEL.")] = None,
     sample_fps: Annotated[
