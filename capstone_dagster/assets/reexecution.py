@@ -324,9 +324,29 @@ class _Tick:
         self._count_refusal(waiting, verdict)
         if verdict.told and not self._has_told(waiting, verdict.told):
             return  # until its status can say so
+        if not self._has_given_up(failed):
+            return  # until the event store answers
         if self._instance.has_run(failed.run_id):
             self._instance.add_run_tags(failed.run_id, {SETTLED_TAG: failed.run_id})
         del self.cursor.waiting[failed.run_id]
+
+    def _has_given_up(self, failed: FailedRun) -> bool:
+        """Where a notice has promised another try and none follows, another one says so.
+
+        Returns:
+            Whether it does, or need not.
+        """
+        if self._instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: failed.run_id}), limit=1):
+            return True
+        if not self._store_answers:
+            return False
+        try:
+            for upload_id in self._uploads(failed):
+                self._services.events.give_up(upload_id, failed.run_id)
+        except StorageError:
+            self._store_answers = False
+            return False
+        return True
 
     def _wait(self, waiting: _Waiting, verdict: Wait) -> None:
         self._count_refusal(waiting, verdict)

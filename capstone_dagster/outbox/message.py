@@ -58,6 +58,8 @@ def attributes(notice: Notice) -> dict[str, str]:
         "external_id": notice.external_id,
         "camera": notice.camera,
         "failure_class": notice.payload.get("failure_class"),
+        # Of every kind, so that one filter lets through all but what is not the last word.
+        "tried_again": "true" if notice.payload.get("tried_again") else "false",
     }
     return {name: str(value) for name, value in known.items() if value}
 

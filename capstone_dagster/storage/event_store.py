@@ -259,6 +259,15 @@ class EventStore:
         with self._transaction() as connection:
             return status.add_outlook(connection, upload_id, run_id, outlook)
 
+    def give_up(self, upload_id: str, run_id: str) -> bool:
+        """Tell that a failed upload is not tried again, where the last notice said that it would be.
+
+        Returns:
+            Whether there was somebody to tell.
+        """
+        with self._transaction() as connection:
+            return status.give_up(connection, upload_id, run_id)
+
     def unfinished_runs(self) -> list[tuple[str, str]]:
         """(upload id, run id) of every upload that is queued, waits for compute or runs, oldest first."""
         with self._transaction() as connection:

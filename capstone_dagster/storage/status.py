@@ -197,6 +197,39 @@ def fail(
     return True
 
 
+def give_up(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
+    """Tell that a failed upload is not tried again, where the last notice said that it would be.
+
+    Returns:
+        Whether there was somebody to tell.
+    """
+    row = connection.execute(
+        sa.select(video_status.c.video_id, video_status.c.message)
+        .where(
+            video_status.c.upload_id == upload_id,
+            video_status.c.run_id == run_id,
+            video_status.c.state == "failed",
+        )
+        .with_for_update()
+    ).first()
+    last = connection.execute(
+        sa.select(outbox.c.kind, outbox.c.payload)
+        .where(outbox.c.upload_id == upload_id)
+        .order_by(outbox.c.notice_id.desc())
+        .limit(1)
+    ).first()
+    if row is None or last is None or last.kind != "video.failed" or not last.payload["tried_again"]:
+        return False
+    payload = {
+        "failure_class": last.payload["failure_class"],
+        "message": row.message,
+        "tried_again": False,
+        "run_id": run_id,
+    }
+    notify(connection, "video.failed", upload_id, row.video_id, payload)
+    return True
+
+
 def supersede(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     """The object was overwritten before its run read it; whether the row says so now."""
     ours = sa.or_(video_status.c.run_id == run_id, video_status.c.state != "done")

@@ -44,7 +44,7 @@ from capstone_dagster.run_tags import FAILURE_TAG, PROBE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.event_store import EventStore
-from tests.storage.samples import UPLOAD
+from tests.storage.samples import UPLOAD, dump, notices
 
 DATABASE, MODEL, WORKER = (
     FailureClass.DATABASE_UNAVAILABLE,
@@ -376,6 +376,33 @@ def test_what_is_left_alone(sensor: Sensor, why: str) -> None:
 
     assert sensor.submitted == []
     assert sensor.child(run) is None
+
+
+@pytest.mark.parametrize("why", ["its record is damaged", "somebody was quicker", "it is done"])
+def test_a_promise_that_is_not_kept_is_taken_back_by_another_notice(
+    sensor: Sensor, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = sensor.services.events
+    run = sensor.failed("storage-unavailable")
+    events.mark_failed(
+        "u1", run.run_id, failure_class="storage-unavailable", message="It failed.", tried_again=True
+    )
+    if why == "its record is damaged":
+        nothing = Resumption([], Resumption.of(sensor.instance, run).known)
+        monkeypatch.setattr(Resumption, "of", lambda *_: nothing)
+    elif why == "somebody was quicker":
+        sensor.run(dg.DagsterRunStatus.CANCELED, dagster__parent_run_id=run.run_id)
+    else:
+        events.mark_running("u1", "another")
+    before = notices(events)
+
+    sensor.tick(31)
+    sensor.tick(32)
+
+    told = notices(events)[len(before) :]
+    assert told == (["video.failed"] if why == "its record is damaged" else [])
+    last = dump(events, ["outbox"])["outbox"][-1].payload
+    assert last["tried_again"] is not bool(told)
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["that goes on", "that is over"])

@@ -88,7 +88,7 @@ def test_a_notice_of_a_deleted_video_is_still_one() -> None:
     notice = Notice(1, "video.failed", "v", "u", {"message": "x" * 9999}, NOON, 0, **gone)
     told = json.loads(body(notice))
     assert (told["video_id"], told["key"], len(told["message"])) == ("v", None, 2000)
-    assert attributes(notice) == {"kind": "video.failed", "video_id": "v"}
+    assert attributes(notice) == {"kind": "video.failed", "video_id": "v", "tried_again": "false"}
 
 
 def test_aws_knows_the_command_and_its_filter() -> None:

@@ -146,8 +146,17 @@ def test_attributes_can_be_filtered_by(outbox: Outbox) -> None:
     fail(outbox.store, 1)
     outbox.tick()
     first, second = (each["attributes"] for each in outbox.envelopes())
-    assert first == {"kind": "video.received", "video_id": "v1", "external_id": "84", "camera": "gate"}
+    assert first == {
+        "kind": "video.received",
+        "video_id": "v1",
+        "external_id": "84",
+        "camera": "gate",
+        "tried_again": "false",
+    }
     assert second == first | {"kind": "video.failed", "failure_class": "storage-unavailable"}
+    outbox.store.mark_failed("u1", "r1", failure_class="timeout", message="It took long.", tried_again=True)
+    outbox.tick()
+    assert outbox.envelopes()[0]["attributes"]["tried_again"] == "true"
 
 
 def test_without_a_topic_notices_are_kept_and_leave_once_there_is_one(outbox: Outbox) -> None:
