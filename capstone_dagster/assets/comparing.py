@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import dagster as dg
 
@@ -20,11 +21,20 @@ _ROWS_SHOWN = 20
 
 
 def of_comparison(
-    published: PublishedAnalysis, events: Sequence[Event], services: Services
+    published: PublishedAnalysis,
+    events: Sequence[Event],
+    services: Services,
+    *,
+    prefix: str = "",
+    picture: Callable[[str], str] = lambda key: "",
 ) -> dict[str, int | str | dg.MetadataValue[str]]:
     """The comparison with the analysis of the same upload that was asked for before; empty without one.
 
     Never raises: the events are published, whatever is known of those before.
+
+    Args:
+        prefix: of the events' thumbnail keys.
+        picture: the Markdown of a thumbnail, by its whole key; empty where there is none to show.
     """
     try:
         analyses = services.events.analyses(published.video_id)
@@ -40,7 +50,8 @@ def of_comparison(
             return {}
         previous = max(others, key=lambda row: row["requested_at"])
         before = [Event.of(row) for row in services.events.events_of(previous["analysis_id"])]
-        comparison = compare_events(before, events)
+        after = [replace(each, thumbnail_key=prefix + each.thumbnail_key) for each in events]
+        comparison = compare_events(before, after)
     except Exception as error:  # law: what only observes fails no run
         log.warning(
             f"What changed against the previous analysis is not known: {sentence(error)}",
@@ -50,32 +61,37 @@ def of_comparison(
     return {
         "compared_with": previous["analysis_id"],
         **{f"{what}_events": count for what, count in comparison.counts.items()},
-        "changes": dg.MetadataValue.md(_told(comparison, published, previous["analysis_id"])),
+        "changes": dg.MetadataValue.md(_told(comparison, published, previous["analysis_id"], picture)),
     }
 
 
-def _told(comparison: Comparison, published: PublishedAnalysis, previous: str) -> str:
+def _told(
+    comparison: Comparison, published: PublishedAnalysis, previous: str, picture: Callable[[str], str]
+) -> str:
     command = (
         f"capstone compare {published.video_id} --from {previous[:12]} --to {published.analysis_id[:12]} "
         "--html changes.html"
     )
     told = [comparison.told]
     if not comparison.identical:
-        rows = [
-            *(("vanished", event, "") for event in comparison.vanished),
-            *(("appeared", event, "") for event in comparison.appeared),
-            *(("moved", pair.before, _moved(pair)) for pair in comparison.moved),
+        rows: list[tuple[str, Event, Event, str]] = [
+            *(("vanished", event, event, "") for event in comparison.vanished),
+            *(("appeared", event, event, "") for event in comparison.appeared),
+            *(("moved", pair.before, pair.after, _moved(pair)) for pair in comparison.moved),
         ]
         rows.sort(key=lambda row: (row[1].start_ms, row[0], row[1].track_id))
-        told += ["", "| | start | end | label | track | now |", "|---|---:|---:|---|---:|---|"]
-        told += [
-            f"| {kind} | {event.start_ms / 1000:.1f} s | {event.end_ms / 1000:.1f} s | {event.label} "
-            f"| {event.track_id} | {how} |"
-            for kind, event, how in rows[:_ROWS_SHOWN]
-        ]
-        if len(rows) > _ROWS_SHOWN:
-            told += ["", f"{len(rows) - _ROWS_SHOWN} more are not shown."]
-    return "\n".join([*told, "", f"With pictures: `{command}`"])
+        told += ["", "| | start | end | label | track | now | |", "|---|---:|---:|---|---:|---|---|"]
+        for kind, before, after, how in rows[:_ROWS_SHOWN]:
+            # Of what moved, how it was seen best before and now.
+            keys = dict.fromkeys((before.thumbnail_key, after.thumbnail_key))
+            shown = " ".join(filter(None, (picture(key) for key in keys if key)))
+            told.append(
+                f"| {kind} | {before.start_ms / 1000:.1f} s | {before.end_ms / 1000:.1f} s | {before.label} "
+                f"| {before.track_id} | {how} | {shown} |"
+            )
+    if len(rows) > _ROWS_SHOWN:
+        told += ["", f"{len(rows) - _ROWS_SHOWN} more are not shown."]
+    return "\n".join([*told, "", f"With all pictures: `{command}`"])
 
 
 def _moved(pair: Pair) -> str:

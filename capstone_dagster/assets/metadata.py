@@ -38,6 +38,8 @@ _SHEET_SIDE = 1200
 # Tall enough to know somebody again, in a row of a table.
 _THUMBNAIL_SIDE = 96
 _THUMBNAIL_BYTES = 4_000
+# Of these, for what an analysis has changed: some ten thumbnails; `capstone compare --html` shows all.
+_CHANGES_BYTES = 30_000
 # Base64 makes four bytes of three.
 _BASE64 = 4 / 3
 
@@ -112,9 +114,12 @@ def of_publication(
     """Of `events`."""
     detections = derived.detections
     latency_s = (published.published_at - detections.upload.uploaded_at).total_seconds()
+    changed = _Thumbnails(services, _CHANGES_BYTES)
+    compared = of_comparison(published, events, services, prefix=detections.prefix, picture=changed)
+    pictures = _Thumbnails(services, MOST_PICTURE_BYTES - 1000 - (_CHANGES_BYTES if compared else 0))
     return {
         "events": published.events,
-        "table": dg.MetadataValue.md(_table(events, _thumbnails(events, detections.prefix, services))),
+        "table": dg.MetadataValue.md(_table(events, lambda key: pictures(detections.prefix + key))),
         "rows": published.rows,
         "persons": sum(event.label == "person" for event in events),
         "faces": sum(event.label == "face" or event.face_score is not None for event in events),
@@ -122,7 +127,7 @@ def of_publication(
         "analysis_id": published.analysis_id,
         "detection_id": detections.detection_id,
         "current": published.current,
-        **of_comparison(published, events, services),
+        **compared,
         "camera": detections.upload.camera,
         "published_at": dg.MetadataValue.timestamp(published.published_at),
         "video": _link(detections.upload.url, services),
@@ -149,7 +154,7 @@ def of_rollback(
         "analysis_id": analysis["analysis_id"],
         **({"replaced": replaced} if replaced else {}),
         "current": True,
-        "table": dg.MetadataValue.md(_table(events, _thumbnails(events, "", services))),
+        "table": dg.MetadataValue.md(_table(events, _Thumbnails(services, MOST_PICTURE_BYTES - 1000))),
         "persons": sum(event.label == "person" for event in events),
         "faces": sum(event.label == "face" or event.face_score is not None for event in events),
         "detection_id": analysis["detection_id"],
@@ -216,18 +221,29 @@ def _sheet(key: str, services: Services) -> dg.MetadataValue[Any]:
     return dg.MetadataValue.md(told)
 
 
-def _thumbnails(events: Sequence[Event], prefix: str, services: Services) -> dict[str, str]:
-    """By thumbnail key, pictures for a table, the first events' before the last ones'."""
-    shown: dict[str, str] = {}
-    left = MOST_PICTURE_BYTES - 1000
-    for key in dict.fromkeys(event.thumbnail_key for event in events[:_ROWS_SHOWN]):
-        jpeg = _picture(prefix + key, services, side=_THUMBNAIL_SIDE, most_bytes=_THUMBNAIL_BYTES)
-        picture = "" if jpeg is None else _shown(jpeg, Path(key).stem)
-        if len(picture) > left:
-            break
-        left -= len(picture)
-        shown[key] = picture
-    return shown
+class _Thumbnails:
+    """Thumbnails as Markdown for the rows of a table, as long as they fit.
+
+    Args:
+        most_bytes: of all of them together; one that stands in two rows counts twice.
+    """
+
+    def __init__(self, services: Services, most_bytes: int) -> None:
+        self._services = services
+        self._made: dict[str, str] = {}
+        self.left = most_bytes
+
+    def __call__(self, key: str) -> str:
+        if key not in self._made:
+            jpeg = _picture(key, self._services, side=_THUMBNAIL_SIDE, most_bytes=_THUMBNAIL_BYTES)
+            self._made[key] = "" if jpeg is None else _shown(jpeg, Path(key).stem)
+        picture = self._made[key]
+        if len(picture) > self.left:
+            # The first rows have pictures, and the last ones none: no patchwork.
+            self.left = 0
+            return ""
+        self.left -= len(picture)
+        return picture
 
 
 def _picture(key: str, services: Services, *, side: int, most_bytes: int) -> bytes | None:
@@ -241,7 +257,7 @@ def _shown(jpeg: bytes, told: str) -> str:
     return f"![{told}](data:image/jpeg;base64,{b64encode(jpeg).decode()})"
 
 
-def _table(events: Sequence[Event], pictures: Mapping[str, str]) -> str:
+def _table(events: Sequence[Event], picture: Callable[[str], str]) -> str:
     if not events:
         return "No events."
     rows = [
@@ -252,7 +268,7 @@ def _table(events: Sequence[Event], pictures: Mapping[str, str]) -> str:
         face = "" if event.face_score is None else f"{event.face_score:.2f}"
         before, after = "…" if event.truncated_start else "", "…" if event.truncated_end else ""
         rows.append(
-            f"| {pictures.get(event.thumbnail_key, '')} | {before}{event.start_ms / 1000:.1f} s "
+            f"| {picture(event.thumbnail_key)} | {before}{event.start_ms / 1000:.1f} s "
             f"| {event.end_ms / 1000:.1f} s{after} | {event.label} | {event.track_id} | {event.detections}× "
             f"| {event.best_score:.2f} | {event.mean_score:.2f} | {face} |"
         )

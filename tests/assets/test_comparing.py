@@ -42,7 +42,34 @@ def test_compare_counts_what_changed_since_the_previous_analysis(services: Servi
     table = told["changes"].value  # type: ignore[union-attr]
     assert "| appeared | 60.0 s | 61.0 s | person | 1 |" in table
     assert "| vanished | 2.0 s | 3.0 s | person | 1 |" in table
+    assert "![" not in table
     assert "capstone compare v1 --from a1 --to a2 --html" in table
+
+
+def test_compare_shows_what_appeared_vanished_and_moved(services: Services) -> None:
+    def seen(event_id: str, start_ms: int, picture: str) -> dict[str, object]:
+        return event_row(event_id, start_ms) | {"thumbnail_key": picture}
+
+    store = services.events
+    store.record_upload(UPLOAD)
+    before = [
+        seen("e1", 0, "d1/same.jpg"),
+        seen("e2", 9000, "d1/gone.jpg"),
+        seen("e3", 20_000, "d1/moved.jpg"),
+    ]
+    store.publish(ANALYSIS, before, FACTS)
+    after = [seen("f1", 0, "same.jpg"), seen("f2", 60_000, "new.jpg")]
+    after.append(seen("f3", 20_000, "moved.jpg") | {"end_ms": 22_500})
+    store.publish(replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1)), after, FACTS)
+    told = of_comparison(
+        *published(store, "a2"), services, prefix="d2/", picture=lambda key: f"![]({key})" if key else ""
+    )
+
+    table = told["changes"].value  # type: ignore[union-attr]
+    assert "| vanished | 9.0 s | 10.0 s | person | 1 |  | ![](d1/gone.jpg) |" in table
+    assert "| appeared | 60.0 s | 61.0 s | person | 1 |  | ![](d2/new.jpg) |" in table
+    assert "track 1 | ![](d1/moved.jpg) ![](d2/moved.jpg) |" in table
+    assert "same.jpg" not in table
 
 
 def test_compare_leaves_out_what_another_upload_showed(services: Services) -> None:

@@ -145,6 +145,17 @@ def test_pictures_stay_within_their_bounds(services: Services) -> None:
     assert "10 more are in `capstone.current_events`" in table
 
 
+def test_one_picture_in_many_rows_counts_in_each(services: Services) -> None:
+    """As of somebody who comes and goes: a track has one picture, however many events."""
+    events = [event(1, event_id=f"e{number}", start_ms=100 * number) for number in range(50)]
+    services.objects.put_bytes(f"detections/d/{events[0].thumbnail_key}", noise(320, 200))
+
+    pictures = re.findall(r"!\[[^]]*\]\([^)]*\)", of_publication(events, services)["table"].value)
+
+    assert pictures
+    assert sum(map(len, pictures)) <= metadata.MOST_PICTURE_BYTES
+
+
 def test_what_has_no_picture_is_shown_without(services: Services) -> None:
     assert metadata.of_detections(DONE, services, {})["contact_sheet"].value == "no picture"
     services.objects.put_bytes("detections/d/thumbnails/1.jpg", b"no picture")
