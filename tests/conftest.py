@@ -31,6 +31,7 @@ LONG = (
     "tests/batch_gpu/test_daemon.py",
     "tests/local/test_stack.py",
     "tests/removal/test_erasure.py",
+    "tests/test_shown_commands.py",
 )
 
 

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import sqlalchemy as sa
+import yaml
 from typer.main import get_command
 
 from capstone_dagster.cli import app
@@ -180,6 +182,14 @@ def test_the_readme_shows_the_commands_of_the_first_day() -> None:
     shown = " ".join(commands([ROOT / "README.md"]))
     for name in ("submit", "status", "events", "analyze", "doctor"):
         assert f"capstone {name}" in shown
+
+
+def test_the_launchpad_takes_the_configuration_that_is_shown() -> None:
+    from capstone_dagster.definitions import defs
+
+    [block] = blocks("yaml", [ROOT / "docs" / "howto" / "backfill.md"])
+    for shown in (block, re.sub(r"# (?=\w+: )", "", block)):  # the lines that are commented out, too
+        assert dg.validate_run_config(defs.resolve_job_def("analyze_videos"), yaml.safe_load(shown))
 
 
 def test_sql_runs_as_a_reader(event_store: EventStore) -> None:
