@@ -1,0 +1,263 @@
+"""What operators do to videos, and what a back end hears of it, while the local stack works by itself.
+
+The tests follow each other on one stack, as a day does.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster._core.scheduler.instigation import SensorInstigatorData
+
+from batch_gpu.local import alive, worker_pid
+from capstone_dagster.local.aws import NOTICE_TOPIC
+from capstone_dagster.local.postgres import EVENT_DATABASE
+from capstone_dagster.observability.runs.run_steps import PASS_STEP
+from tests.support.command_line import Capstone
+from tests.support.live_stack import DEADLINE_S, LiveStack, live_stack, repeated
+from tests.support.waiting import wait_for
+
+# In the order in which a video goes through them; it is in one of the last three when it is over.
+STATES = ("received", "queued", "running", "failed", "cancelled", "done")
+# How long a state may be untrue, with room for a machine that others use as well.
+TRUE_WITHIN_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def running_stack(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Iterator[LiveStack]:
+    """Every frame is analysed, which takes a while; only operators start anything again."""
+    folder = tmp_path_factory.mktemp("operators")
+    with live_stack(folder, model_cache, sample_fps="0", reexecutions_per_video="0") as stack:
+        yield stack
+
+
+@pytest.fixture
+def stack(running_stack: LiveStack, monkeypatch: pytest.MonkeyPatch) -> LiveStack:
+    """The stack, and this process a client of it."""
+    for name, value in running_stack.local.environment.items():
+        monkeypatch.setenv(name, value)
+    return running_stack
+
+
+@dataclass
+class BackEnd:
+    """A queue that is subscribed to the notices."""
+
+    stack: LiveStack
+    notices: list[dict[str, Any]] = field(default_factory=list)
+
+    def subscribe(self) -> None:
+        sqs, sns = self.stack.client("sqs"), self.stack.client("sns")
+        self.queue = sqs.create_queue(QueueName="back-end")["QueueUrl"]
+        attributes = sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=["QueueArn"])["Attributes"]
+        topic = self.stack.local.resources.notice_topic_arn
+        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=attributes["QueueArn"])
+
+    def told(self, video_id: str) -> list[str]:
+        """Kinds of the notices of a video in the order in which they came, each notice once."""
+        sqs = self.stack.client("sqs")
+        while messages := sqs.receive_message(QueueUrl=self.queue, MaxNumberOfMessages=10).get("Messages"):
+            for message in messages:
+                notice = json.loads(json.loads(message["Body"])["Message"])
+                if notice["notice_id"] not in {each["notice_id"] for each in self.notices}:
+                    self.notices.append(notice)
+                sqs.delete_message(QueueUrl=self.queue, ReceiptHandle=message["ReceiptHandle"])
+        return [each["kind"].removeprefix("video.") for each in self.notices if each["video_id"] == video_id]
+
+    def until(self, video_id: str, *kinds: str) -> None:
+        wait_for(f"{kinds} of {video_id}", lambda: self.told(video_id) == list(kinds), DEADLINE_S)
+
+
+@pytest.fixture(scope="module")
+def back_end(running_stack: LiveStack) -> BackEnd:
+    back_end = BackEnd(running_stack)
+    back_end.subscribe()
+    return back_end
+
+
+def watched(stack: LiveStack, video_id: str, until: Callable[[str], bool]) -> list[tuple[str, float, float]]:
+    """Each (state, progress) that a video's row has, and when it was written, seconds since 1970."""
+    seen: list[tuple[str, float, float]] = []
+
+    def look() -> bool:
+        row = stack.row(video_id)
+        now = (row["state"], row["progress"])
+        if not seen or seen[-1][:2] != now:
+            seen.append((*now, row["updated_at"].timestamp()))
+        return until(row["state"])
+
+    wait_for(f"the end of {video_id}", look, DEADLINE_S)
+    return seen
+
+
+def take_no_writes(stack: LiveStack, state: str) -> None:
+    """A failover as those who write see it: the event store alone, not Dagster's storage."""
+    admin = stack.local.postgres.url("postgres", "psycopg").replace("+psycopg", "")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {EVENT_DATABASE} SET default_transaction_read_only = {state}")
+        # Settings of a database hold for new connections.
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [EVENT_DATABASE]
+        )
+
+
+@pytest.mark.timeout(900)
+def test_an_operator_says_what_goes_first_and_what_ends(
+    stack: LiveStack, back_end: BackEnd, capstone: Capstone, clip: Path, tmp_path: Path
+) -> None:
+    endless = stack.upload("gate/endless.mp4", repeated(clip, 20, tmp_path / "endless.mp4"))
+    wait_for("its analysis", lambda: stack.row(endless)["progress"] > 0, DEADLINE_S)
+    unwanted = stack.upload("gate/unwanted.mp4", clip)
+    stack.until(unwanted, "queued")
+    broken = stack.upload("gate/broken.mp4", b"this is no video")
+    stack.until(broken, "queued")
+    urgent = stack.upload("gate/urgent.mp4", clip)
+    stack.until(urgent, "queued")
+
+    waiting = {row["video_id"]: row for row in json.loads(capstone("status", "--format", "json").out)}
+    assert [waiting[each]["queue_position"] for each in (unwanted, broken, urgent)] == [1, 2, 3]
+    assert waiting[urgent]["waiting_for"] == "3rd of 3 in the queue, 1 running"
+    assert waiting[endless]["queue_position"] is None
+    assert capstone("prioritize", urgent).out == f"{urgent} is 1st of 3 in the queue, 1 running.\n"
+    assert capstone("cancel", unwanted).out == f"{unwanted} is cancelled; 1 run ended.\n"
+
+    [run] = stack.runs(endless)
+    with dg.DagsterInstance.get() as instance:
+        worker = worker_pid(instance, run.run_id)
+    assert worker is not None
+    assert alive(worker)
+    ended = capstone("cancel", endless, "--by", "kim")
+    assert (ended.code, ended.out) == (0, f"{endless} is cancelled; 1 run ended.\n"), ended.err
+    wait_for("its worker's end", lambda: not alive(worker), DEADLINE_S)
+
+    seen = watched(stack, urgent, lambda state: state == "done")
+    # What stood before it in the queue has begun after it.
+    with dg.DagsterInstance.get() as instance:
+        record = instance.get_run_record_by_id(stack.runs(urgent)[0].run_id)
+        stack.until(broken, "failed")
+        later = instance.get_run_record_by_id(stack.runs(broken)[0].run_id)
+    assert record is not None
+    assert later is not None
+    assert record.start_time is not None
+    assert later.start_time is not None
+    assert record.start_time < later.start_time
+
+    states, progress = [state for state, _, _ in seen], [share for _, share, _ in seen]
+    assert states == sorted(states, key=STATES.index), "forward only"
+    assert set(states) == {"queued", "running", "done"}
+    assert progress == sorted(progress)
+    assert len(set(progress)) > 3, "it rises while it runs"
+    began = next(at for state, _, at in seen if state == "running")
+    over = next(at for state, _, at in seen if state == "done")
+    # Its row says `running` once its worker has begun, and `done` before the run has ended.
+    assert began - record.start_time < TRUE_WITHIN_S
+    record = wait_for("the run's end", lambda: _ended(stack, urgent), DEADLINE_S)
+    assert over <= record.end_time
+
+    for video_id, by in ((endless, "kim"), (unwanted, "")):
+        row = stack.row(video_id)
+        assert row["state"] == "cancelled"
+        assert by in row["message"]
+        assert stack.store.analyses(video_id) == []
+        assert [run.status for run in stack.runs(video_id)] == [dg.DagsterRunStatus.CANCELED]
+    back_end.until(urgent, "received", "analyzed")
+    back_end.until(broken, "received", "failed")
+    assert [back_end.told(each) for each in (endless, unwanted)] == [["received"], ["received"]]
+
+
+def _ended(stack: LiveStack, video_id: str) -> Any:
+    with dg.DagsterInstance.get() as instance:
+        record = instance.get_run_record_by_id(stack.runs(video_id)[0].run_id)
+    return record if record is not None and record.end_time else None
+
+
+@pytest.mark.timeout(900)
+def test_retry_publishes_what_a_fault_kept_back_and_notices_wait_for_sns(
+    stack: LiveStack, back_end: BackEnd, capstone: Capstone, clip: Path
+) -> None:
+    video = stack.upload("gate/kept_back.mp4", clip)
+    back_end.until(video, "received")
+    wait_for("its analysis", lambda: stack.row(video)["progress"] > 0, DEADLINE_S)
+    sns = stack.client("sns")
+    sns.delete_topic(TopicArn=stack.local.resources.notice_topic_arn)
+    take_no_writes(stack, "on")
+    wait_for("the failure", lambda: _ended(stack, video), DEADLINE_S)
+    refused = capstone("retry", "--class", "database-unavailable", "--since", "1h")
+    assert "0 runs started again" in refused.out, "its row cannot say yet that it failed"
+    take_no_writes(stack, "off")
+    row = stack.until(video, "failed")
+    assert row["failure_class"] == "database-unavailable"
+
+    retried = capstone("retry", "--class", "database-unavailable", "--since", "1h", "--format", "json")
+
+    [told] = json.loads(retried.out)
+    assert (told["video_id"], told["from_step"], told["gpu"]) == (video, "events.persist_events", False)
+    assert stack.until(video, "done")["run_id"] == told["run_id"]
+    [analysis] = stack.store.analyses(video)
+    assert len(stack.store.current_events(video)) == analysis["events"] > 0
+    again, failed = stack.runs(video)
+    assert again.run_id == told["run_id"]
+    with dg.DagsterInstance.get() as instance:
+        starts = [
+            entry.dagster_event.step_key
+            for run in (failed, again)
+            for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START)
+            if entry.dagster_event is not None
+        ]
+    assert starts.count(PASS_STEP) == 1
+
+    assert back_end.told(video) == ["received"], "SNS has taken nothing meanwhile"
+    sns.create_topic(Name=NOTICE_TOPIC)
+    back_end.subscribe()
+    back_end.until(video, "received", "failed", "analyzed")
+    numbers = [each["notice_id"] for each in back_end.notices if each["video_id"] == video]
+    assert numbers == sorted(numbers)
+    assert stack.store.oldest_notice() is None, "nothing waits"
+
+
+@pytest.mark.timeout(900)
+def test_the_summary_follows_published_events_and_nothing_before_them_goes_by_itself(
+    stack: LiveStack,
+) -> None:
+    with dg.DagsterInstance.get() as instance:
+
+        def last(asset: str) -> float:
+            records = instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
+            return records[0].timestamp if records else 0.0
+
+        def made() -> bool:
+            let_minutes_pass(instance)
+            return last("daily_activity") > last("events") > 0
+
+        wait_for("the summary", made, DEADLINE_S)
+        by_themselves = [run for run in instance.get_runs() if run.job_name != "analyze_upload"]
+        assert {asset for run in by_themselves for asset in run.asset_selection or ()} == {
+            dg.AssetKey("daily_activity")
+        }
+    nodes = stack.ask("{ assetNodes { assetKey { path } automationCondition { label } } }")
+    automated = {node["assetKey"]["path"][0] for node in nodes if node["automationCondition"]}
+    assert automated == {"daily_activity"}
+
+
+def let_minutes_pass(instance: dg.DagsterInstance) -> None:
+    """Have the sensor of the summaries look again, as it does every three minutes."""
+    [sensor] = [each for each in instance.all_instigator_state() if each.name == "summaries"]
+    data = sensor.instigator_data
+    assert isinstance(data, SensorInstigatorData)
+    age_s = time.time() - max(data.last_tick_timestamp or 0, data.last_tick_start_timestamp or 0)
+    if not 10 < age_s < 180:
+        return  # it looks in a moment, or did: its own record must not be written over
+    earlier = SensorInstigatorData(
+        last_tick_timestamp=time.time() - 180,
+        min_interval=data.min_interval,
+        cursor=data.cursor,
+        last_sensor_start_timestamp=data.last_sensor_start_timestamp,
+        sensor_type=data.sensor_type,
+    )
+    instance.update_instigator_state(sensor.with_data(earlier))

@@ -1,0 +1,118 @@
+"""The whole local stack for the tests of a module: real daemon, launcher, PostgreSQL, AWS emulator."""
+
+import json
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import av
+import dagster as dg
+import pytest
+
+from capstone_dagster.local.aws import client
+from capstone_dagster.local.demo import prepare
+from capstone_dagster.local.stack import LocalStack, local_stack
+from capstone_dagster.storage.event_store import EventStore
+from tests.support.waiting import wait_for
+
+# Everything waited for takes some seconds on an idle machine; a busy one may take this long.
+DEADLINE_S = 300.0
+
+
+@dataclass
+class LiveStack:
+    """A stack that works by itself, as its users see it: objects, rows, runs, Dagster's pages."""
+
+    local: LocalStack
+    uploaded: int = field(default=0, init=False)
+
+    @cached_property
+    def store(self) -> EventStore:
+        """The event store."""
+        return EventStore(self.local.environment["CAPSTONE_DATABASE_URL"])
+
+    def client(self, service: str) -> Any:
+        """A boto3 client of the emulator."""
+        return client(service, self.local.aws.endpoint_url)
+
+    def upload(self, key: str, video: Path | bytes) -> str:
+        """Put a video into the raw bucket, other bytes each time; its id, once the sensor has seen it."""
+        body = video if isinstance(video, bytes) else video.read_bytes()
+        self.uploaded += 1
+        # Zeros behind the last box are no part of the film.
+        self.client("s3").put_object(
+            Bucket=self.local.resources.raw_bucket, Key=key, Body=body + bytes(self.uploaded)
+        )
+        return str(wait_for(f"intake of {key}", lambda: self._by_key().get(key), DEADLINE_S)["video_id"])
+
+    def row(self, video_id: str) -> Mapping[str, Any]:
+        """The video's row of `current_status`."""
+        [row] = self.store.current_status(video_id)
+        return row
+
+    def until(self, video_id: str, *states: str) -> Mapping[str, Any]:
+        """Wait until the video's state is one of these; its row then."""
+        told = " or ".join(states)
+
+        def reached() -> Mapping[str, Any] | None:
+            self.local.check()
+            row = self.row(video_id)
+            return row if row["state"] in states else None
+
+        return wait_for(f"{video_id} to be {told}", reached, DEADLINE_S)
+
+    def runs(self, video_id: str, **filters: Any) -> list[dg.DagsterRun]:
+        """The runs of one video, latest first."""
+        with dg.DagsterInstance.get() as instance:
+            return list(instance.get_runs(dg.RunsFilter(tags={"dagster/partition": video_id}, **filters)))
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """What the web server answers to one of its pages."""
+        assert self.local.dagster is not None
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(
+            f"{self.local.dagster.url}/graphql", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            told = json.load(answer)
+        assert "errors" not in told, told["errors"]
+        [result] = told["data"].values()
+        return result
+
+    def _by_key(self) -> Mapping[str, Mapping[str, Any]]:
+        return {row["key"]: row for row in self.store.current_status()}
+
+
+@contextmanager
+def live_stack(folder: Path, model_cache: Path, **settings: str) -> Iterator[LiveStack]:
+    """Run a stack with these settings (CAPSTONE_… without the prefix) for the length of the block."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CAPSTONE_MODEL_CACHE", str(model_cache))
+        for name, value in settings.items():
+            environment.setenv(f"CAPSTONE_{name.upper()}", value)
+        with local_stack(folder / "state", webserver_port=None, before_dagster=prepare) as local:
+            yield LiveStack(local)
+
+
+def repeated(video: Path, times: int, path: Path) -> Path:
+    """A video over and over: its packets, copied, with their timestamps moved on."""
+    with av.open(str(path), "w") as container:
+        stream = None
+        for number in range(times):
+            with av.open(str(video)) as source:
+                template = source.streams.video[0]
+                if stream is None:
+                    stream = container.add_stream_from_template(template)
+                assert template.duration is not None
+                moved = number * template.duration
+                for packet in source.demux(template):
+                    if packet.dts is None or packet.pts is None:
+                        continue  # the empty one at the end
+                    packet.pts, packet.dts = packet.pts + moved, packet.dts + moved
+                    packet.stream = stream
+                    container.mux(packet)
+    return path
