@@ -126,7 +126,7 @@ class DagsterRecords:
         """
         found = set(known)
         with self._runs() as connection:
-            body = sa.select(RunsTable.c.run_id).where(_names(RunsTable.c.run_body, names))
+            body = sa.select(RunsTable.c.run_id).where(_names(RunsTable.c.run_body, names.ids))
             tagged = sa.select(RunTagsTable.c.run_id).where(RunTagsTable.c.value == names.video_id)
             for statement in (body, tagged):
                 found.update(connection.execute(statement).scalars())

@@ -33,6 +33,11 @@ class Names:
                 found += [quoted, json.dumps(quoted, ensure_ascii=ascii_only)[1:-1]]
         return tuple(dict.fromkeys(found))
 
+    @property
+    def ids(self) -> Names:
+        """Those by which a record is the video's: one address may begin another one's."""
+        return Names(self.video_id, tuple(each for each in self.also if "://" not in each))
+
     def blotted(self, text: str) -> str:
         """The text with another name in place of each."""
         # The longest first: a name may be part of another.

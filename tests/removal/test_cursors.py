@@ -17,7 +17,6 @@ from dagster._daemon.asset_daemon import (
     asset_daemon_cursor_to_instigator_serialized_cursor,
 )
 
-from capstone_dagster.assets.activity import daily_activity
 from capstone_dagster.removal import cursors
 from capstone_dagster.removal.dagster_records import DagsterRecords
 from capstone_dagster.removal.names import Names
@@ -27,14 +26,20 @@ NAMES = Names(VIDEO, ("s3://raw/휴게실.mp4",), "84")
 
 
 def automation_cursor(instance: dg.DagsterInstance) -> str:
-    """That of the sensor `summaries` just after events of both videos were published."""
+    """That of a sensor of automation conditions, as `summaries`, just after events were published."""
+    published = dg.AutomationCondition.any_deps_updated()
 
     @dg.asset(partitions_def=dg.DynamicPartitionsDefinition(name="videos"))
     def events() -> None: ...
 
-    definitions = dg.Definitions(
-        assets=[events, daily_activity], resources={"services": dg.ResourceDefinition.none_resource()}
+    @dg.asset(
+        deps=[events],
+        automation_condition=published.since(dg.AutomationCondition.newly_requested())
+        & ~dg.AutomationCondition.in_progress(),
     )
+    def summary() -> None: ...
+
+    definitions = dg.Definitions(assets=[events, summary])
     first = dg.evaluate_automation_conditions(definitions, instance)
     for video in (VIDEO, OTHER):
         instance.add_dynamic_partitions("videos", [video])

@@ -307,6 +307,17 @@ def test_backfills_that_are_over_lose_the_name() -> None:
         assert "v2" in str(left)
 
 
+def test_a_run_about_an_address_that_begins_with_this_one_is_another_videos() -> None:
+    names = Names("a-11111111", ("u1", "s3://raw/gate/a.mp4"))
+    with dg.DagsterInstance.ephemeral() as instance:
+        other = {"capstone/video_id": "a-mp4-22222222", "capstone/s3_uri": "s3://raw/gate/a.mp4.mp4"}
+        instance.add_run(dg.DagsterRun(job_name="analyze_upload", tags=other))
+        own = {"capstone/upload_id": "u1", "capstone/s3_uri": "s3://raw/gate/a.mp4"}
+        found = instance.add_run(dg.DagsterRun(job_name="analyze_upload", tags=own))
+
+        assert [run.run_id for run in DagsterRecords(instance).runs(names, [])] == [found.run_id]
+
+
 @pytest.mark.parametrize("name", ["gate-a1", 'a "quoted" \\ 휴게실.mp4'])
 def test_names_are_found_however_deep_they_are_quoted(name: str) -> None:
     once = json.dumps({"a": name})
