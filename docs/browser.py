@@ -1,6 +1,7 @@
 """A headless Chromium that clicks like a person, for pictures of pages: no more of its protocol than that."""
 
 import base64
+import io
 import json
 import shutil
 import subprocess
@@ -10,10 +11,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
+from PIL import Image
 from websockets.sync.client import connect
 
 # Pages load in a second or two; on a machine that is busy with others it was minutes.
 _PATIENCE_S = 300.0
+# A page that lost an answer of a busy server waits for it for ever: it is opened anew.
+_RELOAD_AFTER_S = 60.0
 
 
 class Browser:
@@ -67,7 +71,8 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", **size)
         self._call("Page.navigate", url=url)
-        self._wait(f"document.body && document.body.innerText.includes({json.dumps(shows)})", shows)
+        script = f"document.body && document.body.innerText.includes({json.dumps(shows)})"
+        self._wait(script, shows, reload=True)
 
     def click(self, text: str) -> None:
         """Click the first thing that has this text and no other."""
@@ -80,24 +85,34 @@ class Browser:
         self._wait(script, text)
 
     def picture(self, path: Path) -> None:
-        """Write what is seen as a PNG, once nothing moves any more."""
+        """Write what is seen as a PNG, once nothing moves any more, as what turns while it loads does."""
+        deadline = time.monotonic() + _PATIENCE_S
         before = b""
-        for _ in range(20):
+        while True:
             time.sleep(0.5)
             seen = base64.b64decode(self._call("Page.captureScreenshot")["data"])
             if seen == before:
                 break
-            before = seen
-        path.write_bytes(seen)
-
-    def _wait(self, script: str, text: str) -> None:
-        deadline = time.monotonic() + _PATIENCE_S
-        while not self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get(
-            "value"
-        ):
             if time.monotonic() > deadline:
+                raise TimeoutError(f"The page was expected to come to rest before {path.name} is made.")
+            before = seen
+        # 256 colours are enough for a page, also with photographs on it, and take a third of the bytes.
+        with Image.open(io.BytesIO(seen)) as image:
+            image.convert("RGB").quantize(256).save(path, optimize=True)
+
+    def _wait(self, script: str, text: str, *, reload: bool = False) -> None:
+        began = opened = time.monotonic()
+        while not self._evaluate(script):
+            now = time.monotonic()
+            if now > began + _PATIENCE_S:
                 raise TimeoutError(f"The page was expected to show {text!r}.")
+            if reload and now > opened + _RELOAD_AFTER_S:
+                self._call("Page.reload")
+                opened = now
             time.sleep(0.3)
+
+    def _evaluate(self, script: str) -> Any:
+        return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._calls += 1
