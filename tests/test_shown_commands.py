@@ -94,7 +94,9 @@ class Desk:
         if {"84", "--model-not"} & set(words) and command != "submit" and not self._status("84"):
             self.first = self.pipeline.analyze(self._clip("84.mp4"), "yard/84.mp4", external_id="84")
         if command in ("analyses", "compare", "rollback") and self.first is not None:
-            assert self.pipeline.run(self.first.upload, force=True).success  # as by a new model
+            again = self.pipeline.run(self.first.upload, force=True)  # as by a new model
+            failures = [str(event.event_specific_data) for event in again.all_events if event.is_failure]
+            assert again.success, failures
             self.first = None
         if command in ("prioritize", "cancel") and self._status("84")[0]["state"] != "queued":
             [row] = self._status("84")

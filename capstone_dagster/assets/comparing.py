@@ -89,8 +89,8 @@ def _told(
                 f"| {kind} | {before.start_ms / 1000:.1f} s | {before.end_ms / 1000:.1f} s | {before.label} "
                 f"| {before.track_id} | {how} | {shown} |"
             )
-    if len(rows) > _ROWS_SHOWN:
-        told += ["", f"{len(rows) - _ROWS_SHOWN} more are not shown."]
+        if len(rows) > _ROWS_SHOWN:
+            told += ["", f"{len(rows) - _ROWS_SHOWN} more are not shown."]
     return "\n".join([*told, "", f"With all pictures: `{command}`"])
 
 

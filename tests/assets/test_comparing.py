@@ -46,6 +46,19 @@ def test_compare_counts_what_changed_since_the_previous_analysis(services: Servi
     assert "capstone compare v1 --from a1 --to a2 --html" in table
 
 
+def test_compare_of_what_has_not_changed_says_so(services: Services) -> None:
+    store = services.events
+    store.record_upload(UPLOAD)
+    store.publish(ANALYSIS, [event_row("e1")], FACTS)
+    later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
+    store.publish(later, [event_row("f1")], FACTS)
+
+    told = of_comparison(*published(store, "a2"), services)
+
+    assert [told[f"{what}_events"] for what in ("matched", "moved", "appeared", "vanished")] == [1, 0, 0, 0]
+    assert "| appeared |" not in told["changes"].value  # type: ignore[union-attr]
+
+
 def test_compare_shows_what_appeared_vanished_and_moved(services: Services) -> None:
     def seen(event_id: str, start_ms: int, picture: str) -> dict[str, object]:
         return event_row(event_id, start_ms) | {"thumbnail_key": picture}
