@@ -9,7 +9,7 @@ import warnings
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -98,7 +98,7 @@ activity_sensor = dg.AutomationConditionSensorDefinition(
 
 
 def as_csv(rows: Sequence[Row]) -> bytes:
-    """The rows with a header; hours as ISO 8601 without a zone."""
+    """The rows with a header; hours as ISO 8601."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -149,9 +149,9 @@ def _draw_hours(axes: "Axes", rows: Sequence[Row], cameras: Sequence[str]) -> No
 
 
 def _draw_days(axes: "Axes", rows: Sequence[Row]) -> None:
-    per_day = Counter[datetime]()
+    per_day = Counter[date]()
     for row in rows:
-        per_day[row["hour"].replace(hour=0)] += row["events"]
+        per_day[row["hour"].date()] += row["events"]
     last = max(per_day)
     days = [last - timedelta(days=ago) for ago in reversed(range(DAYS))]
     axes.bar([f"{day:%m-%d}" for day in days], [per_day[day] for day in days], color="#31688e")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
@@ -17,7 +18,7 @@ _ACTIVITY = sa.text(f"""
     )
     SELECT
         camera,
-        date_trunc('hour', started_at AT TIME ZONE :zone) AS hour,
+        date_trunc('hour', started_at, :zone) AS hour,
         count(*) AS events,
         count(*) FILTER (WHERE label = 'person') AS persons,
         count(*) FILTER (WHERE label = 'face' OR face_score IS NOT NULL) AS faces
@@ -33,8 +34,9 @@ def activity(connection: sa.Connection, *, zone: str, days: int) -> tuple[list[M
     """Rows of camera, hour, events, persons, faces, in order of time; and how many events have no time.
 
     Args:
-        zone: in which hours are counted; `hour` is its wall-clock time, without a zone.
+        zone: in which hours are counted and told; of the two that a clock change makes of one, each has its own.
         days: so many before the last event.
     """
     rows = connection.execute(_ACTIVITY, {"zone": zone, "days": days}).mappings()
-    return [dict(row) for row in rows], connection.execute(_WITHOUT_TIME).scalar_one()
+    told = [{**row, "hour": row["hour"].astimezone(ZoneInfo(zone))} for row in rows]
+    return told, connection.execute(_WITHOUT_TIME).scalar_one()

@@ -428,7 +428,7 @@ class EventStore:
     def activity(self, *, zone: str, days: int) -> tuple[list[Mapping[str, Any]], int]:
         """Events of each camera and hour of the last days, and how many events have no wall-clock time.
 
-        Rows of camera, hour (wall-clock time in the zone), events, persons, faces, in order of time.
+        Rows of camera, hour (when it began, in the zone), events, persons, faces, in order of time.
         """
         with self._transaction() as connection:
             return activity.activity(connection, zone=zone, days=days)

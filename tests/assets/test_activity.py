@@ -70,12 +70,23 @@ def test_events_are_counted_by_camera_and_hour_where_the_camera_stands(services:
     assert (told["events_on_the_last_day"], told["timezone"]) == (1, "Asia/Seoul")
     read = csv.DictReader(io.StringIO(services.objects.get_bytes(ACTIVITY_FILE).decode()))
     assert [tuple(row.values()) for row in read] == [
-        ("gate", "2026-01-02T23:00:00", "2", "2", "1"),
-        ("yard", "2026-01-02T23:00:00", "1", "0", "1"),
-        ("gate", "2026-01-03T00:00:00", "1", "1", "0"),
+        ("gate", "2026-01-02T23:00:00+09:00", "2", "2", "1"),
+        ("yard", "2026-01-02T23:00:00+09:00", "1", "0", "1"),
+        ("gate", "2026-01-03T00:00:00+09:00", "1", "1", "0"),
     ]
     assert "| gate | 2 | 1 |" in told["table"]
     assert "| yard | 1 | 0 |" in told["table"]
+
+
+def test_an_hour_that_a_clock_change_repeats_counts_twice(services: Services) -> None:
+    began = datetime(2025, 10, 26, 0, 30, tzinfo=UTC)  # 02:30 in Berlin; an hour later it is 02:30 once more
+    rows = [event_row("", 0), event_row("", HOUR_MS), event_row("", HOUR_MS + 1)]
+    publish(services.events, 1, rows, recorded_at=began, recorded_at_source="message")
+    told, _ = services.events.activity(zone="Europe/Berlin", days=1)
+    assert [(row["hour"].isoformat(), row["events"]) for row in told] == [
+        ("2025-10-26T02:00:00+02:00", 1),
+        ("2025-10-26T02:00:00+01:00", 2),
+    ]
 
 
 def test_the_plot_is_a_small_picture_that_names_cameras_in_any_script(services: Services) -> None:
