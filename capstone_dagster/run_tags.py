@@ -34,7 +34,9 @@ REQUEST_RUN_TAG = "capstone/request_run_id"
 # On a failed run of which it was decided what follows: its own id, because later runs take its tags along.
 SETTLED_TAG = "capstone/reexecution_settled"
 
-# The detections that it works on, or worked on last, and those that it stored last.
+# The detections that its events are or will be derived from, made by it or found finished.
+USED_TAG = "capstone/detections_used"
+# The detections that it passes over pixels for, or did last, and those that it stored last.
 DETECTION_TAG = "capstone/detection_id"
 STORED_TAG = "capstone/detections_stored"
 # Seconds of video that it has to do with, as far as it knows yet.

@@ -91,6 +91,7 @@ def detect(
         reused=True,
         requested_model=order.model,
     )
+    passes.use(identity)
     try:
         reference = replace(reference, summary=_manifest(reference, services))
     except ObjectNotFound:

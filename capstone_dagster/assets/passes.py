@@ -20,6 +20,7 @@ from capstone_dagster.run_tags import (
     DUPLICATE_OF_TAG,
     DUPLICATE_TAG,
     STORED_TAG,
+    USED_TAG,
     VIDEO_SECONDS_TAG,
 )
 from capstone_dagster.services import Services
@@ -36,6 +37,10 @@ class Passes:
         self._services = services
         self._video_s = 0.0
         self._counted = False
+
+    def use(self, detection_id: str) -> None:
+        """Note which detections this run goes by: deleting another video of the same bytes leaves them."""
+        self._tag({USED_TAG: detection_id})
 
     def begin(self, detection_id: str, video: Path, story: Story) -> None:
         """Note that this run begins a pass, and tell if another one is at it or has finished it.

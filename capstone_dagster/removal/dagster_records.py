@@ -51,7 +51,7 @@ from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.observability.alerts.standing import SENSOR_NAME as ALERTS_SENSOR
 from capstone_dagster.removal import cursors
 from capstone_dagster.removal.names import DELETED, Names
-from capstone_dagster.run_tags import DETECTION_TAG, STORED_TAG, VIDEO_TAG
+from capstone_dagster.run_tags import DETECTION_TAG, STORED_TAG, USED_TAG, VIDEO_TAG
 from capstone_dagster.settings import ConfigurationError
 
 _RANGE_TAGS = {ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG}
@@ -152,7 +152,8 @@ class DagsterRecords:
             )
             with self._events() as connection:
                 own = connection.execute(others.limit(1)).first() is None
-        work = {run.tags[tag] for tag in (DETECTION_TAG, STORED_TAG) if tag in run.tags} if own else set()
+        named = (DETECTION_TAG, STORED_TAG, USED_TAG) if own else ()
+        work = {run.tags[tag] for tag in named if tag in run.tags}
         return RunTraces(run.run_id, run.status in _FINISHED, own, frozenset(work))
 
     def work(self, names: Names) -> tuple[set[str], set[str]]:
@@ -167,6 +168,17 @@ class DagsterRecords:
                     if label in found:
                         found[label].add(text)
         return found["detection_id"], found["analysis_id"]
+
+    def users(self, detection_ids: Collection[str]) -> dict[str, set[str]]:
+        """Detections → the videos whose runs go by them, published or not."""
+        found: dict[str, set[str]] = {}
+        if not detection_ids:
+            return found
+        for run in self._instance.get_runs(dg.RunsFilter(tags={USED_TAG: sorted(detection_ids)})):
+            video_id = run.tags.get(VIDEO_TAG) or run.tags.get(PARTITION_NAME_TAG)
+            if video_id is not None:
+                found.setdefault(run.tags[USED_TAG], set()).add(video_id)
+        return found
 
     def asset_names(self) -> list[str]:
         """Every asset's name, as the references of the IO manager spell it."""

@@ -148,7 +148,9 @@ class Eraser:
                 runs=runs,
                 detections=frozenset(detections),
                 analyses=frozenset(analyses),
-                shared=self._erasures.shared(video_id, frozenset(detections)),
+                shared=self._erasures.shared(
+                    video_id, frozenset(detections), self._records.users(detections)
+                ),
                 assets=assets,
                 running_backfills=self._records.running_backfills(names),
             )

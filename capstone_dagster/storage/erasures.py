@@ -7,7 +7,7 @@ finds the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -118,10 +118,21 @@ class Erasures:
                 external_id=video.external_id,
             )
 
-    def shared(self, video_id: str, detection_ids: frozenset[str]) -> frozenset[str]:
-        """Those of the detections that an analysis of another video, which stays, rests on."""
+    def shared(
+        self, video_id: str, detection_ids: frozenset[str], users: Mapping[str, Collection[str]]
+    ) -> frozenset[str]:
+        """Those of the detections that another video, which stays, needs.
+
+        Args:
+            users: detections → videos whose runs go by them: an analysis that is still to be published
+                is no row yet.
+        """
+        named = {each for videos_ in users.values() for each in videos_} - {video_id}
         with database_errors(self._engine), self._engine.connect() as connection:
-            return _shared(connection, video_id, detection_ids)
+            stay = sa.select(videos.c.video_id).where(videos.c.video_id.in_(named), ~_going(videos))
+            staying = set(connection.execute(stay).scalars())
+            used = {each for each in detection_ids if staying.intersection(users.get(each, ()))}
+            return _shared(connection, video_id, detection_ids) | used
 
     def last(self, video_id: str) -> Erasure | None:
         """The last erasure of a video, finished or not; None if it was never deleted."""
@@ -180,13 +191,16 @@ class Erasures:
 def _shared(
     connection: sa.Connection, video_id: str, detection_ids: set[str] | frozenset[str]
 ) -> frozenset[str]:
-    # Of two videos that are being deleted at once neither keeps the files for the other.
-    hashed = sa.func.encode(sa.func.sha256(sa.func.convert_to(analyses.c.video_id, "UTF8")), "hex")
-    going = sa.exists().where(erasures.c.video_hash == hashed, erasures.c.finished_at.is_(None))
     statement = sa.select(analyses.c.detection_id).where(
-        analyses.c.detection_id.in_(detection_ids), analyses.c.video_id != video_id, ~going
+        analyses.c.detection_id.in_(detection_ids), analyses.c.video_id != video_id, ~_going(analyses)
     )
     return frozenset(connection.execute(statement).scalars())
+
+
+def _going(table: sa.Table) -> sa.ColumnElement[bool]:
+    """Whether a row's video is being deleted: of two that are, neither keeps files for the other."""
+    hashed = sa.func.encode(sa.func.sha256(sa.func.convert_to(table.c.video_id, "UTF8")), "hex")
+    return sa.exists().where(erasures.c.video_hash == hashed, erasures.c.finished_at.is_(None))
 
 
 def _add(connection: sa.Connection, erasure_id: int, removed: Mapping[str, int]) -> dict[str, int]:

@@ -220,6 +220,28 @@ def test_detections_of_the_same_bytes_go_with_the_last_video(pipeline: Pipeline,
 
 
 @pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
+def test_detections_that_another_video_has_not_published_yet_stay(pipeline: Pipeline, clip: Path) -> None:
+    first = pipeline.upload("gate/a.mp4", clip.read_bytes())
+    second = pipeline.upload("gate/b.mp4", clip.read_bytes())
+    assert pipeline.run(first).success
+    stored = pipeline.services.objects.keys("detections/")
+    [detection_id] = {key.split("/")[1] for key in stored}
+    under_way = dg.DagsterRun(
+        job_name="analyze_upload",
+        status=dg.DagsterRunStatus.STARTED,
+        tags={"capstone/video_id": second.video_id, "capstone/detections_used": detection_id},
+    )
+    pipeline.instance.add_run(under_way)
+    eraser = Eraser(pipeline.services, pipeline.instance)
+
+    eraser.erase(first.video_id, by="x")
+    assert pipeline.services.objects.keys("detections/") == stored
+    pipeline.instance.report_run_canceled(under_way)
+    eraser.erase(second.video_id, by="x")
+    assert pipeline.services.objects.keys("") == []
+
+
+@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_a_run_that_does_not_end_keeps_everything(
     pipeline: Pipeline, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
