@@ -34,9 +34,9 @@ def activity(connection: sa.Connection, *, zone: str, days: int) -> tuple[list[M
     """Rows of camera, hour, events, persons, faces, in order of time; and how many events have no time.
 
     Args:
-        zone: in which hours are counted and told; of the two that a clock change makes of one, each has its own.
+        zone: in which hours are counted and told; the two that a clock change makes of one are two.
         days: so many before the last event.
     """
     rows = connection.execute(_ACTIVITY, {"zone": zone, "days": days}).mappings()
-    told = [{**row, "hour": row["hour"].astimezone(ZoneInfo(zone))} for row in rows]
+    told: list[Mapping[str, Any]] = [{**row, "hour": row["hour"].astimezone(ZoneInfo(zone))} for row in rows]
     return told, connection.execute(_WITHOUT_TIME).scalar_one()
