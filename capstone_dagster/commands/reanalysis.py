@@ -93,8 +93,13 @@ def reanalyze(
         and (after is None or row["uploaded_at"] >= after)
         and (other is None or _made_by_another(row, other))
     ]
+    if camera is not None and all(row["camera"] != camera for row in known):
+        raise typer.BadParameter(
+            f"no video of camera {camera!r} is known; `capstone status` lists those that are"
+        )
     if not rows:
-        raise typer.BadParameter(_none_found(camera, since, model_not))
+        _tell_nothing(_none_found(camera, since, model_not), form)
+        return
     if model_not not in (None, TODAY) and all(
         _made_by_another(row, str(model_not)) for row in known if row["model_sha256"]
     ):
@@ -136,6 +141,13 @@ def _tell_plan(found: Sequence[str], runs: int, work: Estimate, form: str) -> No
         print(f"{_count(found, runs)} would be analysed again.\n{work.told(len(found))}")
 
 
+def _tell_nothing(why: str, form: str) -> None:
+    # A script that asks after every change of the model has what it wants.
+    if form == "json":
+        print(json.dumps({"backfill_id": None, "videos": [], "runs": 0}, indent=2))
+    terminal.err.print(why, markup=False, soft_wrap=True)
+
+
 def _count(videos: Sequence[str], runs: int) -> str:
     plural = "s" if len(videos) > 1 else ""
     return f"{len(videos)} video{plural} in {runs} run{'s' if runs > 1 else ''}"
@@ -160,7 +172,7 @@ def _none_found(camera: str | None, since: str | None, model_not: str | None) ->
     which = [f"of camera {camera!r}"] if camera is not None else []
     which += [f"uploaded within the last {since}"] if since is not None else []
     which += [f"analysed by another model than {model_not}"] if model_not is not None else []
-    return " ".join(["no video", *which, "is known; `capstone status` lists those that are"])
+    return " ".join(["Nothing to analyse again: no video", *which, "is known."])
 
 
 def _repository() -> Any:

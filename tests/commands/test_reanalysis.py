@@ -208,7 +208,6 @@ def test_reanalyze_wonders_at_a_model_that_made_nothing(capstone: Capstone) -> N
         (["v1", "--since", "1d"], "name videos, or choose --all"),
         (["--all", "--model-not", "today"], "name videos, or choose --all"),
         (["--since", "tomorrow"], "no time as in 30m, 2h or 1d"),
-        (["--since", "1s"], "no video uploaded within the last 1s"),
         (["v1", "--events-only", "--force"], "leaves as they are"),
         (["--camera", "roof"], "no video of camera 'roof'"),
         (["v9"], "no video 'v9' is known"),
@@ -222,6 +221,16 @@ def test_reanalyze_refuses_a_backfill_of_what_is_not_there(
 
     assert outcome.code != 0
     assert told in " ".join(outcome.err.replace("│", " ").split())
+    assert instance.get_backfills() == []
+
+
+def test_reanalyze_is_content_where_a_backfill_has_nothing_to_do(
+    instance: dg.DagsterInstance, capstone: Capstone
+) -> None:
+    outcome = capstone("reanalyze", "--since", "1s", "--format", "json")
+
+    assert (outcome.code, json.loads(outcome.out)["videos"]) == (0, [])
+    assert "Nothing to analyse again: no video uploaded within the last 1s is known." in outcome.err
     assert instance.get_backfills() == []
 
 
