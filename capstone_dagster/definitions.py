@@ -12,7 +12,6 @@ from capstone_dagster.assets.checks import detections_checks, events_checks
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.previews import preview_video
-from capstone_dagster.assets.reexecution import reexecution_sensor
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.intake.sensor import upload_sensor
@@ -25,6 +24,7 @@ from capstone_dagster.outbox.sensor import outbox_sensor
 from capstone_dagster.removal.retention import retention, retention_schedule
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
+from capstone_dagster.steering.reexecution import reexecution_sensor
 
 services = Services(read_settings())
 configure_logging(services.settings, "code-location")

@@ -26,7 +26,7 @@ LONG = (
     "tests/test_demo.py",
     "tests/intake/test_soak.py",
     "tests/local/test_operators.py",
-    "tests/assets/test_reexecution_daemon.py",
+    "tests/steering/test_reexecution_daemon.py",
     "tests/local/test_backfill_stack.py",
     "tests/batch_gpu/test_pipeline.py",
     "tests/batch_gpu/test_scale.py",

@@ -81,7 +81,17 @@ ALLOWED = {
     "intake": {"settings", "run_tags", "storage", "observability", "services"},
     "outbox": {"settings", "storage", "observability", "services"},
     "removal": {"settings", "run_tags", "storage", "observability", "services", "intake"},
-    "assets": {"settings", "run_tags", "analysis", "storage", "observability", "services", "models"},
+    "steering": {"settings", "run_tags", "storage", "observability", "services"},
+    "assets": {
+        "settings",
+        "run_tags",
+        "analysis",
+        "storage",
+        "observability",
+        "services",
+        "models",
+        "steering",
+    },
 }
 FOREIGN = {"dagster", "boto3", "botocore", "sqlalchemy", "psycopg"}
 

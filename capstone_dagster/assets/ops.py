@@ -13,7 +13,6 @@ from capstone_dagster.analysis import analyze_video as analyze_video_file
 from capstone_dagster.assets import metadata
 from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.failing import explained, run_tags
-from capstone_dagster.assets.lineage import request_run_id
 from capstone_dagster.assets.partitions import backfill_policy, videos
 from capstone_dagster.assets.passes import Passes
 from capstone_dagster.assets.progress import Watch, latest_upload, warn
@@ -35,6 +34,7 @@ from capstone_dagster.assets.tracing import step_trace
 from capstone_dagster.observability.failures import FailureClass
 from capstone_dagster.run_tags import FORCE_TAG
 from capstone_dagster.services import Services
+from capstone_dagster.steering.lineage import request_run_id
 from capstone_dagster.storage.records import VideoUpload
 
 raw_videos = dg.AssetSpec(

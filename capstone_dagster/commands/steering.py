@@ -14,7 +14,7 @@ from capstone_dagster.commands.finding import find_video
 from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, event_store
 
 if TYPE_CHECKING:
-    from capstone_dagster.assets.steering import Restart
+    from capstone_dagster.steering.by_hand import Restart
     from capstone_dagster.storage.event_store import EventStore
 
 VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")]
@@ -39,12 +39,12 @@ def cancel(
 
     Example: `capstone cancel 84 --by kim`
     """
-    from capstone_dagster.assets import steering
+    from capstone_dagster.steering import by_hand
 
     store = event_store(state)
     row = _row(store, video)
     with dagster_instance(state) as instance, terminal.progress(f"Ending {row['video_id']}"):
-        ended = steering.cancel(instance, store, row, by=by or getpass.getuser(), force=force)
+        ended = by_hand.cancel(instance, store, row, by=by or getpass.getuser(), force=force)
     print(f"{row['video_id']} is cancelled; {_runs(ended)} ended.")
 
 
@@ -59,12 +59,12 @@ def prioritize(
 
     Example: `capstone prioritize 84`
     """
-    from capstone_dagster.assets import steering
+    from capstone_dagster.steering import by_hand
 
     store = event_store(state)
     row = _row(store, video)
     with dagster_instance(state) as instance:
-        found = steering.prioritize(instance, row, priority)
+        found = by_hand.prioritize(instance, row, priority)
     if not found:
         print(f"{row['video_id']} has left the queue meanwhile.")
     for place in found.values():
@@ -96,7 +96,7 @@ def retry(
 
     Example: `capstone retry --class database-unavailable --since 2h --dry-run`
     """
-    from capstone_dagster.assets import steering
+    from capstone_dagster.steering import by_hand
 
     if not videos and failure is None and since is None:
         raise typer.BadParameter("name videos, or choose by --class or --since")
@@ -110,8 +110,8 @@ def retry(
         restarts: list[Restart] = []
         for row in rows:
             try:
-                restarts.append(steering.restart_of(instance, row))
-            except steering.Refused as refused:
+                restarts.append(by_hand.restart_of(instance, row))
+            except by_hand.Refused as refused:
                 told.append(_account(row["video_id"], None, refusal=str(refused)))
         if restarts and not dry_run:
             report("Loading the definitions")
@@ -121,8 +121,8 @@ def retry(
                 told.append(_account(restart.video_id, restart))
                 continue
             try:
-                again = steering.start_again(instance, repository, store, restart, by=who)
-            except steering.Refused as refused:
+                again = by_hand.start_again(instance, repository, store, restart, by=who)
+            except by_hand.Refused as refused:
                 told.append(_account(restart.video_id, restart, refusal=str(refused)))
             else:
                 told.append(_account(restart.video_id, restart, run_id=again.run_id))

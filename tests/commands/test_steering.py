@@ -11,17 +11,17 @@ import dagster as dg
 import pytest
 from dagster._core.launcher.base import LaunchRunContext
 
-from capstone_dagster.assets import steering
 from capstone_dagster.assets.failing import tried_again, video_status_sensor
-from capstone_dagster.assets.lineage import attempts, reexecution_id
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
-from capstone_dagster.assets.queueing import ordinal, places
-from capstone_dagster.assets.reexecution import reexecution_sensor
 from capstone_dagster.commands import steering as command
 from capstone_dagster.observability.failures import POLICIES, FailureClass
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
+from capstone_dagster.steering import by_hand
+from capstone_dagster.steering.lineage import attempts, reexecution_id
+from capstone_dagster.steering.queueing import ordinal, places
+from capstone_dagster.steering.reexecution import reexecution_sensor
 from capstone_dagster.storage.event_store import EventStore
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, notices
 from tests.support.command_line import Capstone
@@ -110,7 +110,7 @@ def operations(
     url = event_store.engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
-    monkeypatch.setattr(steering, "_POLL_S", 0.02)
+    monkeypatch.setattr(by_hand, "_POLL_S", 0.02)
     monkeypatch.setattr(command, "_repository", _definitions.get_repository_def)
     with dg.DagsterInstance.get() as instance:
         # The command opens an instance of its own; how workers end is decided here for both.
@@ -193,8 +193,8 @@ def test_a_worker_that_does_not_answer_needs_force(
 ) -> None:
     run = operations.run(1, STARTED)
     monkeypatch.setattr(Worker, "lost", True)
-    real = steering.cancel
-    monkeypatch.setattr(steering, "cancel", lambda *words, **options: real(*words, **options, deadline_s=0.2))
+    real = by_hand.cancel
+    monkeypatch.setattr(by_hand, "cancel", lambda *words, **options: real(*words, **options, deadline_s=0.2))
 
     outcome = capstone("cancel", "v1")
     assert outcome.code == 1
@@ -431,7 +431,7 @@ def _tick(operations: Operations, sensor: dg.SensorDefinition, after_s: float = 
     with pytest.MonkeyPatch.context() as patched:
         now = time.time() + after_s
         if sensor is reexecution_sensor:
-            patched.setattr("capstone_dagster.assets.reexecution.time.time", lambda: now)
+            patched.setattr("capstone_dagster.steering.reexecution.time.time", lambda: now)
         context = dg.build_sensor_context(
             instance=operations.instance,
             resources={"services": operations.services},

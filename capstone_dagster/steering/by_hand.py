@@ -17,11 +17,11 @@ from dagster._core.storage.tags import (
     PRIORITY_TAG,
 )
 
-from capstone_dagster.assets.lineage import Resumption, create_reexecution, reexecution_id
-from capstone_dagster.assets.queueing import Place, places
 from capstone_dagster.observability.runs.failed_runs import starts_again
 from capstone_dagster.observability.runs.run_steps import PASS_STEP
 from capstone_dagster.run_tags import UPLOAD_TAG
+from capstone_dagster.steering.lineage import Resumption, create_reexecution, reexecution_id
+from capstone_dagster.steering.queueing import Place, places
 from capstone_dagster.storage.event_store import EventStore
 
 _UNFINISHED = [

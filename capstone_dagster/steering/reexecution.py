@@ -18,7 +18,14 @@ import dagster as dg
 from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_BACKFILL_ID_TAG, PARENT_RUN_ID_TAG
 
-from capstone_dagster.assets.lineage import (
+from capstone_dagster.observability.breaker_state import read_breaker, read_offers, write_offers
+from capstone_dagster.observability.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
+from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.observability.runs.failed_runs import class_of, starts_again
+from capstone_dagster.observability.runs.run_steps import PASS_STEP
+from capstone_dagster.run_tags import PROBE_TAG, SETTLED_TAG, UPLOAD_TAG, VIDEO_TAG
+from capstone_dagster.services import Services
+from capstone_dagster.steering.lineage import (
     JOBS,
     UPLOAD_JOB,
     Resumption,
@@ -27,7 +34,7 @@ from capstone_dagster.assets.lineage import (
     is_kept_going,
     reexecution_id,
 )
-from capstone_dagster.assets.second_chances import (
+from capstone_dagster.steering.second_chances import (
     Budget,
     FailedRun,
     Leave,
@@ -37,13 +44,6 @@ from capstone_dagster.assets.second_chances import (
     failed_for_good,
     judge,
 )
-from capstone_dagster.observability.breaker_state import read_breaker, read_offers, write_offers
-from capstone_dagster.observability.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
-from capstone_dagster.observability.failures import FailureClass
-from capstone_dagster.observability.runs.failed_runs import class_of, starts_again
-from capstone_dagster.observability.runs.run_steps import PASS_STEP
-from capstone_dagster.run_tags import PROBE_TAG, SETTLED_TAG, UPLOAD_TAG, VIDEO_TAG
-from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
 
 SENSOR_NAME = "reexecution"

@@ -17,19 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstone_dagster.assets.backfills import request_backfill
-from capstone_dagster.assets.lineage import Resumption, attempts, reexecution_id, request_run_id
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
-from capstone_dagster.assets.reexecution import reexecution_sensor
-from capstone_dagster.assets.second_chances import (
-    DELAYS_S,
-    Budget,
-    FailedRun,
-    Leave,
-    Start,
-    Verdict,
-    Wait,
-    judge,
-)
 from capstone_dagster.observability.breaker_state import (
     DUPLICATE_JOB,
     OPERATOR,
@@ -43,6 +31,18 @@ from capstone_dagster.observability.failures import POLICIES, SYSTEMIC, FailureC
 from capstone_dagster.run_tags import FAILURE_TAG, PROBE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
+from capstone_dagster.steering.lineage import Resumption, attempts, reexecution_id, request_run_id
+from capstone_dagster.steering.reexecution import reexecution_sensor
+from capstone_dagster.steering.second_chances import (
+    DELAYS_S,
+    Budget,
+    FailedRun,
+    Leave,
+    Start,
+    Verdict,
+    Wait,
+    judge,
+)
 from capstone_dagster.storage.event_store import EventStore
 from tests.storage.samples import UPLOAD, dump, notices
 
@@ -198,7 +198,7 @@ class Sensor:
     def tick(self, after_s: float = 0.0) -> str:
         now = time.time() + after_s
         with self.monkeypatch.context() as patched:
-            patched.setattr("capstone_dagster.assets.reexecution.time.time", lambda: now)
+            patched.setattr("capstone_dagster.steering.reexecution.time.time", lambda: now)
             context = dg.build_sensor_context(
                 instance=self.instance,
                 cursor=self.cursor,
