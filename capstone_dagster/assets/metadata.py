@@ -123,7 +123,7 @@ def of_publication(
         "rows": published.rows,
         "persons": sum(event.label == "person" for event in events),
         "faces": sum(event.label == "face" or event.face_score is not None for event in events),
-        **({"upload_to_persisted_s": round(latency_s, 1)} if published.rows else {}),
+        **({"upload_to_persisted_s": round(latency_s, 1)} if published.first else {}),
         "analysis_id": published.analysis_id,
         "detection_id": detections.detection_id,
         "current": published.current,

@@ -95,6 +95,7 @@ def publish(
         published_at=publication.published_at,
         current=publication.current,
         rows=len(events) if publication.inserted else 0,
+        first=publication.first,
     )
     story.saved(published.events, published.rows, seconds)
     return published, events

@@ -72,6 +72,7 @@ class PublishedAnalysis:
 
     Attributes:
         rows: of its events, those that this publication wrote: none, if it was published before.
+        first: it is new, and the first analysis of its upload.
     """
 
     analysis_id: str
@@ -80,6 +81,7 @@ class PublishedAnalysis:
     published_at: datetime
     current: bool
     rows: int = 0
+    first: bool = False
 
 
 Reference = FramesReference | DetectionsReference | EventsReference | PublishedAnalysis
