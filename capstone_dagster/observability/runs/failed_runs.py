@@ -26,6 +26,9 @@ _BY_REASON = {
     RunFailureReason.START_TIMEOUT: FailureClass.CAPACITY,
 }
 
+# Of a run that Dagster could not even launch, for example because the code cannot be imported.
+_FROM_OUTSIDE = "This run has been marked as failed from outside"
+
 
 def starts_again(run: dg.DagsterRun) -> bool:
     """Whether Dagster itself starts a failed run once more: then nothing has failed for good."""
@@ -67,12 +70,21 @@ def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[Failur
     A step that failed for a known reason says it. Without one, the launcher is believed, then what kind of
     failure Dagster saw.
     """
-    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+    kinds = {
+        dg.DagsterEventType.STEP_FAILURE,
+        dg.DagsterEventType.RUN_FAILURE,
+        dg.DagsterEventType.ENGINE_EVENT,
+    }
     told = "The run ended without a word: its worker was lost."
     seen = FailureClass.WORKER_LOST
+    before = None  # what went wrong around the run, which its failure does not repeat
     for record in instance.get_records_for_run(run.run_id, of_type=kinds).records:
         event = record.event_log_entry.dagster_event
         if event is None:
+            continue
+        if event.event_type == dg.DagsterEventType.ENGINE_EVENT:
+            error = event.engine_event_data.error
+            before = f"{event.message}: {error.message.strip()}" if error is not None else before
             continue
         if event.is_step_failure:
             data = event.step_failure_data
@@ -88,6 +100,8 @@ def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[Failur
             reason = event.event_specific_data.failure_reason
             seen = _BY_REASON.get(reason, seen) if reason is not None else seen
         told = event.message or told
+        if before is not None and told.startswith(_FROM_OUTSIDE):
+            told = before
     # A launcher that knows why says so; "none" is what it writes over a parent's.
     by_launcher = run.tags.get(JOB_FAILURE_TAG, NO_FAILURE)
     return seen if by_launcher == NO_FAILURE else _named(by_launcher), told
