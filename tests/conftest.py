@@ -20,7 +20,7 @@ __all__ = ["Aws"]  # tests name the type from here
 # The servers, the demo clip and the rest of what tests of other projects use as well.
 pytest_plugins = ["capstone_dagster.testing"]
 
-# Files whose tests take longest, longest first. Of two workers, each takes a file at a time: what takes
+# Files whose tests take longest, longest first. Each worker takes a file at a time: what takes
 # minutes and comes last is waited for by a worker that has nothing to do.
 LONG = (
     "tests/test_demo.py",
@@ -37,10 +37,33 @@ LONG = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, all others as they come."""
+# What these files test is ours, above AWS: one emulator will do. That both agree on what it stands on is
+# tested where intake, the object store, erasure, the outbox, alerts and one whole run are.
+ONE_EMULATOR = {
+    "tests/assets/test_checks.py",
+    "tests/assets/test_interruption.py",
+    "tests/assets/test_recovery.py",
+    "tests/assets/test_several.py",
+    "tests/observability/test_metrics_of_runs.py",
+    "tests/removal/test_retention.py",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long files first, all others as they come; what one emulator shows is not run on the other."""
     place = {name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONG)))
+    items.sort(key=lambda item: place.get(_file(item), len(LONG)))
+    spared = [item for item in items if _file(item) in ONE_EMULATOR and _emulator(item) == "moto"]
+    config.hook.pytest_deselected(items=spared)
+    items[:] = [item for item in items if item not in spared]
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _emulator(item: pytest.Item) -> object:
+    return item.callspec.params.get("aws_endpoint") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture(scope="session")

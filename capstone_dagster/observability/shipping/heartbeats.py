@@ -127,7 +127,7 @@ def send_heartbeats(
                 if wrong is None:
                     metrics.add(HEARTBEAT, service=service)
                     if missed[service] and service in well:
-                        log.info("The %s answers again.", service, extra={"action": "health_check.recovered"})
+                        log.info("The %s answers again.", service, extra={"action": "heartbeat.recovered"})
                     well.add(service)
                     missed[service] = 0
                     continue
@@ -137,7 +137,7 @@ def send_heartbeats(
                         "The %s does not answer as it should: %s.",
                         service,
                         wrong,
-                        extra={"action": "health_check.failed", "service": service},
+                        extra={"action": "heartbeat.missed", "service": service},
                     )
 
 
