@@ -38,8 +38,11 @@ LONG = (
 
 
 # What these files test is ours, above AWS: one emulator will do. That both agree on what it stands on is
-# tested where intake, the object store, erasure, the outbox, alerts and one whole run are.
+# tested where intake, the object store, erasure, the outbox and one whole run are.
 ONE_EMULATOR = {
+    "tests/intake/test_breaker_gate.py",
+    "tests/observability/test_alerts_command.py",
+    "tests/observability/test_alerts_sensor.py",
     "tests/assets/test_checks.py",
     "tests/assets/test_interruption.py",
     "tests/assets/test_recovery.py",
