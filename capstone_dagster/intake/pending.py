@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+
+from capstone_dagster.observability.cursors import known_fields
 
 
 @dataclass(slots=True)
@@ -44,9 +46,7 @@ class Counts:
 
 def read_cursor(cursor: str | None) -> list[Pending]:
     """What an earlier tick kept, be it of a later version that was rolled back."""
-    known = {each.name for each in fields(Pending)}
-    kept = json.loads(cursor) if cursor else []
-    return [Pending(**{name: value for name, value in item.items() if name in known}) for item in kept]
+    return [Pending(**known_fields(Pending, item)) for item in (json.loads(cursor) if cursor else [])]
 
 
 def write_cursor(pending: Sequence[Pending]) -> str:

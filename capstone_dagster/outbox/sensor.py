@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import dagster as dg
 
 from capstone_dagster.observability.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_SENT
+from capstone_dagster.observability.cursors import known_fields
 from capstone_dagster.outbox.topic import BATCH, NoticeTopic, NotSent
 from capstone_dagster.services import Services
 
@@ -74,9 +75,7 @@ def outbox_sensor(
 
 def _read(cursor: str | None) -> _Memory:
     """What an earlier tick kept, be it of a later version that was rolled back."""
-    known = {each.name for each in fields(_Memory)}
-    kept = json.loads(cursor) if cursor else {}
-    return _Memory(**{name: value for name, value in kept.items() if name in known})
+    return _Memory(**known_fields(_Memory, json.loads(cursor) if cursor else {}))
 
 
 def _send(services: Services, topic: NoticeTopic, memory: _Memory) -> str:

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence, Set
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_BACKFILL_ID_TAG, 
 
 from capstone_dagster.observability.breaker_state import read_breaker, read_offers, write_offers
 from capstone_dagster.observability.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
+from capstone_dagster.observability.cursors import known_fields
 from capstone_dagster.observability.failures import FailureClass
 from capstone_dagster.observability.runs.failed_runs import class_of, starts_again
 from capstone_dagster.observability.runs.run_steps import PASS_STEP
@@ -381,13 +382,10 @@ def _load(cursor: str | None, now: float) -> _Cursor:
     if not cursor:
         return _Cursor(seen=now - _FIRST_LOOK_S)
     kept: dict[str, Any] = json.loads(cursor)
-    # It may be of a later version that was rolled back.
-    known = {each.name for each in fields(FailedRun)}
     waiting = [
         _Waiting(
             FailedRun(
-                **{name: value for name, value in each["run"].items() if name in known}
-                | {"failure": FailureClass(each["run"]["failure"])}
+                **known_fields(FailedRun, each["run"]) | {"failure": FailureClass(each["run"]["failure"])}
             ),
             **{name: each[name] for name in ("told", "refused", "errors")},
         )

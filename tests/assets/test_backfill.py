@@ -210,20 +210,25 @@ def test_a_forced_backfill_does_finished_work_again_and_keeps_what_was(
         assert [analysis["is_current"] for analysis in analyses] == [False, True]
 
 
+def s3_silent_for(upload: VideoUpload) -> Callable[..., DetectionsReference]:
+    """The pass, but for one upload."""
+    real: Callable[..., DetectionsReference] = analyze.detect
+
+    def detect(order: AnalysisOrder, *arguments: Any, **options: Any) -> DetectionsReference:
+        if order.upload == upload:
+            raise StorageUnavailable("S3 does not answer.")
+        return real(order, *arguments, **options)
+
+    return detect
+
+
 def test_an_interrupted_backfill_goes_on_with_what_is_left(
     pipeline: Pipeline, clip: Path, passes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two, three = uploads(pipeline, clip, "one", "two", "three")
-    real: Callable[..., DetectionsReference] = analyze.detect
-
-    def cut(order: AnalysisOrder, *arguments: Any, **options: Any) -> DetectionsReference:
-        if order.upload == two:
-            raise StorageUnavailable("S3 does not answer.")
-        return real(order, *arguments, **options)
-
     forced = {"capstone/force": "true"}
     with monkeypatch.context() as broken:
-        broken.setattr(several, "detect", cut)
+        broken.setattr(several, "detect", s3_silent_for(two))
         # Each try would wait for some seconds.
         broken.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
         stopped = backfill(pipeline, one, three, tags=forced)
@@ -250,15 +255,8 @@ def test_a_later_try_of_a_backfills_run_leaves_out_what_failed_for_good(
     pipeline: Pipeline, clip: Path, passes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, bad, three = uploads(pipeline, clip, "one", "bad", "three")
-    real: Callable[..., DetectionsReference] = analyze.detect
-
-    def cut(order: AnalysisOrder, *arguments: Any, **options: Any) -> DetectionsReference:
-        if order.upload == three:
-            raise StorageUnavailable("S3 does not answer.")
-        return real(order, *arguments, **options)
-
     with monkeypatch.context() as broken:
-        broken.setattr(several, "detect", cut)
+        broken.setattr(several, "detect", s3_silent_for(three))
         broken.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
         stopped = backfill(pipeline, one, three)
     told = notices(pipeline.services.events)
