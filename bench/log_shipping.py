@@ -38,7 +38,7 @@ from bench.report import machine, record, table
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("dagster", "boto3", "openvino")
-_HANDLER = {"class": "capstone_dagster.observability.lines.logs.RunLogHandler", "level": "DEBUG"}
+_HANDLER = {"class": "capstone_dagster.logs.json_lines.RunLogHandler", "level": "DEBUG"}
 # Some moment between a run's first line and its 600th or so.
 _LONGEST_LIFE_S = 0.25
 _FLOOD_LIMIT_MB = 4
@@ -100,8 +100,8 @@ def kills(folder: Path, environment: Mapping[str, str], count: int) -> dict[str,
 
 def arrivals(told: Path, endpoint_url: str) -> dict[str, Any]:
     """Compare what CloudWatch has with how far each worker had come."""
+    from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
     from capstone_dagster.local.aws import client
-    from capstone_dagster.observability.catalog.log_groups import VIDEO_ANALYSIS
 
     last = {int(seed): number for seed, number in json.loads(told.read_text()).items()}
     arrived: dict[int, list[int]] = {seed: [] for seed in last}
@@ -219,8 +219,8 @@ def runner(video: str, times: str, on: str, hanging: str, rounds: str) -> None:
     from capstone_dagster.intake.messages import AnalysisRequest
     from capstone_dagster.intake.queue import ReceivedMessage
     from capstone_dagster.intake.runs import NewUpload, run_request
-    from capstone_dagster.observability.lines.logs import LineHandler
-    from capstone_dagster.observability.metrics import Metrics
+    from capstone_dagster.logs.json_lines import LineHandler
+    from capstone_dagster.metrics.emission import Metrics
     from capstone_dagster.settings import read_settings
     from capstone_dagster.storage.sources import head_source
 
@@ -275,8 +275,8 @@ def runner(video: str, times: str, on: str, hanging: str, rounds: str) -> None:
 
 def flood(folder: Path, environment: Mapping[str, str], silence: str, megabytes: int) -> dict[str, Any]:
     """Write more than there is room for while nothing gets away, then stop the shipper."""
-    from capstone_dagster.observability.catalog.log_groups import VIDEO_ANALYSIS
-    from capstone_dagster.observability.lines.spool import Spool, used_bytes
+    from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
+    from capstone_dagster.logs.spool import Spool, used_bytes
 
     folder.mkdir()
     inside = {**environment, "AWS_ENDPOINT_URL": silence, "CAPSTONE_LOG_SPOOL_MB": str(_FLOOD_LIMIT_MB)}
@@ -312,7 +312,7 @@ def shipper(spool: Path, environment: Mapping[str, str]) -> Iterator[subprocess.
     """The shipper of a spool; drained at the end."""
     with (spool.parent / f"shipper-{spool.name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "capstone_dagster.observability.shipping.shipper", "--spool", str(spool)],
+            [sys.executable, "-m", "capstone_dagster.logs.shipping.shipper", "--spool", str(spool)],
             env=dict(environment),
             stdout=log,
             stderr=log,

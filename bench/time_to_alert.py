@@ -35,12 +35,12 @@ from batch_gpu.testing import FakeBatchServer, Machines
 from batch_gpu.testing.fake_batch import TimeLimit
 from bench.interference import CutLine, Refusal, S3Gate, s3_gate
 from bench.report import record, table
+from capstone_dagster.alerts.inbox import Received, look_into
 from capstone_dagster.local.aws import client
 from capstone_dagster.local.clip import make_demo_clip
 from capstone_dagster.local.cloud import GPU_QUEUE, fake_batch
 from capstone_dagster.local.demo import prepare
 from capstone_dagster.local.stack import DagsterFiles, LocalStack, enter_environment, local_stack
-from capstone_dagster.observability.alerts.inbox import Received, look_into
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ".venv/bin/python bench/time_to_alert.py --record"

@@ -19,11 +19,11 @@ from capstone_dagster.commands import (
     export,
     intake,
     logs,
+    operating,
     preview,
     reanalysis,
     retention,
     stack,
-    steering,
     system,
     videos,
 )
@@ -51,7 +51,7 @@ app = typer.Typer(
 COMMANDS = {
     "On this machine": (stack.demo, stack.dev, videos.analyze),
     "Videos": (
-        *(videos.submit, videos.status, logs.logs, steering.cancel, steering.prioritize, steering.retry),
+        *(videos.submit, videos.status, logs.logs, operating.cancel, operating.prioritize, operating.retry),
         *(reanalysis.reanalyze, erasure.delete),
     ),
     "Results": (videos.events, analyses.analyses, analyses.compare, analyses.rollback, preview.preview),

@@ -6,6 +6,7 @@ A wrong setting stops the code location from loading, with the variable's name.
 import dagster as dg
 
 from batch_gpu.sensor import batch_runs_sensor
+from capstone_dagster.alerts.sensor import alerts_sensor
 from capstone_dagster.assets.activity import activity_sensor, daily_activity
 from capstone_dagster.assets.checking import check_videos
 from capstone_dagster.assets.checks import detections_checks, events_checks
@@ -15,16 +16,15 @@ from capstone_dagster.assets.previews import preview_video
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.intake.sensor import upload_sensor
-from capstone_dagster.observability.alerts.sensor import alerts_sensor
-from capstone_dagster.observability.forwarding import run_events_forwarder
-from capstone_dagster.observability.lines.logs import configure_logging
-from capstone_dagster.observability.traces.sensor import run_traces_sensor
-from capstone_dagster.observability.vital_signs import vital_signs_sensor
+from capstone_dagster.logs.forwarding import run_events_forwarder
+from capstone_dagster.logs.json_lines import configure_logging
+from capstone_dagster.metrics.vital_signs import vital_signs_sensor
 from capstone_dagster.outbox.sensor import outbox_sensor
 from capstone_dagster.removal.retention import retention, retention_schedule
+from capstone_dagster.runs.reexecution import reexecution_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.steering.reexecution import reexecution_sensor
+from capstone_dagster.traces.sensor import run_traces_sensor
 
 services = Services(read_settings())
 configure_logging(services.settings, "code-location")

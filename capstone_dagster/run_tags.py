@@ -2,7 +2,7 @@
 
 Dagster's own are in `dagster._core.storage.tags`, the launcher's in `batch_gpu.jobs` and `batch_gpu.compute`.
 A run that is started again takes its parent's tags along, so one that is true of a single run alone holds
-that run's id, or is taken off on the way (`steering/lineage.py`).
+that run's id, or is taken off on the way (`runs/lineage.py`).
 """
 
 # Whose run it is: the video, the upload that announced it, its name in the product's back end, its object.

@@ -7,18 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capstone_dagster.clients import aws_client, on_forbidden
-from capstone_dagster.models import locate_model
-from capstone_dagster.observability.catalog.metrics import (
+from capstone_dagster.catalog.metrics import (
     DATABASE_CONNECTION_FAILURES,
     S3_ACCESS_DENIED,
     TELEMETRY_DROPPED,
 )
-from capstone_dagster.observability.metrics import Metrics
-from capstone_dagster.observability.traces.tracer import Tracer
+from capstone_dagster.clients import aws_client, on_forbidden
+from capstone_dagster.metrics.emission import Metrics
+from capstone_dagster.models import locate_model
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.storage.objects import ObjectStore, open_object_store
+from capstone_dagster.traces.tracer import Tracer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -13,15 +13,15 @@ from typing import Any
 from from_code import assets, automation, command_list, commands, example
 
 from capstone_dagster.assets.checks import SEVERITIES, detections_checks, events_checks
-from capstone_dagster.observability.catalog.alarms import ALARMS, ANOMALY_ALARMS
-from capstone_dagster.observability.catalog.dashboard import DASHBOARDS, OPERATIONS
-from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
-from capstone_dagster.observability.catalog.metrics import METRICS
-from capstone_dagster.observability.catalog.queries import QUERIES
-from capstone_dagster.observability.catalog.runbook import FAILURE_PAGES, SYSTEM_PAGES
-from capstone_dagster.observability.failures import POLICIES
-from capstone_dagster.observability.render import reference
-from capstone_dagster.observability.render.cloudformation import logs_template, observability_template
+from capstone_dagster.catalog.alarms import ALARMS, ANOMALY_ALARMS
+from capstone_dagster.catalog.dashboard import DASHBOARDS, OPERATIONS
+from capstone_dagster.catalog.log_groups import LOG_GROUPS
+from capstone_dagster.catalog.metrics import METRICS
+from capstone_dagster.catalog.queries import QUERIES
+from capstone_dagster.catalog.render import reference
+from capstone_dagster.catalog.render.cloudformation import logs_template, observability_template
+from capstone_dagster.catalog.runbook import FAILURE_PAGES, SYSTEM_PAGES
+from capstone_dagster.failures.classes import POLICIES
 from capstone_dagster.settings import Settings, variable_name
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ import hypothesis  # noqa: F401
 import pytest
 
 from capstone_dagster.local.aws import ministack_server
-from capstone_dagster.observability import metrics
+from capstone_dagster.metrics import emission as metrics
 from capstone_dagster.testing import Aws
 from tests.support.command_line import Capstone, command_line
 from tests.support.moto import moto_server
@@ -26,7 +26,7 @@ LONG = (
     "tests/test_demo.py",
     "tests/intake/test_soak.py",
     "tests/local/test_operators.py",
-    "tests/steering/test_reexecution_daemon.py",
+    "tests/runs/test_reexecution_daemon.py",
     "tests/local/test_backfill_stack.py",
     "tests/batch_gpu/test_pipeline.py",
     "tests/batch_gpu/test_scale.py",
@@ -41,13 +41,13 @@ LONG = (
 # tested where intake, the object store, erasure, the outbox and one whole run are.
 ONE_EMULATOR = {
     "tests/intake/test_breaker_gate.py",
-    "tests/observability/test_alerts_command.py",
-    "tests/observability/test_alerts_sensor.py",
+    "tests/alerts/test_command.py",
+    "tests/alerts/test_sensor.py",
     "tests/assets/test_checks.py",
     "tests/assets/test_interruption.py",
     "tests/assets/test_recovery.py",
     "tests/assets/test_several.py",
-    "tests/observability/test_metrics_of_runs.py",
+    "tests/metrics/test_metrics_of_runs.py",
     "tests/removal/test_retention.py",
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 import capstone_dagster
 from capstone_dagster.analysis import GpuOutOfMemory, UndecodableVideo
-from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
+from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.storage.errors import DatabaseUnavailable, SourceForbidden
 
 

@@ -23,18 +23,18 @@ import boto3
 import dagster as dg
 import pytest
 
+from capstone_dagster.alerts.sending import Topic
+from capstone_dagster.alerts.wording import Message
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
-from capstone_dagster.commands import alerts, reanalysis, steering
+from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
+from capstone_dagster.commands import alerts, operating, reanalysis
 from capstone_dagster.commands import intake as intake_commands
 from capstone_dagster.local.detector import MODEL_PATH
-from capstone_dagster.observability.alerts.sending import Topic
-from capstone_dagster.observability.alerts.wording import Message
-from capstone_dagster.observability.catalog.log_groups import VIDEO_ANALYSIS
-from capstone_dagster.observability.lines.spool import Spool
-from capstone_dagster.observability.traces.tracer import ENDPOINT_VARIABLES
+from capstone_dagster.logs.spool import Spool
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.testing import Analyzed, Aws, MakeClip, Pipeline, SquareDetector
+from capstone_dagster.traces.tracer import ENDPOINT_VARIABLES
 from tests.intake.conftest import Intake
 from tests.support.command_line import Capstone
 from tests.support.origin import CODE_ORIGIN, REMOTE_ORIGIN
@@ -211,7 +211,7 @@ def desk(
     }.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.chdir(folder)
-    for module in (steering, reanalysis):
+    for module in (operating, reanalysis):
         monkeypatch.setattr(module, "_repository", _definitions.get_repository_def)
     with dg.DagsterInstance.get() as instance:
         intake = Intake(aws, Services(settings.model_copy(update={"poll_wait_s": 0.0})), instance)

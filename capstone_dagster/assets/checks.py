@@ -24,8 +24,8 @@ from capstone_dagster.assets.references import DetectionsReference, PublishedAna
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.temporary import temporary_folder
 from capstone_dagster.assets.verdicts import DetectionFacts, FrameFacts, Severity, Verdict
+from capstone_dagster.failures.classes import sentence
 from capstone_dagster.models import EMBEDDED_MODEL
-from capstone_dagster.observability.failures import sentence
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import ObjectNotFound, StorageError
 from capstone_dagster.storage.records import AnalysisFigures

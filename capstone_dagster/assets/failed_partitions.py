@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import dagster as dg
 from dagster._core.events import AssetObservationData
 
-from capstone_dagster.observability.failures import POLICIES, FailureClass, sentence
+from capstone_dagster.failures.classes import POLICIES, FailureClass, sentence
 
 log = logging.getLogger("capstone.analysis")
 

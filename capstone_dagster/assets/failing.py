@@ -13,11 +13,11 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, PARTITION_NAME_TAG
 from batch_gpu.jobs import STATUS_TAG
 from capstone_dagster.assets.failed_partitions import report_failed_partitions
 from capstone_dagster.assets.story import Story
-from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
-from capstone_dagster.observability.runs.failed_runs import failure_of, is_explained, starts_again
+from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
+from capstone_dagster.failures.failed_runs import failure_of, is_explained, starts_again
 from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE, UPLOAD_TAG
+from capstone_dagster.runs.lineage import attempts, is_kept_going
 from capstone_dagster.services import Services
-from capstone_dagster.steering.lineage import attempts, is_kept_going
 from capstone_dagster.storage.errors import StorageError
 
 # Transient faults get two more tries within the run, some 5 and 10 s apart: long enough for a failover's

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from capstone_dagster.analysis import DetectionSummary
-from capstone_dagster.observability.catalog import metrics as declared
-from capstone_dagster.observability.catalog.model import Metric
+from capstone_dagster.catalog import metrics as declared
+from capstone_dagster.catalog.model import Metric
 from capstone_dagster.services import Services
 from capstone_dagster.storage.records import Publication
 

@@ -31,10 +31,10 @@ from capstone_dagster.assets.several import (
 )
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.tracing import step_trace
-from capstone_dagster.observability.failures import FailureClass
+from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.run_tags import FORCE_TAG
+from capstone_dagster.runs.lineage import request_run_id
 from capstone_dagster.services import Services
-from capstone_dagster.steering.lineage import request_run_id
 from capstone_dagster.storage.records import VideoUpload
 
 raw_videos = dg.AssetSpec(

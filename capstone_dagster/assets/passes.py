@@ -13,8 +13,8 @@ import dagster as dg
 
 from capstone_dagster.analysis import probe
 from capstone_dagster.assets.story import Story
-from capstone_dagster.observability.catalog.metrics import DUPLICATE_JOBS
-from capstone_dagster.observability.runs.duplicates import same_work
+from capstone_dagster.catalog.metrics import DUPLICATE_JOBS
+from capstone_dagster.failures.duplicates import same_work
 from capstone_dagster.run_tags import (
     DETECTION_TAG,
     DUPLICATE_OF_TAG,

@@ -9,7 +9,7 @@ import dagster as dg
 
 from capstone_dagster.analysis import Progress
 from capstone_dagster.assets.story import Story
-from capstone_dagster.observability.failures import classify
+from capstone_dagster.failures.classes import classify
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import SourceMissing, StorageError
 from capstone_dagster.storage.records import VideoUpload

@@ -32,7 +32,7 @@ from capstone_dagster.assets.measures import measure_publication
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.temporary import take_removed, temporary_folder
-from capstone_dagster.observability.catalog.metrics import DATABASE_RETRIES, PERSIST_ERRORS
+from capstone_dagster.catalog.metrics import DATABASE_RETRIES, PERSIST_ERRORS
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from capstone_dagster.storage.records import Analysis, Publication, VideoFacts

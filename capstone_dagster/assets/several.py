@@ -35,15 +35,15 @@ from capstone_dagster.assets.progress import Watch, latest_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
 from capstone_dagster.assets.references import DetectionsReference, FramesReference, Reference, keep_latest
 from capstone_dagster.assets.story import Story
-from capstone_dagster.observability.failures import POLICIES, FailureClass, classify, sentence
-from capstone_dagster.observability.traces.context import upload_context
+from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.run_tags import FAILURE_TAG
+from capstone_dagster.runs.lineage import is_later_try, request_run_id
+from capstone_dagster.runs.retry_policy import failed_for_good
 from capstone_dagster.services import Services
-from capstone_dagster.steering.lineage import is_later_try, request_run_id
-from capstone_dagster.steering.second_chances import failed_for_good
 from capstone_dagster.storage.erasures import ErasureUnderWay
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.traces.context import upload_context
 
 # What is wrong with one video says nothing about the next. Anything else would fail them all.
 _OF_ONE_VIDEO = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dagster as dg
 
 from capstone_dagster.assets.failing import run_tags
-from capstone_dagster.observability.traces.context import TraceContext, upload_context
-from capstone_dagster.observability.traces.runs import step_context, trace_of
 from capstone_dagster.run_tags import EXTERNAL_ID_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
 from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.traces.context import TraceContext, upload_context
+from capstone_dagster.traces.runs import step_context, trace_of
 
 
 def step_trace(context: dg.OpExecutionContext, upload: VideoUpload) -> TraceContext:

@@ -20,7 +20,7 @@ from capstone_dagster.settings import read_settings
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
-    from capstone_dagster.observability.alerts.inbox import Received
+    from capstone_dagster.alerts.inbox import Received
 
 _POLL_S = 2.0
 _COLOURS = {"failure": "red", "update": "yellow", "recovery": "green"}
@@ -42,7 +42,7 @@ def alerts(
 
     Example: `capstone alerts --tail 5`
     """
-    from capstone_dagster.observability.alerts.inbox import look_into
+    from capstone_dagster.alerts.inbox import look_into
 
     join_local_stack(state)
     topic = read_settings().required("alert_topic_arn")
@@ -63,7 +63,7 @@ def alerts(
 def _inbox_url(sqs: SQSClient) -> str | None:
     from botocore.exceptions import ClientError
 
-    from capstone_dagster.observability.alerts.inbox import INBOX_QUEUE
+    from capstone_dagster.alerts.inbox import INBOX_QUEUE
 
     with suppress(ClientError):  # there is none, or this role may not know: either way it is no use
         return sqs.get_queue_url(QueueName=INBOX_QUEUE)["QueueUrl"]

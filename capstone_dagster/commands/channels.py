@@ -9,8 +9,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from capstone_dagster.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.clients import aws_client
-from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
 
@@ -54,7 +54,7 @@ def log_groups() -> str:
 
 def shipping(settings: Settings) -> str:
     """Whether lines and metrics get away, as the shipper itself said last."""
-    from capstone_dagster.observability.shipping.shipper_status import read_status
+    from capstone_dagster.logs.shipping.shipper_status import read_status
 
     if settings.log_spool is None:
         raise Wrong(
@@ -80,7 +80,7 @@ def notices() -> str:
     """Whether people are told of failures, as the sensor `alerts` left it."""
     import dagster as dg
 
-    from capstone_dagster.observability.alerts.standing import read_standing
+    from capstone_dagster.alerts.standing import read_standing
 
     if "DAGSTER_HOME" not in os.environ:
         raise Wrong("DAGSTER_HOME is not set: what was told cannot be looked up", "Set it.")

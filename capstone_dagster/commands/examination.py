@@ -14,9 +14,9 @@ from capstone_dagster.clients import aws_client
 from capstone_dagster.commands import channels
 from capstone_dagster.commands.channels import Wrong
 from capstone_dagster.commands.joining import START_STACK
-from capstone_dagster.observability.traces.tracer import ENDPOINT_VARIABLES
 from capstone_dagster.services import Services
 from capstone_dagster.settings import ConfigurationError, Settings, read_settings, unknown_variables
+from capstone_dagster.traces.tracer import ENDPOINT_VARIABLES
 
 State = Literal["pass", "warn", "fail"]
 MARKS: Mapping[State, tuple[str, str]] = {

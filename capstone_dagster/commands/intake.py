@@ -17,8 +17,8 @@ from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagste
 if TYPE_CHECKING:
     import dagster as dg
 
+    from capstone_dagster.failures.breaker_state import BreakerState
     from capstone_dagster.intake.breaker import Order
-    from capstone_dagster.observability.breaker_state import BreakerState
 
 # A tick that waits for messages takes 20 s, and the next one begins some seconds later.
 _FOLLOWED_WITHIN_S = 45.0
@@ -42,9 +42,9 @@ def intake_status(
 
     Example: `capstone intake status --format json`
     """
+    from capstone_dagster.failures.breaker_state import read_breaker
     from capstone_dagster.intake.breaker import describe
     from capstone_dagster.intake.orders import last_order
-    from capstone_dagster.observability.breaker_state import read_breaker
 
     with dagster_instance(state) as instance:
         breaker, order = read_breaker(instance), last_order(instance)
@@ -90,7 +90,7 @@ def _order(wanted: Literal["pause", "resume"], why: str, by: str | None, state: 
 
 def _followed(instance: dg.DagsterInstance, order: Order) -> BreakerState | None:
     """The breaker after it followed the order; None if no tick did in time."""
-    from capstone_dagster.observability.breaker_state import read_breaker
+    from capstone_dagster.failures.breaker_state import read_breaker
 
     give_up = time.monotonic() + _FOLLOWED_WITHIN_S
     while time.monotonic() < give_up:

@@ -20,7 +20,7 @@ from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_
 from capstone_dagster.settings import NotConfigured, read_settings
 
 if TYPE_CHECKING:
-    from capstone_dagster.observability.reading import LogLine, Reading, Subject
+    from capstone_dagster.logs.video_log import LogLine, Reading, Subject
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 _COLOURS = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
@@ -50,7 +50,7 @@ def logs(
 
     Example: `capstone logs 84 --level WARNING --tail 20`
     """
-    from capstone_dagster.observability.reading import at_least, logs_client, read_story
+    from capstone_dagster.logs.video_log import at_least, logs_client, read_story
 
     subject, since_ms = _subject(video, state)
     settings = read_settings()
@@ -88,7 +88,7 @@ def logs(
 
 def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
     """What lines may call the video, and from when on there can be any; None if nobody knows."""
-    from capstone_dagster.observability.reading import Subject, subject_of
+    from capstone_dagster.logs.video_log import Subject, subject_of
     from capstone_dagster.storage.errors import StorageError
 
     asked = Subject(frozenset({video}))
@@ -118,7 +118,7 @@ def _with_dagsters_records(lines: Sequence[LogLine], subject: Subject) -> list[L
     """The lines that wait here, and what Dagster has recorded beside them."""
     import dagster as dg
 
-    from capstone_dagster.observability.reading import merge, read_dagster
+    from capstone_dagster.logs.video_log import merge, read_dagster
 
     if "DAGSTER_HOME" not in os.environ:
         _warn("Dagster's own records could fill in: set DAGSTER_HOME and DAGSTER_POSTGRES_URL for that.")

@@ -14,7 +14,7 @@ import typer
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
 from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, event_store
-from capstone_dagster.commands.steering import duration
+from capstone_dagster.commands.operating import duration
 from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:

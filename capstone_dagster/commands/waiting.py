@@ -38,7 +38,7 @@ def with_waiting(rows: Sequence[Mapping[str, Any]], *, ask: bool) -> tuple[list[
 def _ask_dagster(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str | None]:
     import dagster as dg
 
-    from capstone_dagster.steering.queueing import intake_pause, waits
+    from capstone_dagster.runs.queueing import intake_pause, waits
 
     with dg.DagsterInstance.get() as instance:
         return waits(instance, rows), intake_pause(instance)

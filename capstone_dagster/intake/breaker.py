@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from capstone_dagster.observability.breaker_state import (
+from capstone_dagster.failures.breaker_state import (
     DUPLICATE_JOB,
     OPERATOR,
     BreakerState,
     Phase,
     Probe,
 )
-from capstone_dagster.observability.failures import POLICIES, SYSTEMIC, FailureClass
+from capstone_dagster.failures.classes import POLICIES, SYSTEMIC, FailureClass
 
 # Every run, even one that only publishes, has shown that these are well again.
 _SHOWN_BY_ANY_RUN = frozenset({FailureClass.DATABASE_UNAVAILABLE, FailureClass.STORAGE_UNAVAILABLE})

@@ -9,18 +9,18 @@ from collections.abc import Sequence
 import dagster as dg
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RUN_KEY_TAG
 
-from capstone_dagster.intake.breaker import EndedRun, ProbeFate
-from capstone_dagster.intake.runs import JOB_NAME
-from capstone_dagster.observability.breaker_state import Probe
-from capstone_dagster.observability.failures import FailureClass
-from capstone_dagster.observability.runs.duplicates import doubled_work
-from capstone_dagster.observability.runs.failed_runs import (
+from capstone_dagster.failures.breaker_state import Probe
+from capstone_dagster.failures.classes import FailureClass
+from capstone_dagster.failures.duplicates import doubled_work
+from capstone_dagster.failures.failed_runs import (
     class_of,
     is_explained,
     retry_is_decided,
     starts_again,
 )
-from capstone_dagster.observability.runs.run_steps import has_pass
+from capstone_dagster.failures.run_steps import has_pass
+from capstone_dagster.intake.breaker import EndedRun, ProbeFate
+from capstone_dagster.intake.runs import JOB_NAME
 from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE, UPLOAD_TAG
 
 # Runs that ended longer ago say nothing of now.

@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from capstone_dagster.observability.traces.context import parse_traceparent
 from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.traces.context import parse_traceparent
 
 if TYPE_CHECKING:
     from capstone_dagster.intake.messages import AnalysisRequest

@@ -8,10 +8,10 @@ from typing import Any
 
 import dagster as dg
 
+from capstone_dagster.failures.classes import classify
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
-from capstone_dagster.observability.failures import classify
-from capstone_dagster.observability.lines.run_lines import trace_id
+from capstone_dagster.logs.run_fields import trace_id
 from capstone_dagster.storage.records import VideoUpload
 
 log = logging.getLogger("capstone.intake")

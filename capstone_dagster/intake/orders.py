@@ -9,8 +9,8 @@ from typing import Literal
 
 import dagster as dg
 
+from capstone_dagster.failures.cursors import known_fields
 from capstone_dagster.intake.breaker import Order
-from capstone_dagster.observability.cursors import known_fields
 
 _KEY = "capstone/intake/order"
 

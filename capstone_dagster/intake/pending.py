@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from capstone_dagster.observability.cursors import known_fields
+from capstone_dagster.failures.cursors import known_fields
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 
 from capstone_dagster.intake.runs import NewUpload
-from capstone_dagster.observability.traces.context import parse_traceparent, upload_context
-from capstone_dagster.observability.traces.tracer import Attribute, Span, Tracer
+from capstone_dagster.traces.context import parse_traceparent, upload_context
+from capstone_dagster.traces.tracer import Attribute, Span, Tracer
 
 
 def record_uploads(tracer: Tracer, uploads: Iterable[NewUpload], tick_began: float) -> None:

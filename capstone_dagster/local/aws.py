@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capstone_dagster.alerts.inbox import INBOX_QUEUE
 from capstone_dagster.local.processes import LOOPBACK, ChildProcess, Command, free_port, start
-from capstone_dagster.observability.alerts.inbox import INBOX_QUEUE
 
 if TYPE_CHECKING:
     from boto3.session import Session

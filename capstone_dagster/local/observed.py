@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from capstone_dagster.catalog.render import boto, requests
+from capstone_dagster.catalog.render.deployment import local_names
 from capstone_dagster.local.aws import REGION, AwsResources, client
-from capstone_dagster.observability.render import boto, requests
-from capstone_dagster.observability.render.deployment import local_names
 
 
 def create_observed(endpoint_url: str, resources: AwsResources) -> str:

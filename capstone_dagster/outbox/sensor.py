@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 
 import dagster as dg
 
-from capstone_dagster.observability.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_SENT
-from capstone_dagster.observability.cursors import known_fields
+from capstone_dagster.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_SENT
+from capstone_dagster.failures.cursors import known_fields
 from capstone_dagster.outbox.topic import BATCH, NoticeTopic, NotSent
 from capstone_dagster.services import Services
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from capstone_dagster.observability.alerts.sending import NotSent, not_sent, sns_client
+from capstone_dagster.alerts.sending import NotSent, not_sent, sns_client
 from capstone_dagster.outbox.message import attributes, body
 from capstone_dagster.storage.records import Notice
 

@@ -47,8 +47,8 @@ from dagster._core.storage.tags import (
 )
 from dagster._serdes import deserialize_value, serialize_value
 
+from capstone_dagster.alerts.standing import SENSOR_NAME as ALERTS_SENSOR
 from capstone_dagster.intake.runs import PARTITIONS_NAME
-from capstone_dagster.observability.alerts.standing import SENSOR_NAME as ALERTS_SENSOR
 from capstone_dagster.removal import cursors
 from capstone_dagster.removal.names import DELETED, Names
 from capstone_dagster.run_tags import DETECTION_TAG, STORED_TAG, USED_TAG, VIDEO_TAG

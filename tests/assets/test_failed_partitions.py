@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.assets.failing import video_status_sensor
-from capstone_dagster.observability.failures import POLICIES, FailureClass
+from capstone_dagster.failures.classes import POLICIES, FailureClass
 from capstone_dagster.storage.records import VideoUpload
 from tests.assets import recovery_job, test_backfill
 from tests.assets.conftest import Pipeline

@@ -13,8 +13,8 @@ from capstone_dagster.assets import analyze, failing
 from capstone_dagster.assets.ops import events, raw_videos, video_analysis
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.assets.several import analyze_videos, requested_at
-from capstone_dagster.observability.failures import FailureClass
-from capstone_dagster.observability.runs.failed_runs import failure_of
+from capstone_dagster.failures.classes import FailureClass
+from capstone_dagster.failures.failed_runs import failure_of
 from capstone_dagster.services import Services
 from capstone_dagster.storage.erasures import Erasures
 from capstone_dagster.storage.errors import StorageError

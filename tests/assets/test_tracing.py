@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from capstone_dagster.observability.traces.context import upload_context
-from capstone_dagster.observability.traces.sensor import record_ended
+from capstone_dagster.traces.context import upload_context
+from capstone_dagster.traces.sensor import record_ended
 from tests.assets.conftest import Pipeline
-from tests.observability.traces.collector import Collector, collector
+from tests.traces.collector import Collector, collector
 
 # Spans are the same with every emulator.
 pytestmark = pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from capstone_dagster.catalog.log_groups import INTAKE, LOG_GROUPS
 from capstone_dagster.commands import channels
 from capstone_dagster.commands.channels import Wrong
-from capstone_dagster.observability.catalog.log_groups import INTAKE, LOG_GROUPS
-from capstone_dagster.observability.shipping.shipper_status import STATUS_FILE
-from capstone_dagster.observability.traces.tracer import ENDPOINT_VARIABLES
+from capstone_dagster.logs.shipping.shipper_status import STATUS_FILE
 from capstone_dagster.settings import read_settings
+from capstone_dagster.traces.tracer import ENDPOINT_VARIABLES
 from tests.conftest import Aws
-from tests.observability.traces.collector import collector
+from tests.traces.collector import collector
 
 SHIPPER = {"pid": 1, "waiting_bytes": 10, "lost": 2, "told": {}, "counted": {}}
 CHANNEL = {"last_success": 1.0, "last_failure": None, "last_error": None, "remedy": None, "sent": 5}

@@ -14,7 +14,7 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
 
-from capstone_dagster.observability.breaker_state import BreakerState, Phase, write_breaker
+from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
 from capstone_dagster.storage.event_store import EventStore
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
 from tests.support.command_line import Capstone

@@ -176,7 +176,7 @@ def test_a_webserver_is_well_while_it_answers(webserver: str) -> None:
     supervised = [
         "python",
         "-m",
-        "capstone_dagster.observability.shipping.supervisor",
+        "capstone_dagster.logs.shipping.supervisor",
         "--service",
         "webserver",
         "--",

@@ -2,7 +2,7 @@
 worth nothing, since both leave out in silence what they do not know.
 
 No emulator shows the scaling of the web servers; test_templates.py reads it in the template. Composite
-alarms, anomaly detector and saved queries are compared with the list (tests/observability/test_render_*.py).
+alarms, anomaly detector and saved queries are compared with the list (tests/catalog/test_render_*.py).
 """
 
 import json

@@ -10,8 +10,8 @@ import yaml
 from dagster._config import process_config
 
 from batch_gpu.config import config_schema, from_yaml
-from capstone_dagster.observability.traces.tracer import ENDPOINT_VARIABLES
 from capstone_dagster.settings import Settings, read_settings, unknown_variables, variable_name
+from capstone_dagster.traces.tracer import ENDPOINT_VARIABLES
 from tests.infra.conftest import Deployed
 from tests.infra.stacks import template
 from tests.infra.test_created import containers

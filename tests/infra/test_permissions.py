@@ -72,9 +72,9 @@ MODULES = {
         "storage/objects.py",
         "storage/deleting.py",
         "models.py",
-        "observability/shipping/shipper.py",
+        "logs/shipping/shipper.py",
     ],
-    "WebserverRole": ["observability/shipping/shipper.py"],
+    "WebserverRole": ["logs/shipping/shipper.py"],
 }
 # `Terminate` in the pages looks the run's job up and ends it.
 WEBSERVER_ACTIONS = {"batch:TerminateJob", "batch:DescribeJobs", "batch:ListJobs"}

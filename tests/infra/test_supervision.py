@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import yaml
 
-from capstone_dagster.observability.catalog.alarms import DAEMON, WEBSERVER
-from capstone_dagster.observability.catalog.log_groups import LOG_GROUPS
-from capstone_dagster.observability.shipping import supervisor
-from capstone_dagster.observability.shipping.heartbeats import health_check_of
+from capstone_dagster.catalog.alarms import DAEMON, WEBSERVER
+from capstone_dagster.catalog.log_groups import LOG_GROUPS
+from capstone_dagster.logs.shipping import supervisor
+from capstone_dagster.logs.shipping.heartbeats import health_check_of
 from tests.infra.stacks import INFRA, resources
 
-PROGRAM = ["python", "-m", "capstone_dagster.observability.shipping.supervisor"]
+PROGRAM = ["python", "-m", "capstone_dagster.logs.shipping.supervisor"]
 LEVELS = {group.name: group.level for group in LOG_GROUPS}
 
 

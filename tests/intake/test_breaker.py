@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from capstone_dagster.failures.breaker_state import DUPLICATE_JOB, OPERATOR, BreakerState, Phase, Probe
+from capstone_dagster.failures.classes import SYSTEMIC, FailureClass
 from capstone_dagster.intake.breaker import (
     FIRST_INTERVAL_S,
     LONGEST_INTERVAL_S,
@@ -22,8 +24,6 @@ from capstone_dagster.intake.breaker import (
     probe_is_due,
     release,
 )
-from capstone_dagster.observability.breaker_state import DUPLICATE_JOB, OPERATOR, BreakerState, Phase, Probe
-from capstone_dagster.observability.failures import SYSTEMIC, FailureClass
 
 PAUSE_AFTER = 3
 DATABASE, MODEL, GPU = (

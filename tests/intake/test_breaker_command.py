@@ -11,8 +11,8 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.commands import intake as command
+from capstone_dagster.failures.breaker_state import BreakerState, Phase, read_breaker, write_breaker
 from capstone_dagster.intake.orders import last_order
-from capstone_dagster.observability.breaker_state import BreakerState, Phase, read_breaker, write_breaker
 from tests.intake.conftest import Intake
 from tests.support.command_line import Capstone
 

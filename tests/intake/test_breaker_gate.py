@@ -7,8 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from capstone_dagster.intake.orders import give_order
-from capstone_dagster.observability.breaker_state import (
+from capstone_dagster.failures.breaker_state import (
     DUPLICATE_JOB,
     BreakerState,
     Phase,
@@ -17,6 +16,7 @@ from capstone_dagster.observability.breaker_state import (
     write_breaker,
     write_offers,
 )
+from capstone_dagster.intake.orders import give_order
 from capstone_dagster.run_tags import DUPLICATE_TAG, FAILURE_TAG, PROBE_TAG
 from capstone_dagster.services import Services
 from tests.intake.conftest import Intake

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from capstone_dagster.observability.lines.logs import JsonFormatter, group_of
+from capstone_dagster.logs.json_lines import JsonFormatter, group_of
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from tests.intake.conftest import Intake
 

@@ -16,9 +16,9 @@ import pytest
 from dagster._core.scheduler.instigation import SensorInstigatorData
 
 from batch_gpu.local import alive, worker_pid
+from capstone_dagster.failures.run_steps import PASS_STEP
 from capstone_dagster.local.aws import NOTICE_TOPIC
 from capstone_dagster.local.postgres import EVENT_DATABASE
-from capstone_dagster.observability.runs.run_steps import PASS_STEP
 from tests.support.command_line import Capstone
 from tests.support.live_stack import DEADLINE_S, LiveStack, live_stack, repeated
 from tests.support.waiting import wait_for

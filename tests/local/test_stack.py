@@ -15,6 +15,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from capstone_dagster.catalog.log_groups import INTAKE
 from capstone_dagster.local.aws import RAW_BUCKET, client
 from capstone_dagster.local.errors import (
     CodeLocationError,
@@ -30,8 +31,7 @@ from capstone_dagster.local.stack import (
     local_stack,
 )
 from capstone_dagster.local.state import ENVIRONMENT_FILE, read_environment
-from capstone_dagster.observability.catalog.log_groups import INTAKE
-from capstone_dagster.observability.lines.spool import Spool
+from capstone_dagster.logs.spool import Spool
 from tests.support.waiting import wait_for
 
 Project = Callable[..., DagsterFiles]

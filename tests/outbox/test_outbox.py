@@ -13,8 +13,8 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from capstone_dagster.observability.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_SENT
-from capstone_dagster.observability.catalog.model import Metric
+from capstone_dagster.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_SENT
+from capstone_dagster.catalog.model import Metric
 from capstone_dagster.outbox.sensor import outbox_sensor
 from capstone_dagster.outbox.topic import NoticeTopic
 from capstone_dagster.services import Services

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capstone_dagster.observability.catalog.model import Metric
-from capstone_dagster.observability.lines.spool import segments
+from capstone_dagster.catalog.model import Metric
+from capstone_dagster.logs.spool import segments
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 
-from capstone_dagster.observability.lines.logs import configure_logging
+from capstone_dagster.logs.json_lines import configure_logging
 
 # Standard output is for answers. Whoever gives a process its log lines first decides where they go.
 configure_logging(None, "soak", stream=sys.stderr, level=logging.WARNING, style="text")

@@ -1,0 +1,51 @@
+"""How telling people goes, for whoever asks beside the sensor: from its ticks and its cursor."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, SensorInstigatorData
+
+from capstone_dagster.alerts.memory import Memory
+from capstone_dagster.alerts.notices import due
+
+SENSOR_NAME = "alerts"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the sensor left behind.
+
+    Attributes:
+        running: whether it is switched on.
+        ticked: when it ticked last, seconds since 1970; None: never.
+        kept: notices that wait to be sent.
+        open: incidents that are not over.
+        refusal: why SNS did not take a notice, since `refused_since`; empty if it did.
+    """
+
+    running: bool
+    ticked: float | None
+    kept: int
+    open: int
+    refusal: str
+    refused_since: float
+
+
+def read_standing(instance: dg.DagsterInstance) -> Standing | None:
+    """The sensor's standing; None if Dagster's daemon has never run it."""
+    for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        data = state.instigator_data
+        if state.instigator_name == SENSOR_NAME and isinstance(data, SensorInstigatorData):
+            memory = Memory.read(data.cursor, time.time())
+            return Standing(
+                state.status != InstigatorStatus.STOPPED,
+                data.last_tick_timestamp,
+                len(list(due(memory.record))),
+                sum(incident.closed is None for incident in memory.record.incidents),
+                memory.refusal,
+                memory.refused_since,
+            )
+    return None

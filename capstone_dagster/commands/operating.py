@@ -1,0 +1,212 @@
+"""`capstone cancel`, `prioritize` and `retry`: an operator's hand on a video's runs."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from capstone_dagster import terminal
+from capstone_dagster.commands.finding import find_video
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, event_store
+
+if TYPE_CHECKING:
+    from capstone_dagster.runs.by_hand import Restart
+    from capstone_dagster.storage.event_store import EventStore
+
+VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")]
+By = Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")]
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+# What a back end may ask for at most, too; only the probe of a paused intake goes before it.
+_FIRST = 1000
+
+
+def cancel(
+    video: VideoArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Count a run as cancelled whose worker does not answer.")
+    ] = False,
+    by: By = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """End a video's analysis, whether it is queued, waits for a machine or runs; nothing starts it again.
+
+    Its status becomes `cancelled`. To analyse it after all, materialize its partition in Dagster's pages, or
+    upload it again.
+
+    Example: `capstone cancel 84 --by kim`
+    """
+    from capstone_dagster.runs import by_hand
+
+    store = event_store(state)
+    row = _row(store, video)
+    with dagster_instance(state) as instance, terminal.progress(f"Ending {row['video_id']}"):
+        ended = by_hand.cancel(instance, store, row, by=by or getpass.getuser(), force=force)
+    print(f"{row['video_id']} is cancelled; {_runs(ended)} ended.")
+
+
+def prioritize(
+    video: VideoArgument,
+    priority: Annotated[
+        int, typer.Option("--priority", min=-1000, max=1000, help="Higher goes first; others have 0.")
+    ] = _FIRST,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Let a video that waits in the queue go before the others, or after them.
+
+    Example: `capstone prioritize 84`
+    """
+    from capstone_dagster.runs import by_hand
+
+    store = event_store(state)
+    row = _row(store, video)
+    with dagster_instance(state) as instance:
+        found = by_hand.prioritize(instance, row, priority)
+    if not found:
+        print(f"{row['video_id']} has left the queue meanwhile.")
+    for place in found.values():
+        print(f"{row['video_id']} is {place}.")
+
+
+def retry(
+    videos: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="VIDEO", help="Ids or external ids; else all that the options choose."),
+    ] = None,
+    failure: Annotated[
+        str | None, typer.Option("--class", help="Only those that failed for this class.", metavar="CLASS")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only those that failed within the last 30m, 2h or 1d.", metavar="TIME")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be started, no more.")] = False,
+    form: Annotated[
+        Literal["text", "json"], typer.Option("--format", help="`json`: a list of objects.")
+    ] = "text",
+    by: By = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Start failed videos again, each from the step that failed: what is finished is not done again.
+
+    Name the videos, or choose by class and time. Exits 1 if a video could not be started again; the others
+    are started.
+
+    Example: `capstone retry --class database-unavailable --since 2h --dry-run`
+    """
+    from capstone_dagster.runs import by_hand
+
+    if not videos and failure is None and since is None:
+        raise typer.BadParameter("name videos, or choose by --class or --since")
+    _check_class(failure)
+    after = datetime.now(UTC) - duration(since) if since is not None else None
+    store = event_store(state)
+    rows = _chosen(store, videos or [], failure, after)
+    who = by or getpass.getuser()
+    told: list[dict[str, Any]] = []
+    with dagster_instance(state) as instance, terminal.progress("Looking at failed runs") as report:
+        restarts: list[Restart] = []
+        for row in rows:
+            try:
+                restarts.append(by_hand.restart_of(instance, row))
+            except by_hand.Refused as refused:
+                told.append(_account(row["video_id"], None, refusal=str(refused)))
+        if restarts and not dry_run:
+            report("Loading the definitions")
+            repository = _repository()
+        for restart in restarts:
+            if dry_run:
+                told.append(_account(restart.video_id, restart))
+                continue
+            try:
+                again = by_hand.start_again(instance, repository, store, restart, by=who)
+            except by_hand.Refused as refused:
+                told.append(_account(restart.video_id, restart, refusal=str(refused)))
+            else:
+                told.append(_account(restart.video_id, restart, run_id=again.run_id))
+    _show(told, form, dry_run=dry_run)
+    if any(each["refusal"] for each in told):
+        raise typer.Exit(1)
+
+
+def _account(
+    video_id: str, restart: Restart | None, *, run_id: str | None = None, refusal: str | None = None
+) -> dict[str, Any]:
+    """What became, or would become, of one video."""
+    return {
+        "video_id": video_id,
+        "run_id": run_id,
+        "from_step": restart.resumption.steps[0] if restart else None,
+        "gpu": restart.gpu if restart else None,
+        "refusal": refusal,
+    }
+
+
+def _show(told: list[dict[str, Any]], form: str, *, dry_run: bool) -> None:
+    import json
+
+    if form == "json":
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    for each in told:
+        if each["refusal"]:
+            terminal.err.print(each["refusal"], markup=False, soft_wrap=True)
+        else:
+            run = f", run {each['run_id']}" if each["run_id"] else ""
+            print(f"{each['video_id']}: from {each['from_step']}{run}")
+    started = [each for each in told if not each["refusal"]]
+    with_gpu = sum(bool(each["gpu"]) for each in started)
+    what = "would be started again" if dry_run else "started again"
+    left = f"; {len(told) - len(started)} left alone" if len(started) < len(told) else ""
+    print(f"{_runs(len(started))} {what}, {with_gpu} of them on the GPU{left}.")
+
+
+def _chosen(
+    store: EventStore, videos: list[str], failure: str | None, after: datetime | None
+) -> list[dict[str, Any]]:
+    """Rows of `current_status`: those named, or all that failed so."""
+    if not videos:
+        return store.failed_uploads(failure, after)
+    rows = [_row(store, video) for video in dict.fromkeys(videos)]
+    return [
+        row
+        for row in rows
+        if (failure is None or row["failure_class"] == failure)
+        and (after is None or row["updated_at"] >= after)
+    ]
+
+
+def _row(store: EventStore, video: str) -> dict[str, Any]:
+    video_id = find_video(store, video)
+    return next(row for row in store.current_status(video_id) if row["video_id"] == video_id)
+
+
+def _repository() -> Any:
+    from capstone_dagster.definitions import defs
+
+    return defs.get_repository_def()
+
+
+def _check_class(failure: str | None) -> None:
+    from capstone_dagster.failures.classes import FailureClass
+
+    if failure is not None and failure not in set(FailureClass):
+        raise typer.BadParameter(f"{failure!r} is no failure class; there are {', '.join(FailureClass)}")
+
+
+def duration(text: str) -> timedelta:
+    """How long a person means by 30m, 2h or 1d.
+
+    Raises:
+        BadParameter: it is nothing of the kind.
+    """
+    found = re.fullmatch(r"(\d{1,5})([smhd])", text)  # more days would go back before all calendars
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no time as in 30m, 2h or 1d", param_hint="--since")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

@@ -1,0 +1,1 @@
+"""Failures: their classes, the policy of each, and how ended runs are read."""

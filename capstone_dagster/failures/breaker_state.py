@@ -1,0 +1,126 @@
+"""Whether intake has paused itself, and why: what its circuit breaker remembers, for everybody to read.
+
+Kept in Dagster's own storage, not in the event store, which may be what failed. Intake alone writes it
+(`intake/breaker.py` says when it changes); metrics, notices, re-execution and `capstone intake` read it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import dagster as dg
+from dagster._core.storage.tags import PRIORITY_TAG
+
+from capstone_dagster.failures.cursors import known_fields
+from capstone_dagster.run_tags import PROBE_TAG
+
+_KEY = "capstone/intake/breaker"
+_OFFERS_KEY = "capstone/reexecution/offers"
+# What pauses intake beside failure classes, in the place of one.
+DUPLICATE_JOB = "duplicate-job"
+OPERATOR = "operator"
+# On the run of a probe; it goes before all that wait, whatever a back end asked for (at most 1000).
+PROBE_TAGS = {PROBE_TAG: "true", PRIORITY_TAG: "1001"}
+
+
+class Phase(StrEnum):
+    """The phases of every circuit breaker; in all but `closed` intake takes no new work of its own accord."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The one run that was let through to see whether the cause is gone.
+
+    Attributes:
+        released_at: when, seconds since 1970.
+        run_key: of the upload that was let through; None if it is a re-execution.
+        reexecutes: id of the failed run that is to be started again; None if it is a new upload.
+    """
+
+    released_at: float
+    run_key: str | None = None
+    reexecutes: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerState:
+    """What the breaker remembers. Times are seconds since 1970.
+
+    Attributes:
+        since: when the pause began; of a closed breaker, when the last pause ended (0: there was none).
+        cause: the failure class that paused intake, `duplicate-job` or `operator`; of a closed breaker, of
+            the last pause, None if there was none.
+        told: one sentence on how it came to this.
+        by: who ordered it, if an operator did.
+        paused_since: of a closed breaker, when the last pause began; else as `since`.
+        interval_s: how long it is from one probe's end to the next one.
+        next_probe_at: when the next probe is due.
+        probes: how many were let through in this pause.
+        probe: the one that is out; only of a half-open breaker.
+        unreachable: the cause itself was seen in this pause, by a call that takes no run.
+        duplicates: ids of the runs, of those seen lately, that doubled GPU work and were reacted to.
+        order_at: when the last order was given that an operator's command left and that was followed.
+    """
+
+    phase: Phase = Phase.CLOSED
+    since: float = 0.0
+    cause: str | None = None
+    told: str = ""
+    by: str | None = None
+    paused_since: float = 0.0
+    interval_s: float = 0.0
+    next_probe_at: float = 0.0
+    probes: int = 0
+    probe: Probe | None = None
+    unreachable: bool = False
+    duplicates: tuple[str, ...] = ()
+    order_at: float = 0.0
+
+    @property
+    def paused(self) -> bool:
+        """Whether messages stay in the queue, apart from a probe."""
+        return self.phase is not Phase.CLOSED
+
+
+def read_breaker(instance: dg.DagsterInstance) -> BreakerState:
+    """The breaker as intake's last tick left it; closed if there was none yet."""
+    known = known_fields(BreakerState, _read(instance, _KEY))
+    if "phase" in known:
+        known["phase"] = Phase(known["phase"])
+    if known.get("probe") is not None:
+        known["probe"] = Probe(**known_fields(Probe, known["probe"]))
+    if "duplicates" in known:
+        known["duplicates"] = tuple(known["duplicates"])
+    return BreakerState(**known)
+
+
+def write_breaker(instance: dg.DagsterInstance, state: BreakerState) -> None:
+    """Keep the breaker's state; for intake's tick only."""
+    _write(instance, _KEY, asdict(state))
+
+
+def read_offers(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Failed runs (ids to failure classes) of which re-execution waits for the breaker: cheap probes."""
+    return _read(instance, _OFFERS_KEY)
+
+
+def write_offers(instance: dg.DagsterInstance, offers: Mapping[str, str]) -> None:
+    """Offer failed runs as probes; for the sensor that re-executes only."""
+    _write(instance, _OFFERS_KEY, dict(offers))
+
+
+def _read(instance: dg.DagsterInstance, key: str) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads(instance.daemon_cursor_storage.get_cursor_values({key}).get(key, "{}"))
+    return kept
+
+
+def _write(instance: dg.DagsterInstance, key: str, value: Mapping[str, Any]) -> None:
+    instance.daemon_cursor_storage.set_cursor_values({key: json.dumps(value)})

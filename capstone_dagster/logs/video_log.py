@@ -1,0 +1,397 @@
+"""One video's story, read back: from CloudWatch, this machine's spool, or Dagster's own records.
+
+What is there twice, because it is sent already and not yet deleted, or was written to two groups, comes out
+once. Nothing here raises for a service that cannot be read: what is missing is told beside what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    NoRegionError,
+)
+
+from capstone_dagster.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSIS
+from capstone_dagster.catalog.model import Level
+from capstone_dagster.logs.json_lines import json_line, utc
+from capstone_dagster.logs.redaction import Redaction
+from capstone_dagster.logs.run_fields import event_fields, run_fields
+from capstone_dagster.logs.spool import Segment, segments
+from capstone_dagster.run_tags import EXTERNAL_ID_TAG, VIDEO_TAG
+
+if TYPE_CHECKING:
+    import dagster as dg
+    from mypy_boto3_logs import CloudWatchLogsClient
+
+GROUPS = (INTAKE.name, VIDEO_ANALYSIS.name, BATCH_JOB.name)
+LEVELS: tuple[Level, ...] = get_args(Level)
+_NAMES = ("video_id", "external_id")
+
+# FilterLogEvents returns so many at most, and takes a pattern of so many characters.
+_PAGE = 10_000
+_PATTERN_LIMIT = 1024
+_SPOOL_CHUNK_BYTES = 4 * 1024 * 1024
+_CREDENTIALS = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "UnrecognizedClientException",
+    "InvalidClientTokenId",
+}
+_FORBIDDEN = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a log.
+
+    Attributes:
+        time_ms: when it was said, in milliseconds since 1970.
+        group: name of the log group; of Dagster's own records, `dagster`.
+        text: the line as it was written.
+        fields: the object that it is.
+    """
+
+    time_ms: int
+    group: str
+    text: str
+    fields: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def level(self) -> str:
+        """Its level; INFO where it names none."""
+        return str(self.fields.get("level", "INFO"))
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose story is told.
+
+    Attributes:
+        names: everything that the video is asked for by: its id, its external id.
+        run_ids: its runs, as far as they are known. A line of a run that names no video belongs to the story:
+            a crash's last words.
+    """
+
+    names: frozenset[str]
+    run_ids: frozenset[str] = frozenset()
+
+    def owns(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a line is part of the story."""
+        video_id = fields.get("video_id")
+        if video_id in self.names or str(fields.get("external_id")) in self.names:
+            return True
+        return not video_id and fields.get("run_id") in self.run_ids
+
+    def and_also(self, other: Subject) -> Subject:
+        """Both."""
+        return Subject(self.names | other.names, self.run_ids | other.run_ids)
+
+    def without(self, other: Subject) -> Subject:
+        """What the other one has not."""
+        return Subject(self.names - other.names, self.run_ids - other.run_ids)
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.run_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was found.
+
+    Attributes:
+        lines: in order of time.
+        troubles: in sentences, what could not be read and what to do about it.
+        has_cloudwatch: whether CloudWatch's part is there.
+        subject: whose story it is, with what its lines told of that.
+    """
+
+    lines: Sequence[LogLine]
+    troubles: Sequence[str]
+    has_cloudwatch: bool
+    subject: Subject
+
+
+def logs_client() -> CloudWatchLogsClient:
+    """A client that somebody waits for: it gives up within half a minute."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
+    return boto3.client("logs", config=config)
+
+
+def read_story(
+    subject: Subject,
+    *,
+    client: Callable[[], CloudWatchLogsClient],
+    spool: Path | None,
+    since_ms: int | None = None,
+) -> Reading:
+    """A video's lines from CloudWatch, and those still waiting in the spool.
+
+    Args:
+        client: makes the client; what goes wrong there is a trouble, too.
+        spool: its folder; None where there is none.
+        since_ms: leave out what is older; the whole story without it.
+    """
+    # First what waits: a line that is sent meanwhile is then met twice, not never.
+    waiting, troubles = _from_spool(subject, spool)
+    subject = subject.and_also(_told_by(waiting))
+    sent: list[list[LogLine]] = []
+    has_cloudwatch = False
+    try:
+        sent, missing = _from_cloudwatch(client(), subject, since_ms)
+        has_cloudwatch = len(missing) < len(GROUPS)
+        if not has_cloudwatch:
+            troubles.append(
+                f"CloudWatch has none of the log groups {', '.join(GROUPS)}. Check account and region; the "
+                "deployment makes them (docs/deploy.md)."
+            )
+    except (BotoCoreError, ClientError) as error:
+        troubles.append(_in_words(error))
+    if new := _told_by(sent).without(subject):
+        subject = subject.and_also(new)
+        waiting += _from_spool(subject, spool)[0]
+    lines = [line for line in merge([*sent, *waiting]) if line.time_ms >= (since_ms or 0)]
+    return Reading(lines, troubles, has_cloudwatch, subject)
+
+
+def read_dagster(subject: Subject, instance: dg.DagsterInstance) -> list[LogLine]:
+    """What Dagster itself has recorded of the video's runs, in order of time."""
+    import dagster as dg
+
+    runs: dict[str, dg.DagsterRun] = {}
+    for tag in (VIDEO_TAG, EXTERNAL_ID_TAG, "dagster/partition"):
+        filters = dg.RunsFilter(tags={tag: sorted(subject.names)})
+        runs |= {run.run_id: run for run in instance.get_runs(filters)}
+    if subject.run_ids:
+        filters = dg.RunsFilter(run_ids=sorted(subject.run_ids))
+        runs |= {run.run_id: run for run in instance.get_runs(filters)}
+    lines = [_of_record(entry, run) for run in runs.values() for entry in instance.all_logs(run.run_id)]
+    return sorted(lines, key=_by_time)
+
+
+def merge(batches: Iterable[Sequence[LogLine]]) -> list[LogLine]:
+    """All lines in order of time; one that several batches have comes as often as in the one that has most.
+
+    Equal times stay in the order in which they were written, as far as one batch tells.
+    """
+    known: Counter[str] = Counter()
+    merged: list[LogLine] = []
+    for batch in batches:
+        met: Counter[str] = Counter()
+        for line in batch:
+            met[line.text] += 1
+            if met[line.text] > known[line.text]:
+                known[line.text] += 1
+                merged.append(line)
+    return sorted(merged, key=_by_time)
+
+
+def at_least(level: str, lines: Iterable[LogLine]) -> list[LogLine]:
+    """Those of a level or above; a level that nobody knows counts as INFO."""
+    rank: dict[str, int] = {name: number for number, name in enumerate(LEVELS)}
+    return [line for line in lines if rank.get(line.level, rank["INFO"]) >= rank[level]]
+
+
+def filter_patterns(subject: Subject) -> list[str]:
+    """Patterns of CloudWatch Logs that together match a superset of the story, each short enough for it."""
+    clauses = [f"($.{key} = {_quoted(name)})" for name in sorted(subject.names) for key in _NAMES]
+    # Without asking whether a video is named beside it: that is looked at here.
+    clauses += [f"($.run_id = {_quoted(run_id)})" for run_id in sorted(subject.run_ids)]
+    patterns: list[list[str]] = [[]]
+    for clause in clauses:
+        if len(" || ".join([*patterns[-1], clause])) + 4 > _PATTERN_LIMIT:
+            patterns.append([])
+        patterns[-1].append(clause)
+    return ["{ " + " || ".join(each) + " }" for each in patterns]
+
+
+def _from_cloudwatch(
+    client: CloudWatchLogsClient, subject: Subject, since_ms: int | None
+) -> tuple[list[list[LogLine]], Collection[str]]:
+    """The story, one list for each group, and the groups that do not exist."""
+    found: dict[str, dict[str, LogLine]] = {group: {} for group in GROUPS}
+    missing: set[str] = set()
+    known = Subject(frozenset())
+
+    def ask(subject: Subject) -> None:
+        for group in GROUPS:
+            try:
+                for pattern in filter_patterns(subject):
+                    for event_id, line in _events(client, group, pattern, since_ms):
+                        # Emulators match everything, and nobody matches by what a line lacks.
+                        if subject.owns(line.fields):
+                            found[group][event_id] = line
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "ResourceNotFoundException":
+                    raise
+                missing.add(group)
+
+    while subject:
+        ask(subject)
+        known = known.and_also(subject)
+        # Who asked for an external id learns the video's own, and of a video its runs.
+        subject = _told_by(lines.values() for lines in found.values()).without(known)
+    return [sorted(lines.values(), key=_by_time) for lines in found.values()], missing
+
+
+def _events(
+    client: CloudWatchLogsClient, group: str, pattern: str, since_ms: int | None
+) -> Iterator[tuple[str, LogLine]]:
+    """Every line of the group that the service says matches, by its event's id; some of them twice."""
+    start_ms = since_ms or 0
+    while True:
+        met, last_ms = 0, start_ms
+        pages = client.get_paginator("filter_log_events").paginate(
+            logGroupName=group, filterPattern=pattern, startTime=start_ms
+        )
+        for page in pages:
+            for event in page["events"]:
+                met += 1
+                last_ms = max(last_ms, event["timestamp"])
+                line = parse_line(event["message"], group, event["timestamp"])
+                if line is not None:
+                    yield event["eventId"], line
+        # An emulator ends after a full page, without a token for the next one.
+        if met == 0 or met % _PAGE or last_ms == start_ms:
+            return
+        start_ms = last_ms
+
+
+def _from_spool(subject: Subject, folder: Path | None) -> tuple[list[list[LogLine]], list[str]]:
+    """The story, one list for each group, and what could not be read."""
+    while True:
+        found: dict[str, list[LogLine]] = {group: [] for group in GROUPS}
+        troubles: list[str] = []
+        for segment in segments(folder) if folder is not None else ():
+            if segment.group_name not in GROUPS:
+                continue
+            try:
+                for line in _lines_of(segment):
+                    # Of runs whose video is not known yet, too; the rest of a full spool would fill memory.
+                    if subject.owns(line.fields) or not line.fields.get("video_id"):
+                        found[segment.group_name].append(line)
+            except FileNotFoundError:
+                continue  # sent meanwhile
+            except OSError as error:
+                told = f"{segment.path} cannot be read: {error.strerror}. Ask as the user who owns it."
+                troubles.append(told)
+        owned = ([line for line in lines if subject.owns(line.fields)] for lines in found.values())
+        new = _told_by(owned).without(subject)
+        subject = subject.and_also(new)
+        if not new.names:
+            break
+    story = ([line for line in lines if subject.owns(line.fields)] for lines in found.values())
+    return [sorted(lines, key=_by_time) for lines in story], troubles
+
+
+def _lines_of(segment: Segment) -> Iterator[LogLine]:
+    offset, finished = 0, segment.is_finished()
+    while True:
+        records, end = segment.read(offset, _SPOOL_CHUNK_BYTES, finished)
+        for record in records:
+            line = parse_line(record.text, segment.group_name, record.time_ms)
+            if line is not None:
+                yield line
+        if end == offset:
+            return
+        offset = end
+
+
+def parse_line(text: str, group: str, time_ms: int) -> LogLine | None:
+    """A line as its writer meant it; None for what is no line of a story: a metric, or not our JSON.
+
+    Args:
+        time_ms: when it was received, for lines that do not say when they were written.
+    """
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(fields, dict) or "_aws" in fields:
+        return None
+    return LogLine(_time_ms(fields.get("timestamp"), time_ms), group, text, fields)
+
+
+def _by_time(line: LogLine) -> int:
+    return line.time_ms
+
+
+def _time_ms(timestamp: Any, otherwise: int) -> int:
+    try:
+        return round(datetime.fromisoformat(str(timestamp)).timestamp() * 1000)
+    except ValueError:
+        return otherwise
+
+
+def _told_by(batches: Iterable[Iterable[LogLine]]) -> Subject:
+    """The videos and runs that lines name."""
+    names, run_ids = set(), set()
+    for line in chain.from_iterable(batches):
+        names.add(line.fields.get("video_id"))
+        run_ids.add(line.fields.get("run_id"))
+    return Subject(frozenset(filter(None, names)), frozenset(filter(None, run_ids)))
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _of_record(entry: dg.EventLogEntry, run: dg.DagsterRun) -> LogLine:
+    fields: dict[str, Any] = {
+        "timestamp": utc(entry.timestamp),
+        "level": logging.getLevelName(int(entry.level)),
+        "component": "analysis" if entry.dagster_event is None else "dagster",
+        "action": "log",
+        "message": entry.message or entry.user_message,
+        **run_fields(run.run_id, run.tags),
+        "step": entry.step_key,
+    }
+    if entry.dagster_event is not None:
+        fields |= event_fields(entry.dagster_event)
+    fields["message"] = fields["message"] or fields["action"]  # Dagster says nothing of some events
+    text = json_line(fields, Redaction())
+    return LogLine(round(entry.timestamp * 1000), "dagster", text, json.loads(text))
+
+
+def _in_words(error: BotoCoreError | ClientError) -> str:
+    """Why CloudWatch cannot be read, and what to do."""
+    told = f"CloudWatch cannot be read: {str(error).rstrip('.')}."
+    if isinstance(error, ClientError):
+        code = error.response["Error"]["Code"]
+        if code in _FORBIDDEN:
+            return f"{told} Grant this user logs:FilterLogEvents on {', '.join(GROUPS)}."
+        if code in _CREDENTIALS:
+            return f"{told} Log in again, or name another profile in AWS_PROFILE."
+        if "Throttling" in code or "LimitExceeded" in code:
+            return f"{told} Others are asking, too: try again in a minute."
+        return f"{told} `capstone doctor` looks further."
+    if isinstance(error, NoCredentialsError):
+        return f"{told} Log in, or name a profile in AWS_PROFILE."
+    if isinstance(error, NoRegionError):
+        return f"{told} Set AWS_DEFAULT_REGION, as in ap-northeast-2."
+    if isinstance(error, (ConnectionError, HTTPClientError)):
+        return f"{told} Check the network, and AWS_ENDPOINT_URL if it is set."
+    return f"{told} Check the AWS_* variables, profile and region among them."
+
+
+def subject_of(rows: Collection[Mapping[str, Any]]) -> Subject:
+    """The subject that rows of `current_status` are about."""
+    run_ids = {row["run_id"] for row in rows if row["run_id"] is not None}
+    return Subject(frozenset(row["video_id"] for row in rows), frozenset(run_ids))

@@ -1,1 +1,0 @@
-"""What an operator sees: failures by class, each with its remedy."""

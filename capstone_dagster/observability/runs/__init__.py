@@ -1,1 +1,0 @@
-"""What runs say of themselves: their failures, their steps, whose work they double."""

@@ -1,0 +1,258 @@
+"""What an operator does to a video's runs: end them, put them first, start them again where they failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+from dagster._core.errors import DagsterRunAlreadyExists
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARENT_RUN_ID_TAG,
+    PARTITION_NAME_TAG,
+    PRIORITY_TAG,
+)
+
+from capstone_dagster.failures.failed_runs import starts_again
+from capstone_dagster.failures.run_steps import PASS_STEP
+from capstone_dagster.run_tags import UPLOAD_TAG
+from capstone_dagster.runs.lineage import Resumption, create_reexecution, reexecution_id
+from capstone_dagster.runs.queueing import Place, places
+from capstone_dagster.storage.event_store import EventStore
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+_POLL_S = 0.5
+# A run that Dagster starts again by itself follows the failed one within some seconds, or never.
+_RETRIED_WITHIN_S = 60.0
+
+
+class Refused(Exception):
+    """What an operator asked for cannot be done; the message says why, and what can."""
+
+    failure_class = "configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """A failed run that can be started again from where it failed.
+
+    Attributes:
+        gpu: what is left to do takes the GPU.
+    """
+
+    video_id: str
+    upload_id: str
+    run: dg.DagsterRun
+    resumption: Resumption
+    gpu: bool
+
+
+def cancel(
+    instance: dg.DagsterInstance,
+    events: EventStore,
+    row: Mapping[str, Any],
+    *,
+    by: str,
+    force: bool = False,
+    deadline_s: float = 60.0,
+) -> int:
+    """End every run of a video, and say in its status that it is cancelled.
+
+    What has failed and would be tried again is not tried again, either.
+
+    Args:
+        row: of `current_status`.
+        force: count runs as cancelled whose worker does not answer.
+
+    Returns:
+        How many runs were ended.
+
+    Raises:
+        Refused: there is nothing to end, a run analyses other videos too, or one does not end.
+    """
+    video_id = row["video_id"]
+    _refuse_shared(instance, row)
+    ended: dict[str, dg.DagsterRun] = {}
+    give_up = time.monotonic() + deadline_s
+    while runs := _unfinished(instance, video_id):
+        for run in runs:
+            if run.run_id not in ended and run.status not in (
+                dg.DagsterRunStatus.NOT_STARTED,
+                dg.DagsterRunStatus.FAILURE,
+            ):
+                _end(instance, run.run_id)
+                ended[run.run_id] = run
+        if time.monotonic() > give_up:
+            if not force:
+                told = ", ".join(run.run_id for run in runs)
+                raise Refused(
+                    f"Run {told} of {video_id} does not end: its worker does not answer. `--force` counts it "
+                    "as cancelled all the same; a worker that lives still publishes nothing of it."
+                )
+            for run in runs:
+                instance.report_run_canceled(run, f"Counted as cancelled by {by}.")
+                ended[run.run_id] = run
+            break
+        time.sleep(_POLL_S)
+    if not ended and row["state"] == "received":
+        raise Refused(_nothing_to_cancel(row))
+    uploads = {run.tags.get(UPLOAD_TAG, row["upload_id"]) for run in ended.values()} | {row["upload_id"]}
+    changed = sum(events.cancel_upload(upload, f"Cancelled by {by}.") for upload in sorted(uploads))
+    if not ended and not changed:
+        raise Refused(_nothing_to_cancel(row))
+    return len(ended)
+
+
+def prioritize(instance: dg.DagsterInstance, row: Mapping[str, Any], priority: int) -> dict[str, Place]:
+    """Give a video's queued runs a priority in Dagster's queue.
+
+    Returns:
+        Their new places, by run id.
+
+    Raises:
+        Refused: none of its runs waits in the queue.
+    """
+    video_id = row["video_id"]
+    runs = _unfinished(instance, video_id)
+    queued = [run for run in runs if run.status == dg.DagsterRunStatus.QUEUED]
+    if not queued:
+        raise Refused(_nothing_queued(row, runs))
+    for run in queued:
+        instance.add_run_tags(run.run_id, {PRIORITY_TAG: str(priority)})
+    found = places(instance)
+    return {run.run_id: found[run.run_id] for run in queued if run.run_id in found}
+
+
+def restart_of(instance: dg.DagsterInstance, row: Mapping[str, Any]) -> Restart:
+    """How a failed video's run would be started again.
+
+    Args:
+        row: of `current_status`.
+
+    Raises:
+        Refused: it has not failed, is being tried again already, or nothing is known of its run any more.
+    """
+    video_id, run_id = row["video_id"], row["run_id"]
+    if row["state"] != "failed":
+        raise Refused(f"{video_id} has not failed: it is {row['state']}.")
+    run = instance.get_run_by_id(run_id) if run_id else None
+    if run is None:
+        raise Refused(f"The run of {video_id} is no longer on record: upload or request the video again.")
+    if run.status != dg.DagsterRunStatus.FAILURE:
+        raise Refused(f"Run {run_id} of {video_id} is {run.status.value}, not over yet: try again shortly.")
+    if starts_again(run):
+        raise Refused(f"Dagster itself starts run {run_id} of {video_id} again.")
+    if run.tags.get(PARTITION_NAME_TAG) != video_id:
+        raise Refused(
+            f"Run {run_id} analysed other videos besides {video_id}: re-execute it in Dagster's pages, or "
+            "materialize this partition there."
+        )
+    children = instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}))
+    for child in children:
+        if child.run_id != reexecution_id(run.run_id) or child.status != dg.DagsterRunStatus.NOT_STARTED:
+            raise Refused(f"Run {run_id} of {video_id} was started again already, as run {child.run_id}.")
+    resumption = Resumption.of(instance, run)
+    if not resumption.steps:
+        raise Refused(f"Run {run_id} of {video_id} has nothing left to do.")
+    return Restart(video_id, row["upload_id"], run, resumption, PASS_STEP in resumption.steps)
+
+
+def start_again(
+    instance: dg.DagsterInstance,
+    repository: dg.RepositoryDefinition,
+    events: EventStore,
+    restart: Restart,
+    *,
+    by: str,
+) -> dg.DagsterRun:
+    """Queue the run that goes on where a failed one stopped, with a new budget of tries of its own.
+
+    It is the same run that the sensor `reexecution` would make: of the two, one alone is started.
+
+    Raises:
+        Refused: somebody was quicker.
+    """
+    run = restart.run
+    try:
+        again = create_reexecution(instance, repository, run, restart.resumption, anew=True)
+    except DagsterRunAlreadyExists:
+        known = instance.get_run_by_id(reexecution_id(run.run_id))
+        if known is None or known.status != dg.DagsterRunStatus.NOT_STARTED:
+            raise Refused(f"Run {run.run_id} of {restart.video_id} is being started again already.") from None
+        again = known  # whoever made it has died since
+    events.requeue(restart.upload_id, run.run_id, again.run_id, f"It is tried again by {by}.")
+    # The queue takes a run by its record; it needs no workspace for that.
+    instance.submit_run(again.run_id, workspace=None)  # type: ignore[arg-type]
+    instance.report_engine_event(f"Started again as run {again.run_id} by {by}.", run)
+    return again
+
+
+def _unfinished(instance: dg.DagsterInstance, video_id: str) -> list[dg.DagsterRun]:
+    """Runs of the video alone that are not over, and failed ones that Dagster is about to start again."""
+    runs: list[dg.DagsterRun] = []
+    for tags in _only(video_id):
+        runs += instance.get_runs(dg.RunsFilter(tags=tags, statuses=_UNFINISHED))
+        for record in instance.get_run_records(dg.RunsFilter(tags=tags), limit=1):
+            run, age_s = record.dagster_run, time.time() - (record.end_time or 0.0)
+            failed = run.status == dg.DagsterRunStatus.FAILURE
+            if failed and starts_again(run) and age_s < _RETRIED_WITHIN_S:
+                runs.append(run)
+    return runs
+
+
+def _only(video_id: str) -> tuple[dict[str, str], ...]:
+    """The tags of runs over this video alone: asked for by name, or a backfill's stretch of one."""
+    stretch = {ASSET_PARTITION_RANGE_START_TAG: video_id, ASSET_PARTITION_RANGE_END_TAG: video_id}
+    return {PARTITION_NAME_TAG: video_id}, stretch
+
+
+def _refuse_shared(instance: dg.DagsterInstance, row: Mapping[str, Any]) -> None:
+    """A run over several videos is not one video's to end."""
+    run = instance.get_run_by_id(row["run_id"]) if row["run_id"] else None
+    if run is None or run.is_finished:
+        return
+    if any(tags.items() <= run.tags.items() for tags in _only(row["video_id"])):
+        return
+    raise Refused(
+        f"Run {run.run_id} analyses other videos besides {row['video_id']}: end it in Dagster's pages "
+        "if all of them are to stop."
+    )
+
+
+def _end(instance: dg.DagsterInstance, run_id: str) -> None:
+    try:
+        instance.run_coordinator.cancel_run(run_id)
+    except Exception as error:  # the launcher's own: a code server that is gone, AWS Batch that refuses
+        run = instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            told = f"It could not be ended: {type(error).__name__}: {error}"
+            instance.report_engine_event(told, run)
+
+
+def _nothing_to_cancel(row: Mapping[str, Any]) -> str:
+    if row["state"] == "received":
+        return f"{row['video_id']} has no run yet: its upload was just received. Try again in some seconds."
+    return f"There is nothing to cancel: {row['video_id']} is {row['state']}."
+
+
+def _nothing_queued(row: Mapping[str, Any], runs: list[dg.DagsterRun]) -> str:
+    video_id = row["video_id"]
+    if any(run.status == dg.DagsterRunStatus.STARTING for run in runs):
+        return (
+            f"{video_id} has left Dagster's queue and waits for its machine: {row['message'] or 'starting'}."
+        )
+    if runs:
+        return f"{video_id} is past the queue: it is {row['state']}."
+    if row["state"] == "received":
+        return f"{video_id} has no run yet: its upload was just received. Try again in some seconds."
+    return f"{video_id} does not wait: it is {row['state']}."

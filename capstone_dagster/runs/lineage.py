@@ -1,0 +1,201 @@
+"""A run that goes on where a failed one stopped: how it is made, and whose request it serves.
+
+Dagster's own way (`dagster._core.instance.create_reexecuted_run`) takes a workspace, which a sensor's process
+has not; what it does with one is done here with the sensor's own definitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid5
+
+import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
+from dagster._core.execution.api import create_execution_plan
+from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.snap import snapshot_from_execution_plan
+from dagster._core.storage.tags import (
+    BACKFILL_ID_TAG,
+    BACKFILL_TAGS,
+    PARENT_RUN_ID_TAG,
+    RESUME_RETRY_TAG,
+    RETRY_NUMBER_TAG,
+    ROOT_RUN_ID_TAG,
+    TAGS_TO_MAYBE_OMIT_ON_RETRY,
+)
+
+from capstone_dagster.failures.breaker_state import PROBE_TAGS
+from capstone_dagster.run_tags import (
+    FAILURE_TAG,
+    PROBE_TAG,
+    REEXECUTION_OF_TAG,
+    REEXECUTION_TAG,
+    REQUEST_RUN_TAG,
+    UPLOAD_TAG,
+)
+
+# What the upload sensor starts, and what Dagster calls the runs of a backfill of assets.
+UPLOAD_JOB = "analyze_upload"
+JOBS = (UPLOAD_JOB, IMPLICIT_ASSET_JOB_NAME)
+# Any constant will do; it makes ids that nobody else makes.
+_NAMESPACE = UUID("6d1f6a0e-3f0f-4c3b-9a57-8f6f6f1f2a55")
+# What a failed run's tags say of itself alone; of batch_gpu's, these two are wishes, all others its job's.
+_OWN_TAGS = {FAILURE_TAG, PROBE_TAG}
+_LAUNCHER_PREFIX = "batch_gpu/"
+_LAUNCHER_WISHES = {"batch_gpu/compute", "batch_gpu/config"}
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What there is to do after a failed run.
+
+    Attributes:
+        steps: keys of the steps that failed or never began.
+        known: what the steps before them left.
+    """
+
+    steps: Sequence[str]
+    known: KnownExecutionState
+
+    @classmethod
+    def of(cls, instance: dg.DagsterInstance, failed: dg.DagsterRun) -> Resumption:
+        """From the failed run's own record."""
+        return cls(*KnownExecutionState.build_resume_retry_reexecution(instance, failed))
+
+
+def reexecution_id(run_id: str) -> str:
+    """The id of the one run that the system makes after a failed one: a second one cannot be stored."""
+    return str(uuid5(_NAMESPACE, run_id))
+
+
+def attempts(tags: Mapping[str, str]) -> int:
+    """How often the system has started a run's request again; somebody's own re-execution begins anew."""
+    return int(tags.get(REEXECUTION_TAG, 0)) if _by_the_system(tags) else 0
+
+
+def request_run_id(run_id: str, tags: Mapping[str, str]) -> str:
+    """The run that somebody asked for: this one, or the one that the system or Dagster tries again in it."""
+    if not _by_the_system(tags):
+        return run_id
+    return tags.get(REQUEST_RUN_TAG) or tags[ROOT_RUN_ID_TAG]
+
+
+def is_kept_going(run: dg.DagsterRun) -> bool:
+    """Whether a run is the system's to start again: one for an upload, or a backfill's, and its later tries.
+
+    What somebody else has started is his.
+    """
+    if run.job_name not in JOBS:
+        return False
+    # A try of a backfill's run is none of the backfill's, once that is over.
+    later = REEXECUTION_OF_TAG in run.tags and _by_the_system(run.tags)
+    return later or BACKFILL_ID_TAG in run.tags or (run.job_name == UPLOAD_JOB and UPLOAD_TAG in run.tags)
+
+
+def is_later_try(tags: Mapping[str, str]) -> bool:
+    """Whether the system or Dagster, and nobody else, has started what a run of these tags does again."""
+    return _by_the_system(tags)
+
+
+def create_reexecution(
+    instance: dg.DagsterInstance,
+    repository: dg.RepositoryDefinition,
+    failed: dg.DagsterRun,
+    resumption: Resumption,
+    *,
+    probe: bool = False,
+    anew: bool = False,
+) -> dg.DagsterRun:
+    """Put the run on record that goes on where `failed` stopped; it is not submitted yet.
+
+    It is a run like any that the UI re-executes: same job, configuration, lineage and origin, hence the same
+    resources and launcher.
+
+    Args:
+        probe: it is to go before all that wait.
+        anew: it is somebody's order: the system's tries of the request are counted from here.
+
+    Raises:
+        DagsterRunAlreadyExists: it is on record already.
+    """
+    job = repository.get_job(failed.job_name)
+    selected = job
+    if failed.asset_selection is not None or failed.op_selection is not None:
+        selected = job.get_subset(
+            asset_selection=failed.asset_selection,
+            asset_check_selection=failed.asset_check_selection,
+            op_selection=failed.op_selection,
+        )
+    tags = {
+        **job.tags,
+        **_inherited(failed.tags),
+        **_of_backfill(instance, failed.tags),
+        RESUME_RETRY_TAG: "true",
+        PARENT_RUN_ID_TAG: failed.run_id,
+        ROOT_RUN_ID_TAG: failed.root_run_id or failed.run_id,
+        # A probe that fails for the common cause is not held against its video.
+        REEXECUTION_TAG: str(0 if anew else attempts(failed.tags) + (0 if probe else 1)),
+        REEXECUTION_OF_TAG: failed.run_id,
+        REQUEST_RUN_TAG: request_run_id(failed.run_id, failed.tags),
+        **(PROBE_TAGS if probe else {}),
+    }
+    plan = create_execution_plan(
+        selected,
+        run_config=failed.run_config,
+        step_keys_to_execute=list(resumption.steps),
+        known_state=resumption.known,
+        instance_ref=instance.get_ref() if instance.is_persistent else None,
+        tags=tags,
+        repository_load_data=repository.repository_load_data,
+    )
+    # Not by create_run_for_job, which forgets a selection of checks.
+    return instance.create_run(
+        job_name=failed.job_name,
+        run_id=reexecution_id(failed.run_id),
+        run_config=failed.run_config,
+        status=dg.DagsterRunStatus.NOT_STARTED,
+        tags=tags,
+        root_run_id=failed.root_run_id or failed.run_id,
+        parent_run_id=failed.run_id,
+        step_keys_to_execute=plan.step_keys_to_execute,
+        execution_plan_snapshot=snapshot_from_execution_plan(plan, selected.get_job_snapshot_id()),
+        job_snapshot=selected.get_job_snapshot(),
+        parent_job_snapshot=selected.get_parent_job_snapshot(),
+        asset_selection=failed.asset_selection,
+        asset_check_selection=failed.asset_check_selection,
+        resolved_op_selection=None,
+        op_selection=None if failed.op_selection is None else list(failed.op_selection),
+        remote_job_origin=failed.remote_job_origin,
+        job_code_origin=failed.job_code_origin,
+        asset_graph=selected.asset_layer.asset_graph,
+    )
+
+
+def _by_the_system(tags: Mapping[str, str]) -> bool:
+    # The UI copies a run's tags to its re-execution: only the parent's id tells whose doing a run is.
+    ours = tags.get(REEXECUTION_OF_TAG)
+    return RETRY_NUMBER_TAG in tags or (ours is not None and ours == tags.get(PARENT_RUN_ID_TAG))
+
+
+def _of_backfill(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> dict[str, str]:
+    """As Dagster's own retries have it: a run belongs to a backfill as long as that is not over.
+
+    Its daemon then waits for the run, counts what it makes, and ends it if the backfill is ended.
+    """
+    backfill = instance.get_backfill(tags[BACKFILL_ID_TAG]) if BACKFILL_ID_TAG in tags else None
+    if backfill is None or backfill.status != BulkActionStatus.REQUESTED:
+        return {}
+    return {name: tags[name] for name in BACKFILL_TAGS if name in tags}
+
+
+def _inherited(tags: Mapping[str, str]) -> dict[str, str]:
+    left_out = TAGS_TO_MAYBE_OMIT_ON_RETRY | _OWN_TAGS
+    # A probe's priority was the probe's.
+    left_out |= set(PROBE_TAGS) if PROBE_TAG in tags else set()
+    return {
+        name: value
+        for name, value in tags.items()
+        if name not in left_out and (name in _LAUNCHER_WISHES or not name.startswith(_LAUNCHER_PREFIX))
+    }

@@ -1,0 +1,145 @@
+"""Which failed runs are started again, when, and which are left alone. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from capstone_dagster.failures.breaker_state import DUPLICATE_JOB, OPERATOR, BreakerState
+from capstone_dagster.failures.classes import POLICIES, SYSTEMIC, FailureClass
+
+# After the first, second and every further failure of a request: a failover takes less than the first, a
+# throttled service or a machine's replacement less than the last.
+DELAYS_S = (30.0, 120.0, 600.0)
+# A class that does not pass by itself is started again only after intake has paused for it and resumed,
+# which shows that it was mended. For so long it may turn out that intake pauses for it.
+_MAY_PAUSE_S = 600.0
+_HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRun:
+    """A run that failed and that neither Dagster nor anybody else has started again.
+
+    Attributes:
+        upload_id: None where it is a backfill's, of several videos maybe.
+        ended_at: seconds since 1970.
+        attempts: how often the system has started its request again before.
+        gpu: what is left to do takes the GPU; None as long as nobody has looked.
+    """
+
+    run_id: str
+    upload_id: str | None
+    failure: FailureClass
+    ended_at: float
+    attempts: int
+    gpu: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """It is started again now.
+
+    Attributes:
+        probe: as the probe that intake's breaker waits for.
+    """
+
+    probe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """It is looked at again later.
+
+    Attributes:
+        until: when it is due, seconds since 1970; None if that depends on something else.
+        told: what it waits for, in a sentence for the upload's status; empty if nothing is promised.
+        offered: intake's breaker may have it as a probe.
+        refused: the hourly budget is used up.
+    """
+
+    until: float | None = None
+    told: str = ""
+    offered: bool = False
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """It is not started again.
+
+    Attributes:
+        told: why, in a sentence for the upload's status; empty if its class says it all.
+        refused: its video's budget is used up.
+    """
+
+    told: str = ""
+    refused: bool = False
+
+
+Verdict = Start | Wait | Leave
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much the system may start again.
+
+    Attributes:
+        per_video: of one request, in all.
+        per_hour: runs that take the GPU. Those that only publish cost next to nothing, and are not counted.
+        started: when such runs were started lately, seconds since 1970.
+    """
+
+    per_video: int
+    per_hour: int
+    started: Sequence[float] = ()
+
+    def spent(self, now: float) -> bool:
+        """Whether the last hour's share is used up."""
+        return len(self.lately(now)) >= self.per_hour
+
+    def lately(self, now: float) -> list[float]:
+        """The starts of the last hour."""
+        return [at for at in self.started if now - at < _HOUR_S]
+
+
+def failed_for_good(failure_class: str | None) -> bool:
+    """Whether a video that failed so fails again, whatever is mended in the system."""
+    classes = {each.value: each for each in FailureClass}
+    failure = classes.get(failure_class or "", FailureClass.INTERNAL)
+    return not POLICIES[failure].transient and failure not in SYSTEMIC
+
+
+def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) -> Verdict:
+    """What becomes of a failed run.
+
+    Args:
+        now: seconds since 1970.
+    """
+    paused_for_it = breaker.paused and breaker.cause == failed.failure
+    # The pause for its class has ended since it failed: what it failed of is mended.
+    mended = not breaker.paused and breaker.cause == failed.failure and breaker.since > failed.ended_at
+    if not POLICIES[failed.failure].transient and not paused_for_it and not mended:
+        if failed.failure in SYSTEMIC and now - failed.ended_at < _MAY_PAUSE_S:
+            return Wait()
+        return Leave()
+    if failed.attempts >= budget.per_video:
+        allowed = f"CAPSTONE_REEXECUTIONS_PER_VIDEO ({budget.per_video})"
+        return Leave(f"It is not tried again by itself any more: {allowed} is used up.", refused=True)
+    which = f"attempt {failed.attempts + 1} of {budget.per_video}"
+    if paused_for_it:
+        if breaker.probe is not None and breaker.probe.reexecutes == failed.run_id:
+            return Start(probe=True)
+        return Wait(told=f"It is tried again once {failed.failure} is over ({which}).", offered=True)
+    if breaker.paused and breaker.cause in (OPERATOR, DUPLICATE_JOB):
+        return Wait(told=f"It is tried again when intake resumes ({which}).")
+    due = failed.ended_at + DELAYS_S[min(failed.attempts, len(DELAYS_S) - 1)]
+    if now < due and not mended:
+        clock = datetime.fromtimestamp(due, UTC).strftime("%H:%M:%S UTC")
+        return Wait(due, told=f"It is tried again at {clock} ({which}).")
+    if failed.gpu and budget.spent(now):
+        return Wait(
+            told=f"It is tried again when CAPSTONE_REEXECUTIONS_PER_HOUR allows ({which}).", refused=True
+        )
+    return Start()

@@ -1,0 +1,640 @@
+"""The sensor `alerts` over real SNS and SQS of both emulators, and Dagster's own records."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.events import DagsterEvent
+from dagster._core.execution.plan.objects import StepFailureData, StepRetryData, UserFailureData
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._core.test_utils import create_run_for_test
+from dagster._utils.error import serializable_error_info_from_exc_info
+
+from capstone_dagster.alerts import reading
+from capstone_dagster.alerts.inbox import Received, look_into
+from capstone_dagster.alerts.notices import CALM_S
+from capstone_dagster.alerts.sensor import alerts_sensor
+from capstone_dagster.assets.failing import as_failure
+from capstone_dagster.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
+from capstone_dagster.commands import channels
+from capstone_dagster.failures import run_events
+from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
+from capstone_dagster.intake.queue import UploadQueue
+from capstone_dagster.metrics.left_messages import LeftMessages, write_left
+from capstone_dagster.services import Services
+from capstone_dagster.settings import Settings, read_settings
+from capstone_dagster.storage.errors import DatabaseUnavailable, StorageUnavailable
+from tests.conftest import Aws
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@dataclass
+class Office:
+    """The sensor with its cursor, a clock that can be put forward, and the inbox of whoever is on call."""
+
+    aws: Aws
+    instance: dg.DagsterInstance
+    services: Services
+    clock: Callable[[float], None]
+    counted: list[tuple[str, float]] = field(default_factory=list)
+    cursor: str | None = None
+
+    def tick(self) -> str:
+        """One tick; its sentence."""
+        with dg.build_sensor_context(
+            self.instance, cursor=self.cursor, resources={"services": self.services}
+        ) as context:
+            result = alerts_sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        self.cursor = result.cursor
+        assert result.skip_reason is not None
+        return str(result.skip_reason.skip_message)
+
+    def inbox(self) -> list[Received]:
+        return look_into(self.aws.client("sqs"), self.aws.resources.alert_inbox_url)
+
+    def fails(
+        self, failure: str = "model-unavailable", cause: str = "The file is gone.", **tags: str
+    ) -> dg.DagsterRun:
+        run = create_run_for_test(
+            self.instance,
+            job_name="analyze_upload",
+            status=dg.DagsterRunStatus.STARTED,
+            tags={"capstone/video_id": "gate-1a2b3c4d", "dagster/will_retry": "false", **tags},
+        )
+        told = {"failure_class": dg.MetadataValue.text(failure), "cause": dg.MetadataValue.text(cause)}
+        data = StepFailureData(error=None, user_failure_data=UserFailureData("failure", cause, told))
+        event = DagsterEvent("STEP_FAILURE", run.job_name, step_key="s", event_specific_data=data)
+        self.instance.report_dagster_event(event, run.run_id)
+        self.instance.report_run_failed(run)
+        return run
+
+    def succeeds(self, video: str = "gate-1a2b3c4d") -> None:
+        run = create_run_for_test(self.instance, job_name="analyze_upload", tags={"capstone/video_id": video})
+        for event in ("PIPELINE_START", "PIPELINE_SUCCESS"):
+            self.instance.report_dagster_event(DagsterEvent(event, run.job_name), run.run_id)
+
+
+@pytest.fixture
+def office(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
+    ahead = [0.0]
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + ahead[0])
+
+    def put_forward(seconds: float) -> None:
+        ahead[0] += seconds
+
+    services = Services(settings_for(aws))
+    with dg.DagsterInstance.ephemeral() as instance:
+        office = Office(aws, instance, services, put_forward)
+        monkeypatch.setattr(
+            services.metrics, "add", lambda metric, value=1, **_: office.counted.append((metric.name, value))
+        )
+        yield office
+
+
+@pytest.fixture
+def with_ticks(office: Office, tmp_path: Path) -> Iterator[None]:
+    """An instance with files behind it: one that is only in memory keeps no ticks."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        office.instance = instance
+        yield
+
+
+def settings_for(aws: Aws, **more: Any) -> Settings:
+    return read_settings(
+        alert_topic_arn=aws.resources.alert_topic_arn, queue_url=aws.resources.queue_url, **more
+    )
+
+
+def test_an_alert_says_everything_that_whoever_is_on_call_needs(office: Office) -> None:
+    office.services = Services(settings_for(office.aws, ui_url="http://dagster.example/"))
+    run = office.fails(
+        "storage-unavailable",
+        "S3 does not answer for s3://raw/a.mp4. Password=hunter22secret was used.",
+        **{"capstone/external_id": "84", "batch_gpu/job_id": "job-7"},
+    )
+
+    office.tick()
+
+    [notice] = office.inbox()
+    assert notice.subject == "[local] FAILED storage-unavailable: S3 does not answer"
+    assert notice.subject.isascii()
+    for part in (
+        "Cause: S3 does not answer for s3://raw/a.mp4.",
+        "Class: storage-unavailable",
+        "Video: gate-1a2b3c4d (external id 84)",
+        "Attempt: 1. It is started again from the failed step by itself",
+        "What to do: Check S3",
+        f"Run: http://dagster.example/runs/{run.run_id}",
+        "Job: job-7",
+        "Logs: capstone logs gate-1a2b3c4d",
+        "Runbook: docs/runbook.md#storage-unavailable",
+    ):
+        assert part in notice.body
+    assert "hunter22secret" not in notice.body + str(office.cursor)
+    assert {name: notice.attributes[name] for name in ("kind", "class", "severity", "environment")} == {
+        "kind": "failure",
+        "class": "storage-unavailable",
+        "severity": "page",
+        "environment": "local",
+    }
+
+
+def test_alerts_do_not_need_the_store_of_the_ticks_own_log(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in S3, which may be what hangs: each tick would be cut off, and tell the same again."""
+    used = property(lambda _: pytest.fail("the tick's own log is used"))
+    monkeypatch.setattr(dg.SensorEvaluationContext, "log", used)
+    office.fails()
+
+    assert "1 notices sent." in office.tick()
+
+
+def test_500_failures_are_one_alert_with_a_count(office: Office) -> None:
+    office.tick()
+    for number in range(500):
+        office.fails(cause=f"s3://raw/{number}.mp4: the model is gone.")
+
+    told = office.tick()
+
+    assert told == "500 new failures. 1 notices sent."
+    [notice] = office.inbox()
+    assert "(500 runs)" in notice.subject
+    assert len(str(office.cursor)) < 50_000
+    office.clock(run_events.OVERLAP_S + 1)
+    assert office.tick() == "0 new failures. Nothing to tell."
+    assert len(str(office.cursor)) < 3_000
+
+
+def test_alerts_that_sns_did_not_take_arrive_when_it_is_back(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SNS", NOWHERE)
+    office.fails("model-unavailable")
+    assert "1 kept to be sent again: SNS cannot be reached" in office.tick()
+    office.clock(10)
+    office.fails("undecodable-video")
+    office.fails("model-unavailable")
+    assert "2 kept to be sent again" in office.tick()
+    office.clock(10)
+    assert "2 kept to be sent again" in office.tick()
+    assert office.inbox() == []
+    assert office.counted.count((NOTICES_FAILED.name, 1)) >= 2
+
+    monkeypatch.delenv("AWS_ENDPOINT_URL_SNS")
+    office.clock(60)
+    assert office.tick() == "0 new failures. 2 notices sent."
+
+    assert [notice.attributes["class"] for notice in office.inbox()] == [
+        "model-unavailable",
+        "undecodable-video",
+    ]
+    assert (NOTICES_SENT.name, 2) in office.counted
+
+
+def test_an_outage_of_days_stops_no_alerts(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SNS", NOWHERE)
+    office.fails()
+    office.tick()
+    cursor = json.loads(str(office.cursor))
+    cursor["refusals"] = 5000
+    cursor["record"]["incidents"][0]["relapse"] = 5000
+    office.cursor = json.dumps(cursor)
+    office.clock(60)
+
+    assert "1 kept to be sent again" in office.tick()
+    office.clock(60)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_SNS")
+    assert "1 notices sent" in office.tick()
+
+
+def test_no_alert_is_lost_when_a_tick_is_cut_off_or_raises(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office.tick()
+    office.fails("gpu-error")
+
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionError("Dagster's storage is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "new_failures", broken)
+        with pytest.raises(ConnectionError):
+            office.tick()
+    # As after a restart of the daemon: nothing is remembered but the cursor.
+    assert "1 notices sent" in office.tick()
+    assert "Nothing to tell" in office.tick()
+
+
+def test_no_alert_is_lost_while_the_daemon_was_away(office: Office) -> None:
+    office.fails("gpu-error")  # before the sensor ever ticked
+    assert "1 notices sent" in office.tick()
+    office.fails("undecodable-video")
+    office.clock(12 * 3600)
+    assert "1 notices sent" in office.tick()
+
+
+def test_a_failure_whose_record_is_committed_late_is_an_alert_too(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are given before transactions end: a smaller one can appear behind a greater one."""
+    late = office.fails("gpu-error")
+    office.fails("undecodable-video")
+    fetch = office.instance.fetch_run_status_changes
+
+    def without_the_late_one(*arguments: Any, **options: Any) -> Any:
+        answer = fetch(*arguments, **options)
+        seen = [record for record in answer.records if record.event_log_entry.run_id != late.run_id]
+        return SimpleNamespace(records=seen)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(office.instance, "fetch_run_status_changes", without_the_late_one)
+        assert "1 new failures" in office.tick()
+    office.clock(60)
+    assert "1 new failures" in office.tick()
+    assert {notice.attributes["class"] for notice in office.inbox()} == {"gpu-error", "undecodable-video"}
+
+
+def test_an_alert_is_followed_by_one_of_its_end(office: Office) -> None:
+    office.fails()
+    office.tick()
+    office.clock(CALM_S + 5)
+    office.succeeds("another-video")
+    office.tick()
+
+    [_, over] = office.inbox()
+    assert over.subject.startswith("[local] OVER model-unavailable")
+    assert over.attributes["kind"] == "recovery"
+    assert re.search(r"It lasted \d+ s, from .* UTC to .* UTC\.", over.body)
+    assert "1 run has failed because of it." in over.body
+
+
+def test_a_retry_by_dagster_and_its_place_are_in_the_alert(office: Office) -> None:
+    first = office.fails("worker-lost", "Its worker was lost.", **{"dagster/will_retry": "true"})
+    office.fails("internal", "It broke.", **{"dagster/root_run_id": first.run_id})
+    office.fails("timeout", "Its time was up.", **{"capstone/reexecution": "3"})
+    office.fails("model-unavailable")
+    office.tick()
+
+    told = {notice.attributes["class"]: notice.body for notice in office.inbox()}
+    assert "Attempt: 1. Dagster starts it again by itself." in told["worker-lost"]
+    assert "Attempt: 2. It is not tried again by itself." in told["internal"]
+    assert "Attempt: 1. It is not tried again by itself." in told["timeout"]
+    assert "not tried again, unless intake pauses for it and resumes." in told["model-unavailable"]
+
+
+def test_a_worker_that_was_told_to_stop_is_waited_for_to_be_explained(office: Office) -> None:
+    """Its launcher's sensor finds out within seconds that it was the time limit."""
+    office.tick()
+    run = create_run_for_test(
+        office.instance,
+        status=dg.DagsterRunStatus.STARTED,
+        tags={
+            "dagster/failure_reason": "UNEXPECTED_TERMINATION",
+            "dagster/will_retry": "true",
+            "batch_gpu/job_id": "job-1",
+        },
+    )
+    office.instance.report_run_failed(run)
+    assert office.tick() == "0 new failures. Nothing to tell."
+    office.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "timeout"})
+    office.tick()
+    assert [notice.attributes["class"] for notice in office.inbox()] == ["timeout"]
+
+
+def test_no_alert_is_lost_that_waited_for_its_explanation_while_the_daemon_was_away(office: Office) -> None:
+    office.tick()
+    interrupted = {"dagster/failure_reason": "UNEXPECTED_TERMINATION", "batch_gpu/job_id": "job-1"}
+    run = create_run_for_test(office.instance, status=dg.DagsterRunStatus.STARTED, tags=interrupted)
+    office.instance.report_run_failed(run)
+    office.fails("undecodable-video")
+    office.tick()
+    assert [notice.attributes["class"] for notice in office.inbox()] == ["undecodable-video"]
+
+    office.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "timeout"})
+    office.clock(10 * run_events.OVERLAP_S)
+    office.tick()
+    office.tick()
+
+    assert {notice.attributes["class"] for notice in office.inbox()} == {"undecodable-video", "timeout"}
+
+
+def test_a_class_that_nobody_knows_stops_no_alerts(office: Office) -> None:
+    office.fails("no-such-class", "Whatever.", **{"capstone/reexecution": "many"})
+    office.fails("undecodable-video")
+    office.tick()
+
+    assert {notice.attributes["class"] for notice in office.inbox()} == {"internal", "undecodable-video"}
+
+
+def failed_tick(office: Office, sensor: str, error: Exception | None) -> None:
+    """A tick of a sensor, as Dagster's daemon leaves it."""
+    repository = dg.Definitions().get_repository_def()
+    origin = _origin(sensor, repository)
+    state = InstigatorState(
+        origin, InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE, SensorInstigatorData()
+    )
+    if office.instance.get_instigator_state(origin.get_id(), origin.get_selector().get_id()) is None:
+        office.instance.add_instigator_state(state)
+    told = None
+    if error is not None:
+        try:
+            raise RuntimeError("Error occurred during the execution of evaluation_fn") from error
+        except RuntimeError:
+            told = serializable_error_info_from_exc_info(sys.exc_info())
+    office.instance.create_tick(
+        TickData(
+            instigator_origin_id=origin.get_id(),
+            instigator_name=sensor,
+            instigator_type=InstigatorType.SENSOR,
+            status=TickStatus.FAILURE if told else TickStatus.SKIPPED,
+            timestamp=time.time(),
+            selector_id=origin.get_selector().get_id(),
+            error=told,
+        )
+    )
+
+
+def _origin(sensor: str, repository: dg.RepositoryDefinition) -> Any:
+    from dagster._core.remote_origin import (
+        InProcessCodeLocationOrigin,
+        RemoteInstigatorOrigin,
+        RemoteRepositoryOrigin,
+    )
+    from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+
+    location = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="m"), location_name="m")
+    return RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, repository.name), sensor)
+
+
+@pytest.mark.usefixtures("with_ticks")
+def test_an_event_store_that_is_away_is_an_alert_although_no_run_fails(office: Office) -> None:
+    """Intake only looks at it: its ticks fail, and nothing else."""
+    office.services = Services(
+        settings_for(office.aws, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nowhere")
+    )
+    away = DatabaseUnavailable("The event store does not answer. Is PostgreSQL running?")
+    failed_tick(office, "upload_sensor", away)
+    office.tick()
+    assert office.inbox() == []  # one failed tick is not told
+    failed_tick(office, "upload_sensor", away)
+    failed_tick(office, "video_status_sensor", away)
+    failed_tick(office, "video_status_sensor", away)
+    office.tick()
+
+    [notice] = office.inbox()
+    assert notice.attributes["class"] == "database-unavailable"
+    assert "Cause: The event store does not answer." in notice.body
+    assert "Concerned: sensor upload_sensor, sensor video_status_sensor." in notice.body
+
+    for sensor in ("upload_sensor", "video_status_sensor"):
+        failed_tick(office, sensor, None)
+    office.tick()
+    office.clock(CALM_S)
+    office.tick()
+    assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
+
+
+@pytest.mark.usefixtures("with_ticks")
+def test_a_sensor_with_a_defect_is_an_alert(office: Office) -> None:
+    for _ in range(2):
+        failed_tick(office, "batch_gpu_runs", KeyError("jobs"))
+    office.tick()
+
+    [notice] = office.inbox()
+    assert notice.attributes["page"] == "sensor-failing"
+    assert "KeyError: 'jobs'" in notice.body
+    assert "sensor batch_gpu_runs" in notice.body
+
+
+def test_dead_letters_are_an_alert_until_they_are_gone(office: Office) -> None:
+    queue = UploadQueue(office.aws.client("sqs"), office.aws.resources.queue_url)
+    queue.reject("{", "no JSON", "m1")
+    office.tick()
+    [notice] = office.inbox()
+    assert notice.attributes["page"] == "dead-letters"
+    assert "1 message was given up" in notice.body
+
+    queue.dead_letters()  # somebody looks at them: hidden for the moment, and not gone
+    office.clock(60)
+    office.tick()
+    assert len(office.inbox()) == 1
+
+    office.aws.client("sqs").purge_queue(QueueUrl=queue.dead_letter_url)
+    office.clock(60)
+    office.tick()
+    assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
+
+
+def test_intake_that_pauses_itself_is_one_alert_and_its_end_another(office: Office) -> None:
+    told = "The last 5 runs failed for model-unavailable."
+    write_breaker(
+        office.instance, BreakerState(Phase.OPEN, since=time.time(), cause="model-unavailable", told=told)
+    )
+    office.tick()
+    office.tick()
+    [notice] = office.inbox()
+    assert notice.attributes["page"] == "intake-paused"
+    assert told in notice.body
+
+    write_breaker(office.instance, BreakerState())
+    office.clock(CALM_S + 5)
+    office.tick()
+    assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
+
+
+def test_uploads_that_may_not_be_looked_up_are_an_alert(office: Office) -> None:
+    """No run and no tick fails of it: the messages stay in the queue and come again."""
+    told = "S3 forbids HeadObject on s3://raw/a.mp4. Grant s3:GetObject."
+    write_left(office.instance, LeftMessages(3, "source-forbidden", told, time.time()))
+    office.tick()
+    [notice] = office.inbox()
+    assert notice.attributes["class"] == "source-forbidden"
+    assert "Cause: S3 forbids HeadObject on s3://raw/a.mp4." in notice.body
+    assert "Concerned: lookup of uploads (3)." in notice.body
+
+    office.clock(180)
+    write_left(office.instance, LeftMessages(1, "source-forbidden", told, time.time()))
+    office.tick()
+    assert {notice.attributes["kind"] for notice in office.inbox()} == {"failure"}
+    office.clock(300)
+    office.tick()
+    assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
+
+
+def test_alerts_know_a_retry_as_dagster_records_it() -> None:
+    seen = []
+
+    @dg.op(retry_policy=dg.RetryPolicy(max_retries=1))
+    def stores(context: dg.OpExecutionContext) -> None:
+        if context.retry_number:
+            seen.extend(reading.retrying_runs(context.instance, now=time.time() + 60))
+        raise as_failure(StorageUnavailable("S3 failed. Try it.")) from OSError("cut")
+
+    @dg.job
+    def a_job() -> None:
+        stores()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        a_job.execute_in_process(instance=instance, raise_on_error=False)
+
+    [trouble] = seen
+    assert (trouble.failure, trouble.cause) == ("storage-unavailable", "S3 failed. Try it.")
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_step_that_is_tried_again_for_long_is_an_alert(office: Office, ends_well: bool) -> None:
+    """An hour's video fails for good only when its pass was repeated twice."""
+    run = create_run_for_test(
+        office.instance, job_name="analyze_upload", tags={"capstone/video_id": "gate-1a2b3c4d"}
+    )
+    office.instance.report_dagster_event(DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
+    try:
+        raise dg.RetryRequested() from as_failure(
+            StorageUnavailable("S3 failed PutObject on s3://derived/a. It said SlowDown.")
+        )
+    except dg.RetryRequested:  # as a step with a retry policy ends
+        error = serializable_error_info_from_exc_info(sys.exc_info())
+    retry = DagsterEvent(
+        "STEP_UP_FOR_RETRY",
+        run.job_name,
+        step_key="video_analysis.analyze_video",
+        event_specific_data=StepRetryData(error, 5),
+    )
+    office.instance.report_dagster_event(retry, run.run_id)
+    office.tick()
+    assert office.inbox() == []  # it may pass at once
+    office.clock(11)
+    office.tick()
+
+    [notice] = office.inbox()
+    assert notice.attributes["class"] == "storage-unavailable"
+    for part in ("Cause: S3 failed PutObject on s3://derived/a.", "tried again within its run", run.run_id):
+        assert part in notice.body
+
+    office.clock(90)
+    event = DagsterEvent("PIPELINE_SUCCESS" if ends_well else "PIPELINE_FAILURE", run.job_name)
+    office.instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
+    office.instance.report_dagster_event(event, run.run_id)
+    office.tick()
+    office.clock(CALM_S)
+    office.tick()
+    kinds = [notice.attributes["kind"] for notice in office.inbox()]
+    if ends_well:
+        assert kinds == ["failure", "recovery"]
+    else:
+        assert "recovery" not in kinds
+
+
+def test_runs_that_wait_long_for_a_machine_are_an_alert(office: Office) -> None:
+    run = create_run_for_test(office.instance, tags={"batch_gpu/status": "RUNNABLE: no capacity"})
+    office.instance.report_dagster_event(DagsterEvent("PIPELINE_STARTING", run.job_name), run.run_id)
+    office.tick()
+    assert office.inbox() == []
+    office.clock(reading.WAITS_LONG_S + 1)
+    office.tick()
+
+    [notice] = office.inbox()
+    assert notice.attributes["page"] == "waiting-for-capacity"
+    assert "RUNNABLE: no capacity" in notice.body
+
+
+def test_a_run_that_hangs_is_an_alert(office: Office) -> None:
+    run = create_run_for_test(office.instance, tags={"capstone/video_id": "gate-1a2b3c4d"})
+    office.instance.report_dagster_event(DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
+    office.clock(29 * 60)
+    office.tick()
+    assert office.inbox() == []
+    office.clock(120)
+    office.tick()
+
+    [notice] = office.inbox()
+    assert notice.attributes["page"] == "long-running"
+    assert f"The run {run.run_id} of gate-1a2b3c4d has been running for 31 min." in notice.body
+
+
+def test_without_a_topic_nobody_gets_alerts_and_the_tick_says_so(office: Office) -> None:
+    office.services = Services(read_settings())
+    office.fails()
+    assert "CAPSTONE_ALERT_TOPIC_ARN is not set" in office.tick()
+
+    office.services = Services(settings_for(office.aws))
+    assert "1 notices sent" in office.tick()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("CAPSTONE_ALERT_TOPIC_ARN", "arn:aws:sns:ap-northeast-2:123456789012:elsewhere", "SNS refused"),
+        ("AWS_ENDPOINT_URL_SNS", NOWHERE, "SNS cannot be reached"),
+        ("AWS_ENDPOINT_URL_SNS", "no address", "SNS could not be given"),
+    ],
+)
+def test_whatever_sns_does_the_tick_goes_on_and_keeps_its_alerts(
+    office: Office, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    if variable.startswith("CAPSTONE"):
+        office.services = Services(read_settings(alert_topic_arn=value))
+    else:
+        monkeypatch.setenv(variable, value)
+    office.fails()
+
+    assert told in office.tick()
+    assert '"due":[["failure"' in str(office.cursor)
+
+
+@pytest.mark.usefixtures("with_ticks")
+def test_the_doctor_tells_how_sending_alerts_goes(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "/somewhere")
+    monkeypatch.setattr(dg.DagsterInstance, "get", lambda: nullcontext(office.instance))
+    with pytest.raises(channels.Wrong, match="has not run yet"):
+        channels.notices()
+
+    office.fails()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SNS", NOWHERE)
+    office.tick()
+    stored(office)
+    with pytest.raises(channels.Wrong, match="1 notices have been kept for 0 s: SNS cannot be reached"):
+        channels.notices()
+
+    monkeypatch.delenv("AWS_ENDPOINT_URL_SNS")
+    office.clock(10)
+    office.tick()
+    stored(office)
+    assert channels.notices() == "all sent; 1 incidents are not over"
+
+    office.clock(600)
+    with pytest.raises(channels.Wrong, match="last ran 600 s ago"):
+        channels.notices()
+
+
+def stored(office: Office) -> None:
+    """As Dagster's daemon stores it after a tick."""
+    data = SensorInstigatorData(cursor=office.cursor, last_tick_timestamp=time.time())
+    state = InstigatorState(
+        _origin("alerts", dg.Definitions().get_repository_def()),
+        InstigatorType.SENSOR,
+        InstigatorStatus.DECLARED_IN_CODE,
+        data,
+    )
+    known = office.instance.get_instigator_state(state.instigator_origin_id, state.selector_id)
+    store = office.instance.update_instigator_state if known else office.instance.add_instigator_state
+    store(state)

@@ -1,0 +1,131 @@
+"""What alerts look like on a phone, whatever failed and however it was worded."""
+
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capstone_dagster.alerts.notices import Incident, RunFailure
+from capstone_dagster.alerts.wording import Place, compose, duration, first_sentence
+from capstone_dagster.catalog.runbook import PAGES
+from capstone_dagster.failures.classes import FailureClass
+
+LOCAL = Place("local", None, "docs/runbook.md", None)
+CLOUD = Place("prod", "https://dagster.example", "https://wiki.example/runbook", "ap-northeast-2")
+RUN = RunFailure(
+    "2f1c-run",
+    FailureClass.CAPACITY,
+    "No machine came in time. It waited.",
+    1_767_225_600.0,
+    video_id="gate-1a2b3c4d",
+    external_id="84",
+    attempt=2,
+    retry="reexecution",
+    job_id="job-7",
+    log_stream="capstone-gpu/default/42",
+)
+INCIDENT = Incident(
+    "i1",
+    "capacity",
+    "capacity",
+    RUN.cause,
+    opened=RUN.at,
+    last=RUN.at,
+    failure="capacity",
+    runs=1,
+    example=asdict(RUN),
+    videos=["gate-1a2b3c4d"],
+)
+
+
+def test_an_alert_of_the_cloud_in_full() -> None:
+    message = compose(INCIDENT, "failure", CLOUD)
+
+    assert message.subject == "[prod] FAILED capacity: No machine came in time"
+    assert message.body.splitlines() == [
+        "No machine came in time.",
+        "Cause: No machine came in time.",
+        "Class: capacity",
+        "Since: 2026-01-01 00:00:00 UTC",
+        "1 run has failed because of it.",
+        "Video: gate-1a2b3c4d (external id 84)",
+        "Attempt: 2. It is started again from the failed step by itself, as long as the budget lasts.",
+        "What to do: Wait, or raise the quota of the compute environment.",
+        "Run: https://dagster.example/runs/2f1c-run",
+        "Job: https://ap-northeast-2.console.aws.amazon.com/batch/home?region=ap-northeast-2#jobs/detail/job-7",
+        "Container's log: https://ap-northeast-2.console.aws.amazon.com/cloudwatch/home?region=ap-northeast-2"
+        "#logsV2:log-groups/log-group/$252Faws$252Fbatch$252Fjob/log-events/"
+        "capstone-gpu$252Fdefault$252F42",
+        "Logs at that time: https://ap-northeast-2.console.aws.amazon.com/cloudwatch/home?region=ap-northeast-2"
+        "#logsV2:log-groups/log-group/$252Fcapstone$252Fvideo-analysis/log-events"
+        "$3Fstart$3D1767225000000$26end$3D1767225720000$26filterPattern$3D$25222f1c-run$2522",
+        "Runbook: https://wiki.example/runbook#capacity",
+    ]
+
+
+def test_the_alert_of_an_end_says_how_long_and_how_many() -> None:
+    over = replace(INCIDENT, runs=37, closed=INCIDENT.opened + 754, videos=[f"v{n}" for n in range(9)])
+    message = compose(over, "recovery", LOCAL, given_up=3)
+
+    assert message.subject == "[local] OVER capacity: No machine came in time (37 runs)"
+    assert message.body.splitlines() == [
+        "Over: no machine came in time.",
+        "It lasted 12 min, from 2026-01-01 00:00:00 UTC to 2026-01-01 00:12:34 UTC.",
+        "37 runs have failed because of it, of v0, v1, v2, v3, v4 and others.",
+        "The cause was: No machine came in time.",
+        "3 notices before this one were dropped: there were too many at once.",
+        "Runbook: docs/runbook.md#capacity",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_makes_an_alert_that_sns_takes(page: str) -> None:
+    failure = page if page in {kind.value for kind in FailureClass} else None
+    incident = replace(INCIDENT, page=page, failure=failure, runs=100_000)
+    for kind in ("failure", "update", "recovery"):
+        message = compose(incident, kind, CLOUD)  # type: ignore[arg-type]
+        assert message.subject.isascii()
+        assert len(message.subject) <= 100
+        assert message.subject.endswith("(100000 runs)")
+        assert f"#{page}" in message.body
+        assert all(message.attributes.values())
+
+
+@given(st.text(max_size=500), st.text(max_size=50))
+def test_no_cause_and_no_name_breaks_an_alert(cause: str, video: str) -> None:
+    example = asdict(RUN) | {"cause": cause, "video_id": video}
+    message = compose(replace(INCIDENT, cause=cause, example=example), "failure", LOCAL)
+
+    assert all(letter.isprintable() or letter == "\n" for letter in message.body)
+    assert "\n" not in message.subject
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("It broke. And more.", "It broke."),
+        ("No full stop", "No full stop"),
+        ("host 10.0.0.1 is away. Check it.", "host 10.0.0.1 is away."),
+        (
+            "Detected run worker status FAILED: 'timeout: The time limit was reached (job "
+            "61c2acbe-b614-429d-9b16-26268643640b is FAILED; attempt 1; exit code 137). See the log.",
+            "The time limit was reached (attempt 1; exit code 137).",
+        ),
+        (
+            "capacity: No machine came (job 61c2acbe-b614-429d-9b16-26268643640b is FAILED).",
+            "No machine came.",
+        ),
+        ("x" * 500, "x" * 239 + "…"),
+    ],
+)
+def test_an_alert_has_the_cause_in_one_sentence(text: str, told: str) -> None:
+    assert first_sentence(text) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(-1, "0 s"), (59.6, "60 s"), (600, "10 min"), (9000, "2 h 30 min"), (200_000, "2 days")],
+)
+def test_durations_in_alerts(seconds: float, told: str) -> None:
+    assert duration(seconds) == told

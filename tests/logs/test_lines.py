@@ -1,0 +1,493 @@
+"""Log lines: one JSON object each, whatever is logged, into the right group; and no caller notices."""
+
+import ast
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capstone_dagster.logs.json_lines import (
+    STABLE_FIELDS,
+    JsonFormatter,
+    LineHandler,
+    TerminalFormatter,
+    json_line,
+    utc,
+)
+from capstone_dagster.logs.redaction import Redaction
+from capstone_dagster.logs.spool import segments
+from capstone_dagster.logs.standard_output import StandardOutput
+from capstone_dagster.settings import read_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def record(name: str, level: int, message: Any, *args: Any, **extra: Any) -> logging.LogRecord:
+    return logging.getLogger(name).makeRecord(name, level, __file__, 1, message, args, None, extra=extra)
+
+
+def test_a_line_of_the_logs_names_what_it_knows_in_a_stable_order() -> None:
+    said = record(
+        "capstone.intake",
+        logging.WARNING,
+        "Duplicate of %s",
+        "gate/a.mp4",
+        frame_count=3,
+        action="duplicate.prevented",
+        run_id="r",
+        message_id="m",
+        upload_id="ab" * 32,
+        external_id=None,
+    )
+    said.created = 1769091795.1239
+
+    line = JsonFormatter().format(said)
+
+    fields = json.loads(line)
+    assert list(fields) == [name for name in STABLE_FIELDS if name in fields] + ["frame_count"]
+    assert fields == {
+        "timestamp": "2026-01-22T14:23:15.123Z",
+        "level": "WARNING",
+        "component": "intake",
+        "action": "duplicate.prevented",
+        "message": "Duplicate of gate/a.mp4",
+        "upload_id": "ab" * 32,
+        "message_id": "m",
+        "run_id": "r",
+        "trace_id": "ab" * 16,
+        "frame_count": 3,
+    }
+
+
+def test_a_line_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    said = record("capstone.intake", logging.INFO, "message")
+    said.created = 1769091795.5
+
+    try:
+        assert TerminalFormatter().format(said) == "[2026-01-22 14:23:15] INFO capstone.intake - message"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_the_fields_of_the_logs_are_documented() -> None:
+    page = (ROOT / "docs" / "logs.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+
+    assert tuple(name for row in rows for name in re.findall(r"`(\w+)`", row)) == STABLE_FIELDS
+
+
+def actions_said() -> set[str]:
+    """Every action that some code of ours names, as `action="…"` or `{"action": "…"}`."""
+    found: list[ast.expr | None] = []
+    for path in (ROOT / "capstone_dagster").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") != "add_argument":
+                found += [word.value for word in node.keywords if word.arg == "action"]
+            elif isinstance(node, ast.Dict):
+                pairs = zip(node.keys, node.values, strict=True)
+                found += [
+                    value for key, value in pairs if isinstance(key, ast.Constant) and key.value == "action"
+                ]
+    return {each.value for each in found if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+def test_the_actions_of_the_logs_are_spelled_alike() -> None:
+    """Queries ask for them by name: what, and what became of it."""
+    said = actions_said()
+
+    assert "step.completed" in said
+    assert {action for action in said if not re.fullmatch(r"[a-z]+(\.[a-z-]+)?", action)} == set()
+
+
+@pytest.mark.parametrize(
+    ("logger", "component"),
+    [
+        ("capstone.intake", "intake"),
+        ("capstone.storage.events", "storage"),
+        ("batch_gpu.launcher", "launcher"),
+        ("dagster.daemon", "dagster"),
+        ("botocore.retries", "code-location"),
+        ("capstone", "code-location"),
+    ],
+)
+def test_the_component_of_a_line_of_the_logs(logger: str, component: str) -> None:
+    fields = json.loads(JsonFormatter("code-location").format(record(logger, logging.INFO, "x")))
+
+    assert fields["component"] == component
+    assert fields.get("logger", component) in (logger, component)
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.sampled_from([Path("/a"), ValueError("x"), object(), np.float32(1.5), np.int64(7), np.nan]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(), values, max_size=6))
+def test_whatever_is_logged_is_one_json_object_a_line(fields: dict[str, Any]) -> None:
+    line = json_line(fields, Redaction())
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    shown = json.loads(line.encode().decode(), parse_constant=refuse)
+    assert isinstance(shown, dict)
+    assert shown.keys() == {name for name, value in fields.items() if value is not None}
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (np.int64(7), 7),
+        (np.float32(1.5), 1.5),
+        (math.inf, "inf"),
+        (Path("/a/b"), "/a/b"),
+        ({"a": {"b": (1, 2)}}, {"a": {"b": [1, 2]}}),
+        ("half \ud83d of a pair", "half \\ud83d of a pair"),
+    ],
+)
+def test_values_in_the_logs(value: Any, shown: Any) -> None:
+    assert json.loads(json_line({"x": value}, Redaction()))["x"] == shown
+
+
+def test_a_text_that_has_no_end_is_cut() -> None:
+    shown = json.loads(json_line({"message": "x" * 1_000_000}, Redaction()))["message"]
+
+    assert len(shown) < 33_000
+    assert shown.endswith("… [cut, 1,000,000 characters in all]")
+
+
+def test_a_traceback_is_a_field_and_has_no_secret() -> None:
+    try:
+        raise ValueError("postgresql://u:hidden-password@db/x")
+    except ValueError:
+        said = logging.getLogger("capstone.x").makeRecord(
+            "capstone.x", logging.ERROR, __file__, 1, "It failed.", (), sys.exc_info()
+        )
+
+    fields = json.loads(JsonFormatter().format(said))
+
+    assert fields["message"] == "It failed."
+    assert "Traceback" in fields["exception"]
+    assert "ValueError: postgresql://u:***@db/x" in fields["exception"]
+    assert "hidden" not in TerminalFormatter().format(said)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "shown"), [(0.0, "1970-01-01T00:00:00.000Z"), (1.9999, "1970-01-01T00:00:01.999Z")]
+)
+def test_timestamps_are_utc_with_milliseconds(timestamp: float, shown: str) -> None:
+    assert utc(timestamp) == shown
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def handler(spool: Path) -> LineHandler:
+    return LineHandler("test", read_settings(log_spool=str(spool)), stream_style=None)
+
+
+def spooled(spool: Path) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (segment.group_name, json.loads(each.text))
+        for segment in segments(spool)
+        for each in segment.read(0, 1 << 30, finished=True)[0]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("logger", "level", "group"),
+    [
+        ("capstone.intake", logging.INFO, "/capstone/intake"),
+        ("capstone.intake.tick", logging.ERROR, "/capstone/intake"),
+        ("capstone.intake", logging.DEBUG, None),
+        ("capstone.storage", logging.DEBUG, "/capstone/video-analysis"),
+        ("capstone.alerts", logging.CRITICAL, "/capstone/video-analysis"),
+        ("botocore", logging.WARNING, "/capstone/video-analysis"),
+    ],
+)
+def test_lines_go_to_the_log_group_of_their_logger(
+    handler: LineHandler, spool: Path, logger: str, level: int, group: str | None
+) -> None:
+    handler.handle(record(logger, level, "said"))
+
+    assert [name for name, _ in spooled(spool)] == ([group] if group else [])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        record("capstone.x", logging.INFO, "%d frames", "many"),
+        record("capstone.x", logging.INFO, "too few %s %s", 1),
+        record("capstone.x", logging.INFO, "a value that cannot be shown", value=Unspeakable()),
+        record("capstone.x", logging.INFO, Unspeakable()),
+        record("capstone.x", logging.INFO, "m", number=10**5000),
+    ],
+    ids=["wrong-type", "too-few", "unspeakable-field", "unspeakable-message", "endless-number"],
+)
+def test_nothing_that_is_logged_raises_and_each_leaves_a_line(
+    handler: LineHandler, spool: Path, said: logging.LogRecord
+) -> None:
+    handler.handle(said)
+
+    [(_, fields)] = spooled(spool)
+    assert fields["level"] == "INFO"
+    assert fields["message"]
+
+
+def test_a_spool_that_cannot_be_written_costs_the_caller_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    handler = LineHandler(
+        "test", read_settings(log_spool=str(tmp_path / "file" / "spool")), stream_style=None
+    )
+
+    handler.handle(record("capstone.x", logging.ERROR, "said"))
+
+
+# --- standard output ---
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, StandardOutput]]:
+    reader, writer = os.pipe()
+    output = StandardOutput(writer)
+    os.close(writer)
+    yield reader, output
+    os.close(reader)
+
+
+def test_lines_of_many_threads_arrive_whole(pipe: tuple[int, StandardOutput]) -> None:
+    reader, output = pipe
+    lines = {f"{name}{number}" * 700 for name in "abcd" for number in range(20)}
+    read: list[bytes] = []
+
+    def drain() -> None:
+        while sum(map(len, read)) < sum(len(line) + 1 for line in lines):
+            read.append(os.read(reader, 65536))
+
+    draining = threading.Thread(target=drain)
+    writing = [
+        threading.Thread(target=lambda name=name: [output.write(line) for line in lines if line[0] == name])
+        for name in "abcd"
+    ]
+    for thread in (draining, *writing):
+        thread.start()
+    for thread in (*writing, draining):
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+    assert set(b"".join(read).decode().splitlines()) == lines
+    assert output.lost == 0
+
+
+def test_a_reader_that_stops_costs_lines_and_hardly_any_time(pipe: tuple[int, StandardOutput]) -> None:
+    reader, output = pipe
+    began = time.monotonic()
+    for _ in range(1000):
+        output.write("x" * 10_000)
+
+    # Half a second once, not for each of those that have no room.
+    assert time.monotonic() - began < 5
+    assert output.lost > 500
+    lost = output.lost
+    os.set_blocking(reader, False)
+    rest = b""
+    while True:
+        try:
+            rest += os.read(reader, 1 << 20)
+        except BlockingIOError:
+            break
+    assert output.write("here again")
+    assert output.lost == lost
+    assert (rest + os.read(reader, 65536)).decode().splitlines()[-1] == "here again"
+
+
+def test_a_reader_that_is_gone_costs_nothing() -> None:
+    reader, writer = os.pipe()
+    output = StandardOutput(writer)
+    os.close(writer)
+    os.close(reader)
+
+    assert not output.write("said")
+
+
+# --- whole processes ---
+
+
+def run_program(body: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(body))
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CAPSTONE_")}
+    return subprocess.run(
+        [sys.executable, str(program)],
+        env={**inherited, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+CONFIGURED = """
+    import logging
+    from capstone_dagster.logs.json_lines import configure_logging
+    from capstone_dagster.settings import read_settings
+    configure_logging(read_settings(), "shipper")
+    configure_logging(read_settings(), "somebody-else")
+    logging.getLogger("capstone.intake").info("one", extra={"action": "message.ignored"})
+    logging.getLogger("capstone.storage").debug("two")
+    logging.getLogger("botocore").warning("three")
+    logging.getLogger("botocore").info("not said")
+    try:
+        raise ValueError("four")
+    except ValueError:
+        logging.getLogger("capstone").exception("failed")
+"""
+
+
+def test_a_process_s_logs_are_json_where_nobody_watches(tmp_path: Path) -> None:
+    done = run_program(CONFIGURED, tmp_path, CAPSTONE_LOG_SPOOL=str(tmp_path / "spool"))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["component"], line["level"], line["message"]) for line in shown] == [
+        ("intake", "INFO", "one"),
+        ("shipper", "WARNING", "three"),
+        ("shipper", "ERROR", "failed"),
+    ]
+    kept = spooled(tmp_path / "spool")
+    assert [fields["message"] for group, fields in kept if group == "/capstone/intake"] == ["one"]
+    assert [fields["message"] for group, fields in kept if group == "/capstone/video-analysis"] == [
+        "two",
+        "three",
+        "failed",
+    ]
+
+
+def test_a_process_s_logs_are_text_where_that_is_asked_for(tmp_path: Path) -> None:
+    done = run_program(CONFIGURED, tmp_path, CAPSTONE_LOG_FORMAT="text")
+
+    lines = done.stdout.splitlines()
+    shape = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] INFO capstone\.intake - one"
+    assert re.fullmatch(shape, lines[0])
+    assert lines[-1] == "ValueError: four"
+
+
+RUN = """
+    import logging
+    import dagster as dg
+    from capstone_dagster.logs.json_lines import configure_logging
+    from capstone_dagster.settings import read_settings
+    configure_logging(read_settings(), "code-location")
+
+    @dg.op
+    def work(context):
+        context.log.info("At work.", extra={"action": "step.completed", "frame_count": 3})
+        logging.getLogger("capstone.storage").warning("Tried again.")
+        logging.getLogger("botocore").warning("A library's word.")
+        known = {"failure_class": "timeout", "cause": "It took long.", "remedy": "Wait."}
+        raise dg.Failure("d", metadata=known)
+
+    @dg.job
+    def working():
+        work()
+
+    with dg.DagsterInstance.get() as instance:
+        working.execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            tags={"capstone/video_id": "v", "capstone/upload_id": "ab" * 32, "capstone/s3_uri": "s3://b/k/x.mp4"},
+        )
+"""
+
+
+def python_logs() -> str:
+    """An instance as shipped, but for the storage; Dagster captures each step's output by redirecting it."""
+    shipped = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    return yaml.safe_dump({name: shipped[name] for name in ("python_logs", "telemetry")})
+
+
+def test_a_run_s_logs_are_complete_in_the_spool_and_from_info_up_on_standard_output(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text(python_logs())
+
+    done = run_program(
+        RUN,
+        tmp_path,
+        DAGSTER_HOME=str(tmp_path),
+        CAPSTONE_LOG_SPOOL=str(tmp_path / "spool"),
+        CAPSTONE_LOG_FORMAT="json",
+    )
+
+    assert done.returncode == 0, done.stderr
+    kept = [fields for _, fields in spooled(tmp_path / "spool")]
+    assert len({fields["run_id"] for fields in kept}) == 1
+    for fields in kept:
+        assert (fields["video_id"], fields["bucket"], fields["key"]) == ("v", "b", "k/x.mp4")
+        assert fields["trace_id"] == "ab" * 16
+    told = [(fields["component"], fields["action"]) for fields in kept]
+    for line in [
+        ("dagster", "run.started"),
+        ("dagster", "step.started"),
+        ("analysis", "step.completed"),
+        ("storage", "log"),
+        ("code-location", "log"),
+        ("dagster", "step.failed"),
+        ("dagster", "run.failed"),
+    ]:
+        assert told.count(line) == 1
+    by_action = {fields["action"]: fields for fields in kept}
+    assert by_action["run.failed"]["failure_class"] == "timeout"
+    assert by_action["run.failed"]["remedy"] == "Wait."
+    assert 0 <= by_action["run.failed"]["elapsed_s"] < 60
+    assert by_action["step.completed"]["frame_count"] == 3
+
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    assert shown == [fields for fields in kept if fields["level"] != "DEBUG"]
+    assert shown[-1]["action"] == "run.failed"
+    # Dagster's console would say all of it once more.
+    assert done.stderr == ""
+
+
+def test_a_run_s_logs_are_left_to_dagster_s_console_where_text_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text(python_logs())
+
+    done = run_program(RUN, tmp_path, DAGSTER_HOME=str(tmp_path), CAPSTONE_LOG_FORMAT="text")
+
+    assert " - At work." in done.stderr
+    assert "At work." not in done.stdout

@@ -1,0 +1,386 @@
+"""Metrics that an onlooker publishes: of runs that say nothing themselves, of queues, pauses and ticks."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.events import DagsterEvent, RunFailureReason
+from dagster._core.remote_origin import (
+    InProcessCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster_shared.error import SerializableErrorInfo
+
+from capstone_dagster.assets.failing import as_failure
+from capstone_dagster.catalog import metrics as declared
+from capstone_dagster.catalog.model import Metric
+from capstone_dagster.definitions import defs
+from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
+from capstone_dagster.intake.queue import UploadQueue
+from capstone_dagster.metrics.emission import Metrics
+from capstone_dagster.metrics.vital_signs import Memory, observe, vital_signs_sensor
+from capstone_dagster.metrics.waiting_messages import Queues
+from capstone_dagster.run_tags import VIDEO_SECONDS_TAG
+from capstone_dagster.settings import Settings, read_settings
+from capstone_dagster.storage.errors import DatabaseUnavailable
+from tests.conftest import Aws
+from tests.support.moto import moto_server
+from tests.support.published import Published
+
+RETRIED, FINAL = {"dagster/will_retry": "true"}, {"dagster/will_retry": "false"}
+EMPTY = dg.JobDefinition(name="analyze_upload", graph_def=dg.GraphDefinition(name="empty"))
+NOWHERE = "http://127.0.0.1:1/000000000000/no-such-queue"
+
+
+@pytest.fixture(scope="module", params=["moto"])
+def aws_endpoint() -> Iterator[str]:
+    """One emulator will do: both count messages."""
+    with moto_server() as endpoint_url:
+        yield endpoint_url
+
+
+class Onlooker:
+    """The sensor's observation, at times of the test's choice."""
+
+    def __init__(self, instance: dg.DagsterInstance, folder: Path, **settings: Any) -> None:
+        self.instance = instance
+        self.published = Published(folder / "spool")
+        self.settings: Settings = read_settings(**self.published.settings(), **settings)
+        self.metrics = Metrics(self.settings)
+        self.started = time.time() - 1
+        self.cursor = Memory(since=self.started).to_cursor()
+        self.unseen: list[str] = []
+
+    def look(self, *, after_s: float = 10.0, queue: str | None = None) -> None:
+        """Observe, so long after the test began, with what the last observation left."""
+        now = self.started + after_s
+        memory = Memory.of_cursor(self.cursor, now)
+        queues = None if queue is None else Queues(queue)
+        self.unseen = observe(self.instance, self, memory, queues, now=now)
+        self.cursor = memory.to_cursor()
+
+    def values(self, metric: Metric, **dimensions: str) -> list[float]:
+        return self.published.values(metric, **dimensions)
+
+    def run(self, status: dg.DagsterRunStatus, tags: dict[str, str] | None = None) -> dg.DagsterRun:
+        return self.instance.create_run_for_job(EMPTY, status=status, tags=tags)
+
+    def fail(
+        self, tags: dict[str, str], reason: RunFailureReason = RunFailureReason.UNEXPECTED_TERMINATION
+    ) -> dg.DagsterRun:
+        """A run that ended without a word of its own."""
+        run = self.run(dg.DagsterRunStatus.STARTED, tags)
+        self.instance.report_dagster_event(
+            DagsterEvent.job_failure(run.job_name, "The worker is gone.", failure_reason=reason),
+            run.run_id,
+        )
+        return run
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield instance
+
+
+@pytest.fixture
+def onlooker(instance: dg.DagsterInstance, tmp_path: Path) -> Onlooker:
+    return Onlooker(instance, tmp_path)
+
+
+@dg.op
+def away() -> None:
+    raise as_failure(DatabaseUnavailable("The event store does not answer."))
+
+
+@dg.op
+def broken() -> None:
+    raise KeyError("a defect")
+
+
+@dg.op
+def fine() -> None:
+    pass
+
+
+def execute(onlooker: Onlooker, *ops: dg.OpDefinition) -> None:
+    """One run of each."""
+    for op in ops:
+        job = dg.GraphDefinition(name=f"runs_{op.name}", node_defs=[op]).to_job()
+        job.execute_in_process(instance=onlooker.instance, raise_on_error=False, tags=FINAL)
+
+
+def test_metrics_outlive_a_version_that_was_rolled_back(onlooker: Onlooker) -> None:
+    onlooker.look()
+    onlooker.cursor = json.dumps({**json.loads(onlooker.cursor), "of_a_later_version": 1})
+    onlooker.look(after_s=20)
+    assert onlooker.unseen == []
+
+
+def test_metrics_of_no_runs_are_zeros(onlooker: Onlooker) -> None:
+    onlooker.look()
+    assert onlooker.unseen == []
+    zeros = (
+        declared.RUNS_STARTED,
+        declared.RUNS_SUCCEEDED,
+        declared.RUNS_FAILED,
+        declared.RUNS_QUEUED,
+        declared.LONGEST_RUN_OVER_LIMIT,
+        declared.SECONDS_WITHOUT_SUCCESS,
+        declared.INTAKE_PAUSED,
+    )
+    for metric in zeros:
+        assert onlooker.values(metric) == [0], metric.name
+    assert onlooker.values(declared.RUN_DURATION) == []
+
+
+def test_metrics_count_each_run_once_and_failures_by_class(onlooker: Onlooker) -> None:
+    execute(onlooker, fine, away, fine, broken)
+    onlooker.look()
+    execute(onlooker, fine)
+    # All of it is looked at again, because what is written late may stand before what was read.
+    for after_s in (20, 30, 200, 300):
+        onlooker.look(after_s=after_s)
+    assert onlooker.values(declared.RUNS_STARTED) == [4, 1, 0, 0, 0]
+    assert onlooker.values(declared.RUNS_SUCCEEDED) == [2, 1, 0, 0, 0]
+    assert onlooker.values(declared.RUNS_FAILED, FailureClass="database-unavailable") == [1]
+    assert onlooker.values(declared.RUNS_FAILED, FailureClass="internal") == [1]
+    assert sum(onlooker.values(declared.RUNS_FAILED)) == 2
+    assert onlooker.values(declared.RUNS_FAILED).count(0) == 5  # the total's, each time
+    durations = onlooker.values(declared.RUN_DURATION)
+    assert len(durations) == 5
+    assert all(0 <= seconds < 60 for seconds in durations)
+
+
+FAILURES: list[tuple[dict[str, str], RunFailureReason, str]] = [
+    ({}, RunFailureReason.UNEXPECTED_TERMINATION, "worker-lost"),
+    ({"batch_gpu/failure": "container-start"}, RunFailureReason.UNKNOWN, "container-start"),
+    ({}, RunFailureReason.START_TIMEOUT, "capacity"),
+    ({}, RunFailureReason.JOB_INITIALIZATION_FAILURE, "internal"),
+    ({"batch_gpu/failure": "none"}, RunFailureReason.RUN_WORKER_RESTART, "worker-lost"),
+    # Anybody may write a tag: a sensor that raised for it would raise at each tick.
+    ({"batch_gpu/failure": "no-such-class"}, RunFailureReason.UNKNOWN, "internal"),
+]
+
+
+@pytest.mark.parametrize(("tags", "reason", "failure_class"), FAILURES)
+def test_metrics_of_a_run_that_says_nothing_name_its_class(
+    onlooker: Onlooker, tags: dict[str, str], reason: RunFailureReason, failure_class: str
+) -> None:
+    onlooker.fail(tags | FINAL, reason)
+    onlooker.look()
+    assert onlooker.values(declared.RUNS_FAILED, FailureClass=failure_class) == [1]
+    assert sum(onlooker.values(declared.RUNS_FAILED)) == 1
+
+
+def test_metrics_leave_out_runs_that_dagster_starts_again(onlooker: Onlooker) -> None:
+    run = onlooker.fail({})
+    onlooker.look(after_s=2)  # not decided yet
+    assert sum(onlooker.values(declared.RUNS_FAILED)) == 0
+    onlooker.instance.add_run_tags(run.run_id, RETRIED)
+    onlooker.look(after_s=30)
+    assert sum(onlooker.values(declared.RUNS_FAILED)) == 0
+
+
+def test_metrics_wait_for_the_launcher_to_explain_a_lost_worker(onlooker: Onlooker) -> None:
+    run = onlooker.fail({"batch_gpu/job_id": "j1"} | FINAL)
+    onlooker.look(after_s=10)
+    assert sum(onlooker.values(declared.RUNS_FAILED)) == 0
+    onlooker.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "capacity"})
+    onlooker.look(after_s=20)
+    assert onlooker.values(declared.RUNS_FAILED, FailureClass="capacity") == [1]
+
+
+def test_metrics_count_a_run_that_waited_to_be_explained_while_nobody_looked(onlooker: Onlooker) -> None:
+    run = onlooker.fail({"batch_gpu/job_id": "j1"} | FINAL)
+    onlooker.fail(FINAL)
+    onlooker.look(after_s=10)
+    assert sum(onlooker.values(declared.RUNS_FAILED)) == 1
+    onlooker.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "capacity"})
+    for after_s in (600, 700):  # the daemon was away for longer than what was read is remembered
+        onlooker.look(after_s=after_s)
+    assert onlooker.values(declared.RUNS_FAILED, FailureClass="capacity") == [1]
+    assert sum(onlooker.values(declared.RUNS_FAILED)) == 2
+
+
+def test_metrics_do_not_wait_for_an_explanation_for_ever(onlooker: Onlooker) -> None:
+    onlooker.fail({"batch_gpu/job_id": "j1"} | FINAL)
+    onlooker.look(after_s=40)
+    assert onlooker.values(declared.RUNS_FAILED, FailureClass="worker-lost") == [1]
+
+
+@pytest.mark.parametrize(
+    ("video_s", "age_s", "ratio"),
+    [
+        (None, 900, 0.5),  # 30 minutes, as long as nothing is known of the video
+        ("60", 3600, 2.0),
+        ("7200", 3600, 0.25),  # twice the video's length
+        ("7200", 21600, 1.5),
+        ("none", 900, 0.5),
+    ],
+)
+def test_metrics_see_a_hung_run(onlooker: Onlooker, video_s: str | None, age_s: float, ratio: float) -> None:
+    run = onlooker.run(dg.DagsterRunStatus.STARTING, {} if video_s is None else {VIDEO_SECONDS_TAG: video_s})
+    start = DagsterEvent(dg.DagsterEventType.RUN_START.value, job_name=run.job_name)
+    onlooker.instance.report_dagster_event(start, run.run_id)
+    onlooker.run(dg.DagsterRunStatus.STARTING)
+    onlooker.look(after_s=age_s + 1)
+    assert onlooker.values(declared.LONGEST_RUN_OVER_LIMIT) == [pytest.approx(ratio, rel=0.01)]
+
+
+def test_metrics_say_for_how_long_nothing_succeeded(onlooker: Onlooker) -> None:
+    seconds = declared.SECONDS_WITHOUT_SUCCESS
+    onlooker.look(after_s=1000)
+    assert onlooker.values(seconds)[-1] == 0  # there was nothing to do
+    onlooker.run(dg.DagsterRunStatus.NOT_STARTED)
+    onlooker.look(after_s=1200)
+    onlooker.look(after_s=1900)
+    assert onlooker.values(seconds)[-1] == 0  # nobody has submitted it
+    stuck = onlooker.run(dg.DagsterRunStatus.STARTED)
+    onlooker.look(after_s=2000)
+    assert onlooker.values(seconds)[-1] == 0  # nobody has waited yet
+    onlooker.look(after_s=5600)
+    assert onlooker.values(seconds)[-1] == 3600
+    memory = Memory.of_cursor(onlooker.cursor, 0)
+    memory.last_success = onlooker.started + 5000
+    onlooker.cursor = memory.to_cursor()
+    onlooker.look(after_s=6000)
+    assert onlooker.values(seconds)[-1] == 1000
+    onlooker.instance.report_run_canceled(stuck)
+    onlooker.look(after_s=7000)
+    assert onlooker.values(seconds)[-1] == 0
+
+
+def test_metrics_of_queues(onlooker: Onlooker, aws: Aws) -> None:
+    sqs, queue = aws.client("sqs"), aws.resources.queue_url
+    sqs.purge_queue(QueueUrl=queue)
+    onlooker.look(queue=queue)
+    assert onlooker.values(declared.DEAD_LETTERS) == [0]
+    assert onlooker.values(declared.SECONDS_WITHOUT_SUCCESS) == [0]
+
+    UploadQueue(sqs, queue).reject("what?", "no JSON", "m1")
+    sqs.send_message(QueueUrl=queue, MessageBody="{}")
+    onlooker.look(after_s=20, queue=queue)
+    sqs.receive_message(QueueUrl=queue)  # somebody has it, and has not acknowledged it
+    onlooker.look(after_s=80, queue=queue)
+    assert onlooker.values(declared.DEAD_LETTERS) == [0, 1, 1]
+    assert onlooker.values(declared.SECONDS_WITHOUT_SUCCESS) == [0, 0, 60]
+    # What SQS does not tell is taken for unchanged, and everything else is told.
+    onlooker.look(after_s=100, queue=NOWHERE)
+    assert onlooker.unseen == ["queues"]
+    assert onlooker.values(declared.DEAD_LETTERS) == [0, 1, 1]
+    assert onlooker.values(declared.SECONDS_WITHOUT_SUCCESS)[-1] == 80
+    assert len(onlooker.values(declared.INTAKE_PAUSED)) == 4
+
+
+def test_metrics_say_why_intake_pauses(onlooker: Onlooker) -> None:
+    onlooker.look()
+    for cause in ("database-unavailable", "duplicate-job", "operator"):
+        write_breaker(onlooker.instance, BreakerState(Phase.OPEN, cause=cause))
+        onlooker.look()
+        assert onlooker.values(declared.INTAKE_PAUSED, FailureClass=cause) == [1]
+    write_breaker(onlooker.instance, BreakerState(Phase.CLOSED, cause="operator"))
+    onlooker.look()
+    assert onlooker.values(declared.INTAKE_PAUSED) == [0, 1, 1, 1, 0]
+
+
+def add_sensor(instance: dg.DagsterInstance, name: str) -> tuple[str, str]:
+    """A sensor on record, as the daemon leaves it; its origin's and its selector's id."""
+    location = InProcessCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"))
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "r"), name)
+    instance.add_instigator_state(
+        InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData())
+    )
+    return origin.get_id(), origin.get_selector().get_id()
+
+
+def test_metrics_of_sensors_ticks(onlooker: Onlooker) -> None:
+    origin, selector = add_sensor(onlooker.instance, "upload_sensor")
+    ticks: list[Any] = []
+
+    def tick(status: TickStatus, seconds: float | None) -> None:
+        began = time.time()
+        data = TickData(
+            instigator_origin_id=origin,
+            instigator_name="upload_sensor",
+            instigator_type=InstigatorType.SENSOR,
+            status=status,
+            timestamp=began,
+            selector_id=selector,
+            end_timestamp=None if seconds is None else began + seconds,
+            error=SerializableErrorInfo("It failed.", [], None) if status == TickStatus.FAILURE else None,
+        )
+        ticks.append(onlooker.instance.create_tick(data))
+
+    tick(TickStatus.SKIPPED, 0.5)
+    tick(TickStatus.FAILURE, 2.0)
+    tick(TickStatus.STARTED, None)
+    onlooker.look()
+    duration, errors = declared.SENSOR_TICK_DURATION, declared.SENSOR_TICK_ERRORS
+    assert sorted(onlooker.values(duration, Sensor="upload_sensor")) == pytest.approx([0.5, 2.0])
+    assert sum(onlooker.values(errors, Sensor="upload_sensor")) == 1
+    ended = ticks[-1].with_status(TickStatus.SUCCESS)
+    onlooker.instance.update_tick(ended)
+    onlooker.look(after_s=25)
+    onlooker.look(after_s=40)
+    took = ended.end_timestamp - ended.timestamp
+    assert onlooker.values(duration)[2:] == pytest.approx([took])
+
+
+def test_metrics_of_one_source_do_not_hold_up_the_others(
+    onlooker: Onlooker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    execute(onlooker, fine)
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        raise OSError("storage hiccup")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onlooker.instance, "fetch_run_status_changes", fails)
+        onlooker.look()
+    assert onlooker.unseen == ["runs"]
+    assert onlooker.values(declared.RUNS_STARTED) == []
+    assert onlooker.values(declared.RUNS_QUEUED) == [0]
+    assert "storage hiccup" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(onlooker.instance, "get_run_records", fails)
+        onlooker.look()
+    onlooker.look()  # nothing is lost by it
+    assert onlooker.values(declared.RUNS_SUCCEEDED) == [1]
+
+
+def test_metrics_are_published_by_the_sensor_while_event_store_and_queue_are_away(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "eu-west-1")
+    onlooker = Onlooker(instance, tmp_path, queue_url=NOWHERE, postgres_host="127.0.0.1", postgres_port=1)
+
+    def tick(cursor: str | None) -> Any:
+        return vital_signs_sensor.evaluate_tick(
+            dg.build_sensor_context(
+                instance=instance, cursor=cursor, resources={"services": onlooker}, definitions=defs
+            )
+        )
+
+    first = tick(None)
+    execute(onlooker, fine, away)
+    second = tick(first.cursor)
+    assert "queues" in str(second.skip_message)
+    assert onlooker.values(declared.RUNS_SUCCEEDED) == [0, 1]
+    assert onlooker.values(declared.RUNS_FAILED, FailureClass="database-unavailable") == [1]

@@ -1,0 +1,203 @@
+"""What the pipeline writes, for tests of those who read it: uploads, ticks and runs in their own process.
+
+`record` runs this file as a program on a local stack without a daemon, and collects the lines that it left in
+the spool and on standard output, which awslogs carries.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capstone_dagster.catalog.log_groups import BATCH_JOB
+from capstone_dagster.logs.spool import segments
+
+GOOD, BROKEN, FORBIDDEN = "gate/20250526_193726.mp4", "gate/broken.mp4", "yard/forbidden.mp4"
+EXTERNAL_ID = "84"
+MONITORING = "The run's machine has ended."
+# Some 20 s on two idle cores, of which a first export of the model takes a third.
+_DEADLINE_S = 240
+
+
+@dataclass(frozen=True)
+class Written:
+    """A line, and the log group that it is written to."""
+
+    group: str
+    text: str
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.text)
+        return found
+
+
+def record(clip: Path, model_cache: Path) -> list[Written]:
+    """Everything that a good upload, a broken and a forbidden one, and an outage leave in the logs."""
+    from capstone_dagster.local.stack import join_environment, local_stack
+
+    # Not below pytest's own folder: run as root PostgreSQL is another user, who may not enter there.
+    with tempfile.TemporaryDirectory(prefix="capstone-test-") as folder:
+        spool = Path(folder) / "spool"
+        with local_stack(Path(folder) / "stack", with_dagster=False) as stack:
+            environment = {
+                **join_environment(stack.environment),
+                "CAPSTONE_LOG_SPOOL": str(spool),
+                "CAPSTONE_LOG_FORMAT": "json",
+                "CAPSTONE_METRICS": "put",
+                "CAPSTONE_MODEL_CACHE": str(model_cache),
+                "CAPSTONE_SAMPLE_FPS": "1",
+                "CAPSTONE_POLL_WAIT_S": "1",
+            }
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.support.pipeline_run", str(clip)],
+                cwd=Path(__file__).parents[2],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=_DEADLINE_S,
+                check=False,
+            )
+        assert done.returncode == 0, done.stderr[-4000:]
+        spooled = [
+            Written(segment.group_name, each.text)
+            for segment in segments(spool)
+            for each in segment.read(0, 1 << 30, finished=True)[0]
+        ]
+    printed = [Written(BATCH_JOB.name, line) for line in done.stdout.splitlines() if line.startswith("{")]
+    # Metrics travel the same way; they are no lines.
+    return [line for line in spooled + printed if "_aws" not in line.fields]
+
+
+# --- the program ---
+
+
+def main(clip: Path) -> None:
+    import dagster as dg
+
+    from capstone_dagster.definitions import defs, services
+    from capstone_dagster.intake.sensor import upload_sensor
+    from capstone_dagster.logs.forwarding import beginning, forward
+    from capstone_dagster.logs.json_lines import shared_spool
+    from capstone_dagster.logs.redaction import Redaction
+
+    services.events.migrate()
+    services.s3.put_object(
+        Bucket="capstone-raw", Key=GOOD, Body=clip.read_bytes(), Metadata={"video-id": EXTERNAL_ID}
+    )
+    services.s3.put_object(Bucket="capstone-raw", Key=BROKEN, Body=b"this is no video")
+    services.s3.put_object(Bucket="capstone-raw", Key=FORBIDDEN, Body=clip.read_bytes())
+    with dg.DagsterInstance.get() as instance:
+
+        def tick(cursor: str | None = None) -> dg.SensorResult:
+            context = dg.build_sensor_context(
+                instance=instance, cursor=cursor, resources={"services": services}, definitions=defs
+            )
+            result = upload_sensor(context)
+            assert isinstance(result, dg.SensorResult)
+            return result
+
+        def run(request: dg.RunRequest) -> dg.DagsterRun:
+            job = defs.resolve_job_def("analyze_upload")
+            instance.add_dynamic_partitions("videos", [str(request.partition_key)])
+            ran = job.execute_in_process(
+                partition_key=request.partition_key,
+                run_config=dict(request.run_config),
+                tags=dict(request.tags),
+                instance=instance,
+                raise_on_error=False,
+            )
+            return ran.dagster_run
+
+        requests: dict[str, dg.RunRequest] = {}
+        give_up = time.monotonic() + 60
+        with _forbidden(services.s3, FORBIDDEN):
+            while len(requests) < 2:
+                assert time.monotonic() < give_up, "waited 60 s in vain for the uploads' messages"
+                for request in tick().run_requests or []:
+                    requests[request.tags["capstone/s3_uri"].removeprefix("s3://capstone-raw/")] = request
+        with _a_gpu_with(used_mb=3174, total_mb=81920):
+            good = run(requests[GOOD])
+        # As a launcher and run monitoring do it, past every handler of the run.
+        instance.report_engine_event(MONITORING, dagster_run=good)
+        run(requests[BROKEN])
+        with services.events.engine.connect() as connection:
+            import sqlalchemy as sa
+
+            connection.execute(sa.text("SELECT pg_sleep(:seconds)"), {"seconds": 0.2})
+        with _an_event_store_that_is_away(services):
+            run(requests[GOOD])
+            try:
+                tick()
+            except Exception as error:
+                assert "does not answer" in str(error), error  # noqa: PT017
+        # What Dagster records beside the runs' own lines; those of the runs are not told again.
+        spool = shared_spool(services.settings)
+        assert spool is not None
+        forward(instance, beginning(instance), spool, Redaction())
+
+
+@contextmanager
+def _forbidden(s3: Any, key: str) -> Iterator[None]:
+    """S3's answer to a role that may not read an object, which no emulator gives."""
+    from botocore.awsrequest import AWSResponse
+
+    class Raw:
+        def stream(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+            yield b""
+
+    def answer(request: Any, **kwargs: Any) -> AWSResponse | None:
+        if key not in request.url:
+            return None
+        return AWSResponse(request.url, 403, {"x-amz-request-id": "TX0000000000000F"}, Raw())
+
+    s3.meta.events.register("before-send.s3.HeadObject", answer)
+    try:
+        yield
+    finally:
+        s3.meta.events.unregister("before-send.s3.HeadObject", answer)
+
+
+@contextmanager
+def _a_gpu_with(used_mb: float, total_mb: float) -> Iterator[None]:
+    """A stand-in for the driver's reading: the detector that runs, asked by the code that asks a GPU's."""
+    from capstone_dagster.analysis.detection import openvino_detector
+    from capstone_dagster.analysis.detection.device import GpuState
+
+    [kind] = [
+        each
+        for each in vars(openvino_detector).values()
+        if isinstance(each, type)
+        and "gpu_state" in vars(each)
+        and each.__module__ == openvino_detector.__name__
+    ]
+    real = kind.gpu_state
+    kind.gpu_state = lambda self: GpuState(used_mb, total_mb, 50.0)
+    try:
+        yield
+    finally:
+        kind.gpu_state = real
+
+
+@contextmanager
+def _an_event_store_that_is_away(services: Any) -> Iterator[None]:
+    from capstone_dagster.storage.event_store import EventStore
+
+    there = services.events
+    services.__dict__["events"] = EventStore("postgresql+psycopg://capstone:x@127.0.0.1:1/capstone")
+    try:
+        yield
+    finally:
+        services.__dict__["events"] = there
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
