@@ -1,4 +1,4 @@
-"""S3, SQS, SNS and CloudWatch on this machine: the emulator process, and the resources made in it.
+"""S3, SQS, SNS and CloudWatch Logs on this machine: the emulator process, and the resources made in it.
 
 `create_resources` is plain boto3 and is the one place that declares the names and attributes which the
 resources have in the cloud too; it works on every emulator. The emulator here is `ministack`: objects are
@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capstone_dagster.alerts.inbox import INBOX_QUEUE
+from capstone_dagster.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.local.processes import LOOPBACK, ChildProcess, Command, free_port, start
 
 if TYPE_CHECKING:
     from boto3.session import Session
+    from mypy_boto3_logs import CloudWatchLogsClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.literals import BucketLocationConstraintType
     from mypy_boto3_sns import SNSClient
@@ -156,6 +158,7 @@ def create_resources(endpoint_url: str) -> AwsResources:
     # There is no mail here: whoever wants to read notices looks into this queue (`capstone alerts`).
     inbox_url = _ensure_queue(sqs, INBOX_QUEUE, {"MessageRetentionPeriod": str(INBOX_RETENTION_S)})
     _ensure_subscription(sns, topic_arn, _queue_arn(sqs, inbox_url))
+    _ensure_log_groups(client("logs", endpoint_url))
     return AwsResources(
         queue_url=queue_url,
         dead_letter_queue_url=dead_letter_url,
@@ -264,6 +267,15 @@ def _ensure_subscription(sns: "SNSClient", topic_arn: str, queue_arn: str) -> No
     present = sns.list_subscriptions_by_topic(TopicArn=topic_arn)["Subscriptions"]
     if queue_arn not in {each.get("Endpoint") for each in present}:
         sns.subscribe(TopicArn=topic_arn, Protocol="sqs", Endpoint=queue_arn)
+
+
+def _ensure_log_groups(logs: "CloudWatchLogsClient") -> None:
+    pages = logs.get_paginator("describe_log_groups").paginate()
+    present = {each["logGroupName"] for page in pages for each in page["logGroups"]}
+    for group in LOG_GROUPS:
+        if group.name not in present:
+            logs.create_log_group(logGroupName=group.name)
+        logs.put_retention_policy(logGroupName=group.name, retentionInDays=group.retention_days)
 
 
 def _ensure_notification(s3: "S3Client", queue_arn: str) -> None:

@@ -29,7 +29,6 @@ from capstone_dagster.local.dagster_services import (
     start_dagster,
 )
 from capstone_dagster.local.errors import LocalStackError
-from capstone_dagster.local.observed import create_observed
 from capstone_dagster.local.postgres import DAGSTER_DATABASE, EVENT_DATABASE, PostgresServer, postgres_server
 from capstone_dagster.local.processes import LOOPBACK, free_port
 from capstone_dagster.local.shipping import SPOOL_FOLDER, start_shipper
@@ -123,8 +122,7 @@ def local_stack(
             ministack_server(state / "aws", state / "logs" / "aws.log", keep_open=[lock])
         )
         resources = create_resources(aws.endpoint_url)
-        report(f"S3, SQS, SNS and CloudWatch are ready at {aws.endpoint_url}")
-        report(create_observed(aws.endpoint_url, resources))
+        report(f"S3, SQS, SNS and CloudWatch Logs are ready at {aws.endpoint_url}")
         home = _dagster_home(state, files.instance)
         environment = {
             "CAPSTONE_UI_URL": f"http://{LOOPBACK}:{ui_port}",  # for links in notices

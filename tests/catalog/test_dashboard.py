@@ -21,11 +21,11 @@ from capstone_dagster.catalog.dashboard import (
 from capstone_dagster.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.catalog.model import NAMESPACE, AwsMetric, Metric, Statistic
 from capstone_dagster.catalog.render.dashboards import as_json, body
-from capstone_dagster.catalog.render.deployment import filled, local_names
 from capstone_dagster.definitions import defs
 from capstone_dagster.failures.classes import FailureClass
 from tests.catalog import insights
 from tests.catalog.alarms.metric_math import MetricMath
+from tests.catalog.deployment import NAMES, filled
 
 # CloudWatch's: columns of a dashboard, widgets on it, metrics of a widget ("Dashboard Body Structure and
 # Syntax", service quotas). The issue asks for no more than 500 metrics on the whole of it.
@@ -41,7 +41,7 @@ Widget = dict[str, Any]
 @pytest.fixture(params=[frozenset(), frozenset({HAS_LOAD_BALANCER})], ids=["no-address", "address"])
 def widgets(request: pytest.FixtureRequest) -> list[Widget]:
     """What a deployment is given, its names filled in."""
-    rendered = filled(body(OPERATIONS, request.param), local_names())
+    rendered = filled(body(OPERATIONS, request.param))
     found: list[Widget] = json.loads(as_json(rendered))["widgets"]
     return found
 
@@ -207,7 +207,7 @@ NOTHING = math.nan
 def test_expressions_draw_what_their_lines_are_about(
     title: str, unit: str | None, series: dict[str, list[float]], drawn: dict[str, list[float]]
 ) -> None:
-    widget = filled(graph(title), local_names(database_storage_gib="80"))
+    widget = filled(graph(title), {**NAMES, "database_storage_gib": "80"})
     values = {name: np.array(each, dtype=float) for name, each in series.items()}
 
     evaluated = {

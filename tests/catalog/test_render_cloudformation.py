@@ -1,4 +1,4 @@
-"""What CloudFormation writes in AWS is what the list says, and what boto3 is asked for elsewhere."""
+"""The committed templates create in AWS what the catalog lists, in terms that AWS's APIs accept."""
 
 import json
 import re
@@ -7,29 +7,37 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
+from botocore.validate import validate_parameters
 from cfnlint.decode.cfn_yaml import loads
 
 from capstone_dagster.catalog import aws_metrics as aws
 from capstone_dagster.catalog import metrics as own
-from capstone_dagster.catalog.alarms import ALARMS
+from capstone_dagster.catalog.alarms import ALARMS, ANOMALY_ALARMS
+from capstone_dagster.catalog.composites import composites
+from capstone_dagster.catalog.dashboard import DASHBOARDS
 from capstone_dagster.catalog.log_groups import LOG_GROUPS
-from capstone_dagster.catalog.model import Alarm, Dashboard, Graph, Series, Words
-from capstone_dagster.catalog.render import requests
+from capstone_dagster.catalog.model import Alarm, Composite, Dashboard, Graph, Metric, Series, Words
+from capstone_dagster.catalog.queries import QUERIES
 from capstone_dagster.catalog.render.cloudformation import logs_template, observability_template
-from capstone_dagster.catalog.render.dashboards import COLUMNS, widgets
-from capstone_dagster.catalog.render.deployment import DEPLOYMENT, filled, local_names, open_names
+from capstone_dagster.catalog.render.dashboards import COLUMNS, body, widgets
+from capstone_dagster.catalog.render.deployment import DEPLOYMENT, open_names
+from tests.catalog.deployment import NAMES, filled
 
 ROOT = Path(__file__).resolve().parents[2]
+ALWAYS: frozenset[str] = frozenset()
 HAS_ADDRESS = frozenset({"HasAddress"})
-TYPES = {
-    "AWS::Logs::LogGroup": "log group",
-    "AWS::Logs::QueryDefinition": "saved query",
-    "AWS::CloudWatch::Alarm": "alarm",
-    "AWS::CloudWatch::CompositeAlarm": "composite alarm",
-    "AWS::CloudWatch::AnomalyDetector": "anomaly detector",
-    "AWS::CloudWatch::Dashboard": "dashboard",
+# The API that each kind of resource stands for; CloudFormation spells the properties the same.
+OPERATIONS = {
+    "AWS::Logs::LogGroup": None,  # two calls of the API
+    "AWS::Logs::QueryDefinition": ("logs", "PutQueryDefinition"),
+    "AWS::CloudWatch::Alarm": ("cloudwatch", "PutMetricAlarm"),
+    "AWS::CloudWatch::CompositeAlarm": ("cloudwatch", "PutCompositeAlarm"),
+    "AWS::CloudWatch::AnomalyDetector": ("cloudwatch", "PutAnomalyDetector"),
+    "AWS::CloudWatch::Dashboard": ("cloudwatch", "PutDashboard"),
 }
+Resources = dict[tuple[str, str], dict[str, Any]]
 
 
 @cache
@@ -41,14 +49,21 @@ def parsed(text: str) -> dict[str, Any]:
     return dict(json.loads(json.dumps(loads(text))))
 
 
-def deployed(body: Mapping[str, Any], load_balancer: bool) -> dict[tuple[str, str], dict[str, Any]]:
-    """By kind and name, the properties that CloudFormation would come to, spelled as the APIs spell them."""
-    names = local_names()
-    values = {known.pseudo: names[key] for key, known in DEPLOYMENT.items() if known.pseudo}
-    values |= {known.export: names[key] for key, known in DEPLOYMENT.items() if known.export}
-    for key, parameter in body.get("Parameters", {}).items():
-        values[key] = parameter["Default"]
-    values["LoadBalancer"] = names["load_balancer"] if load_balancer else ""
+@cache
+def deployed(conditions: frozenset[str]) -> Resources:
+    """By type and name, the properties to which CloudFormation resolves the committed templates."""
+    return resolved(committed("logs"), conditions) | resolved(committed("observability"), conditions)
+
+
+def of_type(kind: str, conditions: frozenset[str] = HAS_ADDRESS) -> dict[str, dict[str, Any]]:
+    return {name: each for (found, name), each in deployed(conditions).items() if found == f"AWS::{kind}"}
+
+
+def resolved(template: Mapping[str, Any], conditions_met: frozenset[str]) -> Resources:
+    values = {known.pseudo or known.export: NAMES[key] for key, known in DEPLOYMENT.items()}
+    for key, parameter in template.get("Parameters", {}).items():
+        values[key] = str(parameter["Default"])
+    values["LoadBalancer"] = NAMES["load_balancer"] if conditions_met else ""
 
     def value_of(part: Any, known: Mapping[str, Any]) -> Any:
         if isinstance(part, list):
@@ -58,7 +73,7 @@ def deployed(body: Mapping[str, Any], load_balancer: bool) -> dict[tuple[str, st
         match list(part.items()):
             case [("Ref", name)]:
                 # A resource's reference is its name.
-                return known[name] if name in known else property_name(body["Resources"][name])
+                return known[name] if name in known else property_name(template["Resources"][name])
             case [("Fn::ImportValue", name)]:
                 return known[name]
             case [("Fn::Equals", [one, other])]:
@@ -78,18 +93,14 @@ def deployed(body: Mapping[str, Any], load_balancer: bool) -> dict[tuple[str, st
     def substituted(text: str, known: Mapping[str, Any]) -> str:
         return re.sub(r"\$\{([\w:]+)\}", lambda found: str(value_of({"Ref": found[1]}, known)), text)
 
-    conditions = {key: value_of(each, values) for key, each in body.get("Conditions", {}).items()}
-    found = {}
-    for resource in body["Resources"].values():
+    conditions = {key: value_of(each, values) for key, each in template.get("Conditions", {}).items()}
+    found: Resources = {}
+    for resource in template["Resources"].values():
         if not conditions.get(resource.get("Condition"), True):
             continue
-        kind = TYPES[resource["Type"]]
-        properties = value_of(resource["Properties"], values)
-        if kind in ("log group", "saved query"):  # whose API begins names with a small letter
-            properties = {key[0].lower() + key[1:]: each for key, each in properties.items()}
-        name = property_name(resource)
-        assert (kind, name) not in found
-        found[kind, name] = properties
+        key = resource["Type"], property_name(resource)
+        assert key not in found
+        found[key] = value_of(resource["Properties"], values)
     return found
 
 
@@ -103,23 +114,110 @@ def property_name(resource: Mapping[str, Any]) -> str:
     raise AssertionError(f"no name in {properties}")
 
 
-def normal(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """With a dashboard as what it means, not as how its JSON is spaced."""
-    return {key: json.loads(each) if key == "DashboardBody" else each for key, each in parameters.items()}
+@pytest.mark.parametrize("conditions", [ALWAYS, HAS_ADDRESS], ids=["no-address", "address"])
+def test_the_templates_create_every_entry_of_the_catalog_and_nothing_else(conditions: frozenset[str]) -> None:
+    def names(entries: Any) -> set[str]:
+        return {each.name for each in entries if getattr(each, "condition", None) in (None, *conditions)}
 
-
-@pytest.mark.parametrize("load_balancer", [True, False])
-def test_the_templates_write_every_alarm_dashboard_query_and_group_of_the_list(load_balancer: bool) -> None:
-    conditions = HAS_ADDRESS if load_balancer else frozenset()
     wanted = {
-        (each.kind, each.name): normal(filled(each.parameters, local_names()))
-        for each in requests.everything(conditions)
-        if each.condition in (None, *conditions)
+        "Logs::LogGroup": names(LOG_GROUPS),
+        "Logs::QueryDefinition": {f"capstone/{name}" for name in names(QUERIES)},
+        "CloudWatch::Alarm": names((*ALARMS, *ANOMALY_ALARMS)),
+        "CloudWatch::CompositeAlarm": names(composites(ALARMS)),
+        "CloudWatch::AnomalyDetector": {each.series.metric.name for each in ANOMALY_ALARMS},
+        "CloudWatch::Dashboard": names(DASHBOARDS),
     }
-    written = deployed(committed("logs"), load_balancer) | deployed(committed("observability"), load_balancer)
 
-    assert {key: normal(each) for key, each in written.items()} == wanted
-    assert len(wanted) > 50
+    assert {kind: set(of_type(kind, conditions)) for kind in wanted} == wanted
+    assert len(deployed(conditions)) == sum(map(len, wanted.values()))
+    for dashboard in DASHBOARDS:
+        written = of_type("CloudWatch::Dashboard", conditions)[dashboard.name]["DashboardBody"]
+        assert json.loads(written) == filled(body(dashboard, conditions))
+
+
+def test_aws_accepts_the_properties_of_every_resource() -> None:
+    session = botocore.session.get_session()
+    for (kind, _), properties in deployed(HAS_ADDRESS).items():
+        if operation := OPERATIONS[kind]:
+            service, call = operation
+            shape = session.get_service_model(service).operation_model(call).input_shape
+            spelled = {
+                key if key in shape.members else key[0].lower() + key[1:]: each
+                for key, each in properties.items()
+            }
+            validate_parameters(spelled, shape)
+
+
+def dimensions_of(series: Series) -> dict[str, str]:
+    if isinstance(series.metric, Metric):
+        return {"Environment": "local", **series.dimensions}
+    return {key: NAMES[resource] for key, resource in series.metric.dimensions.items()}
+
+
+def read(metric: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
+    pairs = {each["Name"]: each["Value"] for each in metric["Dimensions"]}
+    return metric["Namespace"], metric["MetricName"], pairs
+
+
+@pytest.mark.parametrize("alarm", ALARMS, ids=lambda alarm: str(alarm.name))
+def test_an_alarm_is_deployed_as_it_is_listed(alarm: Alarm) -> None:
+    there = of_type("CloudWatch::Alarm")[alarm.name]
+    listed = [
+        ("Capstone" if isinstance(each.metric, Metric) else each.metric.namespace, each.metric.name)
+        for each in alarm.series
+    ]
+    wanted_series = [(*names, dimensions_of(each)) for names, each in zip(listed, alarm.series, strict=True)]
+
+    assert (there["Threshold"], there["ComparisonOperator"]) == (alarm.threshold, alarm.comparison)
+    assert (there["EvaluationPeriods"], there["DatapointsToAlarm"]) == (alarm.periods, alarm.datapoints)
+    assert there["TreatMissingData"] == alarm.missing
+    if alarm.expression is None:
+        assert [read(there)] == wanted_series
+        assert (there.get("Statistic") or there["ExtendedStatistic"]) == alarm.series[0].statistic
+        assert there["Period"] == alarm.period_s
+    else:
+        *series, watched = there["Metrics"]
+        assert [read(each["MetricStat"]["Metric"]) for each in series] == wanted_series
+        assert [(each["Id"], each["MetricStat"]["Stat"]) for each in series] == [
+            (each.id, each.statistic) for each in alarm.series
+        ]
+        assert {each["MetricStat"]["Period"] for each in series} == {alarm.period_s}
+        assert (watched["Expression"], watched["ReturnData"]) == (alarm.expression, True)
+        assert not any(each["ReturnData"] for each in series)
+    notifies_itself = alarm.incident is None and not alarm.causes
+    assert there["AlarmActions"] == there["OKActions"] == ([NAMES["alert_topic"]] if notifies_itself else [])
+    runbook = f"Runbook: docs/runbook.md#{alarm.runbook}"
+    for part in (alarm.meaning, runbook, f"Owner: {alarm.owner} ({alarm.severity})", *alarm.look_at):
+        assert part in there["AlarmDescription"]
+
+
+@pytest.mark.parametrize("composite", composites(ALARMS), ids=lambda composite: str(composite.name))
+def test_a_composite_is_deployed_as_the_list_makes_it(composite: Composite) -> None:
+    there = of_type("CloudWatch::CompositeAlarm")[composite.name]
+
+    assert there["AlarmRule"].split(" OR ") == [f'ALARM("{name}")' for name in composite.any_of]
+    assert there["AlarmActions"] == ([NAMES["alert_topic"]] if composite.notifies else [])
+    assert there["OKActions"] == ([NAMES["alert_topic"]] if composite.tells_recovery else [])
+    suppression = [there.get(f"ActionsSuppressor{key}") for key in ("", "WaitPeriod", "ExtensionPeriod")]
+    if composite.suppressor is None:
+        assert suppression == [None, None, None]
+    else:
+        assert suppression == [composite.suppressor, composite.wait_s, composite.extension_s]
+    if composite.notifies:
+        assert "Runbook: docs/runbook.md#" in there["AlarmDescription"]
+        assert "Owner: " in there["AlarmDescription"]
+
+
+def test_queries_groups_and_the_anomaly_detector_are_deployed_as_they_are_listed() -> None:
+    for query in QUERIES:
+        there = of_type("Logs::QueryDefinition")[f"capstone/{query.name}"]
+        assert (there["LogGroupNames"], there["QueryString"]) == (list(query.groups), query.text)
+    for group in LOG_GROUPS:
+        assert of_type("Logs::LogGroup")[group.name]["RetentionInDays"] == group.retention_days
+    for anomaly in ANOMALY_ALARMS:
+        [detector] = of_type("CloudWatch::AnomalyDetector")[anomaly.series.metric.name].values()
+        assert read(detector) == ("Capstone", anomaly.series.metric.name, {"Environment": "local"})
+        assert detector["Stat"] == anomaly.series.statistic
 
 
 def test_log_groups_keep_their_names_in_the_stack() -> None:
@@ -137,28 +235,16 @@ def test_log_groups_keep_their_names_in_the_stack() -> None:
 
 
 def test_every_alarm_notifies_once_and_never_beside_its_composite() -> None:
-    asked = {each.name: each.parameters for each in requests.alarms(ALARMS)}
-    told = {name for name, each in asked.items() if each["AlarmActions"]}
+    asked = of_type("CloudWatch::Alarm") | of_type("CloudWatch::CompositeAlarm")
+    notifying = {name for name, each in asked.items() if each["AlarmActions"]}
 
     for alarm in ALARMS:
-        tellers = [
+        by = [
             name
-            for name in told
+            for name in notifying
             if name == alarm.name or f'ALARM("{alarm.name}")' in asked[name].get("AlarmRule", "")
         ]
-        assert len(tellers) == 1, f"{alarm.name} is told of by {tellers}"
-
-
-def test_a_notice_says_what_happened_where_to_read_on_and_who_is_called() -> None:
-    asked = {each.name: filled(each.parameters, local_names()) for each in requests.alarms(ALARMS)}
-    for alarm in ALARMS:
-        text = asked[alarm.name]["AlarmDescription"]
-        for part in (alarm.meaning, f"docs/runbook.md#{alarm.runbook}", alarm.owner, alarm.look_at[0]):
-            assert part in text
-    for name, parameters in asked.items():
-        if parameters["AlarmActions"]:
-            assert "Runbook: docs/runbook.md#" in parameters["AlarmDescription"], name
-            assert "Owner: " in parameters["AlarmDescription"], name
+        assert len(by) == 1, f"{alarm.name} notifies by {by}"
 
 
 def alarm(name: str, *series: Series, **changes: Any) -> Alarm:

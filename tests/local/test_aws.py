@@ -8,6 +8,7 @@ from urllib.parse import unquote_plus
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from capstone_dagster.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.local.aws import (
     ALERT_TOPIC,
     DEAD_LETTER_QUEUE,
@@ -89,6 +90,15 @@ def test_the_topics_exist(aws_endpoint: str, resources: AwsResources) -> None:
     assert {each["TopicArn"] for each in topics} == {resources.alert_topic_arn, resources.notice_topic_arn}
     assert resources.alert_topic_arn.endswith(f":{ALERT_TOPIC}")
     assert resources.notice_topic_arn.endswith(f":{NOTICE_TOPIC}")
+
+
+def test_the_log_groups_keep_lines_as_long_as_in_the_cloud(
+    aws_endpoint: str, resources: AwsResources
+) -> None:
+    groups = client("logs", aws_endpoint).describe_log_groups()["logGroups"]
+    assert {each["logGroupName"]: each["retentionInDays"] for each in groups} == {
+        each.name: each.retention_days for each in LOG_GROUPS
+    }
 
 
 def test_an_upload_is_announced_by_s3_itself(aws_endpoint: str, resources: AwsResources) -> None:
