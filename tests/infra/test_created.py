@@ -1,8 +1,8 @@
 """What the emulators really made of the templates, by describe calls: their word that a stack is complete is
 worth nothing, since both leave out in silence what they do not know.
 
-No emulator shows the scaling of the web servers; test_templates.py reads it in the template. Composite alarms,
-anomaly detector and saved queries are compared with the catalog in tests/catalog/test_render_cloudformation.py.
+No emulator shows the scaling of the web servers; test_templates.py reads it in the template. Composite
+alarms, anomaly detector and saved queries: tests/catalog/test_render_cloudformation.py.
 """
 
 import json
