@@ -1,5 +1,6 @@
 """Every failure has a class, every class its remedy."""
 
+import errno
 import importlib
 import inspect
 import pkgutil
@@ -31,6 +32,8 @@ def caused(outer: Exception, inner: Exception) -> Exception:
         (caused(RuntimeError("x"), DatabaseUnavailable("y")), "database-unavailable"),
         (OutOfMemoryError("CUDA out of memory"), "gpu-out-of-memory"),
         (TimeoutError("x"), "timeout"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk-full"),
+        (caused(RuntimeError("x"), OSError(errno.EDQUOT, "Disk quota exceeded")), "disk-full"),
         (KeyError("x"), "internal"),
     ],
 )

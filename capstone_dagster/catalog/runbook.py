@@ -86,6 +86,24 @@ FAILURE_PAGES: tuple[RunbookPage, ...] = (
         "`capstone doctor` reads the bucket again. " + _RECOVERY,
     ),
     RunbookPage(
+        "source-archived",
+        "The video is in an archive",
+        "S3 holds the object but does not give it out: its storage class is Glacier or Deep Archive and it is "
+        "not restored, or the KMS key that encrypts it is disabled. Only this object is concerned.",
+        (
+            _STATUS,
+            "`aws s3api head-object --bucket BUCKET --key KEY`: StorageClass and Restore, or SSEKMSKeyId.",
+            "`aws kms describe-key --key-id KEY_ID`: KeyState, if a key encrypts it.",
+        ),
+        (
+            "Archived: `aws s3api restore-object --bucket BUCKET --key KEY --restore-request Days=7`. A "
+            "completed restore starts the analysis.",
+            "Key disabled: `aws kms enable-key --key-id KEY_ID`. Then: " + _REEXECUTE,
+            "If a lifecycle rule archives videos before they are analysed, lengthen its days.",
+        ),
+        "The restored video becomes `done`.",
+    ),
+    RunbookPage(
         "source-changed",
         "The video was overwritten while it was analysed",
         "The object under that key is another one than at its upload. The newer upload has a run of its own, "
@@ -195,6 +213,42 @@ FAILURE_PAGES: tuple[RunbookPage, ...] = (
             "When the budget is used up: " + _REEXECUTE,
         ),
         "`capstone doctor` passes for both buckets. " + _RECOVERY,
+    ),
+    RunbookPage(
+        "disk-full",
+        "A disk is full",
+        "A worker could not write: its machine's disk, or the folder that CAPSTONE_DERIVED_URL names, has no "
+        "space left or its quota is used up.",
+        (
+            _STATUS + " The sentence names the file.",
+            "On a machine of your own: `df -h`, then `du -sh .capstone/*` and the temporary folder.",
+            _JOB,
+        ),
+        (
+            "Locally: free space; `capstone retention` deletes what the retention settings allow.",
+            "On AWS: raise DiskGiB of infra/compute.yaml and deploy.",
+            _BY_ITSELF,
+        ),
+        "The retry ends well. " + _RECOVERY,
+    ),
+    RunbookPage(
+        "code-server-unreachable",
+        "The code server does not answer",
+        "Dagster could not launch a run, because the process that serves this project's definitions does not "
+        "answer: it is restarting, overloaded, or its code cannot be imported. Runs wait in the queue first; "
+        "one that fails for this has not begun.",
+        (
+            "In Dagster's UI, Deployment, Code locations: its status, and the error if the code cannot be "
+            "imported.",
+            "`capstone doctor`: reads every setting; a wrong one keeps the code from loading.",
+            _DAEMON_EVENTS,
+        ),
+        (
+            "Since an update: go back to the image before it (docs/deploy.md, Going back).",
+            "Locally: end `capstone dev` and start it again.",
+            _BY_ITSELF,
+        ),
+        "The code location loads, and queued runs are launched. " + _RECOVERY,
     ),
     RunbookPage(
         "permission-denied",

@@ -6,6 +6,7 @@ comes from libraries is recognised here.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,12 +18,15 @@ class FailureClass(StrEnum):
     UNDECODABLE_VIDEO = "undecodable-video"
     SOURCE_MISSING = "source-missing"
     SOURCE_FORBIDDEN = "source-forbidden"
+    SOURCE_ARCHIVED = "source-archived"
     SOURCE_CHANGED = "source-changed"
     GPU_OUT_OF_MEMORY = "gpu-out-of-memory"
     GPU_ERROR = "gpu-error"
     MODEL_UNAVAILABLE = "model-unavailable"
     DATABASE_UNAVAILABLE = "database-unavailable"
     STORAGE_UNAVAILABLE = "storage-unavailable"
+    DISK_FULL = "disk-full"
+    CODE_SERVER_UNREACHABLE = "code-server-unreachable"
     PERMISSION_DENIED = "permission-denied"
     TIMEOUT = "timeout"
     CAPACITY = "capacity"
@@ -54,6 +58,9 @@ POLICIES: Mapping[FailureClass, Policy] = {
         False,
         "Grant the worker's role s3:GetObject (and kms:Decrypt) on the bucket, then re-execute the run.",
     ),
+    FailureClass.SOURCE_ARCHIVED: Policy(
+        False, "Restore the object from its archive, or enable its KMS key, then re-execute the run."
+    ),
     FailureClass.SOURCE_CHANGED: Policy(False, "Nothing: the newer upload has a run of its own."),
     FailureClass.GPU_OUT_OF_MEMORY: Policy(
         True, "See what else uses the GPU; a smaller model or image size needs less."
@@ -67,6 +74,12 @@ POLICIES: Mapping[FailureClass, Policy] = {
     ),
     FailureClass.STORAGE_UNAVAILABLE: Policy(
         True, "Check S3 and the network with `capstone doctor`, then re-execute the run from its failed step."
+    ),
+    FailureClass.DISK_FULL: Policy(
+        True, "Free space on the disk that the message names, or give the machine a larger one."
+    ),
+    FailureClass.CODE_SERVER_UNREACHABLE: Policy(
+        True, "Check that the code server runs and that its code can be imported."
     ),
     FailureClass.PERMISSION_DENIED: Policy(False, "Grant the permission that the message names."),
     FailureClass.TIMEOUT: Policy(
@@ -89,6 +102,8 @@ SYSTEMIC = frozenset(
     {
         FailureClass.DATABASE_UNAVAILABLE,
         FailureClass.STORAGE_UNAVAILABLE,
+        FailureClass.DISK_FULL,
+        FailureClass.CODE_SERVER_UNREACHABLE,
         FailureClass.MODEL_UNAVAILABLE,
         FailureClass.PERMISSION_DENIED,
         FailureClass.CONFIGURATION,
@@ -109,6 +124,9 @@ ERRORS: Mapping[str, FailureClass] = {
 }
 
 
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
 def classify(error: BaseException) -> FailureClass:
     """The class of an exception: its own word, else its cause's, else what is known of libraries."""
     for link in _chain(error):
@@ -116,8 +134,10 @@ def classify(error: BaseException) -> FailureClass:
         if word is not None:
             return FailureClass(word)
     for link in _chain(error):
-        if isinstance(link, (TimeoutError,)):
+        if isinstance(link, TimeoutError):
             return FailureClass.TIMEOUT
+        if isinstance(link, OSError) and link.errno in _DISK_FULL:
+            return FailureClass.DISK_FULL
         if type(link).__name__ == "OutOfMemoryError":  # torch's, without importing torch
             return FailureClass.GPU_OUT_OF_MEMORY
     return FailureClass.INTERNAL
