@@ -20,7 +20,6 @@ from capstone_dagster.catalog.metrics import METRICS
 from capstone_dagster.catalog.queries import QUERIES
 from capstone_dagster.catalog.render import reference
 from capstone_dagster.catalog.render.cloudformation import logs_template, observability_template
-from capstone_dagster.catalog.runbook import FAILURE_PAGES, SYSTEM_PAGES
 from capstone_dagster.failures.classes import POLICIES
 from capstone_dagster.settings import Settings, variable_name
 
@@ -39,23 +38,9 @@ def failures_table() -> str:
     """Every failure class: whether trying again can help, and what to do."""
     rows = ["| class | passes by itself? | what to do |", "|---|---|---|"]
     for failure, policy in POLICIES.items():
-        rows.append(f"| `{failure}` | {'can' if policy.transient else 'no'} | {policy.remedy} |")
+        page = f"[`{failure}`](runbook.md#{failure})"
+        rows.append(f"| {page} | {'can' if policy.transient else 'no'} | {policy.remedy} |")
     return "\n".join(rows)
-
-
-def runbook_pages() -> str:
-    """Every page of the runbook, failure classes first; a link of a notice is `#` and a page's anchor."""
-    parts = []
-    for heading, pages in (("Failure classes", FAILURE_PAGES), ("The system itself", SYSTEM_PAGES)):
-        parts.append(f"## {heading}\n\n" + " · ".join(f"[{page.anchor}](#{page.anchor})" for page in pages))
-        for page in pages:
-            steps = "\n".join(f"{number}. {step}" for number, step in enumerate(page.do, 1))
-            looks = "\n".join(f"- {look}" for look in page.look)
-            parts.append(
-                f'<a id="{page.anchor}"></a>\n### {page.title} (`{page.anchor}`)\n\n{page.means}\n\n'
-                f"**Look**\n\n{looks}\n\n**Do**\n\n{steps}\n\n**After**: {page.after}"
-            )
-    return "\n\n".join(parts)
 
 
 def checks_table() -> str:
@@ -74,7 +59,6 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"commands": command_list, "settings": settings_table},
     ROOT / "docs" / "checks.md": {"checks": checks_table},
     ROOT / "docs" / "failures.md": {"failures": failures_table},
-    ROOT / "docs" / "runbook.md": {"runbook": runbook_pages},
     ROOT / "docs" / "reference.md": {"commands": commands, "assets": assets, "automation": automation},
     ROOT / "docs" / "testing.md": {
         "conftest": lambda: example("conftest.py"),

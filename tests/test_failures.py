@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 import capstone_dagster
+from capstone_dagster import settings
 from capstone_dagster.analysis import GpuOutOfMemory, UndecodableVideo
-from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
+from capstone_dagster.failures.classes import ERRORS, POLICIES, FailureClass, classify, sentence
+from capstone_dagster.storage import database, errors
 from capstone_dagster.storage.errors import DatabaseUnavailable, SourceForbidden
 
 
@@ -67,3 +69,14 @@ def test_sentences() -> None:
     assert sentence(UndecodableVideo("It is no video.")) == "It is no video."
     assert sentence(KeyError("x")) == "KeyError: 'x'"
     assert sentence(RuntimeError()) == "RuntimeError: no message"
+
+
+def test_the_names_by_which_recorded_errors_are_classified_are_those_of_the_errors() -> None:
+    known = {
+        name: kind
+        for module in (errors, database, settings)
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and hasattr(kind, "failure_class")
+    }
+    for name, failure in ERRORS.items():
+        assert known[name].failure_class == failure.value

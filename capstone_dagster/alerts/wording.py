@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from batch_gpu.links import job_url, log_url
+from capstone_dagster.alerts.conditions import CONDITIONS, Condition
 from capstone_dagster.alerts.notices import ENDS_WITH_ANY_RUN, Incident, Kind
 from capstone_dagster.catalog.log_groups import BATCH_JOB, VIDEO_ANALYSIS
 from capstone_dagster.catalog.model import Severity
-from capstone_dagster.catalog.runbook import PAGES
-from capstone_dagster.failures.classes import POLICIES, SYSTEMIC, FailureClass
+from capstone_dagster.failures.classes import POLICIES, SYSTEMIC, FailureClass, Policy
 
 # SNS takes up to 100 characters of ASCII, no line break, as a subject.
 MAX_SUBJECT = 100
@@ -62,7 +62,7 @@ def compose(incident: Incident, kind: Kind, place: Place, *, given_up: int = 0) 
         given_up: notices that were dropped before this one, which says so.
     """
     name = incident.failure or incident.page
-    title = PAGES[incident.page].title if incident.page in PAGES else incident.page
+    title = _page(incident.page).title
     subject = f"[{place.environment}] {_KIND_WORDS[kind]} {name}: {title}{_extent_in_brief(incident)}"
     attributes = {
         "kind": kind,
@@ -123,7 +123,7 @@ def _failure(incident: Incident, title: str, place: Place) -> list[str]:
         lines.append(f"Attempt: {example['attempt']}. {_retry(incident, str(example['retry']))}")
     elif incident.trying:
         lines.append("No run has failed for good yet: the step is tried again within its run.")
-    lines.append(f"What to do: {_remedy(incident)}")
+    lines.append(f"What to do: {_page(incident.page).remedy}")
     if example is not None:
         lines += _links(example, place)
     elif incident.trying:
@@ -173,11 +173,11 @@ def _retry(incident: Incident, retry: str) -> str:
     return "It is not tried again by itself."
 
 
-def _remedy(incident: Incident) -> str:
-    page = PAGES.get(incident.page)
-    if incident.failure is not None and incident.page == incident.failure:
-        return POLICIES[FailureClass(incident.failure)].remedy
-    return page.do[0].replace("`", "") if page else "See the runbook."
+def _page(page: str) -> Condition | Policy:
+    """What a notice with this page says; an incident of another version may have one that is gone."""
+    if page in set(FailureClass):
+        return POLICIES[FailureClass(page)]
+    return CONDITIONS.get(page, Condition(page, "See the runbook."))
 
 
 def _links(example: Mapping[str, object], place: Place) -> list[str]:

@@ -1,5 +1,5 @@
-"""The kinds of entry that the list has: plain values, which renderers turn into CloudFormation, boto3 calls
-and documentation.
+"""The kinds of entry that the list has: plain values, which renderers turn into CloudFormation and
+documentation.
 """
 
 from __future__ import annotations
@@ -255,23 +255,3 @@ class Dashboard:
 
     name: str
     widgets: tuple[Graph | LogTable | Words, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RunbookPage:
-    """What to do about one failure class or alarm.
-
-    Attributes:
-        anchor: how alarms, notices and log lines refer to it.
-        means: what has happened, in one or two sentences.
-        look: what to look at, in order; commands in backticks.
-        do: what to do, in order.
-        after: how to see that it is over, and what happens to the videos meanwhile.
-    """
-
-    anchor: str
-    title: str
-    means: str
-    look: tuple[str, ...]
-    do: tuple[str, ...]
-    after: str

@@ -41,57 +41,98 @@ class Policy:
     """What follows from a failure class.
 
     Attributes:
+        title: what has happened, in a few words: the heading of its page in docs/runbook.md.
         transient: trying again, later or elsewhere, can succeed.
         remedy: what an operator does next, in one sentence.
     """
 
+    title: str
     transient: bool
     remedy: str
 
 
 POLICIES: Mapping[FailureClass, Policy] = {
     FailureClass.UNDECODABLE_VIDEO: Policy(
-        False, "Play the file locally; if it is broken there too, ask for a new upload."
+        "A video cannot be decoded",
+        False,
+        "Play the file locally; if it is broken there too, ask for a new upload.",
     ),
-    FailureClass.SOURCE_MISSING: Policy(False, "Upload the video again, or ignore it if it was deleted."),
+    FailureClass.SOURCE_MISSING: Policy(
+        "The uploaded object is gone", False, "Upload the video again, or ignore it if it was deleted."
+    ),
     FailureClass.SOURCE_FORBIDDEN: Policy(
+        "The worker may not read the video",
         False,
         "Grant the worker's role s3:GetObject (and kms:Decrypt) on the bucket, then re-execute the run.",
     ),
     FailureClass.SOURCE_ARCHIVED: Policy(
-        False, "Restore the object from its archive, or enable its KMS key, then re-execute the run."
+        "The video is in an archive",
+        False,
+        "Restore the object from its archive, or enable its KMS key, then re-execute the run.",
     ),
-    FailureClass.SOURCE_CHANGED: Policy(False, "Nothing: the newer upload has a run of its own."),
+    FailureClass.SOURCE_CHANGED: Policy(
+        "The video was overwritten while it was analysed",
+        False,
+        "Nothing: the newer upload has a run of its own.",
+    ),
     FailureClass.GPU_OUT_OF_MEMORY: Policy(
-        True, "See what else uses the GPU; a smaller model or image size needs less."
+        "The GPU has no room for even one picture",
+        True,
+        "See what else uses the GPU; a smaller model or image size needs less.",
     ),
-    FailureClass.GPU_ERROR: Policy(True, "Look at the driver's messages; a new machine usually cures it."),
+    FailureClass.GPU_ERROR: Policy(
+        "The GPU or its driver failed", True, "Look at the driver's messages; a new machine usually cures it."
+    ),
     FailureClass.MODEL_UNAVAILABLE: Policy(
-        False, "Check CAPSTONE_MODEL and CAPSTONE_MODEL_SHA256 with `capstone doctor`."
+        "The detection model cannot be loaded",
+        False,
+        "Check CAPSTONE_MODEL and CAPSTONE_MODEL_SHA256 with `capstone doctor`.",
     ),
     FailureClass.DATABASE_UNAVAILABLE: Policy(
-        True, "Check that PostgreSQL runs and can be reached, then re-execute the run from its failed step."
+        "The event store does not answer",
+        True,
+        "Check that PostgreSQL runs and can be reached, then re-execute the run from its failed step.",
     ),
     FailureClass.STORAGE_UNAVAILABLE: Policy(
-        True, "Check S3 and the network with `capstone doctor`, then re-execute the run from its failed step."
+        "S3 does not answer",
+        True,
+        "Check S3 and the network with `capstone doctor`, then re-execute the run from its failed step.",
     ),
     FailureClass.DISK_FULL: Policy(
-        True, "Free space on the disk that the message names, or give the machine a larger one."
+        "A disk is full",
+        True,
+        "Free space on the disk that the message names, or give the machine a larger one.",
     ),
     FailureClass.CODE_SERVER_UNREACHABLE: Policy(
-        True, "Check that the code server runs and that its code can be imported."
+        "The code server does not answer",
+        True,
+        "Check that the code server runs and that its code can be imported.",
     ),
-    FailureClass.PERMISSION_DENIED: Policy(False, "Grant the permission that the message names."),
+    FailureClass.PERMISSION_DENIED: Policy(
+        "A permission is missing", False, "Grant the permission that the message names."
+    ),
     FailureClass.TIMEOUT: Policy(
-        True, "See in the log where the time went; raise the limit for long videos."
+        "A run took longer than it may",
+        True,
+        "See in the log where the time went; raise the limit for long videos.",
     ),
-    FailureClass.CAPACITY: Policy(True, "Wait, or raise the quota of the compute environment."),
-    FailureClass.CONTAINER_START: Policy(True, "Check the image, its registry and the instance's disk."),
+    FailureClass.CAPACITY: Policy(
+        "No machine came in time", True, "Wait, or raise the quota of the compute environment."
+    ),
+    FailureClass.CONTAINER_START: Policy(
+        "The job's container does not start", True, "Check the image, its registry and the instance's disk."
+    ),
     FailureClass.WORKER_LOST: Policy(
-        True, "Look at the worker's last log lines: killed for memory, or its machine was taken away."
+        "A worker ended without reporting",
+        True,
+        "Look at the worker's last log lines: killed for memory, or its machine was taken away.",
     ),
-    FailureClass.CONFIGURATION: Policy(False, "Correct the setting that the message names."),
-    FailureClass.INTERNAL: Policy(False, "This is a defect: report the run's log."),
+    FailureClass.CONFIGURATION: Policy(
+        "A setting is wrong", False, "Correct the setting that the message names."
+    ),
+    FailureClass.INTERNAL: Policy(
+        "A defect of this program", False, "This is a defect: report the run's log."
+    ),
 }
 
 # What fails every run alike, whatever its video: nothing is gained by more of them until it is mended. All

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstone_dagster.alerts.conditions import CONDITIONS
 from capstone_dagster.alerts.notices import Incident, RunFailure
 from capstone_dagster.alerts.wording import Place, compose, duration, first_sentence
-from capstone_dagster.catalog.runbook import PAGES
 from capstone_dagster.failures.classes import FailureClass
 
 LOCAL = Place("local", None, "docs/runbook.md", None)
@@ -79,7 +79,7 @@ def test_the_alert_of_an_end_says_how_long_and_how_many() -> None:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*FailureClass, *CONDITIONS])
 def test_every_page_makes_an_alert_that_sns_takes(page: str) -> None:
     failure = page if page in {kind.value for kind in FailureClass} else None
     incident = replace(INCIDENT, page=page, failure=failure, runs=100_000)
