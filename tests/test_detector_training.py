@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from capstone_dagster.local import clip
-from capstone_dagster.local.detector.evaluate import match, ratios
-from capstone_dagster.local.detector.pictures import (
+from bench.detector.evaluate import match, ratios
+from bench.detector.pictures import (
     SQUARE,
     WIDE,
     Cutout,
@@ -15,8 +14,9 @@ from capstone_dagster.local.detector.pictures import (
     hide,
     paste,
 )
-from capstone_dagster.local.detector.teachers import FACE, PERSON, Labels
-from capstone_dagster.local.detector.train import agreed
+from bench.detector.teachers import FACE, PERSON, Labels
+from bench.detector.train import agreed
+from capstone_dagster.local import clip
 
 
 def bright_box(picture: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Measure the embedded detector: precision, recall and average precision for persons and faces.
 
-    python -m capstone_dagster.local.detector.evaluate --data VIDEOS --teachers TEACHERS --eval EVAL
+    python -m bench.detector.evaluate --data VIDEOS --teachers TEACHERS --eval EVAL
 
 Four comparisons: with the teachers on the part of the training videos that was never trained on, with the
 teachers on the demo clip, with the hand-checked truth of the demo clip, and with the ground truth of
@@ -25,9 +25,7 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "0")
 
 import numpy as np
 
-from capstone_dagster.local import clip
-from capstone_dagster.local.detector import INFERENCE_SIZE, MODEL_PATH
-from capstone_dagster.local.detector.teachers import (
+from bench.detector.teachers import (
     CLASS_NAMES,
     PERSON,
     Labels,
@@ -35,7 +33,9 @@ from capstone_dagster.local.detector.teachers import (
     duration_s,
     read_moments,
 )
-from capstone_dagster.local.detector.train import held_out_from_s, training_videos
+from bench.detector.train import held_out_from_s, training_videos
+from capstone_dagster.local import clip
+from capstone_dagster.local.detector import INFERENCE_SIZE, MODEL_PATH
 
 CONFIDENCE = 0.25
 """Score from which a detection counts for precision and recall: Ultralytics' default, also the pipeline's."""

@@ -1,6 +1,6 @@
 """Train the embedded detector: teachers label videos, pictures are made of them, a small YOLO learns those.
 
-    python -m capstone_dagster.local.detector.train --data VIDEOS --teachers TEACHERS --out DIR --minutes 40
+    python -m bench.detector.train --data VIDEOS --teachers TEACHERS --out DIR --minutes 40
 
 `--data` is a folder of videos and animated pictures, `--teachers` holds the two teacher models (see
 `teachers.py`). The last fifth of every video is never trained on; `evaluate.py` measures there. A GPU is
@@ -29,9 +29,7 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "0")
 import cv2
 import numpy as np
 
-from capstone_dagster.local import clip
-from capstone_dagster.local.detector import INFERENCE_SIZE
-from capstone_dagster.local.detector.pictures import (
+from bench.detector.pictures import (
     SQUARE,
     WIDE,
     Cutout,
@@ -43,7 +41,7 @@ from capstone_dagster.local.detector.pictures import (
     paste,
     weather,
 )
-from capstone_dagster.local.detector.teachers import (
+from bench.detector.teachers import (
     CLASS_NAMES,
     FACE,
     PERSON,
@@ -52,6 +50,8 @@ from capstone_dagster.local.detector.teachers import (
     duration_s,
     read_moments,
 )
+from capstone_dagster.local import clip
+from capstone_dagster.local.detector import INFERENCE_SIZE
 
 HELD_OUT = 0.2
 """The last part of every video, in time, kept for evaluation."""

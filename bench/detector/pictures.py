@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from capstone_dagster.local.detector.teachers import FACE, PERSON
+from bench.detector.teachers import FACE, PERSON
 
 SQUARE = (320, 320)
 """Height and width of the pictures that most is learned from: a quarter of the work of 640 pixels."""
