@@ -48,7 +48,7 @@ dev: $(INSTALLED)
 	@$(BIN)/capstone dev $(if $(FRESH),--fresh)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 examples: $(INSTALLED)
 	cd docs/examples && ../../$(BIN)/python -m pytest -p no:cacheprovider .

@@ -21,6 +21,7 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 # Variables of this project that are none of these settings: read by the tests, the Makefile, dagster.yaml.
 _OTHER_VARIABLES = (
     "CAPSTONE_TEST_DATA",
+    "CAPSTONE_TEST_SLOWNESS",
     "CAPSTONE_UI_PORT",
     "CAPSTONE_LOG_BUCKET",
     "CAPSTONE_GPU_QUEUE",

@@ -13,25 +13,25 @@ from capstone_dagster.local.aws import ministack_server
 from capstone_dagster.metrics import emission as metrics
 from capstone_dagster.testing import Aws
 from tests.support.command_line import Capstone, command_line
+from tests.support.live_stack import LiveStack, SharedStack
 from tests.support.moto import moto_server
+from tests.support.waiting import SLOWNESS_VARIABLE, scaled, slowness
 
 __all__ = ["Aws"]  # tests name the type from here
 
 # The servers, the demo clip and the rest of what tests of other projects use as well.
 pytest_plugins = ["capstone_dagster.testing"]
 
-# Files whose tests take longest, longest first. Each worker takes a file at a time: what takes
-# minutes and comes last is waited for by a worker that has nothing to do.
+# Tests that start Dagster's processes carry the mark `live`. A live stack is eight processes: they form one
+# group, which one worker takes, so that there is never more than one stack at a time.
+LIVE_GROUP = "live"
+# Files whose tests take longest, longest first. A worker takes a file at a time: a long one that comes last
+# leaves the other worker with nothing to do.
 LONG = (
-    "tests/test_demo.py",
-    "tests/intake/test_soak.py",
+    # One after the other: they share a stack.
     "tests/local/test_operators.py",
-    "tests/runs/test_reexecution_daemon.py",
     "tests/local/test_backfill_stack.py",
-    "tests/batch_gpu/test_pipeline.py",
-    "tests/batch_gpu/test_scale.py",
-    "tests/batch_gpu/test_daemon.py",
-    "tests/local/test_stack.py",
+    "tests/intake/test_soak.py",
     "tests/removal/test_erasure.py",
     "tests/test_shown_commands.py",
 )
@@ -52,13 +52,31 @@ ONE_EMULATOR = {
 }
 
 
+def pytest_configure() -> None:
+    """Measure the machine before xdist starts its workers, which inherit the figure."""
+    slowness()
+
+
+def pytest_report_header() -> str:
+    return f"slowness: {slowness():.1f} ({SLOWNESS_VARIABLE}); every deadline is multiplied by it"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long files first, all others as they come; what one emulator shows is not run on the other."""
+    """Live tests and long files first; a group per file; what one emulator shows is not run on the other."""
     place = {name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(_file(item), len(LONG)))
+    items.sort(key=lambda item: (not _live(item), place.get(_file(item), len(LONG))))
     spared = [item for item in items if _file(item) in ONE_EMULATOR and _emulator(item) == "moto"]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in spared]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(LIVE_GROUP if _live(item) else _file(item)))
+        own = item.get_closest_marker("timeout")
+        timeout_s = own.args[0] if own else float(config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(scaled(timeout_s)), append=False)
+
+
+def _live(item: pytest.Item) -> bool:
+    return item.get_closest_marker("live") is not None
 
 
 def _file(item: pytest.Item) -> str:
@@ -85,6 +103,30 @@ def _own_environment(own_environment: None, monkeypatch: pytest.MonkeyPatch, mod
 def _refuse_undeclared_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """A metric that the list does not have fails the test that emits it."""
     monkeypatch.setattr(metrics, "strict", True)
+
+
+@pytest.fixture(scope="session")
+def shared_stack(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Iterator[SharedStack]:
+    """The holder of the live stack; tests use `stack`."""
+    shared = SharedStack(tmp_path_factory.mktemp("live"), model_cache)
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture
+def stack(shared_stack: SharedStack, monkeypatch: pytest.MonkeyPatch) -> LiveStack:
+    """The live stack that tests share, and this process a client of it."""
+    stack = shared_stack.running()
+    for name, value in stack.local.environment.items():
+        monkeypatch.setenv(name, value)
+    return stack
+
+
+@pytest.fixture(autouse=True)
+def _one_live_stack(request: pytest.FixtureRequest) -> None:
+    """A live test that starts a stack of its own finds the shared one stopped."""
+    if _live(request.node) and "shared_stack" not in request.fixturenames:
+        request.getfixturevalue("shared_stack").stop()
 
 
 @pytest.fixture(scope="session")

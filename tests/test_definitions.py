@@ -11,6 +11,8 @@ import pytest
 import yaml
 from sqlalchemy.engine import make_url
 
+from tests.support.waiting import scaled
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "capstone_dagster"
 
@@ -40,7 +42,7 @@ def validate(database_url: str) -> Validate:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=scaled(120),
         )
 
     return run

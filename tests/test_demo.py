@@ -20,8 +20,9 @@ from capstone_dagster.local.demo import DemoFailed, Patience, follow, run_demo, 
 from capstone_dagster.local.postgres import EVENT_DATABASE, postgres_server
 from capstone_dagster.local.processes import free_port
 from capstone_dagster.local.state import own_state, read_environment, remove_environment, write_environment
-from tests.support.waiting import wait_for
+from tests.support.waiting import scaled, wait_for
 
+pytestmark = pytest.mark.live
 CAPSTONE = [sys.executable, "-m", "capstone_dagster.cli"]
 # Far above what it takes (a minute on two busy cores): reaching it means that it hangs.
 DEADLINE_S = 240
@@ -53,7 +54,7 @@ def demo(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=DEADLINE_S,
+        timeout=scaled(DEADLINE_S),
         check=False,
     )
 
@@ -125,7 +126,7 @@ def test_a_demo_that_is_stopped_while_it_analyses_does_not_block_the_next(tmp_pa
         if "Analysing" in line:
             break
     interrupted.send_signal(signal.SIGTERM)
-    assert interrupted.wait(90) == 143
+    assert interrupted.wait(scaled(90)) == 143
 
     outcome = demo(state)
 
@@ -169,7 +170,7 @@ def running(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(60)
+            process.wait(scaled(60))
 
 
 def ask(ui: str, query: str) -> Any:
@@ -179,7 +180,7 @@ def ask(ui: str, query: str) -> Any:
         headers={"Content-Type": "application/json"},
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=30) as answer:
+    with opener.open(request, timeout=scaled(30)) as answer:
         return json.load(answer)["data"]
 
 
@@ -195,7 +196,7 @@ def test_dev_serves_the_ui_and_other_terminals_until_ctrl_c(
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=scaled(DEADLINE_S),
             check=True,
         )
 
@@ -226,7 +227,7 @@ def test_dev_serves_the_ui_and_other_terminals_until_ctrl_c(
     assert {event["camera"] for event in events} == {"gate"}
 
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=90)
+    said, _ = process.communicate(timeout=scaled(90))
     assert process.returncode == 0, said
     assert "Stopping" in said
     assert "Traceback" not in said
@@ -251,7 +252,7 @@ def test_a_terminated_demo_stops_what_it_started(state: Path) -> None:
         assert process.poll() is None, "".join(said)
         process.terminate()
         rest = process.stdout.read()
-        assert process.wait(90) == 143, rest
+        assert process.wait(scaled(90)) == 143, rest
 
     assert "Traceback" not in rest
     assert read_environment(state) is None

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from capstone_dagster.analysis import GpuOutOfMemory
 from capstone_dagster.analysis.detection.batching import Batching
+from tests.support.waiting import scaled
 
-WAIT_S = 20.0
+WAIT_S = scaled(20)
 
 
 class NoRoom(Exception):

@@ -34,6 +34,7 @@ from capstone_dagster.analysis import (
 from capstone_dagster.analysis.detection.device import GpuState
 from capstone_dagster.analysis.engine import DECODE_THREAD, _batches
 from capstone_dagster.analysis.footage.video import Image, VideoReader
+from tests.support.waiting import scaled
 
 from .conftest import COLOURS, MakeClip, Square, SquareDetector
 
@@ -426,7 +427,7 @@ def test_the_decoder_is_never_further_ahead_than_its_queues(
         def detect(self, images: Sequence[Image]) -> list[Detections]:
             found = super().detect(images)
             analysed = sum(self.batches)
-            deadline = time.monotonic() + 10  # until the decoder is as far ahead as it may be
+            deadline = time.monotonic() + scaled(10)  # until the decoder is as far ahead as it may be
             while decoded < min(analysed + allowed, len(AT_25_FPS)) and time.monotonic() < deadline:
                 time.sleep(0.001)
             self.most_ahead = max(self.most_ahead, decoded - analysed)

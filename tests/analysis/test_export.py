@@ -19,6 +19,7 @@ from capstone_dagster.analysis import AnalysisSettings, ModelUnavailable, load_d
 from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
 from capstone_dagster.analysis.detection.export import openvino_export
 from capstone_dagster.local import detector as demo_detector
+from tests.support.waiting import scaled
 
 WEIGHTS = Path(demo_detector.__file__).with_name("person_face.pt")
 SHA256 = model_sha256(WEIGHTS)
@@ -38,7 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache in which the demo detector's export lies, asked for by two processes at once."""
     cache = tmp_path_factory.mktemp("cache") / "new"
     both = [subprocess.Popen([*EXPORT, str(cache)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    said = [process.communicate(timeout=scaled(120))[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum("Exporting person_face.pt" in each for each in said) == 1
     return cache
@@ -58,7 +59,7 @@ def test_a_killed_export_leaves_nothing_that_passes_for_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = subprocess.Popen([*EXPORT, str(tmp_path)], start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + scaled(60)
     while not list(tmp_path.rglob(".exporting-*")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -102,6 +103,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from capstone_dagster.analysis import AnalysisSettings, load_detector
+from tests.support.waiting import scaled
 detector = load_detector(Path(sys.argv[1]), AnalysisSettings(), device="cpu", cache=Path(sys.argv[2]))
 detector.detect([np.zeros((90, 160, 3), np.uint8)])
 print("torch" in sys.modules, "ultralytics" in sys.modules)
@@ -149,6 +151,6 @@ def test_one_who_waits_for_an_export_is_not_disturbed_by_its_failure(tmp_path: P
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=scaled(120))
     assert len(failures) == 2
     assert all("broken.pt does not load" in str(failure) for failure in failures)

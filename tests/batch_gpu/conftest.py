@@ -31,7 +31,7 @@ from batch_gpu.launcher import BatchGpuRunLauncher
 from batch_gpu.sensor import Watched, watch_runs
 from batch_gpu.testing import FakeBatch, FakeBatchServer, Machines, Queue, fake_batch_server
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
-from tests.support.waiting import wait_for
+from tests.support.waiting import scaled, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tests.batch_gpu.project"
@@ -66,7 +66,7 @@ class Cloud:
         launcher: dict[str, Any] = {
             "gpu": {"job_queue": "gpu", "job_definition": "worker", "gpus": 1},
             "cpu": {"job_queue": "cpu", "job_definition": "worker"},
-            "submit_deadline_seconds": 20,
+            "submit_deadline_seconds": round(scaled(20)),
             **settings.pop("launcher", {}),
         }
         instance = {
@@ -226,7 +226,7 @@ def cloud(
     inside = {"PATH": path, **variables}
     with (
         ExitStack() as stack,
-        fake_batch_server(queues, environment=inside, cwd=ROOT, stop_grace_s=10) as server,
+        fake_batch_server(queues, environment=inside, cwd=ROOT, stop_grace_s=scaled(10)) as server,
     ):
         for key, value in server.environment.items():
             monkeypatch.setenv(key, value)
@@ -249,5 +249,5 @@ def in_background() -> Iterator[Callable[[Callable[[], Any]], threading.Thread]]
 
     yield begin
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=scaled(60))
         assert not thread.is_alive()

@@ -11,7 +11,7 @@ import pytest
 from batch_gpu.testing import Machines
 from tests.batch_gpu.conftest import ROOT, Cloud
 from tests.batch_gpu.daemon import POINTS, queue_pass
-from tests.support.waiting import wait_for
+from tests.support.waiting import scaled, wait_for
 
 LATER = 1000.0
 
@@ -24,7 +24,7 @@ def kill_daemon(point: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=scaled(120),
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 

@@ -14,7 +14,9 @@ from capstone_dagster.local.dagster_services import DagsterServices, start_dagst
 from capstone_dagster.local.processes import free_port
 from tests.batch_gpu.conftest import PROJECT, ROOT, Cloud
 from tests.batch_gpu.test_ui import LAUNCH, TERMINATE, selector
-from tests.support.waiting import wait_for
+from tests.support.waiting import scaled, wait_for
+
+pytestmark = pytest.mark.live
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def dagster(cloud: Cloud) -> Iterator[DagsterServices]:
 def post(dagster: DagsterServices, query: str, **variables: Any) -> dict[str, Any]:
     body = json.dumps({"query": query, "variables": variables}).encode()
     request = urllib.request.Request(f"{dagster.url}/graphql", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=scaled(60)) as answer:
         [result] = json.load(answer)["data"].values()
     assert "Success" in result["__typename"], result
     return dict(result)

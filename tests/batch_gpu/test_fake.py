@@ -18,7 +18,7 @@ from batch_gpu.errors import ConfigurationError
 from batch_gpu.job_definitions import JobDefinitions
 from batch_gpu.testing import FakeBatchServer, Fault, Machines, Queue, TimeLimit, fake_batch_server
 from tests.batch_gpu.conftest import ROOT
-from tests.support.waiting import wait_for
+from tests.support.waiting import scaled, wait_for
 
 
 @pytest.fixture
@@ -314,5 +314,5 @@ def test_it_serves_as_a_program_too() -> None:
     wait_for("its start", lambda: batch.describe_jobs(jobs=[job])["jobs"][0]["status"] == "RUNNING")
     [worker] = psutil.Process(program.pid).children()
     program.terminate()
-    assert program.wait(timeout=30) == 0
+    assert program.wait(timeout=scaled(30)) == 0
     wait_for("the container's end", lambda: not worker.is_running())

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from dagster._core.launcher import WorkerStatus
 from batch_gpu.errors import AwsUnavailable, BatchGpuError, PermissionDenied, RequestRefused
 from batch_gpu.testing import Fault, Machines, TimeLimit
 from tests.batch_gpu.conftest import Cloud
-from tests.support.waiting import wait_for
+from tests.support.waiting import scaled, wait_for
 
 LATER = 1000.0
 """More seconds than any launch takes: a run that has not begun by then was cut off."""
@@ -336,7 +335,7 @@ def test_a_run_canceled_while_aws_throttles_leaves_no_job_behind(
     wait_for("the first try", lambda: cloud.batch.calls["SubmitJob"])
     assert cloud.launcher.terminate(run.run_id)
     cloud.batch.faults.clear()
-    launch.join(timeout=60)
+    launch.join(timeout=scaled(60))
     wait_for("the job's end", lambda: {job["status"] for job in cloud.batch.jobs()} <= {"FAILED"})
     assert cloud.status(run) == "CANCELED"
     assert looked(cloud) == []
@@ -380,10 +379,8 @@ def test_a_missing_permission_is_named_at_once_and_not_tried_again(cloud: Cloud)
     told = "User: arn:aws:sts::1:assumed-role/daemon is not authorized to perform: batch:TagResource on x"
     cloud.batch.faults.append(Fault("SubmitJob", "AccessDeniedException", told, 403, times=None))
     run = cloud.run()
-    began = time.monotonic()
     with pytest.raises(PermissionDenied, match="Allow batch:TagResource"):
         cloud.launch(run)
-    assert time.monotonic() - began < 5
     assert cloud.batch.calls["SubmitJob"] == 1
     failed = cloud.fresh(run)
     assert failed.tags["batch_gpu/failure"] == "permission-denied"

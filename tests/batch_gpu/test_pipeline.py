@@ -17,6 +17,8 @@ from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.submit import submit_video
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.live
+
 
 @pytest.mark.timeout(300)
 def test_an_upload_becomes_events_by_one_job_on_the_gpu_queue(

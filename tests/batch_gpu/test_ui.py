@@ -12,6 +12,7 @@ from batch_gpu.testing import Machines
 from tests.batch_gpu.conftest import Cloud
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.live
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
   launchRun(executionParams: $params) {

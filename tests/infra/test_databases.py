@@ -19,6 +19,7 @@ from capstone_dagster.storage.database import ping
 from capstone_dagster.storage.event_store import EventStore
 from tests.infra.stacks import template
 from tests.infra.test_environment import given
+from tests.support.waiting import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 ADMINISTRATOR_PASSWORD = "of the administrator"
@@ -76,7 +77,13 @@ def environment(postgres: PostgresServer, tmp_path: Path) -> Iterator[dict[str, 
 
 def run(command: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, env=dict(environment), cwd=ROOT, capture_output=True, text=True, check=False, timeout=150
+        command,
+        env=dict(environment),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=scaled(150),
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,13 @@ from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.sources import head_source
 from tests.batch_gpu.test_ui import BACKFILL
 from tests.support.command_line import Capstone
-from tests.support.live_stack import DEADLINE_S, LiveStack, live_stack
+from tests.support.live_stack import DEADLINE_S, LiveStack
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.live
 ASSETS = ("extracted_frames", "detections", "events")
 EVENTS = dg.AssetKey("events")
 NAMES = ("one", "two", "three")
-
-
-@pytest.fixture(scope="module")
-def running_stack(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Iterator[LiveStack]:
-    """So many frames are analysed that a worker can be met at the second video when the first is done."""
-    with live_stack(tmp_path_factory.mktemp("backfills"), model_cache, sample_fps="10") as stack:
-        yield stack
-
-
-@pytest.fixture
-def stack(running_stack: LiveStack, monkeypatch: pytest.MonkeyPatch) -> LiveStack:
-    """The stack, and this process a client of it."""
-    for name, value in running_stack.local.environment.items():
-        monkeypatch.setenv(name, value)
-    return running_stack
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +97,7 @@ def test_a_backfill_goes_on_where_its_worker_was_killed(
 
         def first_published() -> bool:
             look()
-            return bool(instance.get_materialized_partitions(EVENTS))
+            return bool(set(videos) & set(instance.get_materialized_partitions(EVENTS)))
 
         wait_for("the first video", first_published, DEADLINE_S)
         [run] = runs_of(instance, backfill_id)

@@ -5,7 +5,7 @@ The tests follow each other on one stack, as a day does.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,35 +14,21 @@ import dagster as dg
 import psycopg
 import pytest
 from dagster._core.scheduler.instigation import SensorInstigatorData
+from dagster._core.storage.tags import BACKFILL_ID_TAG
 
 from batch_gpu.local import alive, worker_pid
 from capstone_dagster.failures.run_steps import PASS_STEP
 from capstone_dagster.local.aws import NOTICE_TOPIC
 from capstone_dagster.local.postgres import EVENT_DATABASE
 from tests.support.command_line import Capstone
-from tests.support.live_stack import DEADLINE_S, LiveStack, live_stack, repeated
-from tests.support.waiting import wait_for
+from tests.support.live_stack import DEADLINE_S, LiveStack, SharedStack, repeated
+from tests.support.waiting import scaled, wait_for
 
+pytestmark = pytest.mark.live
 # In the order in which a video goes through them; it is in one of the last three when it is over.
 STATES = ("received", "queued", "running", "failed", "cancelled", "done")
 # How long a state may be untrue, with room for a machine that others use as well.
-TRUE_WITHIN_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def running_stack(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Iterator[LiveStack]:
-    """Every frame is analysed, which takes a while; only operators start anything again."""
-    folder = tmp_path_factory.mktemp("operators")
-    with live_stack(folder, model_cache, sample_fps="0", reexecutions_per_video="0") as stack:
-        yield stack
-
-
-@pytest.fixture
-def stack(running_stack: LiveStack, monkeypatch: pytest.MonkeyPatch) -> LiveStack:
-    """The stack, and this process a client of it."""
-    for name, value in running_stack.local.environment.items():
-        monkeypatch.setenv(name, value)
-    return running_stack
+TRUE_WITHIN_S = scaled(30)
 
 
 @dataclass
@@ -75,8 +61,8 @@ class BackEnd:
 
 
 @pytest.fixture(scope="module")
-def back_end(running_stack: LiveStack) -> BackEnd:
-    back_end = BackEnd(running_stack)
+def back_end(shared_stack: SharedStack) -> BackEnd:
+    back_end = BackEnd(shared_stack.running())
     back_end.subscribe()
     return back_end
 
@@ -237,7 +223,8 @@ def test_the_summary_follows_published_events_and_nothing_before_them_goes_by_it
             return last("daily_activity") > last("events") > 0
 
         wait_for("the summary", made, DEADLINE_S)
-        by_themselves = [run for run in instance.get_runs() if run.job_name != "analyze_upload"]
+        asked_for = ("analyze_upload", BACKFILL_ID_TAG)
+        by_themselves = [run for run in instance.get_runs() if not {run.job_name, *run.tags} & set(asked_for)]
         assert {asset for run in by_themselves for asset in run.asset_selection or ()} == {
             dg.AssetKey("daily_activity")
         }

@@ -32,8 +32,9 @@ from capstone_dagster.local.stack import (
 )
 from capstone_dagster.local.state import ENVIRONMENT_FILE, read_environment
 from capstone_dagster.logs.spool import Spool
-from tests.support.waiting import wait_for
+from tests.support.waiting import scaled, wait_for
 
+pytestmark = pytest.mark.live
 Project = Callable[..., DagsterFiles]
 LAUNCH = """
 mutation Launch {
@@ -78,7 +79,7 @@ def run_owner(state: Path, files: DagsterFiles, **variables: str) -> "subprocess
 def post(url: str, query: str) -> Any:
     body = json.dumps({"query": query}).encode()
     request = urllib.request.Request(f"{url}/graphql", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=scaled(60)) as answer:
         return json.load(answer)["data"]
 
 
@@ -116,7 +117,7 @@ def test_the_stack_starts_tells_its_environment_notices_a_death_and_leaves_nothi
     ) as stack:
         assert stack.dagster is not None
         stack.check()
-        with urllib.request.urlopen(f"{stack.dagster.url}/server_info", timeout=30) as answer:
+        with urllib.request.urlopen(f"{stack.dagster.url}/server_info", timeout=scaled(30)) as answer:
             assert "dagster_version" in json.load(answer)
         assert seen == [True]
         assert [word in " ".join(steps) for word in ("PostgreSQL", "S3", "Dagster is ready")] == [True] * 3
@@ -218,7 +219,7 @@ def test_ctrl_c_stops_the_stack_once_and_without_a_traceback(state: Path, dagste
     assert owner.stdout is not None
     assert owner.stdout.readline().startswith("http://")
     owner.send_signal(signal.SIGINT)
-    output, errors = owner.communicate(timeout=90)
+    output, errors = owner.communicate(timeout=scaled(90))
     assert (owner.returncode, output, errors) == (0, "interrupted\n", "")
     for log in (state / "logs").glob("*.log"):
         assert "Traceback" not in log.read_text(), log

@@ -30,6 +30,7 @@ from capstone_dagster.logs.standard_output import StandardOutput
 from capstone_dagster.metrics import emission as module
 from capstone_dagster.metrics.emission import MetricRefused, Metrics
 from capstone_dagster.settings import read_settings
+from tests.support.waiting import scaled
 
 VIDEO_ID = "walk-0f3c9a1e"
 UPLOAD_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -207,7 +208,7 @@ def test_metrics_do_not_wait_for_a_reader_that_stands_still(
 
     thread = threading.Thread(target=fill, daemon=True)
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=scaled(30))
     assert not thread.is_alive()
     written = sum(line["RunsStarted"] for line in stdout.lines())
     assert written < 2000
@@ -226,6 +227,7 @@ import os
 from capstone_dagster.catalog.metrics import RUNS_STARTED
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.settings import read_settings
+from tests.support.waiting import scaled
 os.close({closed})
 metrics = Metrics(read_settings(metrics="emf"))
 metrics.add(RUNS_STARTED)
@@ -237,4 +239,4 @@ metrics.add(RUNS_STARTED)
         ) as process:
             assert process.stdout is not None
             process.stdout.close()
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=scaled(60)) == 0

@@ -18,6 +18,7 @@ from capstone_dagster.run_tags import PROBE_TAG
 from capstone_dagster.storage.event_store import EventStore
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.live
 # Half a minute on an idle machine.
 DEADLINE_S = 180.0
 

@@ -2,8 +2,8 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from capstone_dagster.local.aws import client
 from capstone_dagster.local.demo import prepare
 from capstone_dagster.local.stack import LocalStack, local_stack
 from capstone_dagster.storage.event_store import EventStore
-from tests.support.waiting import wait_for
+from tests.support.waiting import scaled, wait_for
 
 # Everything waited for takes some seconds on an idle machine; a busy one may take this long.
 DEADLINE_S = 300.0
@@ -77,7 +77,7 @@ class LiveStack:
         request = urllib.request.Request(
             f"{self.local.dagster.url}/graphql", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=scaled(60)) as answer:
             told = json.load(answer)
         assert "errors" not in told, told["errors"]
         [result] = told["data"].values()
@@ -87,15 +87,38 @@ class LiveStack:
         return {row["key"]: row for row in self.store.current_status()}
 
 
-@contextmanager
-def live_stack(folder: Path, model_cache: Path, **settings: str) -> Iterator[LiveStack]:
-    """Run a stack with these settings (CAPSTONE_… without the prefix) for the length of the block."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("CAPSTONE_MODEL_CACHE", str(model_cache))
-        for name, value in settings.items():
-            environment.setenv(f"CAPSTONE_{name.upper()}", value)
-        with local_stack(folder / "state", webserver_port=None, before_dagster=prepare) as local:
-            yield LiveStack(local)
+@dataclass
+class SharedStack:
+    """At most one live stack, started when a test first asks for it and kept for the next one.
+
+    Every frame is analysed, so that a run can be met in the middle of its pass. Of retries only Dagster's and
+    operators' are made.
+    """
+
+    folder: Path
+    model_cache: Path
+    _stack: LiveStack | None = field(default=None, init=False)
+    _open: ExitStack = field(default_factory=ExitStack, init=False)
+
+    def running(self) -> LiveStack:
+        """The stack, which is started if none runs."""
+        if self._stack is None:
+            variables = {
+                "CAPSTONE_MODEL_CACHE": str(self.model_cache),
+                "CAPSTONE_SAMPLE_FPS": "0",
+                "CAPSTONE_REEXECUTIONS_PER_VIDEO": "0",
+            }
+            with pytest.MonkeyPatch.context() as environment:
+                for name, value in variables.items():
+                    environment.setenv(name, value)
+                local = local_stack(self.folder / "state", webserver_port=None, before_dagster=prepare)
+                self._stack = LiveStack(self._open.enter_context(local))
+        return self._stack
+
+    def stop(self) -> None:
+        """Stop the stack, if one runs."""
+        self._stack = None
+        self._open.close()
 
 
 def repeated(video: Path, times: int, path: Path) -> Path:

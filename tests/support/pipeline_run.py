@@ -19,6 +19,7 @@ from typing import Any
 
 from capstone_dagster.catalog.log_groups import BATCH_JOB
 from capstone_dagster.logs.spool import segments
+from tests.support.waiting import scaled
 
 GOOD, BROKEN, FORBIDDEN = "gate/20250526_193726.mp4", "gate/broken.mp4", "yard/forbidden.mp4"
 EXTERNAL_ID = "84"
@@ -63,7 +64,7 @@ def record(clip: Path, model_cache: Path) -> list[Written]:
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=_DEADLINE_S,
+                timeout=scaled(_DEADLINE_S),
                 check=False,
             )
         assert done.returncode == 0, done.stderr[-4000:]
@@ -118,10 +119,10 @@ def main(clip: Path) -> None:
             return ran.dagster_run
 
         requests: dict[str, dg.RunRequest] = {}
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + scaled(60)
         with _forbidden(services.s3, FORBIDDEN):
             while len(requests) < 2:
-                assert time.monotonic() < give_up, "waited 60 s in vain for the uploads' messages"
+                assert time.monotonic() < give_up, "waited in vain for the uploads' messages"
                 for request in tick().run_requests or []:
                     requests[request.tags["capstone/s3_uri"].removeprefix("s3://capstone-raw/")] = request
         with _a_gpu_with(used_mb=3174, total_mb=81920):

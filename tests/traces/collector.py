@@ -19,6 +19,7 @@ class Collector:
     endpoint: str = ""
     status: int = 200
     hold: bool = False
+    requests: int = 0
     spans: list[Span] = field(default_factory=list)
     services: set[str] = field(default_factory=set)
 
@@ -36,6 +37,7 @@ def collector() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            state.requests += 1
             if state.hold:
                 over.wait(60)
             if state.status == 200:

@@ -14,9 +14,10 @@ from pathlib import Path
 from tests.intake.soak.journal import Journal
 from tests.intake.soak.schedule import Life
 from tests.intake.soak.stage import ROOT, Stage
+from tests.support.waiting import scaled
 
 # A life of a dozen big ticks takes half a minute on a busy machine; this is for one that hangs.
-LIFE_DEADLINE_S = 300.0
+LIFE_DEADLINE_S = scaled(300)
 
 
 class DaemonError(AssertionError):
