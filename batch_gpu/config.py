@@ -112,6 +112,7 @@ class LauncherConfig:
     region: str | None = None
     job_name_prefix: str = "dagster"
     entry_point: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
     submit_deadline_seconds: int = 60
     log_lines: int = 20
     gpu_pool: str = "gpu"
@@ -167,6 +168,12 @@ def config_schema() -> dict[str, Any]:
             description="What starts Dagster in the container, e.g. [python, -m, dagster]; by default what "
             "the code location says, which is `dagster` on the image's PATH unless told otherwise.",
         ),
+        "preload": Field(
+            Array(str),
+            is_required=False,
+            description="With `compute: local`, the modules that are imported once, before the first run: "
+            "the project's definitions and what its runs import themselves.",
+        ),
         "submit_deadline_seconds": Field(
             IntSource,
             is_required=False,
@@ -208,8 +215,8 @@ def from_yaml(value: Mapping[str, Any]) -> LauncherConfig:
     for section in ("gpu", "cpu"):
         where = f"run_launcher.config.{section}"
         values[section] = JobConfig(**values.get(section) or {}).check(where)
-    if "entry_point" in values:
-        values["entry_point"] = tuple(values["entry_point"])
+    for name in ("entry_point", "preload"):
+        values[name] = tuple(values.get(name) or ())
     config = LauncherConfig(**values)
     if config.compute == "batch":  # refused at start, not when the first video comes
         config.job("gpu", {})

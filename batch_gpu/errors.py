@@ -53,3 +53,10 @@ class JobNotListed(BatchGpuError):
     """A run's job was submitted moments ago and AWS does not list it yet: ask again."""
 
     transient = True
+
+
+class WorkerNotStarted(BatchGpuError):
+    """A local run's process could not be started."""
+
+    failure_class = "container-start"
+    transient = True

@@ -73,7 +73,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         super().__init__()  # type: ignore[no-untyped-call]
         self.config = config
         self.api = api or BatchApi(config.region, config.submit_deadline_seconds)
-        self.local = LocalLauncher()
+        self.local = LocalLauncher(config.preload)
         self._inst_data = inst_data
         self._definitions = JobDefinitions(self.api)
         self._board = _Board(self.api)
@@ -95,10 +95,6 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         super().register_instance(instance)
         self.local.register_instance(instance)
 
-    def join(self, timeout: int = 30) -> None:
-        if self.config.compute == "local":
-            self.local.join(timeout)  # type: ignore[no-untyped-call]
-
     # --- launching ---
 
     def launch_run(self, context: LaunchRunContext) -> None:
@@ -106,10 +102,14 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
 
         Called again for a run whose submission was cut off it finds the job and adopts it.
         """
-        if self.config.compute == "local":
-            self.local.launch_run(context)
-        else:
+        if self.config.compute == "batch":
             self.submit(context.dagster_run)
+            return
+        try:
+            self.local.launch_run(context)
+        except BatchGpuError as error:
+            self.fail(context.dagster_run, Ending(error.failure_class, error.transient, str(error)))
+            raise
 
     @property
     def supports_resume_run(self) -> bool:
@@ -217,7 +217,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         if run is None or run.is_finished:
             return False
         if self._is_local(run):
-            return bool(self.local.terminate(run_id))  # type: ignore[no-untyped-call]
+            return self.local.terminate(run_id)
         begun = run.status == DagsterRunStatus.STARTED
         self._instance.report_run_canceling(run)
         job_id = self.job_id(run)

@@ -1,79 +1,195 @@
-"""`compute: local`: the same configuration on one machine, with Dagster's own launcher underneath.
+"""`compute: local`: a run is a process of this machine, forked by a server that has imported everything.
 
-Dagster's launcher starts a process in the code server and answers no question about its health. The code
-server notices a worker that dies; nobody notices when the code server itself went first. Here the run's
-process is asked for.
+The process is found again by its number and start time, which a tag of the run holds: whoever looks after
+the run, in whatever process, needs nothing else.
 """
 
+import fcntl
+import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 from dagster import DagsterInstance, DagsterRun
-from dagster._core.events import DagsterEventType
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
+from dagster._grpc.types import ExecuteRunArgs
+from dagster._serdes import serialize_value
+
+from batch_gpu.errors import ConfigurationError, WorkerNotStarted
+from batch_gpu.fork_server import start_time
+
+PROCESS_TAG = "batch_gpu/process"
+"""A local run's process: `<pid> <start time>`."""
+# The server imports Dagster and the project first: seconds, and a minute on a busy small machine.
+LAUNCH_TIMEOUT_S = 180.0
+_RETRY_S = 0.05
 
 
-class LocalLauncher(DefaultRunLauncher):
-    """Dagster's launcher with an answer about its workers."""
+class LocalLauncher(RunLauncher[DagsterInstance]):
+    """Starts runs as processes of this machine, and looks after them."""
+
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._preload = tuple(preload)
+        # The servers that this process has started; each ends when its standard input does.
+        self._servers: list[subprocess.Popen[bytes]] = []
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Start the run's process.
+
+        Raises:
+            BatchGpuError: it cannot be started.
+        """
+        run = context.dagster_run
+        if run.job_code_origin is None:
+            raise ConfigurationError(
+                f"Run {run.run_id} has no origin in Python code, so that no other process can load its job. "
+                "Launch it from a code location."
+            )
+        args = ExecuteRunArgs(
+            job_origin=run.job_code_origin, run_id=run.run_id, instance_ref=self._instance.get_ref()
+        )
+        answer = self._ask(serialize_value(args))
+        self._instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{answer['pid']} {answer['started']}"})
+
+    def warm_up(self) -> None:
+        """Start the server, unless one listens, so that the first run does not wait for its imports."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            if not self._connects(connection):
+                self._start_server()
+
+    def close(self) -> None:
+        """Have the servers that this process has started end after their last workers."""
+        for server in self._servers:
+            assert server.stdin is not None
+            server.stdin.close()
+
+    def terminate(self, run_id: str) -> bool:
+        """Interrupt the run's process; True if the run is or will be canceled."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        self._instance.report_run_canceling(run)
+        process = live_process(run)
+        if process is not None:
+            os.kill(process, signal.SIGTERM)
+        else:
+            self._instance.report_run_canceled(run, "The run was canceled; it has no process to report that.")
+        return True
 
     @property
     def supports_check_run_worker_health(self) -> bool:
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Whether the run's process lives: by its code server's word, else by its pid."""
-        if self._code_server_has(run.run_id):
-            return CheckRunHealthResult(WorkerStatus.RUNNING)
-        pid = worker_pid(self._instance, run.run_id)
-        if pid is not None and alive(pid):
-            return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(pid))
-        process = "The run's process" if pid is None else f"The run's process (pid {pid})"
-        message = f"{process} is gone, and its code server does not know the run."
-        return CheckRunHealthResult(WorkerStatus.FAILED, message, run_worker_id=str(pid or ""))
+        """Whether the run's process lives."""
+        process = live_process(run)
+        if process is not None:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(process))
+        pid = run.tags.get(PROCESS_TAG, "").partition(" ")[0]
+        which = f"The run's process (pid {pid})" if pid else "The run's process"
+        return CheckRunHealthResult(WorkerStatus.FAILED, f"{which} is gone.", run_worker_id=pid)
 
-    def _code_server_has(self, run_id: str) -> bool:
-        from dagster._core.errors import DagsterUserCodeUnreachableError
-        from dagster._grpc.types import GetCurrentRunsResult
-        from dagster._serdes import deserialize_value
+    def _ask(self, args: str) -> Mapping[str, Any]:
+        """Have a worker forked; the server's answer.
 
-        client = self._get_grpc_client_for_termination(run_id)  # type: ignore[no-untyped-call]
-        if client is None:
-            return False
+        Raises:
+            WorkerNotStarted: no server answers in time.
+        """
+        give_up = time.monotonic() + LAUNCH_TIMEOUT_S
+        while True:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(max(1.0, give_up - time.monotonic()))
+                try:
+                    if self._connects(connection):
+                        connection.sendall(args.encode() + b"\n")
+                        if answer := connection.makefile().readline():
+                            return dict(json.loads(answer))
+                except OSError as error:
+                    last: OSError | None = error
+                else:
+                    last = None  # nobody listens, or the server retired in between
+            if time.monotonic() > give_up:
+                raise WorkerNotStarted(
+                    f"No process for the run within {LAUNCH_TIMEOUT_S:.0f} s ({last or 'the server ended'}): "
+                    "the machine is overloaded, or the project cannot be imported. The log of the process "
+                    "that launches runs says which."
+                )
+            self._start_server()
+            time.sleep(_RETRY_S)
+
+    def _connects(self, connection: socket.socket) -> bool:
         try:
-            answer = deserialize_value(client.get_current_runs(), GetCurrentRunsResult)
-        except DagsterUserCodeUnreachableError:
+            connection.connect(str(self._socket()))
+        except (FileNotFoundError, ConnectionRefusedError):
             return False
-        return run_id in answer.current_runs
+        return True
+
+    def _start_server(self) -> None:
+        """Start a server unless another process is about to."""
+        self._servers = [server for server in self._servers if server.poll() is None]
+        path = self._socket()
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with socket.socket(socket.AF_UNIX) as connection:
+                if self._connects(connection):
+                    return
+            preload = [word for module in self._preload for word in ("--preload", module)]
+            server = subprocess.Popen(
+                [sys.executable, "-m", "batch_gpu.fork_server", "--socket", str(path), *preload],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+                # macOS otherwise ends a forked process that uses Objective-C, as its network libraries do.
+                env=os.environ | {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"},
+            )
+            self._servers.append(server)
+            # It listens within a moment, before it imports: only then may another process look.
+            while server.poll() is None and not _listens(path):
+                time.sleep(_RETRY_S)
+
+    def _socket(self) -> Path:
+        """Where this instance's server listens: a short path, because a socket's may have 107 bytes only."""
+        folder = Path(tempfile.gettempdir()) / f"batch_gpu-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+            raise ConfigurationError(f"{folder} is open to other users: remove it, or set TMPDIR.")
+        instance = f"{self._instance.root_directory} {sys.executable}"
+        return folder / f"{sha256(instance.encode()).hexdigest()[:16]}.sock"
 
 
 def launched_locally(run: DagsterRun) -> bool:
     """Whether a process of this machine was started for the run."""
-    return GRPC_INFO_TAG in run.tags
+    return PROCESS_TAG in run.tags
 
 
-def worker_pid(instance: DagsterInstance, run_id: str) -> int | None:
-    """The run's process, from the event by which it announced itself."""
-    events = instance.all_logs(run_id, of_type=DagsterEventType.ENGINE_EVENT)
-    for entry in events:
-        event = entry.dagster_event
-        if event is not None and (event.message or "").startswith("Started process for run"):
-            pid = event.engine_event_data.metadata.get("pid")
-            if pid is not None:
-                return int(str(pid.value))
-    return None
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this number runs on this machine; one that only waits to be reaped does not."""
-    try:
-        os.kill(pid, 0)
+def live_process(run: DagsterRun) -> int | None:
+    """The pid of the run's process, if it was started on this machine and still runs."""
+    pid, _, started = run.tags.get(PROCESS_TAG, "").partition(" ")
+    if not pid:
+        return None
+    if started != "None":
+        return int(pid) if start_time(int(pid)) == int(started) else None
+    try:  # no /proc: the number alone has to do
+        os.kill(int(pid), 0)
     except ProcessLookupError:
-        return False
+        return None
     except PermissionError:
-        return True  # somebody else's, but there
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            # The name in brackets may hold anything; the state is the first word after it.
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return not os.path.isdir("/proc/self")  # no /proc here: the signal's answer stands
+        pass
+    return int(pid)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
+    return True

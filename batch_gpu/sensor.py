@@ -118,6 +118,8 @@ def batch_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     launcher = context.instance.run_launcher
     if not isinstance(launcher, BatchGpuRunLauncher):
         return dg.SkipReason("The instance launches its runs otherwise.")
+    if launcher.config.compute == "local":
+        launcher.local.warm_up()
     return dg.SkipReason(str(watch_runs(context.instance, launcher, say=context.log.warning)))
 
 

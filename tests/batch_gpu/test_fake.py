@@ -230,7 +230,7 @@ def test_queues_and_environments_are_described(server: FakeBatchServer) -> None:
 
 
 def test_its_processes_end_with_it() -> None:
-    from batch_gpu.local import alive
+    from batch_gpu.fork_server import start_time
 
     with fake_batch_server([Queue("q")]) as server:
         server.batch.define_job("job", command=[sys.executable, "-c", WAITS])
@@ -238,8 +238,8 @@ def test_its_processes_end_with_it() -> None:
         job = wait_for("its start", lambda: [j for j in server.batch.jobs() if j["status"] == "RUNNING"])[0]
         pid = server.batch.pid(job["jobId"])
         assert pid is not None
-        assert alive(pid)
-    assert not alive(pid)
+        assert start_time(pid) is not None
+    assert start_time(pid) is None
 
 
 # --- what the launcher makes of job definitions, which only a server can show ---

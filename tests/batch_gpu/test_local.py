@@ -2,86 +2,159 @@
 
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import psutil  # type: ignore[import-untyped]
 import pytest
-from dagster._core.launcher import WorkerStatus
-from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.launcher import LaunchRunContext, WorkerStatus
 
 from batch_gpu import pool
-from batch_gpu.local import alive
+from batch_gpu.fork_server import start_time
+from batch_gpu.local import live_process
 from batch_gpu.sensor import batch_runs_sensor
-from tests.batch_gpu.conftest import PROJECT, Cloud
+from tests.batch_gpu.conftest import PROJECT, ROOT, Cloud
 from tests.support.waiting import wait_for
 
 
 @pytest.fixture
-def workspace(cloud: Cloud) -> WorkspaceProcessContext:
-    cloud.configure(launcher={"compute": "local"})
-    return cloud.workspace()
+def local(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """Runs as processes of this machine, forked by a server of this test's own."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cloud.configure(launcher={"compute": "local", "preload": [PROJECT]})
+    yield cloud
+    for server in servers():
+        server.kill()
 
 
-def code_server() -> psutil.Process:
-    servers = [
+def servers() -> list[psutil.Process]:
+    """The fork servers that this process has started and that still run."""
+    return [
         child
         for child in psutil.Process().children()
         if child.status() != psutil.STATUS_ZOMBIE
-        if "grpc" in child.cmdline() and PROJECT in child.cmdline()
+        if "batch_gpu.fork_server" in child.cmdline()
     ]
-    # That of the test before may still be about to end.
-    return max(servers, key=lambda server: server.create_time())
 
 
-def start(cloud: Cloud, workspace: WorkspaceProcessContext) -> tuple[dg.DagsterRun, int]:
+def start(cloud: Cloud) -> tuple[dg.DagsterRun, int]:
     """The endless run under way, and its worker's pid."""
-    context = workspace.create_request_context()
-    location = context.get_code_location("project")
-    remote_job = location.get_repository("__repository__").get_full_job("waits")
-    run = cloud.run(
-        "waits",
-        remote_job_origin=remote_job.get_remote_origin(),
-    )
-    cloud.instance.launch_run(run.run_id, context)
     said = cloud.home / "endless"
+    said.unlink(missing_ok=True)
+    run = cloud.run("waits")
+    cloud.instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
     wait_for("the worker", lambda: said.exists() and said.read_text().startswith(run.run_id))
-    pid = int(said.read_text().split()[1])
-    return cloud.fresh(run), pid
+    return cloud.fresh(run), int(said.read_text().split()[1])
 
 
-def test_no_job_is_submitted_and_a_living_worker_is_left_alone(
-    cloud: Cloud, workspace: WorkspaceProcessContext
-) -> None:
-    run, _ = start(cloud, workspace)
-    assert cloud.monitor() == []
-    assert cloud.status(run) == "STARTED"
-    assert cloud.batch.calls == {}
-    assert cloud.launcher.terminate(run.run_id)
-    cloud.until(run, "CANCELED")
+def test_a_run_is_a_forked_process_that_can_be_canceled(local: Cloud) -> None:
+    run, pid = start(local)
+    assert live_process(run) == pid
+    assert psutil.Process(pid).ppid() == servers()[0].pid
+    assert local.monitor() == []
+    assert local.status(run) == "STARTED"
+    assert local.batch.calls == {}
+    assert local.launcher.terminate(run.run_id)
+    local.until(run, "CANCELED")
+    wait_for("its process to end", lambda: live_process(run) is None)
 
 
-def test_a_killed_worker_fails_its_run(cloud: Cloud, workspace: WorkspaceProcessContext) -> None:
-    run, pid = start(cloud, workspace)
+def test_a_killed_worker_fails_its_run_at_once(local: Cloud) -> None:
+    run, pid = start(local)
     os.kill(pid, signal.SIGKILL)
-    cloud.until(run, "FAILURE")  # the code server itself notices
-    assert cloud.launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
+    local.until(run, "FAILURE")  # the server reports it; no monitoring runs here
+    run = local.fresh(run)
+    assert "SIGKILL" in local.messages(run)
+    assert run.tags["batch_gpu/failure"] == "worker-lost"
+    assert run.tags["dagster/will_retry"] == "true"
+    assert local.launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
 
 
-def test_a_worker_whose_code_server_died_is_watched_by_its_process(
-    cloud: Cloud, workspace: WorkspaceProcessContext
-) -> None:
-    run, pid = start(cloud, workspace)
-    code_server().kill()
-    assert cloud.monitor() == []
-    assert cloud.status(run) == "STARTED", "it works on, and nothing is wrong with that"
+def test_a_worker_outlives_its_server_and_is_watched_by_its_process(local: Cloud) -> None:
+    run, pid = start(local)
+    servers()[0].kill()
+    assert local.monitor() == []
+    assert local.status(run) == "STARTED"
 
     os.kill(pid, signal.SIGKILL)
-    wait_for("its end", lambda: not alive(pid))
-    assert cloud.monitor() == []
+    wait_for("its end", lambda: live_process(run) is None)
+    assert local.monitor() == []
+    assert local.status(run) == "FAILURE"
+    assert f"pid {pid}" in local.messages(run)
 
-    assert cloud.status(run) == "FAILURE"
-    assert f"pid {pid}" in cloud.messages(run)
-    assert cloud.fresh(run).tags["dagster/will_retry"] == "true"
+
+def test_the_next_run_starts_another_server_where_the_first_is_gone(local: Cloud) -> None:
+    run, pid = start(local)
+    first = servers()[0]
+    first.kill()
+    again, other = start(local)
+    assert other != pid
+    for each in (run, again):
+        local.launcher.terminate(each.run_id)
+        local.until(each, "CANCELED")
+
+
+def test_a_server_that_has_imported_older_code_forks_nothing_more(
+    local: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "newer_code.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(tmp_path))))
+    local.configure(launcher={"compute": "local", "preload": [PROJECT, "newer_code"]})
+    run, pid = start(local)
+    first = servers()[0]
+    (tmp_path / "newer_code.py").write_text("changed = True")
+    again, other = start(local)
+    assert psutil.Process(other).ppid() != first.pid
+    assert psutil.Process(pid).ppid() == first.pid, "it waits for the worker that it has forked"
+    for each in (run, again):
+        local.launcher.terminate(each.run_id)
+        local.until(each, "CANCELED")
+    wait_for("its end after its last worker's", lambda: first not in servers())
+
+
+def test_workers_and_server_end_although_their_parent_has_gone(local: Cloud) -> None:
+    run, _ = start(local)
+    [server] = servers()
+    local.launcher.local.close()
+    assert server in servers(), "its worker is not finished"
+    local.launcher.terminate(run.run_id)
+    local.until(run, "CANCELED")
+    wait_for("the server's end", lambda: not servers())
+
+
+def test_a_run_that_is_canceled_before_its_worker_begins_is_canceled(local: Cloud) -> None:
+    run = local.run("waits")
+    local.instance.report_run_canceling(run)
+    local.instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+    local.until(run, "CANCELED")
+    assert not (local.home / "endless").exists()
+
+
+def test_a_module_that_cannot_be_preloaded_stops_no_run(local: Cloud) -> None:
+    local.configure(launcher={"compute": "local", "preload": ["no_such_module"]})
+    run, _ = start(local)
+    local.launcher.terminate(run.run_id)
+    local.until(run, "CANCELED")
+
+
+@pytest.mark.parametrize(
+    ("tag", "alive"),
+    [
+        ("", False),
+        (f"{os.getpid()} {start_time(os.getpid())}", True),
+        (f"{os.getpid()} 1", False),  # another process of that number
+        (f"{os.getpid()} None", True),  # where there is no /proc
+        ("4194305 7", False),
+        ("4194305 None", False),
+    ],
+)
+def test_a_process_is_recognised_by_number_and_start(cloud: Cloud, tag: str, alive: bool) -> None:
+    run = cloud.run(tags={"batch_gpu/process": tag} if tag else {})
+    assert (live_process(run) is not None) == alive
 
 
 def test_a_run_whose_launch_was_cut_off_fails(cloud: Cloud) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from batch_gpu.local import worker_pid
+from batch_gpu.local import live_process
 from capstone_dagster.intake.identity import identify
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.settings import read_settings
@@ -101,7 +101,7 @@ def test_a_backfill_goes_on_where_its_worker_was_killed(
 
         wait_for("the first video", first_published, DEADLINE_S)
         [run] = runs_of(instance, backfill_id)
-        pid = worker_pid(instance, run.run_id)
+        pid = live_process(run)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
 

@@ -16,7 +16,7 @@ import pytest
 from dagster._core.scheduler.instigation import SensorInstigatorData
 from dagster._core.storage.tags import BACKFILL_ID_TAG
 
-from batch_gpu.local import alive, worker_pid
+from batch_gpu.local import live_process
 from capstone_dagster.failures.run_steps import PASS_STEP
 from capstone_dagster.local.aws import NOTICE_TOPIC
 from capstone_dagster.local.postgres import EVENT_DATABASE
@@ -114,13 +114,10 @@ def test_an_operator_says_what_goes_first_and_what_ends(
     assert capstone("cancel", unwanted).out == f"{unwanted} is cancelled; 1 run ended.\n"
 
     [run] = stack.runs(endless)
-    with dg.DagsterInstance.get() as instance:
-        worker = worker_pid(instance, run.run_id)
-    assert worker is not None
-    assert alive(worker)
+    assert live_process(run) is not None
     ended = capstone("cancel", endless, "--by", "kim")
     assert (ended.code, ended.out) == (0, f"{endless} is cancelled; 1 run ended.\n"), ended.err
-    wait_for("its worker's end", lambda: not alive(worker), DEADLINE_S)
+    wait_for("its worker's end", lambda: live_process(run) is None, DEADLINE_S)
 
     seen = watched(stack, urgent, lambda state: state == "done")
     # What stood before it in the queue has begun after it.
