@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import catalog_tables
 from from_code import assets, automation, command_list, commands, example
 
 from capstone_dagster.assets.checks import SEVERITIES, detections_checks, events_checks
@@ -18,7 +19,6 @@ from capstone_dagster.catalog.dashboard import DASHBOARDS, OPERATIONS
 from capstone_dagster.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.catalog.metrics import METRICS
 from capstone_dagster.catalog.queries import QUERIES
-from capstone_dagster.catalog.render import reference
 from capstone_dagster.catalog.render.cloudformation import logs_template, observability_template
 from capstone_dagster.failures.classes import POLICIES
 from capstone_dagster.settings import Settings, variable_name
@@ -68,12 +68,12 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
         "asset test": lambda: example("test_person_seconds.py"),
     },
     ROOT / "docs" / "observability.md": {
-        "log groups": lambda: reference.log_groups(LOG_GROUPS),
-        "metrics": lambda: reference.metrics(METRICS),
-        "alarms": lambda: reference.alarms(ALARMS, ANOMALY_ALARMS),
-        "notifiers": lambda: reference.notifiers(ALARMS),
-        "dashboard": lambda: reference.dashboard(OPERATIONS),
-        "queries": lambda: reference.queries(QUERIES),
+        "log groups": lambda: catalog_tables.log_groups(LOG_GROUPS),
+        "metrics": lambda: catalog_tables.metrics(METRICS),
+        "alarms": lambda: catalog_tables.alarms(ALARMS, ANOMALY_ALARMS),
+        "notifiers": lambda: catalog_tables.notifiers(ALARMS),
+        "dashboard": lambda: catalog_tables.dashboard(OPERATIONS),
+        "queries": lambda: catalog_tables.queries(QUERIES),
     },
 }
 # Rendered from the first line to the last.

@@ -1,27 +1,26 @@
-"""Every condition that somebody is told of, and how one fault is told of once.
+"""Every condition that a person must learn of, and how one fault leads to one notice.
 
-Missing data. Counts of errors are published when there are errors: silence is no error (`notBreaching`).
-Gauges come from the daemon, whose own loss has an alarm: silence changes nothing (`ignore`). Signs of life
-must come: silence is the fault (`breaching`).
+Missing data. Errors are counted when they happen: no data is no error (`notBreaching`, the default). Gauges
+come from the daemon, whose own loss has an alarm: no data changes nothing (`ignore`). Heartbeats must
+arrive: no data is the fault (`breaching`).
 
-Where a window is longer than a minute, FILL makes a zero of one without data. CloudWatch retrieves more data
-points than it needs, and evaluates older windows again before it treats any as missing: a count that ends
-would ring again minutes later, each time an older window is cut differently, and a lost sign of life would
-be seen after three windows instead of one. Windows of a minute do not overlap, and do without.
+`FILL(…, 0)` in windows longer than a minute. CloudWatch retrieves more data points than it needs, and
+evaluates older windows again before it treats any as missing. Without FILL, a count that has ended would
+ring again minutes later, each time an older window is cut differently, and a lost heartbeat would be
+noticed after three windows instead of one. Windows of a minute do not overlap and need no FILL.
 
 One fault, one notice (`composites`):
 
-- Several alarms that are signs of the same `incident` are told of once, by a composite that rings while any
-  of them does. Which of them is seen first, and which stops first, then does not matter. The reason for which
-  intake paused itself is such a sign: a pause ends what caused it (no runs, no refused requests), so the
-  other signs vanish although nothing is mended.
-- An alarm with `causes` is told of by a composite whose actions wait `wait_s` for one of the causes to ring,
-  and are kept back while one does and `extension_s` longer. The rule is not "this AND NOT its causes": that
-  would tell of each effect that is seen before its cause, and again when the cause is over before its effect.
-- A cause is only what makes its effect certain, and a page is explained by pages alone: a disk that fills up
-  may ring for hours, and must not hide an outage.
-- That it is over is told by alarms whose ALARM is never kept back: CloudWatch would also send the OK of what
-  nobody was told of.
+- Alarms that are signs of the same `incident` notify once, by a composite that rings while any of them
+  does. It does not matter which sign comes or goes first. A pause of intake for the same reason is such a
+  sign: the pause ends the other signs (no runs, no refused requests) although the cause is still there.
+- An alarm with `causes` notifies by a composite that waits `wait_s` for a cause to ring, and stays quiet
+  while one rings and `extension_s` longer. A rule "this AND NOT its causes" would notify of each effect
+  that is seen before its cause, and again when the cause ends before its effect.
+- A cause must make its effect certain, and only pages explain pages: a disk that fills up may ring for
+  hours and must not hide an outage.
+- Only alarms whose ALARM is never suppressed notify of their end: CloudWatch would also send the OK of an
+  alarm that nobody heard of.
 
 Periods slide: CloudWatch evaluates each alarm every minute over the last `period_s` seconds.
 """
@@ -30,9 +29,9 @@ from __future__ import annotations
 
 from . import aws_metrics as aws
 from . import metrics as own
-from .model import Alarm, AnomalyAlarm, AwsMetric, Metric, Series
+from .model import Alarm, AnomalyAlarm, AwsMetric, Metric, MissingData, Series
 
-# Who is called: those who know the pipeline's code, or those who look after the AWS account.
+# Who handles it: the team of the pipeline's code, or the team of the AWS account.
 PIPELINE = "video pipeline"
 PLATFORM = "platform"
 
@@ -45,9 +44,9 @@ _FIVE_MINUTES = 300
 _HOUR = 3600
 _GIB = 1024**3
 
-_NO_ERROR = "Errors are counted when they happen: no data is no error."
-_DAEMON_TELLS = "The daemon publishes it, and has an alarm of its own: while it is silent nothing is known."
-_NO_LOAD = "What reports nothing carries no load; that it is gone is told by its heartbeat."
+_DAEMON_SILENT = MissingData(
+    "ignore", "The daemon publishes it, and has an alarm of its own: while it is silent nothing is known."
+)
 
 
 def _sum(name: str, metric: Metric | AwsMetric, **dimensions: str) -> Series:
@@ -72,12 +71,6 @@ DATABASE_CONNECTION_FAILURE = Alarm(
     (_sum("failures", own.DATABASE_CONNECTION_FAILURES),),
     expression="FILL(failures, 0)",
     threshold=3,
-    comparison="GreaterThanThreshold",
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="page",
     owner=PLATFORM,
     runbook="database-unavailable",
@@ -91,11 +84,9 @@ DATABASE_SILENT = Alarm(
     expression="FILL(samples, 0)",
     threshold=1,
     comparison="LessThanThreshold",
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="breaching",
-    why_missing="RDS measures a database that runs every minute, whatever goes on in it.",
+    missing=MissingData(
+        "breaching", "RDS measures a database that runs every minute, whatever goes on in it."
+    ),
     severity="page",
     owner=PLATFORM,
     runbook="database-unavailable",
@@ -112,12 +103,8 @@ def _paused_for(name: str, failure_class: str, sign_of: Alarm) -> Alarm:
         (_most("paused", own.INTAKE_PAUSED, FailureClass=failure_class),),
         expression="FILL(paused, 0)",
         threshold=0,
-        comparison="GreaterThanThreshold",
         period_s=_FIVE_MINUTES,  # bridges a restart of the daemon, which publishes it
-        periods=1,
-        datapoints=1,
-        missing="notBreaching",
-        why_missing="Published with this class only while intake is paused for it.",
+        missing=MissingData("notBreaching", "Published with this class only while intake is paused for it."),
         severity="page",
         owner=sign_of.owner,
         runbook=sign_of.runbook,
@@ -141,13 +128,9 @@ S3_ACCESS_DENIED = Alarm(
     "S3 refused more than 5 requests in a minute: videos cannot be read, or results not be written.",
     (_sum("denied", own.S3_ACCESS_DENIED),),
     threshold=5,
-    comparison="GreaterThanThreshold",
     period_s=_MINUTE,
     # One minute is enough; refusals come in heaps, and between them it is the same incident.
     periods=10,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="page",
     owner=PLATFORM,
     runbook="permission-denied",
@@ -167,13 +150,7 @@ DUPLICATE_JOB_DETECTED = Alarm(
     (_sum("duplicates", own.DUPLICATE_JOBS),),
     expression="FILL(duplicates, 0)",
     threshold=0,
-    comparison="GreaterThanThreshold",
     # Once is enough; as long as intake may take to pause itself, which is the next sign.
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="page",
     owner=PIPELINE,
     runbook="duplicate-job",
@@ -198,11 +175,7 @@ def _heartbeat_lost(name: str, service: str, meaning: str, runbook: str, look_at
         threshold=1,
         comparison="LessThanThreshold",
         # Five beats: some may be late, and a deployment ends the old daemon before it starts the new one.
-        period_s=_FIVE_MINUTES,
-        periods=1,
-        datapoints=1,
-        missing="breaching",
-        why_missing="A sign of life that does not come is what this is about.",
+        missing=MissingData("breaching", "A sign of life that does not come is what this is about."),
         severity="page",
         owner=PLATFORM,
         runbook=runbook,
@@ -243,11 +216,8 @@ SENSOR_TICKS_FAILING = Alarm(
     # The slowest sensors tick once a minute. One hiccup fails one tick of each, in one of two periods.
     threshold=3,
     comparison="GreaterThanOrEqualToThreshold",
-    period_s=_FIVE_MINUTES,
     periods=2,
     datapoints=2,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="page",
     owner=PIPELINE,
     runbook="sensor-failing",
@@ -263,12 +233,6 @@ LOAD_BALANCER_5XX = Alarm(
     (_sum("instead", aws.LOAD_BALANCER_5XX), _sum("answered", aws.TARGET_5XX)),
     expression="FILL(instead, 0) + FILL(answered, 0)",
     threshold=10,
-    comparison="GreaterThanThreshold",
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="ticket",
     owner=PLATFORM,
     runbook="load-balancer-errors",
@@ -296,12 +260,12 @@ def _busy(
         meaning,
         (Series("load", metric, "Average"),),
         threshold=threshold,
-        comparison="GreaterThanThreshold",
-        period_s=_FIVE_MINUTES,
         periods=2,
         datapoints=2,
-        missing="notBreaching",
-        why_missing=_NO_LOAD,
+        missing=MissingData(
+            "notBreaching",
+            "A service that reports nothing carries no load; its heartbeat shows that it is gone.",
+        ),
         severity="ticket",
         owner=PLATFORM,
         runbook=runbook,
@@ -359,12 +323,7 @@ DATABASE_CONNECTIONS_HIGH = Alarm(
     "More than 80 connections to the database are open: near the end new ones are refused.",
     (Series("connections", aws.DATABASE_CONNECTIONS, "Average"),),
     threshold=80,
-    comparison="GreaterThanThreshold",
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing="That a database reports nothing is told by another alarm.",
+    missing=MissingData("notBreaching", "That a database reports nothing is told by another alarm."),
     severity="ticket",
     owner=PLATFORM,
     runbook="database-connections",
@@ -376,11 +335,7 @@ DATABASE_STORAGE_LOW = Alarm(
     (Series("free", aws.DATABASE_FREE_STORAGE, "Average"),),
     threshold=2 * _GIB,
     comparison="LessThanThreshold",
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="ignore",
-    why_missing="A full disk does not become empty by not being measured.",
+    missing=MissingData("ignore", "A full disk does not become empty by not being measured."),
     severity="page",
     owner=PLATFORM,
     runbook="database-storage",
@@ -400,12 +355,10 @@ INTAKE_PAUSED = Alarm(
     # Who paused it by hand knows; that uploads wait for hours then is another alarm's matter.
     expression="FILL(paused, 0) - FILL(by_hand, 0)",
     threshold=0,
-    comparison="GreaterThanThreshold",
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing="A daemon that was restarted says it again within the period; one that is lost has an alarm.",
+    missing=MissingData(
+        "notBreaching",
+        "A daemon that was restarted says it again within the period; one that is lost has an alarm.",
+    ),
     severity="page",
     owner=PIPELINE,
     runbook="intake-paused",
@@ -427,12 +380,8 @@ HIGH_BATCH_JOB_FAILURE_RATE = Alarm(
         "100 * FILL(failed, 0) / (FILL(failed, 0) + FILL(succeeded, 0)), 0)"
     ),
     threshold=10,
-    comparison="GreaterThanThreshold",
     period_s=1800,  # long enough to hold 10 runs where 20 videos come in an hour
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing="Where no run ended none failed; nights are like that.",
+    missing=MissingData("notBreaching", "Where no run ended none failed; nights are like that."),
     severity="page",
     owner=PIPELINE,
     runbook="high-failure-rate",
@@ -455,12 +404,10 @@ LONG_RUNNING_JOBS = Alarm(
     "A run takes longer than its video explains (30 minutes at least): it hangs, or its machine is slow.",
     (_most("ratio", own.LONGEST_RUN_OVER_LIMIT),),
     threshold=1,
-    comparison="GreaterThanThreshold",
     period_s=_MINUTE,
     periods=2,
     datapoints=2,
-    missing="ignore",
-    why_missing=_DAEMON_TELLS,
+    missing=_DAEMON_SILENT,
     severity="ticket",
     owner=PIPELINE,
     runbook="long-running",
@@ -475,12 +422,9 @@ QUEUE_AGE_HIGH = Alarm(
     (_most("age", aws.QUEUE_OLDEST),),
     expression="FILL(age, 0)",
     threshold=_HOUR,
-    comparison="GreaterThanThreshold",
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing="SQS says nothing of a queue in which nothing happens: then nobody waits in it.",
+    missing=MissingData(
+        "notBreaching", "SQS says nothing of a queue in which nothing happens: then nobody waits in it."
+    ),
     severity="page",
     owner=PIPELINE,
     runbook="queue-age",
@@ -498,12 +442,8 @@ NO_SUCCESS = Alarm(
     (_most("since", own.SECONDS_WITHOUT_SUCCESS),),
     # A run's limit is half an hour, a first machine takes minutes: four runs in a row came to nothing.
     threshold=2 * _HOUR,
-    comparison="GreaterThanThreshold",
     period_s=_MINUTE,
-    periods=1,
-    datapoints=1,
-    missing="ignore",
-    why_missing=_DAEMON_TELLS,
+    missing=_DAEMON_SILENT,
     severity="page",
     owner=PIPELINE,
     runbook="no-success",
@@ -521,12 +461,8 @@ DEAD_LETTERS_PRESENT = Alarm(
     "Messages were given up: their videos are not analysed until somebody sends them back.",
     (_most("dead", own.DEAD_LETTERS),),
     threshold=0,
-    comparison="GreaterThanThreshold",
     period_s=_MINUTE,
-    periods=1,
-    datapoints=1,
-    missing="ignore",
-    why_missing=_DAEMON_TELLS,
+    missing=_DAEMON_SILENT,
     severity="ticket",
     owner=PIPELINE,
     runbook="dead-letters",
@@ -538,12 +474,7 @@ REEXECUTIONS_USED_UP = Alarm(
     (_sum("refused", own.REEXECUTIONS_REFUSED),),
     expression="FILL(refused, 0)",
     threshold=0,
-    comparison="GreaterThanThreshold",
     period_s=_HOUR,  # the budget is an hour's: no notice for each
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="ticket",
     owner=PIPELINE,
     runbook="high-failure-rate",
@@ -557,12 +488,7 @@ CPU_FALLBACK = Alarm(
     (_sum("fallbacks", own.CPU_FALLBACKS),),
     expression="FILL(fallbacks, 0)",
     threshold=0,
-    comparison="GreaterThanThreshold",
     period_s=_HOUR,  # a machine ends a run every few minutes: no notice for each
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="ticket",
     owner=PLATFORM,
     runbook="gpu-error",
@@ -580,12 +506,6 @@ NOTICES_FAILING = Alarm(
     (_sum("failures", own.NOTICES_FAILED),),
     expression="FILL(failures, 0)",
     threshold=3,
-    comparison="GreaterThanThreshold",
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="page",
     owner=PLATFORM,
     runbook="notices-failed",
@@ -610,11 +530,6 @@ OUTBOX_REFUSED = Alarm(
     # One notice that is refused alone is tried less and less often, and is the next alarm's.
     threshold=12,
     comparison="GreaterThanOrEqualToThreshold",
-    period_s=_FIVE_MINUTES,
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="page",
     owner=PLATFORM,
     runbook="outbox-stuck",
@@ -627,13 +542,11 @@ OUTBOX_LATE = Alarm(
     (_most("age", own.OUTBOX_AGE),),
     # What is refused alone is tried again at growing intervals, up to ten minutes: what passes has passed.
     threshold=600,
-    comparison="GreaterThanThreshold",
     period_s=_MINUTE,
     # What waited while the daemon or the database was away leaves within a tick or two.
     periods=2,
     datapoints=2,
-    missing="ignore",
-    why_missing=_DAEMON_TELLS,
+    missing=_DAEMON_SILENT,
     severity="page",
     owner=PLATFORM,
     runbook="outbox-stuck",
@@ -646,12 +559,7 @@ TELEMETRY_DROPPED = Alarm(
     (_sum("dropped", own.TELEMETRY_DROPPED),),
     expression="FILL(dropped, 0)",
     threshold=0,
-    comparison="GreaterThanThreshold",
     period_s=_HOUR,  # it is told again when the spool is full again: no notice for each
-    periods=1,
-    datapoints=1,
-    missing="notBreaching",
-    why_missing=_NO_ERROR,
     severity="ticket",
     owner=PLATFORM,
     runbook="telemetry-dropped",

@@ -5,7 +5,7 @@ documentation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 NAMESPACE = "Capstone"
@@ -14,8 +14,6 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Unit = Literal["Count", "Seconds", "Milliseconds", "Bytes", "Megabytes", "Percent", "Count/Second", "None"]
 Statistic = Literal["Sum", "Average", "Minimum", "Maximum", "SampleCount", "p50", "p90", "p95", "p99"]
 Severity = Literal["page", "ticket"]
-# What CloudWatch makes of a period without data.
-MissingData = Literal["notBreaching", "breaching", "ignore", "missing"]
 Comparison = Literal[
     "GreaterThanThreshold",
     "GreaterThanOrEqualToThreshold",
@@ -90,44 +88,54 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class MissingData:
+    """How CloudWatch treats a period without data, and why that is right for the alarm."""
+
+    treatment: Literal["notBreaching", "breaching", "ignore", "missing"]
+    why: str
+
+
+ERRORS_ONLY = MissingData("notBreaching", "Errors are counted when they happen: no data is no error.")
+
+
+@dataclass(frozen=True, slots=True)
 class Alarm:
-    """A condition that somebody is told of.
+    """A condition that a person must learn of.
+
+    The defaults fit most alarms: a count of errors in five minutes.
 
     Attributes:
-        expression: metric math over the ids of `series`; None where there is one series and it is compared
-            itself.
+        expression: metric math over the ids of `series`; None compares the one series itself.
         period_s, periods, datapoints: `datapoints` out of the last `periods` periods must breach.
-        missing: what a period without data counts as, and `why_missing` why that is right here.
-        incident: what this alarm is one of several signs of, and what people are told in its place: once,
-            however many of the signs ring (`catalog.composites`).
-        causes: names of alarms that, while they ring, explain this one: its composite stays quiet then
-            (`catalog.composites`, which also counts in the causes of its causes, and what is a sign of the
-            same incident as a cause).
-        wait_s: how long people are not told yet, because a cause may be seen so much later than its effect.
-        extension_s: how long this alarm may go on after its causes are over, before people are told; None:
-            as long as what it looks at is.
-        condition: the template's condition under which there is anything to watch (a load balancer); None:
-            always.
-        owner: who is called.
+        severity, owner: how urgent it is, and the team that handles it.
         runbook: anchor of its page in docs/runbook.md.
         look_at: what to open first: security group, IAM policy, database state, quota.
+        incident: the incident of which this alarm is one sign among several. The incident notifies in its
+            place, once for all signs that ring (`catalog.composites`).
+        causes: names of alarms that explain this one while they ring: its composite stays quiet then. The
+            causes of a cause count too, and so does every sign of the same incident as a cause.
+        wait_s: how long to wait before notifying, because a cause may be seen that much later.
+        extension_s: how long this alarm may ring after its causes are over without notifying; None: for the
+            length of its window.
+        condition: the template's condition under which there is anything to watch (a load balancer); None:
+            always.
     """
 
     name: str
     meaning: str
     series: tuple[Series, ...]
+    _: KW_ONLY
+    expression: str | None = None
     threshold: float
-    comparison: Comparison
-    period_s: int
-    periods: int
-    datapoints: int
-    missing: MissingData
-    why_missing: str
+    comparison: Comparison = "GreaterThanThreshold"
+    period_s: int = 300
+    periods: int = 1
+    datapoints: int = 1
+    missing: MissingData = ERRORS_ONLY
     severity: Severity
     owner: str
     runbook: str
     look_at: tuple[str, ...]
-    expression: str | None = None
     incident: str | None = None
     causes: tuple[str, ...] = ()
     wait_s: int = 120

@@ -18,7 +18,16 @@ from capstone_dagster.catalog.alarms import ALARMS, ANOMALY_ALARMS
 from capstone_dagster.catalog.composites import composites
 from capstone_dagster.catalog.dashboard import DASHBOARDS
 from capstone_dagster.catalog.log_groups import LOG_GROUPS
-from capstone_dagster.catalog.model import Alarm, Composite, Dashboard, Graph, Metric, Series, Words
+from capstone_dagster.catalog.model import (
+    Alarm,
+    Composite,
+    Dashboard,
+    Graph,
+    Metric,
+    MissingData,
+    Series,
+    Words,
+)
 from capstone_dagster.catalog.queries import QUERIES
 from capstone_dagster.catalog.render.cloudformation import logs_template, observability_template
 from capstone_dagster.catalog.render.dashboards import COLUMNS, body, widgets
@@ -170,7 +179,7 @@ def test_an_alarm_is_deployed_as_it_is_listed(alarm: Alarm) -> None:
 
     assert (there["Threshold"], there["ComparisonOperator"]) == (alarm.threshold, alarm.comparison)
     assert (there["EvaluationPeriods"], there["DatapointsToAlarm"]) == (alarm.periods, alarm.datapoints)
-    assert there["TreatMissingData"] == alarm.missing
+    assert there["TreatMissingData"] == alarm.missing.treatment
     if alarm.expression is None:
         assert [read(there)] == wanted_series
         assert (there.get("Statistic") or there["ExtendedStatistic"]) == alarm.series[0].statistic
@@ -255,8 +264,7 @@ def alarm(name: str, *series: Series, **changes: Any) -> Alarm:
         "period_s": 300,
         "periods": 2,
         "datapoints": 1,
-        "missing": "ignore",
-        "why_missing": "",
+        "missing": MissingData("ignore", ""),
         "severity": "page",
         "owner": "somebody",
         "runbook": "a-page",

@@ -34,7 +34,7 @@ def metric_alarm(alarm: Alarm) -> Properties:
         "DatapointsToAlarm": alarm.datapoints,
         "Threshold": float(alarm.threshold),
         "ComparisonOperator": alarm.comparison,
-        "TreatMissingData": alarm.missing,
+        "TreatMissingData": alarm.missing.treatment,
     }
 
 

@@ -145,15 +145,15 @@ def next_state(alarm: Alarm, newest_first: Sequence[bool | None], state: State) 
         return "ALARM" if sum(real[: alarm.periods]) >= alarm.datapoints else "OK"
     filled = alarm.periods - len(real)
     bad = sum(real)
-    if alarm.missing == "breaching":
+    if alarm.missing.treatment == "breaching":
         return "ALARM" if bad + filled >= alarm.datapoints else "OK"
-    if alarm.missing == "notBreaching":
+    if alarm.missing.treatment == "notBreaching":
         return "ALARM" if bad >= alarm.datapoints else "OK"
     if bad >= alarm.datapoints:
         return "ALARM"
     if bad < len(real):
         return "OK"
-    if alarm.missing == "ignore":
+    if alarm.missing.treatment == "ignore":
         return state
     # "... when the oldest breaching data point is at least as old as the value of Datapoints to Alarm, and
     # all of the more recent data points are either breaching or missing".

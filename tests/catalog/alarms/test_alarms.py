@@ -217,7 +217,7 @@ def test_alarm_pages_are_explained_by_pages_alone():
 
 def test_alarms_name_something_to_look_at_and_say_what_missing_data_means():
     assert [alarm.name for alarm in (*ALARMS, *ANOMALY_ALARMS) if not (alarm.look_at and alarm.owner)] == []
-    assert [alarm.name for alarm in ALARMS if not alarm.why_missing] == []
+    assert [alarm.name for alarm in ALARMS if not alarm.missing.why] == []
 
 
 @pytest.mark.parametrize("alarm", ALARMS, ids=lambda alarm: alarm.name)

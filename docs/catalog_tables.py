@@ -1,4 +1,4 @@
-"""The list as tables of Markdown, for docs/observability.md."""
+"""The catalog as Markdown tables, for docs/observability.md."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def alarms(listed: Sequence[Alarm], anomalies: Sequence[AnomalyAlarm]) -> str:
             _code(each.name) + (f" (under `{each.condition}`)" if each.condition else ""),
             each.meaning,
             _rings_when(each),
-            f"`{each.missing}`: {each.why_missing}",
+            f"`{each.missing.treatment}`: {each.missing.why}",
             _code(notifier(each)),
             f"{each.owner}, {each.severity}",
             _runbook(each.runbook),
@@ -83,7 +83,7 @@ def alarms(listed: Sequence[Alarm], anomalies: Sequence[AnomalyAlarm]) -> str:
         )
         for each in anomalies
     ]
-    return _table(("alarm", "means", "rings when", "without data", "told as", "owner", "runbook"), rows)
+    return _table(("alarm", "means", "rings when", "without data", "notifies as", "owner", "runbook"), rows)
 
 
 def notifiers(listed: Sequence[Alarm]) -> str:
@@ -92,11 +92,11 @@ def notifiers(listed: Sequence[Alarm]) -> str:
     by_name = {each.name: each for each in made}
     return _table(
         (
-            "told as",
-            "rings while any of these does",
-            "kept back while any of these rings",
-            "waits",
-            "and then",
+            "notifies as",
+            "rings while any of these rings",
+            "quiet while any of these rings",
+            "waits first",
+            "and afterwards",
         ),
         (
             (
