@@ -34,7 +34,7 @@ from capstone_dagster.local.aws import aws_environment, client, create_resources
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer, postgres_server
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
 
 
 @dg.job
@@ -84,9 +84,9 @@ def side(server: PostgresServer, folder: Path, name: str) -> Iterator[tuple[dg.D
     config = {"storage": {"postgres": {"postgres_url": storage.render_as_string(hide_password=False)}}}
     (home / "dagster.yaml").write_text(yaml.safe_dump({**config, "telemetry": {"enabled": False}}))
     events = url.set(database=f"events_{name}").render_as_string(hide_password=False)
-    store = EventStore(events)
-    store.migrate()
-    store.close()
+    database = Database(events)
+    database.migrate()
+    database.close()
     settings = read_settings(
         database_url=events,
         queue_url=create_resources(os.environ["AWS_ENDPOINT_URL"]).queue_url,

@@ -35,6 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 from bench.report import machine, record, table
+from capstone_dagster.storage.videos import record_upload
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("dagster", "boto3", "openvino")
@@ -227,7 +228,7 @@ def runner(video: str, times: str, on: str, hanging: str, rounds: str) -> None:
     bucket, key = services.settings.required("raw_bucket"), "bench/video.mp4"
     services.s3.upload_file(video, bucket, key)
     upload = identify(AnalysisRequest(bucket, key), head_source(services.s3, bucket, key), services.settings)
-    services.events.record_upload(upload)
+    services.database.transact(record_upload, upload)
     home = Path(tempfile.mkdtemp(dir=Path(times).parent))
     configured = yaml.safe_load((_ROOT / "dagster.yaml").read_text())
     del configured["python_logs"]

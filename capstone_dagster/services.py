@@ -16,7 +16,7 @@ from capstone_dagster.clients import aws_client, on_forbidden
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.models import locate_model
 from capstone_dagster.settings import Settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.objects import ObjectStore, open_object_store
 from capstone_dagster.traces.tracer import Tracer
 
@@ -46,9 +46,9 @@ class Services:
         return open_object_store(self.settings.required("derived_url"), lambda: self.s3)
 
     @cached_property
-    def events(self) -> EventStore:
-        """The event store."""
-        return EventStore(
+    def database(self) -> Database:
+        """The event store, in PostgreSQL."""
+        return Database(
             self.settings.event_store_url(),
             slow=_log_statement,
             unavailable=lambda error: self.metrics.add(DATABASE_CONNECTION_FAILURES),

@@ -20,7 +20,10 @@ from capstone_dagster.commands import examination, joining
 from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.local.analyze_file import output_folders
 from capstone_dagster.local.state import own_state, write_environment
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.video_status import mark_failed
+from capstone_dagster.storage.videos import record_upload
 from tests.conftest import Aws
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
 from tests.support.command_line import Capstone
@@ -28,10 +31,10 @@ from tests.support.waiting import wait_for
 
 
 @pytest.fixture
-def store(event_store: EventStore, monkeypatch: pytest.MonkeyPatch) -> EventStore:
-    url = event_store.engine.url.render_as_string(hide_password=False)
+def database(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    url = database.engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
-    return event_store
+    return database
 
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
@@ -45,9 +48,9 @@ def test_every_command_teaches(capstone: Capstone, command: str) -> None:
     assert f"Usage: capstone {command}" in told.out
 
 
-def test_events_as_scripts_read_them(capstone: Capstone, store: EventStore) -> None:
-    store.record_upload(UPLOAD)
-    store.publish(ANALYSIS, ROWS, FACTS)
+def test_events_as_scripts_read_them(capstone: Capstone, database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
 
     events = json.loads(capstone("events", "--format", "json").out)
     rows = list(csv.DictReader(io.StringIO(capstone("events", "--format", "csv", "--video", "v1").out)))
@@ -63,7 +66,7 @@ def test_events_as_scripts_read_them(capstone: Capstone, store: EventStore) -> N
     assert "person" in table
 
 
-def test_no_events_is_an_empty_list(capstone: Capstone, store: EventStore) -> None:
+def test_no_events_is_an_empty_list(capstone: Capstone, database: Database) -> None:
     assert json.loads(capstone("events", "--format", "json").out) == []
     told = capstone("events")
     assert (told.code, told.out) == (0, "")
@@ -71,18 +74,18 @@ def test_no_events_is_an_empty_list(capstone: Capstone, store: EventStore) -> No
 
 
 @pytest.mark.parametrize("command", ["events", "status"])
-def test_no_rows_as_csv_are_a_header(capstone: Capstone, store: EventStore, command: str) -> None:
+def test_no_rows_as_csv_are_a_header(capstone: Capstone, database: Database, command: str) -> None:
     [header] = csv.reader(io.StringIO(capstone(command, "--format", "csv").out))
-    store.record_upload(UPLOAD)
-    store.publish(ANALYSIS, ROWS, FACTS)
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
 
     assert {"video_id", "external_id", "camera"} <= set(header)
     assert next(csv.reader(io.StringIO(capstone(command, "--format", "csv").out))) == header
 
 
-def test_status_tells_why(capstone: Capstone, store: EventStore) -> None:
-    store.record_upload(UPLOAD)
-    store.mark_failed("u1", "r1", failure_class="undecodable-video", message="It is no video.")
+def test_status_tells_why(capstone: Capstone, database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(mark_failed, "u1", "r1", failure_class="undecodable-video", message="It is no video.")
 
     assert "v1 failed (undecodable-video): It is no video." in capstone("status").out
     [row] = json.loads(capstone("status", "v1", "--format", "json").out)
@@ -211,15 +214,15 @@ def test_what_is_missing_is_named(
 )
 def test_what_is_typed_wrongly_is_told_in_one_sentence(
     capstone: Capstone,
-    store: EventStore,
+    database: Database,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     line: str,
     told: str,
 ) -> None:
     """What was expected, what came, what to do; nothing for a traceback, nothing cut into a box."""
-    store.record_upload(UPLOAD)
-    store.publish(ANALYSIS, ROWS, FACTS)
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
     monkeypatch.setenv("CAPSTONE_DERIVED_URL", f"file://{tmp_path}")
 
     outcome = capstone(*shlex.split(line))
@@ -526,7 +529,7 @@ def test_submit_shows_names_as_they_are(
 
 
 def test_doctor_is_content_when_all_is_there(
-    capstone: Capstone, store: EventStore, aws: Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capstone: Capstone, database: Database, aws: Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     resources = aws.resources
     (tmp_path / "dagster.yaml").touch()
@@ -535,7 +538,7 @@ def test_doctor_is_content_when_all_is_there(
         "CAPSTONE_RAW_BUCKET": resources.raw_bucket,
         "CAPSTONE_DERIVED_URL": resources.derived_url,
         "CAPSTONE_ALERT_TOPIC_ARN": resources.alert_topic_arn,
-        "DAGSTER_POSTGRES_URL": store.engine.url.render_as_string(hide_password=False),
+        "DAGSTER_POSTGRES_URL": database.engine.url.render_as_string(hide_password=False),
         "DAGSTER_HOME": str(tmp_path),
     }.items():
         monkeypatch.setenv(name, value)

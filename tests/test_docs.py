@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from capstone_dagster.cli import app
 from capstone_dagster.intake.messages import KeyFilter, parse_message
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
 from tests.support.command_line import Capstone
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,10 +192,10 @@ def test_the_launchpad_takes_the_configuration_that_is_shown() -> None:
         assert dg.validate_run_config(defs.resolve_job_def("analyze_videos"), yaml.safe_load(shown))
 
 
-def test_sql_runs_as_a_reader(event_store: EventStore) -> None:
+def test_sql_runs_as_a_reader(database: Database) -> None:
     queries = blocks("sql")
     assert len(queries) >= 2
-    with event_store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         connection.execute(sa.text("SET ROLE capstone_reader"))
         for query in queries:
             connection.execute(sa.text(query))

@@ -33,6 +33,7 @@ from capstone_dagster.local.detector import MODEL_PATH
 from capstone_dagster.logs.spool import Spool
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
+from capstone_dagster.storage.video_status import current_status, mark_failed, mark_queued, mark_running
 from capstone_dagster.testing import Analyzed, Aws, MakeClip, Pipeline, SquareDetector
 from capstone_dagster.traces.tracer import ENDPOINT_VARIABLES
 from tests.intake.conftest import Intake
@@ -109,7 +110,7 @@ class Desk:
             other = self.pipeline.upload("gate/85.mp4", b"any", external_id="85")
             self._fail(other.video_id, words[words.index("--class") + 1])
         if "--model-not" in words:
-            with self.pipeline.services.events.engine.begin() as connection:
+            with self.pipeline.services.database.engine.begin() as connection:
                 connection.exec_driver_sql("UPDATE capstone.analyses SET model_sha256 = repeat('0', 64)")
         if command == "reanalyze":
             self.pipeline.upload("gate/86.mp4", b"any", external_id="86")
@@ -147,7 +148,7 @@ class Desk:
         return path
 
     def _status(self, video: str) -> list[dict[str, Any]]:
-        return self.pipeline.services.events.current_status(video)
+        return self.pipeline.services.database.transact(current_status, video)
 
     def _run(self, video: str, status: dg.DagsterRunStatus) -> dg.DagsterRun:
         """One more run of a video's latest upload."""
@@ -160,15 +161,17 @@ class Desk:
             remote_job_origin=REMOTE_ORIGIN,
             job_code_origin=CODE_ORIGIN,
         )
-        self.pipeline.services.events.mark_queued({row["upload_id"]: run.run_id})
+        self.pipeline.services.database.transact(mark_queued, {row["upload_id"]: run.run_id})
         return run
 
     def _fail(self, video: str, failure: str) -> None:
         run = self._run(video, dg.DagsterRunStatus.STARTED)
         [row] = self._status(video)
-        store = self.pipeline.services.events
-        store.mark_running(row["upload_id"], run.run_id)
-        store.mark_failed(row["upload_id"], run.run_id, failure_class=failure, message="It failed.")
+        database = self.pipeline.services.database
+        database.transact(mark_running, row["upload_id"], run.run_id)
+        database.transact(
+            mark_failed, row["upload_id"], run.run_id, failure_class=failure, message="It failed."
+        )
         self.instance.add_run_tags(run.run_id, {FAILURE_TAG: failure})
         self.instance.report_run_failed(run)
 

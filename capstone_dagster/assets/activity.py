@@ -18,7 +18,7 @@ from dagster._core.storage.tags import PRIORITY_TAG
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.assets.metadata import OWNERS, code_of
 from capstone_dagster.services import Services
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.events import hourly_activity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ apart. Counts only: nobody can be known by it.""",
     kinds={"csv", "s3"},
     owners=OWNERS,
     tags={"compute": "cpu"},
-    metadata=code_of({"query": EventStore.activity}),
+    metadata=code_of({"query": hourly_activity}),
     op_tags={"batch_gpu/compute": "cpu"},
     # A day without is a day on which no video was analysed, or this was not made: somebody should know.
     freshness_policy=dg.FreshnessPolicy.time_window(
@@ -67,7 +67,7 @@ def daily_activity(
     """One query, one file, one picture."""
     zone = services.settings.timezone
     try:
-        rows, without_time = services.events.activity(zone=zone, days=DAYS)
+        rows, without_time = services.database.transact(hourly_activity, zone=zone, days=DAYS)
         services.objects.put_bytes(ACTIVITY_FILE, as_csv(rows))
     except Exception as error:
         raise as_failure(error) from error

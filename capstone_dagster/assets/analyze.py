@@ -30,8 +30,8 @@ from capstone_dagster.models import analysis_settings
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import ObjectNotFound
-from capstone_dagster.storage.records import VideoUpload
 from capstone_dagster.storage.sources import download_source
+from capstone_dagster.storage.uploads import VideoUpload
 
 MANIFEST = "manifest.json"
 

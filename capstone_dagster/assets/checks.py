@@ -27,8 +27,11 @@ from capstone_dagster.assets.verdicts import DetectionFacts, FrameFacts, Severit
 from capstone_dagster.failures.classes import sentence
 from capstone_dagster.models import EMBEDDED_MODEL
 from capstone_dagster.services import Services
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.analysis_statistics import AnalysisFigures, camera_history
 from capstone_dagster.storage.errors import ObjectNotFound, StorageError
-from capstone_dagster.storage.records import AnalysisFigures
+from capstone_dagster.storage.events import events_of
+from capstone_dagster.storage.videos import latest_upload
 
 _Said = dg.AssetCheckResult | dg.AssetCheckEvaluation | dg.Output[None]
 _MISSING_SHOWN = 20
@@ -125,7 +128,7 @@ def judge_events(published: PublishedAnalysis, services: Services) -> list[Verdi
     analysis_id = published.analysis_id
 
     def stored() -> list[Verdict]:
-        rows = services.events.events_of(analysis_id)
+        rows = services.database.transact(events_of, analysis_id)
         with temporary_folder() as folder:
             path = folder / EVENTS_FILE
             services.objects.get_file(f"analyses/{analysis_id}/{EVENTS_FILE}", path)
@@ -134,7 +137,7 @@ def judge_events(published: PublishedAnalysis, services: Services) -> list[Verdi
 
     @cache
     def figures() -> tuple[AnalysisFigures, list[AnalysisFigures]]:
-        this, others = services.events.camera_history(analysis_id, limit=_HISTORY)
+        this, others = services.database.transact(camera_history, analysis_id, limit=_HISTORY)
         if this is None:
             raise LookupError(f"analysis {analysis_id} was deleted meanwhile")
         return this, others
@@ -144,7 +147,7 @@ def judge_events(published: PublishedAnalysis, services: Services) -> list[Verdi
         return [verdicts.usual_detection_rate(this, others), verdicts.usual_confidence(this, others)]
 
     def latency() -> list[Verdict]:
-        analyses = services.events.analyses(published.video_id)
+        analyses = services.database.transact(analyses_of, published.video_id)
         [this] = [row for row in analyses if row["analysis_id"] == analysis_id]
         first = next(row for row in analyses if row["upload_id"] == this["upload_id"])
         settings, video_s = services.settings, (figures()[0].duration_ms or 0) / 1000
@@ -384,7 +387,7 @@ def _expected_model(detections: DetectionsReference, services: Services) -> tupl
 
 def _told_by(context: dg.AssetCheckExecutionContext, video_id: str, services: Services) -> Story | None:
     try:
-        upload = services.events.latest_upload(video_id)
+        upload = services.database.transact(latest_upload, video_id)
     except StorageError:
         return None
     return None if upload is None else Story(context.log, context.run.run_id, upload)

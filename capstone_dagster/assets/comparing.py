@@ -13,6 +13,8 @@ from capstone_dagster.analysis.comparison import Comparison, Pair, compare_event
 from capstone_dagster.assets.references import PublishedAnalysis
 from capstone_dagster.failures.classes import sentence
 from capstone_dagster.services import Services
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.events import events_of
 
 log = logging.getLogger("capstone.analysis")
 
@@ -37,7 +39,7 @@ def of_comparison(
         picture: the Markdown of a thumbnail, by its whole key; empty where there is none to show.
     """
     try:
-        analyses = services.events.analyses(published.video_id)
+        analyses = services.database.transact(analyses_of, published.video_id)
         this = next((row for row in analyses if row["analysis_id"] == published.analysis_id), None)
         others = [
             row
@@ -49,7 +51,7 @@ def of_comparison(
         if not others:
             return {}
         previous = max(others, key=lambda row: row["requested_at"])
-        before = [Event.of(row) for row in services.events.events_of(previous["analysis_id"])]
+        before = [Event.of(row) for row in services.database.transact(events_of, previous["analysis_id"])]
         after = [replace(each, thumbnail_key=prefix + each.thumbnail_key) for each in events]
         comparison = compare_events(before, after)
     except Exception as error:  # law: what only observes fails no run

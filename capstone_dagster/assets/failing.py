@@ -19,6 +19,16 @@ from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE, UPLOAD_TAG
 from capstone_dagster.runs.lineage import attempts, is_kept_going
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
+from capstone_dagster.storage.video_status import (
+    hand_over,
+    mark_begun,
+    mark_cancelled,
+    mark_failed,
+    mark_settled,
+    mark_superseded,
+    mark_waiting,
+    unfinished_runs,
+)
 
 # Transient faults get two more tries within the run, some 5 and 10 s apart: long enough for a failover's
 # first seconds, short enough not to hold a GPU for a database. Asked for failure by failure, not set on the
@@ -159,9 +169,10 @@ def record_failure(
         return
     try:
         if failure == FailureClass.SOURCE_CHANGED:
-            services.events.mark_superseded(upload_id, context.run_id)
+            services.database.transact(mark_superseded, upload_id, context.run_id)
         else:
-            services.events.mark_failed(
+            services.database.transact(
+                mark_failed,
                 upload_id,
                 context.run_id,
                 failure_class=failure.value,
@@ -205,7 +216,7 @@ def video_status_sensor(
     context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
 ) -> dg.SkipReason:
     """Compares the two records afresh each time, so that a tick which fails loses nothing."""
-    unfinished = dict(services.events.unfinished_runs())
+    unfinished = dict(services.database.transact(unfinished_runs))
     if not unfinished:
         return dg.SkipReason("Every upload's status is final.")
     records = context.instance.get_run_records(dg.RunsFilter(run_ids=sorted(set(unfinished.values()))))
@@ -215,13 +226,15 @@ def video_status_sensor(
         record = status.get(run_id)
         run = None if record is None else record.dagster_run
         if run is not None and run.status == dg.DagsterRunStatus.CANCELED:
-            services.events.mark_cancelled(upload_id, run_id)
+            services.database.transact(mark_cancelled, upload_id, run_id)
             written += 1
         elif record is not None and run is not None and run.status == dg.DagsterRunStatus.FAILURE:
             if starts_again(run):
                 # Nothing has failed for good; the retry may do so without ever having begun.
                 retries = context.instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run_id}), limit=1)
-                written += bool(retries and services.events.hand_over(upload_id, run_id, retries[0].run_id))
+                written += bool(
+                    retries and services.database.transact(hand_over, upload_id, run_id, retries[0].run_id)
+                )
                 continue
             if not is_explained(run, time.time() - (record.end_time or 0.0)):
                 continue  # what is written now would stay, whatever the launcher says in a moment
@@ -230,7 +243,8 @@ def video_status_sensor(
             if PARTITION_NAME_TAG in run.tags:
                 failed = [run.tags[PARTITION_NAME_TAG]]
                 report_failed_partitions(context.instance, run, failed, failure, told)
-            written += services.events.mark_failed(
+            written += services.database.transact(
+                mark_failed,
                 upload_id,
                 run_id,
                 failure_class=failure.value,
@@ -240,14 +254,14 @@ def video_status_sensor(
             )
         elif run is not None and run.status == dg.DagsterRunStatus.STARTING and STATUS_TAG in run.tags:
             reason = f"AWS Batch: {run.tags[STATUS_TAG]}"
-            written += services.events.mark_waiting(upload_id, run_id, reason)
+            written += services.database.transact(mark_waiting, upload_id, run_id, reason)
         elif run is not None and run.status == dg.DagsterRunStatus.STARTED:
             # A worker that loads its code and model, or has only to publish, says nothing for a while.
-            written += services.events.mark_begun(upload_id, run_id)
+            written += services.database.transact(mark_begun, upload_id, run_id)
         elif run is not None and run.status == dg.DagsterRunStatus.SUCCESS:
-            written += services.events.mark_settled(upload_id, run_id)
+            written += services.database.transact(mark_settled, upload_id, run_id)
         elif run is None:
             told = "Its run was deleted from Dagster's records before it was over."
-            services.events.mark_cancelled(upload_id, run_id, told)
+            services.database.transact(mark_cancelled, upload_id, run_id, told)
             written += 1
     return dg.SkipReason(f"{len(unfinished)} uploads are under way, {written} brought up to date.")

@@ -11,7 +11,7 @@ from capstone_dagster.analysis import DetectionSummary
 from capstone_dagster.catalog import metrics as declared
 from capstone_dagster.catalog.model import Metric
 from capstone_dagster.services import Services
-from capstone_dagster.storage.records import Publication
+from capstone_dagster.storage.analyses import Publication
 
 
 def measure_pass(done: DetectionSummary, services: Services) -> None:

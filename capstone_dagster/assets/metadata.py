@@ -23,6 +23,7 @@ from capstone_dagster.assets.comparing import of_comparison
 from capstone_dagster.assets.measures import gpu_cost
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
 from capstone_dagster.services import Services
+from capstone_dagster.storage.events import events_of
 
 Metadata = dict[str, Any]
 
@@ -146,7 +147,7 @@ def of_rollback(
         replaced: the one that was current before.
         by: whose order it was.
     """
-    events = [Event.of(row) for row in services.events.events_of(analysis["analysis_id"])]
+    events = [Event.of(row) for row in services.database.transact(events_of, analysis["analysis_id"])]
     parquet = f"analyses/{analysis['analysis_id']}/events.parquet"
     return {
         "events": analysis["events"],

@@ -15,7 +15,7 @@ from capstone_dagster.assets.analyze import AnalysisOrder, detect
 from capstone_dagster.assets.failing import explained, run_tags
 from capstone_dagster.assets.partitions import backfill_policy, videos
 from capstone_dagster.assets.passes import Passes
-from capstone_dagster.assets.progress import Watch, latest_upload, warn
+from capstone_dagster.assets.progress import Watch, known_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
 from capstone_dagster.assets.references import (
     DetectionsReference,
@@ -35,7 +35,7 @@ from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.run_tags import FORCE_TAG
 from capstone_dagster.runs.lineage import request_run_id
 from capstone_dagster.services import Services
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
 
 raw_videos = dg.AssetSpec(
     "raw_videos",
@@ -119,9 +119,7 @@ def analyze_video(
         return
     watch = Watch(context, services)
     with explained(context, services) as failure:
-        upload = (
-            config.upload.to_upload() if config.upload else latest_upload(context.partition_key, services)
-        )
+        upload = config.upload.to_upload() if config.upload else known_upload(context.partition_key, services)
         story = failure.story = watch.story = Story(context.log, context.run_id, upload)
         watch.report(0.0)
         order = AnalysisOrder(upload, config.sample_fps, config.model, nonce)

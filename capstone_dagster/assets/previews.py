@@ -15,8 +15,10 @@ from capstone_dagster.analysis.preview import render_preview
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.assets.temporary import temporary_folder
 from capstone_dagster.services import Services
+from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import SourceChanged, SourceMissing
 from capstone_dagster.storage.sources import download_source
+from capstone_dagster.storage.videos import latest_upload
 
 PREVIEW_FILE = "preview.mp4"
 
@@ -54,7 +56,7 @@ def store_preview(
         SourceChanged, SourceMissing: the video that was analysed is not in S3 any more.
         UndecodableVideo, StorageError: as the pass itself.
     """
-    rows = services.events.analyses(video_id)
+    rows = services.database.transact(analyses_of, video_id)
     chosen = [
         row
         for row in rows
@@ -69,7 +71,7 @@ def store_preview(
     key = f"analyses/{analysis['analysis_id']}/{PREVIEW_FILE}"
     if services.objects.exists(key):
         return StoredPreview(key, analysis["analysis_id"], made=False)
-    upload = services.events.latest_upload(video_id)
+    upload = services.database.transact(latest_upload, video_id)
     if upload is None:
         raise SourceMissing(f"No upload of {video_id!r} is known: it was deleted meanwhile.")
     if upload.upload_id != analysis["upload_id"]:

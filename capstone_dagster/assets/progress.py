@@ -12,12 +12,14 @@ from capstone_dagster.assets.story import Story
 from capstone_dagster.failures.classes import classify
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import SourceMissing, StorageError
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.video_status import mark_running
+from capstone_dagster.storage.videos import latest_upload
 
 
-def latest_upload(video_id: str, services: Services) -> VideoUpload:
+def known_upload(video_id: str, services: Services) -> VideoUpload:
     """A video's latest upload; raises `SourceMissing` where none is known."""
-    upload = services.events.latest_upload(video_id)
+    upload = services.database.transact(latest_upload, video_id)
     if upload is None:
         raise SourceMissing(
             f"No upload of {video_id!r} is known. Upload the video, or announce it by a message."
@@ -66,8 +68,9 @@ class Watch:
             return
         try:
             # The last hundredth is publishing.
-            events = self._services.events
-            events.mark_running(self.story.upload_id, self._context.run_id, min(fraction, 0.99))
+            self._services.database.transact(
+                mark_running, self.story.upload_id, self._context.run_id, min(fraction, 0.99)
+            )
         except StorageError as error:
             self._silent = True
             self.story.say(

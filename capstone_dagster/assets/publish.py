@@ -34,8 +34,9 @@ from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.temporary import take_removed, temporary_folder
 from capstone_dagster.catalog.metrics import DATABASE_RETRIES, PERSIST_ERRORS
 from capstone_dagster.services import Services
+from capstone_dagster.storage.analyses import Analysis, Publication, publish_analysis
 from capstone_dagster.storage.errors import DatabaseUnavailable
-from capstone_dagster.storage.records import Analysis, Publication, VideoFacts
+from capstone_dagster.storage.uploads import VideoFacts
 
 EVENTS_FILE = "events.parquet"
 
@@ -152,7 +153,7 @@ def _publish(
         reraise=True,
     ):
         with attempt, services.tracer.span("publish", database="postgresql", rows=len(rows)):
-            publication = services.events.publish(analysis, rows, facts)
+            publication = services.database.transact(publish_analysis, analysis, rows, facts)
     return publication, events
 
 

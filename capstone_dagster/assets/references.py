@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.objects import ObjectStore
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import dagster as dg
 
 from capstone_dagster.assets import metadata
 from capstone_dagster.services import Services
-from capstone_dagster.storage.currency import Rollback
+from capstone_dagster.storage.analyses import Rollback
 
 EVENTS = dg.AssetKey("events")
 

@@ -31,7 +31,7 @@ from capstone_dagster.assets.failing import (
     tell_failure,
 )
 from capstone_dagster.assets.passes import Passes
-from capstone_dagster.assets.progress import Watch, latest_upload, warn
+from capstone_dagster.assets.progress import Watch, known_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
 from capstone_dagster.assets.references import DetectionsReference, FramesReference, Reference, keep_latest
 from capstone_dagster.assets.story import Story
@@ -42,7 +42,8 @@ from capstone_dagster.runs.retry_policy import failed_for_good
 from capstone_dagster.services import Services
 from capstone_dagster.storage.erasures import ErasureUnderWay
 from capstone_dagster.storage.errors import StorageError
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.video_status import uploads_failed_in
 from capstone_dagster.traces.context import upload_context
 
 # What is wrong with one video says nothing about the next. Anything else would fail them all.
@@ -89,7 +90,7 @@ def analyze_in_turn(
 
     def work(video_id: str, subject: FailureSubject) -> None:
         started = time.monotonic()
-        upload = latest_upload(video_id, services)
+        upload = known_upload(video_id, services)
         turn = _Turn(context, services, upload, started)
         subject.story = turn.story
         with services.tracer.within(upload_context(upload.upload_id, upload.traceparent)):
@@ -279,7 +280,7 @@ def _hopeless(
     if not earlier or not (context.retry_number or is_later_try(run_tags(context))):
         return {}
     try:
-        rows = services.events.failed_by(earlier)
+        rows = services.database.transact(uploads_failed_in, earlier)
     except StorageError:
         return {}  # they fail once more, no worse
     return {

@@ -8,7 +8,7 @@ from typing import Any
 
 from capstone_dagster.analysis import Detector
 from capstone_dagster.assets.temporary import Removed
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
 
 _STEPS = {
     "model-loading": "[1/5] Model loading",

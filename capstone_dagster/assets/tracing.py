@@ -6,7 +6,7 @@ import dagster as dg
 
 from capstone_dagster.assets.failing import run_tags
 from capstone_dagster.run_tags import EXTERNAL_ID_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
 from capstone_dagster.traces.context import TraceContext, upload_context
 from capstone_dagster.traces.runs import step_context, trace_of
 

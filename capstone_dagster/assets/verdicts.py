@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capstone_dagster.analysis import Event, Visibility, still_share
-from capstone_dagster.storage.records import AnalysisFigures
+from capstone_dagster.storage.analysis_statistics import AnalysisFigures
 
 
 class Severity(StrEnum):

@@ -25,15 +25,15 @@ from capstone_dagster.commands.joining import (
     FormatOption,
     StateOption,
     dagster_instance,
-    event_store,
     object_store,
+    open_database,
 )
 from capstone_dagster.commands.writing import appearing, check_file
 from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
     from capstone_dagster.analysis.comparison import Comparison
-    from capstone_dagster.storage.currency import Rollback
+    from capstone_dagster.storage.analyses import Rollback
     from capstone_dagster.storage.objects import ObjectStore
 
 VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")]
@@ -53,8 +53,10 @@ def analyses(video: VideoArgument, form: FormatOption = "table", state: StateOpt
 
     Example: `capstone analyses 84`
     """
-    store = event_store(state)
-    found = [{name: row[name] for name in _COLUMNS} for row in find_analyses(store, find_video(store, video))]
+    database = open_database(state)
+    found = [
+        {name: row[name] for name in _COLUMNS} for row in find_analyses(database, find_video(database, video))
+    ]
     terminal.print_rows(found, form, terminal.analyses_table(found), columns=_COLUMNS)
 
 
@@ -88,12 +90,13 @@ def compare(
     """
     from capstone_dagster.analysis import Event
     from capstone_dagster.analysis.comparison import compare_events
+    from capstone_dagster.storage.events import events_of
 
     if html is not None:
         check_file(html)
-    store = event_store(state)
-    video_id = find_video(store, video)
-    found = find_analyses(store, video_id)
+    database = open_database(state)
+    video_id = find_video(database, video)
+    found = find_analyses(database, video_id)
     second = find_analysis(found, after) if after else current_of(found)
     if second is None:
         raise typer.BadParameter(f"{video_id} has no current analysis: name one with --to")
@@ -104,7 +107,8 @@ def compare(
             "model say, and compare the two"
         )
     events = [
-        [Event.of(row) for row in store.events_of(analysis["analysis_id"])] for analysis in (first, second)
+        [Event.of(row) for row in database.transact(events_of, analysis["analysis_id"])]
+        for analysis in (first, second)
     ]
     comparison = compare_events(*events)
     if html is not None:
@@ -147,9 +151,11 @@ def rollback(
 
     Example: `capstone rollback 84`
     """
-    store = event_store(state)
-    video_id = find_video(store, video)
-    found = find_analyses(store, video_id)
+    from capstone_dagster.storage.analyses import roll_back
+
+    database = open_database(state)
+    video_id = find_video(database, video)
+    found = find_analyses(database, video_id)
     current = current_of(found)
     if to is not None:
         target = find_analysis(found, to)
@@ -163,7 +169,7 @@ def rollback(
                 "`capstone analyses` lists all, and --to names one"
             )
         target = earlier
-    done = store.roll_back(video_id, target["analysis_id"])
+    done = database.transact(roll_back, video_id, target["analysis_id"])
     if done.changed:
         told = f"{video_id}: {_named(target)} is current again, with {done.events} events."
         if current is not None:

@@ -102,8 +102,10 @@ def notices() -> str:
 
 def outbox(services: Services) -> str:
     """Whether notices to other systems leave the outbox."""
+    from capstone_dagster.storage.outbox import outbox_backlog
+
     arn = services.settings.notice_topic_arn
-    backlog = services.events.backlog()
+    backlog = services.database.transact(outbox_backlog)
     if arn is None:
         told = f"CAPSTONE_NOTICE_TOPIC_ARN is not set: {backlog.waiting:,} notices to other systems are kept"
         raise Wrong(told, "Set it to an SNS topic's ARN where other systems want them (docs/consume.md).")

@@ -17,7 +17,6 @@ from capstone_dagster.settings import read_settings
 if TYPE_CHECKING:
     from capstone_dagster.removal.erasure import Plan
     from capstone_dagster.services import Services
-    from capstone_dagster.storage.erasures import Erasures
 
 
 def delete(
@@ -39,16 +38,14 @@ def delete(
 
     Example: `capstone delete 84 --dry-run`
     """
-    from capstone_dagster.removal.erasure import Eraser
+    from capstone_dagster.removal.erasure import VideoErasure
     from capstone_dagster.services import Services
-    from capstone_dagster.storage.erasures import Erasures
 
     join_local_stack(state)
     services = Services(read_settings())
-    erasures = Erasures(services.events.engine)
-    video_id = _known(services, erasures, video)
+    video_id = _known(services, video)
     with dagster_instance(state) as instance:
-        eraser = Eraser(services, instance)
+        eraser = VideoErasure(services, instance)
         with terminal.progress(f"Looking for {video_id}"):
             plan = eraser.plan(video_id)
             counts = eraser.count(plan)
@@ -68,12 +65,14 @@ def delete(
             terminal.err.print(told, markup=False, soft_wrap=True)
 
 
-def _known(services: Services, erasures: Erasures, video: str) -> str:
+def _known(services: Services, video: str) -> str:
     """The id of the video; one that was deleted is known by its id, to look once more for what came late."""
+    from capstone_dagster.storage.erasures import last_erasure
+
     try:
-        return find_video(services.events, video)
+        return find_video(services.database, video)
     except typer.BadParameter:
-        last = erasures.last(video)
+        last = services.database.transact(last_erasure, video)
         if last is None:
             raise
         told = "was being deleted" if last.finished_at is None else "was deleted already"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capstone_dagster.services import Services
-    from capstone_dagster.storage.records import Pace
+    from capstone_dagster.storage.analysis_statistics import Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,12 @@ def estimate(
     """Estimate from what was measured lately.
 
     Args:
-        chosen: rows of `EventStore.workload`.
+        chosen: rows of `videos_with_models`.
         model_sha256: today's model's.
     """
     from capstone_dagster.analysis import detection_id
     from capstone_dagster.models import analysis_settings
+    from capstone_dagster.storage.analysis_statistics import finished_detections, recent_pace
 
     if events_only:
         return Estimate(0, 0.0, 0, None, alike=False)
@@ -101,16 +102,18 @@ def estimate(
         )
         for row in chosen
     }
-    finished = set() if force else services.events.finished_detections(set(ids.values()))
+    finished = set() if force else services.database.transact(finished_detections, set(ids.values()))
     # The same bytes under two keys are passed over once.
     todo = {ids[row["video_id"]]: row for row in chosen if ids[row["video_id"]] not in finished}
     lengths = [row["duration_ms"] for row in todo.values()]
-    pace = services.events.pace(model_sha256=model_sha256, settings=settings.detection_fields())
+    pace = services.database.transact(
+        recent_pace, model_sha256=model_sha256, settings=settings.detection_fields()
+    )
     return Estimate(
         passes=len(todo),
         video_s=sum(length for length in lengths if length is not None) / 1000,
         unknown=lengths.count(None),
-        pace=pace or services.events.pace(),
+        pace=pace or services.database.transact(recent_pace),
         alike=pace is not None,
     )
 

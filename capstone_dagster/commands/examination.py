@@ -143,11 +143,9 @@ def _gpu(settings: Settings) -> str:
 def _database(services: Services) -> str:
     import sqlalchemy as sa
 
-    from capstone_dagster.storage.database import database_errors
     from capstone_dagster.storage.schema import SCHEMA
 
-    store = services.events
-    with database_errors(store.engine), store.engine.connect() as connection:
+    with services.database.transaction() as connection:
         version = connection.execute(sa.text("SHOW server_version")).scalar_one()
         count = connection.execute(sa.text(f"SELECT count(*) FROM {SCHEMA}.videos")).scalar_one()
     return f"PostgreSQL {version}, tables in place, {count} videos"

@@ -15,7 +15,7 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import current_of, find_analyses, find_analysis, find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store, object_store
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, object_store, open_database
 from capstone_dagster.commands.writing import appearing
 from capstone_dagster.settings import read_settings
 
@@ -64,18 +64,18 @@ def events(
 
     Example: `capstone export events --camera gate --since 2026-01-01 --out january.csv`
     """
-    from capstone_dagster.storage.exports import EventFilter
+    from capstone_dagster.storage.events import EventFilter, stream_events
 
-    store = event_store(state)
+    database = open_database(state)
     which = EventFilter(
-        video=None if video is None else find_video(store, video),
+        video=None if video is None else find_video(database, video),
         camera=camera,
         since=_moment(since),
         until=_moment(until),
     )
     write = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}[form]
-    with appearing(out) as partial, store.stream_events(which) as (columns, portions):
-        rows = write(partial, columns, portions)
+    with appearing(out) as partial, database.transaction() as connection:
+        rows = write(partial, *stream_events(connection, which))
     terminal.err.print(f"Wrote {rows} events to {out}", markup=False, soft_wrap=True)
 
 
@@ -107,9 +107,9 @@ def detections(
     """
     from capstone_dagster.analysis.formats import write_coco, write_mot
 
-    store = event_store(state)
-    video_id = find_video(store, video)
-    found = find_analyses(store, video_id)
+    database = open_database(state)
+    video_id = find_video(database, video)
+    found = find_analyses(database, video_id)
     chosen = find_analysis(found, analysis) if analysis else current_of(found)
     if chosen is None:
         raise typer.BadParameter(f"{video_id} has no current analysis: name one with --analysis")

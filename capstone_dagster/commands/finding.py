@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from capstone_dagster.storage.event_store import EventStore
+    from capstone_dagster.storage.database import Database
 
 Row = Mapping[str, Any]
 
 
-def find_video(store: EventStore, video: str) -> str:
+def find_video(database: Database, video: str) -> str:
     """The id of the video that is called so; its external id will do.
 
     Raises:
         BadParameter: none is, or several are.
     """
-    found = [row["video_id"] for row in store.current_status(video)]
+    from capstone_dagster.storage.video_status import current_status
+
+    found = [row["video_id"] for row in database.transact(current_status, video)]
     if video in found:
         return video
     if not found:
@@ -31,13 +33,15 @@ def find_video(store: EventStore, video: str) -> str:
     return str(found[0])
 
 
-def find_analyses(store: EventStore, video_id: str) -> list[dict[str, Any]]:
+def find_analyses(database: Database, video_id: str) -> list[dict[str, Any]]:
     """Rows of `analyses` of a video, oldest first.
 
     Raises:
         BadParameter: it has none.
     """
-    found = store.analyses(video_id)
+    from capstone_dagster.storage.analyses import analyses_of
+
+    found = database.transact(analyses_of, video_id)
     if not found:
         raise typer.BadParameter(
             f"{video_id} has no analysis yet; `capstone status {video_id}` tells how far it is"

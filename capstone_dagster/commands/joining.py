@@ -15,7 +15,7 @@ from capstone_dagster.settings import NotConfigured, read_settings
 if TYPE_CHECKING:
     import dagster as dg
 
-    from capstone_dagster.storage.event_store import EventStore
+    from capstone_dagster.storage.database import Database
     from capstone_dagster.storage.objects import ObjectStore
 
 DEFAULT_STATE = Path(__file__).resolve().parent.parent.parent / ".capstone"
@@ -48,12 +48,12 @@ def join_local_stack(state: Path) -> Mapping[str, str] | None:
     return environment
 
 
-def event_store(state: Path) -> EventStore:
+def open_database(state: Path) -> Database:
     """The event store of the stack or environment that a command works with."""
-    from capstone_dagster.storage.event_store import EventStore
+    from capstone_dagster.storage.database import Database
 
     join_local_stack(state)
-    return EventStore(read_settings().event_store_url())
+    return Database(read_settings().event_store_url())
 
 
 @contextmanager

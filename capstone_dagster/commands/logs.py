@@ -16,7 +16,7 @@ import typer
 from rich.text import Text
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, open_database
 from capstone_dagster.settings import NotConfigured, read_settings
 
 if TYPE_CHECKING:
@@ -90,12 +90,14 @@ def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
     """What lines may call the video, and from when on there can be any; None if nobody knows."""
     from capstone_dagster.logs.video_log import Subject, subject_of
     from capstone_dagster.storage.errors import StorageError
+    from capstone_dagster.storage.video_status import current_status
+    from capstone_dagster.storage.videos import first_seen
 
     asked = Subject(frozenset({video}))
     try:
-        store = event_store(state)
-        rows = store.current_status(video)
-        began = store.first_seen([row["video_id"] for row in rows])
+        database = open_database(state)
+        rows = database.transact(current_status, video)
+        began = database.transact(first_seen, [row["video_id"] for row in rows])
     except NotConfigured:
         if not _can_look_elsewhere():
             raise

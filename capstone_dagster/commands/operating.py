@@ -11,11 +11,11 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, event_store
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, open_database
 
 if TYPE_CHECKING:
     from capstone_dagster.runs.by_hand import Restart
-    from capstone_dagster.storage.event_store import EventStore
+    from capstone_dagster.storage.database import Database
 
 VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")]
 By = Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")]
@@ -41,10 +41,10 @@ def cancel(
     """
     from capstone_dagster.runs import by_hand
 
-    store = event_store(state)
-    row = _row(store, video)
+    database = open_database(state)
+    row = _row(database, video)
     with dagster_instance(state) as instance, terminal.progress(f"Ending {row['video_id']}"):
-        ended = by_hand.cancel(instance, store, row, by=by or getpass.getuser(), force=force)
+        ended = by_hand.cancel(instance, database, row, by=by or getpass.getuser(), force=force)
     print(f"{row['video_id']} is cancelled; {_runs(ended)} ended.")
 
 
@@ -61,8 +61,8 @@ def prioritize(
     """
     from capstone_dagster.runs import by_hand
 
-    store = event_store(state)
-    row = _row(store, video)
+    database = open_database(state)
+    row = _row(database, video)
     with dagster_instance(state) as instance:
         found = by_hand.prioritize(instance, row, priority)
     if not found:
@@ -102,8 +102,8 @@ def retry(
         raise typer.BadParameter("name videos, or choose by --class or --since")
     _check_class(failure)
     after = datetime.now(UTC) - duration(since) if since is not None else None
-    store = event_store(state)
-    rows = _chosen(store, videos or [], failure, after)
+    database = open_database(state)
+    rows = _chosen(database, videos or [], failure, after)
     who = by or getpass.getuser()
     told: list[dict[str, Any]] = []
     with dagster_instance(state) as instance, terminal.progress("Looking at failed runs") as report:
@@ -121,7 +121,7 @@ def retry(
                 told.append(_account(restart.video_id, restart))
                 continue
             try:
-                again = by_hand.start_again(instance, repository, store, restart, by=who)
+                again = by_hand.start_again(instance, repository, database, restart, by=who)
             except by_hand.Refused as refused:
                 told.append(_account(restart.video_id, restart, refusal=str(refused)))
             else:
@@ -164,12 +164,14 @@ def _show(told: list[dict[str, Any]], form: str, *, dry_run: bool) -> None:
 
 
 def _chosen(
-    store: EventStore, videos: list[str], failure: str | None, after: datetime | None
+    database: Database, videos: list[str], failure: str | None, after: datetime | None
 ) -> list[dict[str, Any]]:
     """Rows of `current_status`: those named, or all that failed so."""
+    from capstone_dagster.storage.video_status import failed_uploads
+
     if not videos:
-        return store.failed_uploads(failure, after)
-    rows = [_row(store, video) for video in dict.fromkeys(videos)]
+        return database.transact(failed_uploads, failure, after)
+    rows = [_row(database, video) for video in dict.fromkeys(videos)]
     return [
         row
         for row in rows
@@ -178,9 +180,11 @@ def _chosen(
     ]
 
 
-def _row(store: EventStore, video: str) -> dict[str, Any]:
-    video_id = find_video(store, video)
-    return next(row for row in store.current_status(video_id) if row["video_id"] == video_id)
+def _row(database: Database, video: str) -> dict[str, Any]:
+    from capstone_dagster.storage.video_status import current_status
+
+    video_id = find_video(database, video)
+    return next(row for row in database.transact(current_status, video_id) if row["video_id"] == video_id)
 
 
 def _repository() -> Any:

@@ -9,7 +9,7 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_analyses, find_analysis, find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, open_database
 from capstone_dagster.commands.writing import check_file
 from capstone_dagster.settings import read_settings
 
@@ -34,9 +34,9 @@ def preview(
     """
     if out is not None:
         check_file(out)
-    store = event_store(state)
-    video_id = find_video(store, video)
-    found = find_analyses(store, video_id)
+    database = open_database(state)
+    video_id = find_video(database, video)
+    found = find_analyses(database, video_id)
     analysis_id = None if analysis is None else find_analysis(found, analysis)["analysis_id"]
 
     # What brings Dagster along comes after what is refused at once.

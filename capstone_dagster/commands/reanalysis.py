@@ -13,7 +13,7 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, event_store
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, open_database
 from capstone_dagster.commands.operating import duration
 from capstone_dagster.settings import read_settings
 
@@ -69,6 +69,7 @@ def reanalyze(
     """
     from capstone_dagster.assets import backfills
     from capstone_dagster.services import Services
+    from capstone_dagster.storage.videos import videos_with_models
 
     narrowed = any(option is not None for option in (camera, since, model_not))
     if sum((bool(videos), everything, narrowed)) != 1:
@@ -78,13 +79,13 @@ def reanalyze(
     if events_only and force:
         raise typer.BadParameter("--force makes detections again, which --events-only leaves as they are")
     after = datetime.now(UTC) - duration(since) if since is not None else None
-    store = event_store(state)
+    database = open_database(state)
     services = Services(read_settings())
     needed = model_not == TODAY or (dry_run and not events_only)
     sha256 = _todays_model(services) if needed else ""
     other = sha256 if model_not == TODAY else model_not
-    named = {find_video(store, video) for video in videos or []}
-    known = store.workload()
+    named = {find_video(database, video) for video in videos or []}
+    known = database.transact(videos_with_models)
     rows = [
         row
         for row in known

@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, event_store, join_local_stack
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack, open_database
 
 
 def doctor(state: StateOption = DEFAULT_STATE) -> None:
@@ -32,5 +32,5 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
 def migrate(state: StateOption = DEFAULT_STATE) -> None:
     """Create or upgrade the event store's tables; safe to repeat."""
     with terminal.progress("Migrating the event store"):
-        event_store(state).migrate()
+        open_database(state).migrate()
     terminal.err.print("The event store is up to date.")

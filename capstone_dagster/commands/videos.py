@@ -15,15 +15,15 @@ from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
     FormatOption,
     StateOption,
-    event_store,
     join_local_stack,
+    open_database,
 )
 from capstone_dagster.commands.sentences import sentence_of
 from capstone_dagster.commands.waiting import WAITING_COLUMNS, with_waiting
 from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
-    from capstone_dagster.storage.event_store import EventStore
+    from capstone_dagster.storage.database import Database
 
 
 def submit(
@@ -86,18 +86,20 @@ def status(
 
     Example: `capstone status 84`
     """
-    store = event_store(state)
-    rows = store.current_status(video, limit=limit)
+    from capstone_dagster.storage.video_status import current_status
+
+    database = open_database(state)
+    rows = database.transact(current_status, video, limit=limit)
     rows, paused = with_waiting(rows, ask=form == "table")
     if paused and form == "table":
         told = f"New uploads stay in the queue: {paused} `capstone intake status` says more."
         terminal.err.print(told, style="yellow", markup=False, soft_wrap=True)
     if not rows and video is not None:
-        find_video(store, video)  # refuses it
+        find_video(database, video)  # refuses it
     if not rows and form == "table":
         terminal.err.print("No video was uploaded yet. Upload one with `capstone submit FILE`.")
         return
-    columns = [*_columns(store, "current_status"), *WAITING_COLUMNS]
+    columns = [*_columns(database, "current_status"), *WAITING_COLUMNS]
     terminal.print_rows(rows, form, terminal.status_table(rows), columns=columns)
 
 
@@ -110,14 +112,16 @@ def events(
 
     Example: `capstone events --video 84 --format json`
     """
-    store = event_store(state)
-    rows = store.current_events(video)
+    from capstone_dagster.storage.events import current_events
+
+    database = open_database(state)
+    rows = database.transact(current_events, video)
     if not rows and video is not None:
-        find_video(store, video)  # refuses one that nobody knows
+        find_video(database, video)  # refuses one that nobody knows
     if not rows and form == "table":
         terminal.err.print("There are no events" + (f" of {video}." if video else " yet."), markup=False)
         return
-    columns = _columns(store, "current_events")
+    columns = _columns(database, "current_events")
     terminal.print_rows(rows, form, terminal.events_table(rows), columns=columns)
 
 
@@ -168,14 +172,13 @@ def analyze(
         raise typer.Exit(1)
 
 
-def _columns(store: EventStore, view: str) -> list[str]:
+def _columns(database: Database, view: str) -> list[str]:
     """The columns of a view for consumers, in its order."""
     import sqlalchemy as sa
 
-    from capstone_dagster.storage.database import database_errors
     from capstone_dagster.storage.schema import SCHEMA
 
-    with database_errors(store.engine), store.engine.connect() as connection:
+    with database.transaction() as connection:
         return list(connection.execute(sa.text(f"SELECT * FROM {SCHEMA}.{view} LIMIT 0")).keys())
 
 

@@ -92,7 +92,7 @@ def _reachable(state: BreakerState, services: Services) -> bool | None:
     """Whether the cause of a pause answers, where that can be asked without a run."""
     if state.paused and state.cause == FailureClass.DATABASE_UNAVAILABLE:
         try:
-            services.events.ping()
+            services.database.ping()
         except StorageError:
             return False  # one that answers and refuses is of no more use
         return True

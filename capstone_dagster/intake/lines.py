@@ -12,7 +12,7 @@ from capstone_dagster.failures.classes import classify
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.logs.run_fields import trace_id
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
 
 log = logging.getLogger("capstone.intake")
 

@@ -12,8 +12,8 @@ from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import StorageUnavailable
-from capstone_dagster.storage.records import VideoUpload
 from capstone_dagster.storage.sources import head_source
+from capstone_dagster.storage.uploads import VideoUpload
 
 # HeadObject takes some 20 ms; sixteen at once keep a tick of 500 messages under a second of waiting.
 _HEADS_AT_ONCE = 16

@@ -10,7 +10,7 @@ from capstone_dagster.failures.breaker_state import PROBE_TAGS
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.run_tags import CONTENT_TAG, EXTERNAL_ID_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
 from capstone_dagster.traces.context import upload_context
 
 JOB_NAME = "analyze_upload"

@@ -38,6 +38,8 @@ from capstone_dagster.storage.errors import (
     StorageError,
     StorageUnavailable,
 )
+from capstone_dagster.storage.video_status import mark_queued
+from capstone_dagster.storage.videos import record_upload
 
 # Dagster cuts a tick off after 60 s. Receiving ends after this long, asking S3 after that long; what follows
 # is bounded by the number of messages and takes a few seconds.
@@ -93,7 +95,7 @@ class Tick:
         """
         if self._gate.paused and not self._gate.wants_probe:
             return False
-        self._services.events.ping()
+        self._services.database.ping()
         waiting = dg.RunsFilter(job_name=JOB_NAME, statuses=[dg.DagsterRunStatus.QUEUED])
         queued = self._context.instance.get_runs_count(waiting)
         if queued <= self._services.settings.max_queued_runs:
@@ -161,7 +163,7 @@ class Tick:
                     continue
                 try:
                     upload = answer()
-                    self._services.events.record_upload(upload, told=_told(request))
+                    self._services.database.transact(record_upload, upload, stated=_stated(request))
                 except SourceMissing as error:
                     self.counts.vanished += 1
                     left = f"{error} Its message is acknowledged."
@@ -302,8 +304,8 @@ class Tick:
 
     def _finish(self, done: Sequence[Pending], recorded: dict[str, str]) -> None:
         """Say that uploads are queued, copy malformed parts to the dead-letter queue, delete the messages."""
-        self._services.events.mark_queued(
-            {upload: recorded[key] for item in done for upload, key in item.run_keys.items()}
+        self._services.database.transact(
+            mark_queued, {upload: recorded[key] for item in done for upload, key in item.run_keys.items()}
         )
         kept = [item for item in done if self._rejected_parts_are_kept(item)]
         self.counts.left += len(done) - len(kept)
@@ -357,6 +359,6 @@ class Tick:
         }
 
 
-def _told(request: AnalysisRequest) -> set[str]:
+def _stated(request: AnalysisRequest) -> set[str]:
     """What the message itself says of the video: it goes before what is derived."""
     return {name for name in ("external_id", "camera", "recorded_at") if getattr(request, name) is not None}

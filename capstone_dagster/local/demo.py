@@ -24,8 +24,11 @@ from capstone_dagster.local.state import read_environment
 from capstone_dagster.models import EMBEDDED_MODEL, POOR_RESULTS, ModelUnavailable, locate_model
 from capstone_dagster.run_tags import UPLOAD_TAG
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.objects import open_object_store
+from capstone_dagster.storage.video_status import current_status
 from capstone_dagster.submit import Submission, submit_video
 from capstone_dagster.terminal import Report
 
@@ -62,9 +65,9 @@ class Leg:
 
 def prepare(stack: LocalStack) -> None:
     """What a stack needs before Dagster starts on it: the event store's tables."""
-    store = EventStore(stack.environment["CAPSTONE_DATABASE_URL"])
-    store.migrate()
-    store.close()
+    database = Database(stack.environment["CAPSTONE_DATABASE_URL"])
+    database.migrate()
+    database.close()
 
 
 def run_demo(video: Path | None, state: Path, port: int) -> None:
@@ -241,7 +244,7 @@ def _wait(submission: Submission, running: RunningStack, report: Report) -> RunR
     """
     from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
-    store = EventStore(read_settings().event_store_url())
+    database = Database(read_settings().event_store_url())
     mine = RunsFilter(tags={UPLOAD_TAG: submission.upload_id})
     with DagsterInstance.get() as instance:
 
@@ -253,7 +256,7 @@ def _wait(submission: Submission, running: RunningStack, report: Report) -> RunR
         patience = Patience(others_run)
         while True:
             running.check()
-            row = next((r for r in store.current_status(submission.video_id)), None)
+            row = next((r for r in database.transact(current_status, submission.video_id)), None)
             known = row is not None and row["upload_id"] == submission.upload_id
             sight = (row["state"], row["progress"]) if row is not None and known else ("waiting", 0.0)
             # Containers that do not say how long they are keep the share at 0, yet their row is touched.
@@ -319,9 +322,9 @@ def _tell(sight: tuple[str, float], report: Report) -> None:
 def _outcome(record: RunRecord, submission: Submission, sent_at: float) -> Outcome:
     from dagster import DagsterInstance
 
-    store = EventStore(read_settings().event_store_url())
-    status = store.current_status(submission.video_id)[0]
-    current = next(row for row in store.analyses(submission.video_id) if row["is_current"])
+    database = Database(read_settings().event_store_url())
+    status = database.transact(current_status, submission.video_id)[0]
+    current = next(row for row in database.transact(analyses_of, submission.video_id) if row["is_current"])
     with DagsterInstance.get() as instance:
         times = _times(instance, record, submission.video_id)
     stations = [
@@ -345,7 +348,7 @@ def _outcome(record: RunRecord, submission: Submission, sent_at: float) -> Outco
         submission=submission,
         run_id=record.dagster_run.run_id,
         legs=legs,
-        events=store.current_events(submission.video_id),
+        events=database.transact(current_events, submission.video_id),
         analysis=current,
         reused=bool(times.get("reused")),
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from capstone_dagster.storage.records import Notice
+from capstone_dagster.storage.outbox import Notice
 
 STATES = {"video.received": "received", "video.analyzed": "done", "video.failed": "failed"}
 # The fields that depend on the kind, as they are where it has nothing to say of them.

@@ -18,6 +18,7 @@ from capstone_dagster.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_
 from capstone_dagster.failures.cursors import known_fields
 from capstone_dagster.outbox.topic import BATCH, NoticeTopic, NotSent
 from capstone_dagster.services import Services
+from capstone_dagster.storage.outbox import oldest_notice, prune_notices, send_notices
 
 SENSOR_NAME = "outbox"
 # Of the 60 s that a tick may take. A request to SNS that hangs takes 8 s more.
@@ -85,7 +86,7 @@ def _send(services: Services, topic: NoticeTopic, memory: _Memory) -> str:
     over = time.monotonic() + _BUDGET_S
     while time.time() >= memory.try_again and time.monotonic() < over:
         try:
-            count, refusals = services.events.send_notices(topic.publish, most=BATCH)
+            count, refusals = services.database.transact(send_notices, topic.publish, most=BATCH)
         except NotSent as error:
             _note_failure(memory, error)
             break
@@ -99,7 +100,7 @@ def _send(services: Services, topic: NoticeTopic, memory: _Memory) -> str:
             f"Notice {notice_id} holds back its video's later ones: {reason}",
             extra={"action": "outbox.refused", "notice_id": notice_id},
         )
-    oldest = services.events.oldest_notice()
+    oldest = services.database.transact(oldest_notice)
     age_s = max(0.0, time.time() - oldest.timestamp()) if oldest is not None else 0.0
     failed = len(refused) + bool(memory.failures)
     services.metrics.add_all({OUTBOX_SENT: sent, OUTBOX_REFUSED: failed, OUTBOX_AGE: age_s})
@@ -142,5 +143,5 @@ def _note_answer(memory: _Memory) -> None:
 def _forget_old(services: Services, memory: _Memory) -> None:
     if time.time() - memory.pruned < _PRUNE_EVERY_S:
         return
-    if not services.events.prune_notices(days=KEPT_DAYS):
+    if not services.database.transact(prune_notices, days=KEPT_DAYS):
         memory.pruned = time.time()

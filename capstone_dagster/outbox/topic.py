@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from capstone_dagster.alerts.sending import NotSent, not_sent, sns_client
 from capstone_dagster.outbox.message import attributes, body
-from capstone_dagster.storage.records import Notice
+from capstone_dagster.storage.outbox import Notice
 
 if TYPE_CHECKING:
     from mypy_boto3_sns import SNSClient

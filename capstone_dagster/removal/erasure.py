@@ -18,9 +18,16 @@ import dagster as dg
 from capstone_dagster.removal.dagster_records import DagsterRecords, RunTraces
 from capstone_dagster.removal.names import Names
 from capstone_dagster.services import Services
-from capstone_dagster.storage.deleting import delete_versions, versions_of
-from capstone_dagster.storage.erasures import Erasures, VideoRows
+from capstone_dagster.storage.erasures import (
+    VideoRows,
+    add_removed,
+    begin_erasure,
+    find_rows,
+    finish_erasure,
+    shared_detections,
+)
 from capstone_dagster.storage.errors import ObjectNotFound
+from capstone_dagster.storage.object_versions import delete_versions, versions_of
 from capstone_dagster.storage.objects import ObjectStore
 
 # A process here ends within seconds of being told; a Batch job within half a minute of TerminateJob.
@@ -113,18 +120,18 @@ def plan_erasure(traces: Traces) -> Plan:
     )
 
 
-class Eraser:
-    """Looks for a video's traces, counts them, removes them."""
+class VideoErasure:
+    """Finds a video's traces, counts them, removes them."""
 
     def __init__(self, services: Services, instance: dg.DagsterInstance) -> None:
         self._services = services
         self._instance = instance
         self._records = DagsterRecords(instance)
-        self._erasures = Erasures(services.events.engine)
+        self._database = services.database
 
     def plan(self, video_id: str) -> Plan:
         """What deleting it would do, as things are."""
-        rows = self._erasures.find(video_id)
+        rows = self._database.transact(find_rows, video_id)
         names = Names(video_id, () if rows is None else (*rows.uploads, f"s3://{rows.bucket}/{rows.key}"))
         runs = self._records.runs(names, () if rows is None else rows.run_ids)
         detections, analyses = self._records.work(names)
@@ -148,8 +155,8 @@ class Eraser:
                 runs=runs,
                 detections=frozenset(detections),
                 analyses=frozenset(analyses),
-                shared=self._erasures.shared(
-                    video_id, frozenset(detections), self._records.users(detections)
+                shared=self._database.transact(
+                    shared_detections, video_id, detections, self._records.users(detections)
                 ),
                 assets=assets,
                 running_backfills=self._records.running_backfills(names),
@@ -181,7 +188,7 @@ class Eraser:
         plan = self.plan(video_id)
         if plan.obstacle:
             raise ErasureRefused(plan.obstacle)
-        line = self._erasures.begin(video_id, by)
+        line = self._database.transact(begin_erasure, video_id, by)
         if plan.cancel:
             report("Ending its runs")
             self._end(plan.cancel, video_id)
@@ -195,23 +202,23 @@ class Eraser:
             report("Deleting the raw video, every version of it")
             found = versions_of(self._services.s3, *plan.source)
             deleted = delete_versions(self._services.s3, plan.source[0], found)
-            self._erasures.note(line, {"raw object versions": deleted})
+            self._database.transact(add_removed, line, {"raw object versions": deleted})
         report("Deleting what was derived of it")
         removed: Counter[str] = Counter()
         for what, prefix in plan.prefixes:
             removed[what] += self._services.objects.delete(prefix)
-        self._erasures.note(line, removed)
+        self._database.transact(add_removed, line, removed)
         report("Deleting Dagster's records of it")
-        self._erasures.note(line, self._records.remove(plan.names, plan.runs, dry_run=False))
+        self._database.transact(add_removed, line, self._records.remove(plan.names, plan.runs, dry_run=False))
         for _ in range(_TICKS_END_WITHIN):
             # A tick that was under way has brought the old cursor back.
             late = self._records.forget_in_sensors(plan.names, dry_run=False)
             if not late["cursors of sensors"]:
                 break
-            self._erasures.note(line, late)
+            self._database.transact(add_removed, line, late)
             time.sleep(_POLL_S)
         report("Deleting its rows")
-        return self._erasures.finish(line, video_id)
+        return self._database.transact(finish_erasure, line, video_id)
 
     def what_remembers(self, names: Names) -> list[str]:
         """Names of the sensors whose cursor names the video still, until they write the next one."""

@@ -17,8 +17,17 @@ from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.removal.dagster_records import DagsterRecords
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, variable_name
-from capstone_dagster.storage.deleting import delete_versions, versions_of
-from capstone_dagster.storage.retention import OldAnalysis, OldRows
+from capstone_dagster.storage.object_versions import delete_versions, versions_of
+from capstone_dagster.storage.retention import (
+    OldAnalysis,
+    analyses_with_files,
+    mark_raw_removed,
+    old_analyses,
+    remove_analysis,
+    remove_files,
+    videos_finished_before,
+    videos_with_raw,
+)
 
 # One night's work stays within minutes; what is left goes in the nights after.
 MOST_A_NIGHT = 2000
@@ -89,7 +98,7 @@ class Retention:
     def __init__(self, services: Services, instance: dg.DagsterInstance, most: int = MOST_A_NIGHT) -> None:
         self._services = services
         self._instance = instance
-        self._rows = OldRows(services.events.engine)
+        self._database = services.database
         self._most = most
 
     def apply(self, *, dry_run: bool, now: datetime | None = None) -> list[Removed]:
@@ -116,19 +125,20 @@ class Retention:
         return done
 
     def _raw(self, before: datetime, dry_run: bool) -> int:
-        found = self._rows.videos_with_raw(before, self._most)
+        found = self._database.transact(videos_with_raw, before, self._most)
         for video_id, bucket, key, uploaded_at in found if not dry_run else ():
             # What was uploaded since may wait for intake still: nobody has analysed it.
             old = versions_of(self._services.s3, bucket, key, until=uploaded_at)
             delete_versions(self._services.s3, bucket, old)
-            self._rows.raw_removed(video_id, uploaded_at)
+            self._database.transact(mark_raw_removed, video_id, uploaded_at)
         return len(found)
 
     def _files(self, before: datetime, dry_run: bool) -> int:
-        found = self._rows.analyses_with_files(before, self._most)
+        found = self._database.transact(analyses_with_files, before, self._most)
         if dry_run:
             return len(found)
-        return sum(self._rows.remove_files(each, before, self._delete_files) for each in found)
+        transact, delete = self._database.transact, self._delete_files
+        return sum(transact(remove_files, each, before, delete) for each in found)
 
     def _earlier(self, before: datetime, dry_run: bool) -> int:
         return self._delete_analyses(before, dry_run, earlier_only=True)
@@ -137,11 +147,11 @@ class Retention:
         return self._delete_analyses(before, dry_run, earlier_only=False)
 
     def _delete_analyses(self, before: datetime, dry_run: bool, *, earlier_only: bool) -> int:
-        found = self._rows.analyses(before, self._most, earlier_only=earlier_only)
+        found = self._database.transact(old_analyses, before, self._most, earlier_only=earlier_only)
         if dry_run:
             return len(found)
-        remove = partial(self._rows.remove_analysis, earlier_only=earlier_only)
-        return sum(remove(each, before, self._delete_files) for each in found)
+        remove = partial(remove_analysis, delete=self._delete_files, earlier_only=earlier_only)
+        return sum(self._database.transact(remove, each, before) for each in found)
 
     def _delete_files(self, analysis: OldAnalysis) -> None:
         self._services.objects.delete(f"analyses/{analysis.analysis_id}/")
@@ -153,7 +163,7 @@ class Retention:
 
         A new upload of the object makes the partition anew.
         """
-        old = set(self._services.events.finished_before(before))
+        old = set(self._database.transact(videos_finished_before, before))
         listed = self._instance.get_dynamic_partitions(PARTITIONS_NAME)
         chosen = [video_id for video_id in listed if video_id in old][: self._most]
         for video_id in chosen if not dry_run else ():

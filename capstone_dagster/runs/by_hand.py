@@ -22,7 +22,8 @@ from capstone_dagster.failures.run_steps import PASS_STEP
 from capstone_dagster.run_tags import UPLOAD_TAG
 from capstone_dagster.runs.lineage import Resumption, create_reexecution, reexecution_id
 from capstone_dagster.runs.queueing import Place, places
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.video_status import cancel_upload, requeue
 
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -59,7 +60,7 @@ class Restart:
 
 def cancel(
     instance: dg.DagsterInstance,
-    events: EventStore,
+    database: Database,
     row: Mapping[str, Any],
     *,
     by: str,
@@ -107,7 +108,9 @@ def cancel(
     if not ended and row["state"] == "received":
         raise Refused(_nothing_to_cancel(row))
     uploads = {run.tags.get(UPLOAD_TAG, row["upload_id"]) for run in ended.values()} | {row["upload_id"]}
-    changed = sum(events.cancel_upload(upload, f"Cancelled by {by}.") for upload in sorted(uploads))
+    changed = sum(
+        database.transact(cancel_upload, upload, f"Cancelled by {by}.") for upload in sorted(uploads)
+    )
     if not ended and not changed:
         raise Refused(_nothing_to_cancel(row))
     return len(ended)
@@ -170,7 +173,7 @@ def restart_of(instance: dg.DagsterInstance, row: Mapping[str, Any]) -> Restart:
 def start_again(
     instance: dg.DagsterInstance,
     repository: dg.RepositoryDefinition,
-    events: EventStore,
+    database: Database,
     restart: Restart,
     *,
     by: str,
@@ -190,7 +193,7 @@ def start_again(
         if known is None or known.status != dg.DagsterRunStatus.NOT_STARTED:
             raise Refused(f"Run {run.run_id} of {restart.video_id} is being started again already.") from None
         again = known  # whoever made it has died since
-    events.requeue(restart.upload_id, run.run_id, again.run_id, f"It is tried again by {by}.")
+    database.transact(requeue, restart.upload_id, run.run_id, again.run_id, f"It is tried again by {by}.")
     # The queue takes a run by its record; it needs no workspace for that.
     instance.submit_run(again.run_id, workspace=None)  # type: ignore[arg-type]
     instance.report_engine_event(f"Started again as run {again.run_id} by {by}.", run)

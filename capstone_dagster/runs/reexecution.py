@@ -46,6 +46,13 @@ from capstone_dagster.runs.retry_policy import (
 )
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
+from capstone_dagster.storage.video_status import (
+    add_outlook,
+    give_up,
+    requeue,
+    upload_states,
+    uploads_failed_in,
+)
 
 SENSOR_NAME = "reexecution"
 
@@ -270,7 +277,7 @@ class _Tick:
         if not self._store_answers:
             return Wait()
         try:
-            state = self._services.events.states([upload_id]).get(upload_id)
+            state = self._services.database.transact(upload_states, [upload_id]).get(upload_id)
         except StorageError as error:
             self._store_answers = False
             _log.warning(
@@ -284,7 +291,7 @@ class _Tick:
         told = f"It is tried again after {failed.failure} (attempt {attempts(again.tags)})."
         try:
             for upload_id in self._uploads(failed):
-                self._services.events.requeue(upload_id, run.run_id, again.run_id, told)
+                self._services.database.transact(requeue, upload_id, run.run_id, again.run_id, told)
         except StorageError:
             self._store_answers = False  # the run tells its own status when it begins
         # The queue takes a run by its record; it needs no workspace for that.
@@ -317,7 +324,7 @@ class _Tick:
         """
         if failed.upload_id is not None:
             return [failed.upload_id]
-        rows = self._services.events.failed_by([failed.run_id])
+        rows = self._services.database.transact(uploads_failed_in, [failed.run_id])
         return [row["upload_id"] for row in rows if not failed_for_good(row["failure_class"])]
 
     def _leave(self, waiting: _Waiting, verdict: Leave) -> None:
@@ -343,7 +350,7 @@ class _Tick:
             return False
         try:
             for upload_id in self._uploads(failed):
-                self._services.events.give_up(upload_id, failed.run_id)
+                self._services.database.transact(give_up, upload_id, failed.run_id)
         except StorageError:
             self._store_answers = False
             return False
@@ -370,8 +377,8 @@ class _Tick:
         if not self._store_answers:
             return False
         try:
-            events, uploads = self._services.events, self._uploads(failed)
-            said = [events.add_outlook(upload_id, failed.run_id, told) for upload_id in uploads]
+            database, uploads = self._services.database, self._uploads(failed)
+            said = [database.transact(add_outlook, upload_id, failed.run_id, told) for upload_id in uploads]
         except StorageError:
             self._store_answers = False
             return False

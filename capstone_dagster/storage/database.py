@@ -1,10 +1,22 @@
-"""The event store's connection: engine, migrations, and PostgreSQL's errors in this room's classes."""
+"""The event store: its connections and transactions, and PostgreSQL's errors as this room's classes.
+
+Each table has a module (`videos`, `video_status`, `analyses`, `events`, `outbox`, `erasures`) of plain
+functions that take the connection of a transaction. One call in a transaction of its own:
+
+    database.transact(latest_upload, video_id)
+
+Several calls that must hold together:
+
+    with database.transaction() as connection:
+        ...
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -15,15 +27,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from capstone_dagster.settings import ConfigurationError
 from capstone_dagster.storage.errors import DatabaseUnavailable, PermissionDenied, StorageError
 from capstone_dagster.storage.schema import metadata
+from capstone_dagster.storage.statements import SlowStatementReport, StatementWatch
 
 # Chosen so that a dead server is noticed in seconds and no statement holds a run for longer than a minute.
 _CONNECT_TIMEOUT_S = 5
 _STATEMENT_TIMEOUT_MS = 60_000
-# Any constant will do, as long as nobody else takes the same advisory lock.
+# Any constant will do, as long as no other code takes the same advisory lock.
 _MIGRATION_LOCK = 0x6361_7073
-# The first two digits of a SQLSTATE are its class. The first list passes by itself (or by somebody's doing):
-# connection, transaction state (a primary that became read-only), resources, operator, system. The second is
-# about the value: data, integrity, program limits.
+# The first two digits of a SQLSTATE are its class. The first list is transient: connection, transaction state
+# (a primary that became read-only), resources, operator, system. The second is about the value: data,
+# integrity, program limits.
 _UNAVAILABLE = ("08", "25", "53", "57", "58")
 _REFUSED = ("22", "23", "54")
 _MISSING = (
@@ -32,9 +45,12 @@ _MISSING = (
     psycopg.errors.UndefinedColumn,
 )
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 
 class SchemaMissing(StorageError):
-    """The database answers, but has not the tables (or not all of them)."""
+    """The database answers, but lacks tables or columns."""
 
     failure_class = "configuration"
 
@@ -52,12 +68,100 @@ class RefusedByDatabase(DatabaseError):
     """
 
 
-def open_engine(url: str) -> sa.Engine:
-    """An engine for the event store; connects on first use.
+class Database:
+    """The event store in PostgreSQL; connects on first use.
+
+    Each method raises `DatabaseUnavailable`, `SchemaMissing`, `PermissionDenied`, `RefusedByDatabase` or
+    `DatabaseError`.
+
+    Args:
+        slow: called with each statement that took long.
+        unavailable: called each time that the database does not answer.
 
     Raises:
-        ConfigurationError: the URL is none.
+        ConfigurationError: the URL is not a database URL.
     """
+
+    def __init__(
+        self,
+        url: str,
+        slow: SlowStatementReport | None = None,
+        unavailable: Callable[[DatabaseUnavailable], None] | None = None,
+    ) -> None:
+        self.engine = _open_engine(url)
+        self._unavailable = unavailable
+        if slow is not None:
+            StatementWatch(self.engine, slow)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """A connection whose statements take effect together at the end, or not at all."""
+        with self._errors(), self.engine.begin() as connection:
+            yield connection
+
+    def transact(
+        self, work: Callable[Concatenate[sa.Connection, _P], _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        """Call a function of this room's tables in a transaction of its own."""
+        with self.transaction() as connection:
+            return work(connection, *args, **kwargs)
+
+    def ping(self) -> None:
+        """Check in one round trip that the tables have this version's columns and may be written.
+
+        Inserting no rows into each of them changes nothing, yet is refused by a server in recovery, in a
+        read-only session, for a missing column and for a missing right.
+
+        Raises:
+            DatabaseUnavailable: it does not answer, is read-only, or is a standby.
+            SchemaMissing: it lacks tables, or columns of this version.
+            PermissionDenied: this user may not write them.
+        """
+        with self._errors(), self.engine.connect() as connection:
+            connection.execute(_PING)
+
+    def migrate(self) -> None:
+        """Bring the schema to this version's state; safe to call at once from several processes."""
+        # Only here: every run's process imports this module, and none of them migrates.
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        migrations = str(Path(__file__).with_name("migrations"))
+        config.set_main_option("script_location", migrations.replace("%", "%%"))
+        with self._errors(), self.engine.connect() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
+            connection.commit()
+            try:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+                connection.commit()
+            finally:
+                connection.rollback()
+                connection.execute(sa.select(sa.func.pg_advisory_unlock(_MIGRATION_LOCK)))
+                connection.commit()
+
+    def close(self) -> None:
+        """Close pooled connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise SQLAlchemy's and the driver's errors as this room's classes, without any password."""
+        try:
+            yield
+        except (DBAPIError, psycopg.Error, PoolTimeout, UnicodeEncodeError) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            if isinstance(cause, psycopg.errors.ReadOnlySqlTransaction):
+                # A primary that was demoted keeps its connections: only new ones find the writable server.
+                self.engine.dispose()
+            named = storage_error(error, self.engine.url.render_as_string(hide_password=True))
+            if self._unavailable is not None and isinstance(named, DatabaseUnavailable):
+                self._unavailable(named)
+            raise named from error
+
+
+def _open_engine(url: str) -> sa.Engine:
     try:
         return sa.create_engine(
             url,
@@ -78,57 +182,39 @@ def open_engine(url: str) -> sa.Engine:
         ) from None
 
 
-@contextmanager
-def database_errors(engine: sa.Engine) -> Iterator[None]:
-    """Turn SQLAlchemy's and the driver's errors into this room's classes, without any password."""
-    try:
-        yield
-    except (DBAPIError, psycopg.Error, PoolTimeout, UnicodeEncodeError) as error:
-        # COPY goes past SQLAlchemy, so the driver's own errors arrive bare there.
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        if isinstance(cause, psycopg.errors.ReadOnlySqlTransaction):
-            # A primary that was demoted keeps its connections: only new ones find the one that is writable.
-            engine.dispose()
-        raise _in_our_words(cause, engine.url.render_as_string(hide_password=True)) from error
+def storage_error(error: BaseException, where: str) -> StorageError:
+    """SQLAlchemy's or the driver's error as this room's class, with what to do.
 
-
-def _in_our_words(cause: BaseException | None, where: str) -> StorageError:
-    told = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    Args:
+        where: the database's URL, without its password.
+    """
+    # COPY bypasses SQLAlchemy, so the driver's own errors arrive bare there.
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     sqlstate = (cause.sqlstate or "") if isinstance(cause, psycopg.Error) else ""
     if isinstance(cause, _MISSING):
         return SchemaMissing(
             f"The event store {where} lacks tables or columns of this version. Run `capstone migrate`."
         )
     if isinstance(cause, psycopg.errors.InsufficientPrivilege):
-        return PermissionDenied(f"The event store {where} forbids this user the statement: {told}. Grant it.")
-    # Before OperationalError, which psycopg also calls a value that breaks a limit. Without a SQLSTATE the
-    # driver refused the value by itself: a NUL, half of a surrogate pair.
+        return PermissionDenied(
+            f"The event store {where} forbids this user the statement: {reason}. Grant it."
+        )
+    # Before OperationalError, which psycopg also raises for a value that breaks a limit. Without a SQLSTATE
+    # the driver refused the value itself: a NUL, half of a surrogate pair.
     if sqlstate[:2] in _REFUSED or (
         not sqlstate and isinstance(cause, (psycopg.DataError, UnicodeEncodeError))
     ):
-        return RefusedByDatabase(f"The event store {where} will never take this value: {told}.")
+        return RefusedByDatabase(f"The event store {where} will never take this value: {reason}.")
     if sqlstate[:2] in _UNAVAILABLE or isinstance(
         cause, (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
     ):
         trouble = "cannot do its work now" if sqlstate else "does not answer"
         return DatabaseUnavailable(
-            f"The event store {where} {trouble}: {told}. Check that it runs, its security group, its disk "
-            "and its connection limit; the work is tried again."
+            f"The event store {where} {trouble}: {reason}. Check that it runs, its security group, its disk "
+            "and its connection limit; the work is retried."
         )
-    return DatabaseError(f"The event store {where} refused a statement: {told}.")
-
-
-def ping(engine: sa.Engine) -> None:
-    """Ask in one round trip whether the tables are there, in this version's columns, and may be written.
-
-    Inserting no rows into each of them changes nothing, yet is refused by a server in recovery, in a
-    read-only session, for a missing column and for a missing right.
-
-    Raises:
-        DatabaseUnavailable, SchemaMissing, PermissionDenied: as PostgreSQL answers.
-    """
-    with database_errors(engine), engine.connect() as connection:
-        connection.execute(_PING)
+    return DatabaseError(f"The event store {where} refused a statement: {reason}.")
 
 
 def _no_rows(table: sa.Table) -> sa.CTE:
@@ -138,28 +224,3 @@ def _no_rows(table: sa.Table) -> sa.CTE:
 
 
 _PING = sa.select(sa.literal(1)).add_cte(*(_no_rows(table) for table in metadata.sorted_tables))
-
-
-def migrate(engine: sa.Engine) -> None:
-    """Bring the schema to this version's state; safe to call at once from several processes.
-
-    Raises:
-        DatabaseUnavailable, PermissionDenied, DatabaseError: as PostgreSQL answers.
-    """
-    # Only here: every run's process imports this module, and none of them migrates.
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    with database_errors(engine), engine.connect() as connection:
-        connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
-        connection.commit()
-        try:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            connection.commit()
-        finally:
-            connection.rollback()
-            connection.execute(sa.select(sa.func.pg_advisory_unlock(_MIGRATION_LOCK)))
-            connection.commit()

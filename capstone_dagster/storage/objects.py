@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from capstone_dagster.settings import ConfigurationError
-from capstone_dagster.storage.deleting import delete_versions, versions_below
 from capstone_dagster.storage.errors import ObjectNotFound, PermissionDenied, StorageUnavailable, explained
+from capstone_dagster.storage.object_versions import delete_versions, versions_below
 
 if TYPE_CHECKING:
     from collections.abc import Callable

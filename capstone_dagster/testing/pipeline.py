@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.videos import record_upload
 from capstone_dagster.testing.scenes import MakeClip, Square, SquareDetector
 from capstone_dagster.testing.servers import Aws
 
@@ -20,8 +23,8 @@ if TYPE_CHECKING:  # Dagster takes seconds, which a test of a rule need not wait
 
     from capstone_dagster.services import Services
     from capstone_dagster.settings import Settings
-    from capstone_dagster.storage.event_store import EventStore
-    from capstone_dagster.storage.records import VideoUpload
+    from capstone_dagster.storage.database import Database
+    from capstone_dagster.storage.uploads import VideoUpload
 
 KEY = "gate/20260122_142315.mp4"
 """Where `analyzed` lies: by the default patterns, camera and wall clock follow from it."""
@@ -47,12 +50,14 @@ class Analyzed:
     @property
     def events(self) -> Sequence[Mapping[str, Any]]:
         """Rows of `capstone.current_events`, by start."""
-        return self.services.events.current_events(self.video_id)
+        return self.services.database.transact(current_events, self.video_id)
 
     @property
     def analysis(self) -> Mapping[str, Any]:
         """The current analysis: a row of `capstone.analyses`."""
-        [current] = [row for row in self.services.events.analyses(self.video_id) if row["is_current"]]
+        [current] = [
+            row for row in self.services.database.transact(analyses_of, self.video_id) if row["is_current"]
+        ]
         return current
 
     @property
@@ -134,8 +139,8 @@ class Pipeline:
         s3.put_object(Bucket=bucket, Key=key, Body=body)
         source = head_source(s3, bucket, key)
         upload = identify(AnalysisRequest(bucket, key, **asked), source, self.services.settings)
-        told = {"external_id", "camera", "recorded_at"} & set(asked)
-        self.services.events.record_upload(upload, told)
+        stated = {"external_id", "camera", "recorded_at"} & set(asked)
+        self.services.database.transact(record_upload, upload, stated)
         self.instance.add_dynamic_partitions("videos", [upload.video_id])
         return upload
 
@@ -203,12 +208,12 @@ def _succeeded(result: dg.ExecuteInProcessResult) -> dg.ExecuteInProcessResult:
 
 
 @pytest.fixture
-def capstone_settings(aws: Aws, event_store: EventStore) -> Settings:
+def capstone_settings(aws: Aws, database: Database) -> Settings:
     """Settings that name the test's own servers; override it to test with others."""
     from capstone_dagster.settings import read_settings
 
     return read_settings(
-        database_url=event_store.engine.url.render_as_string(hide_password=False),
+        database_url=database.engine.url.render_as_string(hide_password=False),
         derived_url=aws.resources.derived_url,
         raw_bucket=aws.resources.raw_bucket,
         queue_url=aws.resources.queue_url,

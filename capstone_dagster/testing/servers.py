@@ -21,7 +21,7 @@ from capstone_dagster.local.aws import (
     ministack_server,
 )
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer, postgres_server
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
 
 _READ_BY_THE_PROJECT = ("CAPSTONE_", "POSTGRES_", "AWS_", "DAGSTER_")
 
@@ -61,12 +61,12 @@ def database_url(postgres: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def event_store(database_url: str) -> Iterator[EventStore]:
+def database(database_url: str) -> Iterator[Database]:
     """A migrated event store of the test's own."""
-    store = EventStore(database_url)
-    store.migrate()
-    yield store
-    store.close()
+    database = Database(database_url)
+    database.migrate()
+    yield database
+    database.close()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dagster as dg
 
 from capstone_dagster.assets.partitions import videos
 from capstone_dagster.services import Services
+from capstone_dagster.storage.events import current_events
 
 
 @dg.asset(partitions_def=videos, deps=["events"], group_name="videos")
@@ -11,6 +12,6 @@ def person_seconds(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> dg.MaterializeResult:
     """Seconds of presence, of all persons together."""
-    events = services.events.current_events(context.partition_key)
+    events = services.database.transact(current_events, context.partition_key)
     seconds = sum((e["end_ms"] - e["start_ms"]) / 1000 for e in events if e["label"] == "person")
     return dg.MaterializeResult(metadata={"person_seconds": seconds})

@@ -636,5 +636,5 @@ def stored(office: Office) -> None:
         data,
     )
     known = office.instance.get_instigator_state(state.instigator_origin_id, state.selector_id)
-    store = office.instance.update_instigator_state if known else office.instance.add_instigator_state
-    store(state)
+    database = office.instance.update_instigator_state if known else office.instance.add_instigator_state
+    database(state)

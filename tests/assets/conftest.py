@@ -9,7 +9,7 @@ import pytest
 from capstone_dagster import testing
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
 from tests.assets import recovery_job
 from tests.conftest import Aws
 
@@ -24,9 +24,9 @@ class Pipeline(testing.Pipeline):
 
 
 @pytest.fixture
-def capstone_settings(aws: Aws, event_store: EventStore) -> Settings:
+def capstone_settings(aws: Aws, database: Database) -> Settings:
     return read_settings(
-        database_url=event_store.engine.url.render_as_string(hide_password=False),
+        database_url=database.engine.url.render_as_string(hide_password=False),
         derived_url=aws.resources.derived_url,
         # One frame a second keeps a test at seconds; nothing here depends on how many there are.
         sample_fps=1.0,

@@ -17,7 +17,10 @@ import pytest
 from capstone_dagster.assets.activity import ACTIVITY_FILE, daily_activity
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.events import hourly_activity
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, UPLOAD, event_row
 
 # 23:30 in Seoul, on the day before that of UTC's afternoon.
@@ -26,21 +29,21 @@ HOUR_MS = 3_600_000
 
 
 @pytest.fixture
-def services(event_store: EventStore, tmp_path: Path) -> Services:
+def services(database: Database, tmp_path: Path) -> Services:
     return Services(
         read_settings(
-            database_url=event_store.engine.url.render_as_string(hide_password=False),
+            database_url=database.engine.url.render_as_string(hide_password=False),
             derived_url=tmp_path.as_uri(),
         )
     )
 
 
-def publish(store: EventStore, number: int, rows: list[dict[str, Any]], **upload: Any) -> None:
+def publish(database: Database, number: int, rows: list[dict[str, Any]], **upload: Any) -> None:
     name = {"upload_id": f"u{number}", "video_id": f"v{number}", "key": f"{number}.mp4"}
-    store.record_upload(replace(UPLOAD, **name, **upload))
+    database.transact(record_upload, replace(UPLOAD, **name, **upload))
     ids = {"analysis_id": f"a{number}", "video_id": f"v{number}", "upload_id": f"u{number}"}
     named = [row | {"event_id": f"{number}-{place}"} for place, row in enumerate(rows)]
-    store.publish(replace(ANALYSIS, **ids), named, FACTS)
+    database.transact(publish_analysis, replace(ANALYSIS, **ids), named, FACTS)
 
 
 def make(services: Services) -> dict[str, Any]:
@@ -56,13 +59,13 @@ def make(services: Services) -> dict[str, Any]:
 def test_events_are_counted_by_camera_and_hour_where_the_camera_stands(services: Services) -> None:
     recorded: dict[str, Any] = {"recorded_at": RECORDED, "recorded_at_source": "message"}
     rows = [event_row("", 0), event_row("", 60_000) | {"face_score": 0.5}, event_row("", HOUR_MS)]
-    publish(services.events, 1, rows, **recorded)
-    publish(services.events, 2, [event_row("", 0) | {"label": "face"}], camera="yard", **recorded)
-    publish(services.events, 3, [event_row("", 0), event_row("", 5000)])  # nobody knows when
+    publish(services.database, 1, rows, **recorded)
+    publish(services.database, 2, [event_row("", 0) | {"label": "face"}], camera="yard", **recorded)
+    publish(services.database, 3, [event_row("", 0), event_row("", 5000)])  # nobody knows when
     long_ago = {**recorded, "recorded_at": RECORDED - timedelta(days=31)}
-    publish(services.events, 4, [event_row("", 0)], **long_ago)
+    publish(services.database, 4, [event_row("", 0)], **long_ago)
     ahead = {**recorded, "recorded_at": datetime.now(UTC) + timedelta(days=365)}
-    publish(services.events, 5, [event_row("", 0)], camera="wrong clock", **ahead)
+    publish(services.database, 5, [event_row("", 0)], camera="wrong clock", **ahead)
 
     told = make(services)
 
@@ -81,8 +84,8 @@ def test_events_are_counted_by_camera_and_hour_where_the_camera_stands(services:
 def test_an_hour_that_a_clock_change_repeats_counts_twice(services: Services) -> None:
     began = datetime(2025, 10, 26, 0, 30, tzinfo=UTC)  # 02:30 in Berlin; an hour later it is 02:30 once more
     rows = [event_row("", 0), event_row("", HOUR_MS), event_row("", HOUR_MS + 1)]
-    publish(services.events, 1, rows, recorded_at=began, recorded_at_source="message")
-    told, _ = services.events.activity(zone="Europe/Berlin", days=1)
+    publish(services.database, 1, rows, recorded_at=began, recorded_at_source="message")
+    told, _ = services.database.transact(hourly_activity, zone="Europe/Berlin", days=1)
     assert [(row["hour"].isoformat(), row["events"]) for row in told] == [
         ("2025-10-26T02:00:00+02:00", 1),
         ("2025-10-26T02:00:00+01:00", 2),
@@ -94,7 +97,7 @@ def test_the_plot_is_a_small_picture_that_names_cameras_in_any_script(services: 
     for number, camera in enumerate(["회의실", "a <b> & c", *map(str, range(13))]):
         # The busiest twelve are shown.
         rows = [event_row("", 0), event_row("", 5000)] if number < 2 else [event_row("", 0)]
-        publish(services.events, number, rows, camera=camera, **recorded)
+        publish(services.database, number, rows, camera=camera, **recorded)
 
     plot = make(services)["plot"]
 

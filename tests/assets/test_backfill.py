@@ -13,8 +13,10 @@ from capstone_dagster.assets import analyze, several
 from capstone_dagster.assets.analyze import AnalysisOrder
 from capstone_dagster.assets.partitions import VIDEOS_PER_RUN
 from capstone_dagster.assets.references import DetectionsReference
+from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import StorageUnavailable
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.video_status import current_status
 from capstone_dagster.testing import SquareDetector, square_clip
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
@@ -110,7 +112,7 @@ def failed_with(result: dg.ExecuteInProcessResult) -> str:
 
 
 def state(pipeline: Pipeline, upload: VideoUpload) -> tuple[str, str | None]:
-    [row] = pipeline.services.events.current_status(upload.video_id)
+    [row] = pipeline.services.database.transact(current_status, upload.video_id)
     return row["state"], row["failure_class"]
 
 
@@ -146,7 +148,10 @@ def test_a_backfill_run_loads_one_model_and_its_bad_video_fails_alone(
     assert len(passes) == 1
     everything = [one.video_id, bad.video_id, other.video_id]
     assert materialized(pipeline, again.run_id) == dict.fromkeys(ASSETS, everything)
-    assert all(len(pipeline.services.events.analyses(each.video_id)) == 1 for each in (one, bad, other))
+    assert all(
+        len(pipeline.services.database.transact(analyses_of, each.video_id)) == 1
+        for each in (one, bad, other)
+    )
     skipped = {event.step_key for event in again.all_events if event.is_step_skipped}
     assert {"events.derive_events", "events.persist_events"} <= skipped
 
@@ -182,7 +187,7 @@ def test_a_backfill_of_detections_alone_publishes_nothing(pipeline: Pipeline, cl
     assert result.success
     both = [one.video_id, other.video_id]
     assert materialized(pipeline, result.run_id) == dict.fromkeys(("extracted_frames", "detections"), both)
-    assert pipeline.services.events.analyses(one.video_id) == []
+    assert pipeline.services.database.transact(analyses_of, one.video_id) == []
 
 
 @pytest.mark.parametrize(
@@ -206,7 +211,7 @@ def test_a_forced_backfill_does_finished_work_again_and_keeps_what_was(
 
     assert len(passes) == 4
     for upload in (one, other):
-        analyses = pipeline.services.events.analyses(upload.video_id)
+        analyses = pipeline.services.database.transact(analyses_of, upload.video_id)
         assert [analysis["is_current"] for analysis in analyses] == [False, True]
 
 
@@ -259,7 +264,7 @@ def test_a_later_try_of_a_backfills_run_leaves_out_what_failed_for_good(
         broken.setattr(several, "detect", s3_silent_for(three))
         broken.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
         stopped = backfill(pipeline, one, three)
-    told = notices(pipeline.services.events)
+    told = notices(pipeline.services.database)
     # Once, although the step was tried three times.
     assert told.count("video.failed") == 2
     lineage = {
@@ -278,12 +283,12 @@ def test_a_later_try_of_a_backfills_run_leaves_out_what_failed_for_good(
         by_the_system
     )
     assert materialized(pipeline, by_the_system.run_id) == {asset: [three.video_id] for asset in ASSETS}
-    assert notices(pipeline.services.events)[len(told) :] == ["video.analyzed"]
+    assert notices(pipeline.services.database)[len(told) :] == ["video.analyzed"]
 
     # Somebody who starts it again may have mended it.
     somebody = backfill(pipeline, one, three, tags={**lineage, "dagster/parent_run_id": by_the_system.run_id})
     assert not somebody.success
-    assert notices(pipeline.services.events)[len(told) + 1 :] == ["video.failed"]
+    assert notices(pipeline.services.database)[len(told) + 1 :] == ["video.failed"]
 
 
 def test_all_assets_of_a_backfill_go_into_the_same_runs(aws_endpoint: str) -> None:

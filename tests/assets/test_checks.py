@@ -16,6 +16,8 @@ from capstone_dagster.assets.checks import detections_checks, events_checks, jud
 from capstone_dagster.assets.references import DetectionsReference, PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageUnavailable
+from capstone_dagster.storage.events import current_events, events_of
+from capstone_dagster.storage.video_status import current_status
 from tests.assets.conftest import Pipeline
 
 OF_DETECTIONS = {
@@ -80,7 +82,7 @@ def test_checks_keep_events_from_contradictory_detections(
 ) -> None:
     upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
     assert pipeline.run(upload).success
-    published = pipeline.services.events.current_events(upload.video_id)
+    published = pipeline.services.database.transact(current_events, upload.video_id)
     done = latest(pipeline, "detections", DetectionsReference, upload.video_id)
     spoil(pipeline, done.prefix + "detections.parquet", DETECTIONS_SCHEMA, "x2", 1e6, tmp_path)
 
@@ -97,11 +99,11 @@ def test_checks_keep_events_from_contradictory_detections(
     }
     [run] = pipeline.instance.get_runs(dg.RunsFilter(run_ids=[result.run_id]))
     assert run.tags["capstone/failure"] == "internal"
-    [status] = pipeline.services.events.current_status(upload.video_id)
+    [status] = pipeline.services.database.transact(current_status, upload.video_id)
     assert status["state"] == "failed"
     assert "boxes_inside_frame" in status["message"]
     # What consumers see is what was right before.
-    assert pipeline.services.events.current_events(upload.video_id) == published
+    assert pipeline.services.database.transact(current_events, upload.video_id) == published
 
 
 def test_each_check_sees_what_it_is_there_for(pipeline: Pipeline, clip: Path, tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_each_check_sees_what_it_is_there_for(pipeline: Pipeline, clip: Path, tm
     assert pipeline.run(upload).success
     done = latest(pipeline, "detections", DetectionsReference, upload.video_id)
     published = latest(pipeline, "events", PublishedAnalysis, upload.video_id)
-    services, store = pipeline.services, pipeline.services.events
+    services, store = pipeline.services, pipeline.services.database
 
     def configured(**changed: Any) -> Services:
         return Services(services.settings.model_copy(update=changed))
@@ -142,7 +144,7 @@ def test_each_check_sees_what_it_is_there_for(pipeline: Pipeline, clip: Path, tm
         "expected_latency"
     }
     with store.engine.begin() as connection:
-        one = store.events_of(published.analysis_id)[0]
+        one = store.transact(events_of, published.analysis_id)[0]
         connection.execute(
             sa.text(
                 "CREATE TEMP TABLE twin ON COMMIT DROP AS "

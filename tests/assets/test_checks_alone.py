@@ -10,7 +10,7 @@ import pytest
 from capstone_dagster.analysis import DETECTIONS_SCHEMA
 from capstone_dagster.assets.checking import check_videos
 from capstone_dagster.assets.references import DetectionsReference
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
 from tests.assets.test_backfill import backfill, clip, loads, uploads
@@ -102,7 +102,7 @@ def test_checks_alone_change_no_status_whatever_they_find(
     pipeline: Pipeline, finished: list[VideoUpload], tmp_path: Path
 ) -> None:
     damage(pipeline, finished[0], tmp_path)
-    before = dump(pipeline.services.events)
+    before = dump(pipeline.services.database)
 
     single = of_asset(pipeline, "detections", {"dagster/partition": finished[0].video_id})
     stretch = of_asset(pipeline, "detections", over(*finished))
@@ -119,7 +119,7 @@ def test_checks_alone_change_no_status_whatever_they_find(
         f"1 of 2 videos are wrong or have nothing to judge: {finished[0].video_id} (boxes_inside_frame)."
         in (reason(by_job))
     )
-    assert dump(pipeline.services.events) == before
+    assert dump(pipeline.services.database) == before
 
 
 def test_check_videos_judges_partitions_and_what_is_named(

@@ -12,29 +12,32 @@ from capstone_dagster.assets.comparing import of_comparison
 from capstone_dagster.assets.references import PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.events import events_of
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, event_row
 
 
 @pytest.fixture
-def services(event_store: EventStore) -> Services:
-    return Services(read_settings(database_url=event_store.engine.url.render_as_string(hide_password=False)))
+def services(database: Database) -> Services:
+    return Services(read_settings(database_url=database.engine.url.render_as_string(hide_password=False)))
 
 
-def published(store: EventStore, analysis_id: str) -> tuple[PublishedAnalysis, list[Event]]:
-    events = [Event.of(row) for row in store.events_of(analysis_id)]
+def published(database: Database, analysis_id: str) -> tuple[PublishedAnalysis, list[Event]]:
+    events = [Event.of(row) for row in database.transact(events_of, analysis_id)]
     return PublishedAnalysis(analysis_id, "v1", len(events), NOON, True), events
 
 
 def test_compare_counts_what_changed_since_the_previous_analysis(services: Services) -> None:
-    store = services.events
-    store.record_upload(UPLOAD)
-    store.publish(ANALYSIS, ROWS, FACTS)
-    assert of_comparison(*published(store, "a1"), services) == {}
+    database = services.database
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    assert of_comparison(*published(database, "a1"), services) == {}
 
     later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
-    store.publish(later, [event_row("f1"), event_row("f2", 60_000)], FACTS)
-    told = of_comparison(*published(store, "a2"), services)
+    database.transact(publish_analysis, later, [event_row("f1"), event_row("f2", 60_000)], FACTS)
+    told = of_comparison(*published(database, "a2"), services)
 
     assert told["compared_with"] == "a1"
     counts = [told[f"{what}_events"] for what in ("matched", "moved", "appeared", "vanished")]
@@ -47,13 +50,13 @@ def test_compare_counts_what_changed_since_the_previous_analysis(services: Servi
 
 
 def test_compare_of_what_has_not_changed_says_so(services: Services) -> None:
-    store = services.events
-    store.record_upload(UPLOAD)
-    store.publish(ANALYSIS, [event_row("e1")], FACTS)
+    database = services.database
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, [event_row("e1")], FACTS)
     later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
-    store.publish(later, [event_row("f1")], FACTS)
+    database.transact(publish_analysis, later, [event_row("f1")], FACTS)
 
-    told = of_comparison(*published(store, "a2"), services)
+    told = of_comparison(*published(database, "a2"), services)
 
     assert [told[f"{what}_events"] for what in ("matched", "moved", "appeared", "vanished")] == [1, 0, 0, 0]
     assert "| appeared |" not in told["changes"].value  # type: ignore[union-attr]
@@ -63,19 +66,24 @@ def test_compare_shows_what_appeared_vanished_and_moved(services: Services) -> N
     def seen(event_id: str, start_ms: int, picture: str) -> dict[str, object]:
         return event_row(event_id, start_ms) | {"thumbnail_key": picture}
 
-    store = services.events
-    store.record_upload(UPLOAD)
+    database = services.database
+    database.transact(record_upload, UPLOAD)
     before = [
         seen("e1", 0, "d1/same.jpg"),
         seen("e2", 9000, "d1/gone.jpg"),
         seen("e3", 20_000, "d1/moved.jpg"),
     ]
-    store.publish(ANALYSIS, before, FACTS)
+    database.transact(publish_analysis, ANALYSIS, before, FACTS)
     after = [seen("f1", 0, "same.jpg"), seen("f2", 60_000, "new.jpg")]
     after.append(seen("f3", 20_000, "moved.jpg") | {"end_ms": 22_500})
-    store.publish(replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1)), after, FACTS)
+    database.transact(
+        publish_analysis,
+        replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1)),
+        after,
+        FACTS,
+    )
     told = of_comparison(
-        *published(store, "a2"), services, prefix="d2/", picture=lambda key: f"![]({key})" if key else ""
+        *published(database, "a2"), services, prefix="d2/", picture=lambda key: f"![]({key})" if key else ""
     )
 
     table = told["changes"].value  # type: ignore[union-attr]
@@ -86,25 +94,27 @@ def test_compare_shows_what_appeared_vanished_and_moved(services: Services) -> N
 
 
 def test_compare_leaves_out_what_another_upload_showed(services: Services) -> None:
-    store = services.events
+    database = services.database
     newer = replace(UPLOAD, upload_id="u2", version_id="2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
-    store.record_upload(UPLOAD)
-    store.publish(ANALYSIS, ROWS, FACTS)
-    store.record_upload(newer)
-    store.publish(replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [event_row("f1")], FACTS)
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    database.transact(record_upload, newer)
+    database.transact(
+        publish_analysis, replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [event_row("f1")], FACTS
+    )
 
-    assert of_comparison(*published(store, "a2"), services) == {}
+    assert of_comparison(*published(database, "a2"), services) == {}
 
 
 def test_compare_that_cannot_be_made_fails_nothing(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    services.events.record_upload(UPLOAD)
-    services.events.publish(ANALYSIS, ROWS, FACTS)
-    done = published(services.events, "a1")
+    services.database.transact(record_upload, UPLOAD)
+    services.database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    done = published(services.database, "a1")
 
-    def broken(video_id: str) -> list[dict[str, object]]:
+    def broken(*_: object) -> list[dict[str, object]]:
         raise RuntimeError("away")
 
-    monkeypatch.setattr(services.events, "analyses", broken)
+    monkeypatch.setattr(services.database, "transact", broken)
     assert of_comparison(*done, services) == {}

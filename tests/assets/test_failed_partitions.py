@@ -9,7 +9,8 @@ import pytest
 
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.failures.classes import POLICIES, FailureClass
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.video_status import mark_running
 from tests.assets import recovery_job, test_backfill
 from tests.assets.conftest import Pipeline
 
@@ -93,7 +94,7 @@ def test_a_lost_worker_is_shown_though_it_said_nothing(pipeline: Pipeline) -> No
     run = pipeline.instance.create_run_for_job(
         recovery_job.recoverable_job(), tags=tags, status=dg.DagsterRunStatus.STARTED
     )
-    pipeline.services.events.mark_running(upload.upload_id, run.run_id)
+    pipeline.services.database.transact(mark_running, upload.upload_id, run.run_id)
     pipeline.instance.report_run_failed(run, "The machine is gone.")
 
     video_status_sensor(

@@ -9,6 +9,7 @@ import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from capstone_dagster.assets import analyze, ops
+from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import StorageUnavailable
 from capstone_dagster.testing import MakeClip, SquareDetector
 from tests.assets.conftest import Pipeline
@@ -59,7 +60,7 @@ def test_an_operators_end_of_a_run_is_not_tried_again(
     assert run.status == dg.DagsterRunStatus.CANCELED
     kinds = {event.event_type_value for event in result.all_events if event.step_key == step}
     assert "STEP_UP_FOR_RETRY" not in kinds
-    assert pipeline.services.events.analyses(upload.video_id) == []
+    assert pipeline.services.database.transact(analyses_of, upload.video_id) == []
 
 
 def test_a_transient_failure_is_tried_twice_more(

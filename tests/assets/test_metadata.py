@@ -16,7 +16,7 @@ from capstone_dagster.assets import metadata
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
 
 UPLOADED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UPLOAD = VideoUpload(

@@ -16,6 +16,9 @@ from capstone_dagster.assets.publish import IntegrityViolation, check_integrity,
 from capstone_dagster.assets.references import DetectionsReference, EventsReference, ReferenceIOManager
 from capstone_dagster.assets.story import Story
 from capstone_dagster.services import Services
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.video_status import current_status
 from tests.assets.conftest import Pipeline
 
 
@@ -30,7 +33,7 @@ def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
 
 
 def status(pipeline: Pipeline, video_id: str) -> dict[str, Any]:
-    [row] = pipeline.services.events.current_status(video_id)
+    [row] = pipeline.services.database.transact(current_status, video_id)
     return row
 
 
@@ -41,8 +44,8 @@ def test_an_upload_becomes_events_exactly_once(pipeline: Pipeline, clip: Path, t
     first = pipeline.run(upload)
 
     assert first.success
-    published = pipeline.services.events.current_events(upload.video_id)
-    [analysis] = pipeline.services.events.analyses(upload.video_id)
+    published = pipeline.services.database.transact(current_events, upload.video_id)
+    [analysis] = pipeline.services.database.transact(analyses_of, upload.video_id)
     assert analysis["events"] == len(published) > 0
     assert status(pipeline, upload.video_id)["state"] == "done"
     objects = pipeline.services.objects
@@ -67,13 +70,16 @@ def test_an_upload_becomes_events_exactly_once(pipeline: Pipeline, clip: Path, t
     assert second.success
     assert again.upload_id != upload.upload_id
     assert metadata(second, "detections")["reused"] is True
-    assert pipeline.services.events.analyses(upload.video_id)[0]["published_at"] == analysis["published_at"]
-    assert pipeline.services.events.current_events(upload.video_id) == published
+    assert (
+        pipeline.services.database.transact(analyses_of, upload.video_id)[0]["published_at"]
+        == analysis["published_at"]
+    )
+    assert pipeline.services.database.transact(current_events, upload.video_id) == published
 
     # From the UI nothing is configured: the partition's latest upload is meant.
     third = pipeline.run(again, configured=False)
     assert third.success
-    assert len(pipeline.services.events.analyses(upload.video_id)) == 1
+    assert len(pipeline.services.database.transact(analyses_of, upload.video_id)) == 1
 
 
 def test_forced_work_is_done_again(pipeline: Pipeline, clip: Path) -> None:
@@ -83,7 +89,7 @@ def test_forced_work_is_done_again(pipeline: Pipeline, clip: Path) -> None:
     forced = pipeline.run(upload, force=True)
 
     assert metadata(forced, "detections")["reused"] is False
-    analyses = pipeline.services.events.analyses(upload.video_id)
+    analyses = pipeline.services.database.transact(analyses_of, upload.video_id)
     assert [analysis["is_current"] for analysis in analyses] == [False, True]
 
 
@@ -95,8 +101,8 @@ def test_the_same_bytes_elsewhere_are_detected_once(pipeline: Pipeline, clip: Pa
     second = pipeline.run(other)
 
     assert metadata(second, "detections")["reused"] is True
-    [analysis] = pipeline.services.events.analyses(one.video_id)
-    [another] = pipeline.services.events.analyses(other.video_id)
+    [analysis] = pipeline.services.database.transact(analyses_of, one.video_id)
+    [another] = pipeline.services.database.transact(analyses_of, other.video_id)
     assert analysis["detection_id"] == another["detection_id"]
     assert analysis["analysis_id"] != another["analysis_id"]
 
@@ -126,7 +132,7 @@ def test_a_bad_upload_fails_with_its_reason_and_leaves_nothing(
     assert told in row["message"]
     [run] = pipeline.instance.get_runs()
     assert run.tags["capstone/failure"] == failure
-    assert pipeline.services.events.analyses(upload.video_id) == []
+    assert pipeline.services.database.transact(analyses_of, upload.video_id) == []
     assert [key for key in pipeline.services.objects.keys("") if key.startswith("detections/")] == []
     # A permanent failure is not tried again.
     retries = [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
@@ -161,7 +167,7 @@ def test_a_database_outage_fails_the_last_op_only_and_it_can_be_repeated(
 
     output = persist_events(dg.build_op_context(resources={"services": pipeline.services}), derived)
     assert output.value.current
-    assert output.value.events == len(pipeline.services.events.current_events()) == derived.events
+    assert output.value.events == len(pipeline.services.database.transact(current_events)) == derived.events
 
 
 def test_publishing_refuses_events_that_cannot_be_true(pipeline: Pipeline, clip: Path) -> None:

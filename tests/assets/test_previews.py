@@ -10,7 +10,9 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.assets.previews import NoSuchAnalysis, preview_video, store_preview
+from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import SourceChanged
+from capstone_dagster.storage.video_status import current_status
 from capstone_dagster.testing import MakeClip, Pipeline, SquareDetector
 from tests.support.command_line import Capstone
 
@@ -37,7 +39,7 @@ def test_a_preview_is_rendered_once_and_refused_of_what_is_gone(
 
     first = store_preview(video_id, pipeline.services, progress=told.append)
 
-    (analysis,) = pipeline.services.events.analyses(video_id)
+    (analysis,) = pipeline.services.database.transact(analyses_of, video_id)
     assert (first.key, first.made) == (f"analyses/{analysis['analysis_id']}/preview.mp4", True)
     assert told == sorted(told)
     assert told[-1] == 1.0
@@ -66,7 +68,7 @@ def test_a_preview_is_rendered_once_and_refused_of_what_is_gone(
     assert not failed.success
     (failure,) = [event for event in failed.all_events if event.is_step_failure]
     assert "has no analysis a9" in str(failure.step_failure_data.user_failure_data)
-    assert pipeline.services.events.current_status(video_id)[0]["state"] == "done"
+    assert pipeline.services.database.transact(current_status, video_id)[0]["state"] == "done"
 
     with pytest.raises(NoSuchAnalysis, match="no current analysis"):
         store_preview("nobody", pipeline.services)

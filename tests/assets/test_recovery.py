@@ -13,7 +13,10 @@ from capstone_dagster.assets.analyze import detect
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.video_status import current_status, mark_queued, mark_running
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
 
@@ -67,13 +70,13 @@ def test_events_alone_come_from_the_stored_detections(
     upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
     config = pipeline.configured(upload)
     assert execute(pipeline, upload, pipeline.services, run_config=config).success
-    published = pipeline.services.events.current_events(upload.video_id)
+    published = pipeline.services.database.transact(current_events, upload.video_id)
 
     again = execute(pipeline, upload, pipeline.services, only=EVENTS_ONLY)
 
     assert again.success
     assert steps(again) == {"events.derive_events", "events.persist_events", "events_checks"}
-    assert pipeline.services.events.current_events(upload.video_id) == published
+    assert pipeline.services.database.transact(current_events, upload.video_id) == published
 
 
 def test_events_alone_without_detections_fail_with_a_class(
@@ -104,7 +107,7 @@ def test_re_execution_from_failure_reads_what_its_own_lineage_made(
 
     assert again.success
     assert steps(again) == {"events.persist_events", "events_checks"}
-    analyses = pipeline.services.events.analyses(upload.video_id)
+    analyses = pipeline.services.database.transact(analyses_of, upload.video_id)
     by_run = {analysis["run_id"]: analysis for analysis in analyses}
     assert by_run[again.run_id]["settings"]["sample_fps"] == 1.0
     assert by_run[again.run_id]["is_current"]
@@ -116,7 +119,7 @@ def test_re_execution_from_failure_reads_what_its_own_lineage_made(
 def rows(pipeline: Pipeline, upload: VideoUpload) -> dict[str, Any]:
     return next(
         row
-        for row in pipeline.services.events.current_status(upload.video_id)
+        for row in pipeline.services.database.transact(current_status, upload.video_id)
         if row["upload_id"] == upload.upload_id
     )
 
@@ -131,7 +134,7 @@ def test_status_catches_up_with_a_run_that_failed_while_the_database_was_away(
     upload = pipeline.upload("gate/a.mp4", b"this is no video")
     failed = pipeline.run(upload, services=cut_off)
     assert not failed.success
-    pipeline.services.events.mark_queued({upload.upload_id: failed.run_id})
+    pipeline.services.database.transact(mark_queued, {upload.upload_id: failed.run_id})
     assert rows(pipeline, upload)["state"] == "queued"
 
     # Ticks that fail themselves lose nothing.
@@ -150,7 +153,7 @@ def lost_run(pipeline: Pipeline, upload: VideoUpload, **tags: str) -> str:
         status=dg.DagsterRunStatus.STARTED,
         tags={"capstone/upload_id": upload.upload_id, **tags},
     )
-    pipeline.services.events.mark_running(upload.upload_id, run.run_id)
+    pipeline.services.database.transact(mark_running, upload.upload_id, run.run_id)
     return run.run_id
 
 
@@ -177,7 +180,7 @@ def test_a_worker_that_was_told_to_stop_is_told_with_the_reason(pipeline: Pipeli
     upload = pipeline.upload("gate/a.mp4", b"x")
     interrupted = {"dagster/failure_reason": "UNEXPECTED_TERMINATION", "batch_gpu/job_id": "job-1"}
     run = launched(pipeline, dg.DagsterRunStatus.STARTED, interrupted)
-    pipeline.services.events.mark_running(upload.upload_id, run.run_id)
+    pipeline.services.database.transact(mark_running, upload.upload_id, run.run_id)
     pipeline.instance.report_run_failed(run)
     tick(pipeline, pipeline.services)
     assert rows(pipeline, upload)["state"] == "running"
@@ -193,12 +196,12 @@ def test_a_worker_given_up_for_lost_does_not_speak_for_the_run_that_followed(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = pipeline.upload("gate/a.mp4", b"this is no video")
-    events = pipeline.services.events
+    database = pipeline.services.database
 
     def given_up_meanwhile(*arguments: Any, **named: Any) -> Any:
         [run] = pipeline.instance.get_runs()
         pipeline.instance.report_run_failed(run, "The worker was lost.")
-        events.mark_running(upload.upload_id, "the-next-run")
+        database.transact(mark_running, upload.upload_id, "the-next-run")
         return detect(*arguments, **named)
 
     monkeypatch.setattr(ops, "detect", given_up_meanwhile)
@@ -230,7 +233,7 @@ def launched(pipeline: Pipeline, status: dg.DagsterRunStatus, tags: dict[str, st
 def test_a_retry_that_fails_before_it_begins_has_the_last_word(pipeline: Pipeline) -> None:
     upload = pipeline.upload("gate/a.mp4", b"x")
     first = launched(pipeline, dg.DagsterRunStatus.FAILURE, {"dagster/will_retry": "true"})
-    pipeline.services.events.mark_queued({upload.upload_id: first.run_id})
+    pipeline.services.database.transact(mark_queued, {upload.upload_id: first.run_id})
     tick(pipeline, pipeline.services)
     assert rows(pipeline, upload)["run_id"] == first.run_id
 
@@ -251,13 +254,13 @@ def test_waiting_for_a_machine_is_told_with_its_reason(pipeline: Pipeline) -> No
     upload = pipeline.upload("gate/a.mp4", b"x")
     tags = {"batch_gpu/status": "RUNNABLE: no machine is free"}
     run = launched(pipeline, dg.DagsterRunStatus.STARTING, tags)
-    pipeline.services.events.mark_queued({upload.upload_id: run.run_id})
+    pipeline.services.database.transact(mark_queued, {upload.upload_id: run.run_id})
     tick(pipeline, pipeline.services)
     row = rows(pipeline, upload)
     told = ("waiting-for-compute", "AWS Batch: RUNNABLE: no machine is free")
     assert (row["state"], row["message"]) == told
 
-    pipeline.services.events.mark_running(upload.upload_id, run.run_id)
+    pipeline.services.database.transact(mark_running, upload.upload_id, run.run_id)
     tick(pipeline, pipeline.services)
     row = rows(pipeline, upload)
     assert (row["state"], row["message"]) == ("running", None)

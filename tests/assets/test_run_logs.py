@@ -15,7 +15,8 @@ from capstone_dagster.analysis.detection.device import GpuState
 from capstone_dagster.assets.several import analyze_videos
 from capstone_dagster.logs.spool import segments
 from capstone_dagster.services import Services
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.uploads import VideoUpload
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
 
@@ -96,7 +97,7 @@ def test_the_logs_tell_five_steps_whether_they_are_done_or_found_done(told: Told
         "[4/5] Database saving",
         "[5/5] Cleanup",
     ]
-    [analysis] = told.pipeline.services.events.analyses(upload.video_id)
+    [analysis] = told.pipeline.services.database.transact(analyses_of, upload.video_id)
     _, frames, detections, saving, cleanup = steps
     assert frames["frame_count"] == analysis["frames_decoded"] > 0
     assert detections["frame_count"] == analysis["frames_analyzed"] > 0

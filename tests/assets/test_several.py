@@ -16,8 +16,10 @@ from capstone_dagster.assets.several import analyze_videos, requested_at
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.failed_runs import failure_of
 from capstone_dagster.services import Services
-from capstone_dagster.storage.erasures import Erasures
+from capstone_dagster.storage.erasures import begin_erasure
 from capstone_dagster.storage.errors import StorageError
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.video_status import current_status
 from tests.assets.conftest import Pipeline
 
 ASSETS = ("extracted_frames", "detections", "events")
@@ -89,10 +91,10 @@ def test_a_bad_video_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path
     }
     assert materialized(pipeline) == dict.fromkeys(ASSETS, good)
     for upload in (first, last):
-        [status] = pipeline.services.events.current_status(upload.video_id)
+        [status] = pipeline.services.database.transact(current_status, upload.video_id)
         assert status["state"] == "done"
-        assert pipeline.services.events.current_events(upload.video_id)
-    [status] = pipeline.services.events.current_status(bad.video_id)
+        assert pipeline.services.database.transact(current_events, upload.video_id)
+    [status] = pipeline.services.database.transact(current_status, bad.video_id)
     assert (status["state"], status["failure_class"]) == ("failed", "undecodable-video")
 
 
@@ -154,13 +156,13 @@ def test_a_video_that_is_being_deleted_does_not_fail_its_neighbours(pipeline: Pi
     """As after a deletion that was broken off, until somebody finishes it."""
     body = clip.read_bytes()
     going, other = pipeline.upload("a/going.mp4", body), pipeline.upload("a/other.mp4", body)
-    Erasures(pipeline.services.events.engine).begin(going.video_id, "hana")
+    pipeline.services.database.transact(begin_erasure, going.video_id, "hana")
 
     result = run(pipeline, going.video_id, other.video_id)
 
     assert not result.success
-    assert pipeline.services.events.current_events(other.video_id)
-    [status] = pipeline.services.events.current_status(going.video_id)
+    assert pipeline.services.database.transact(current_events, other.video_id)
+    [status] = pipeline.services.database.transact(current_status, going.video_id)
     assert f"capstone delete {going.video_id}" in status["message"]
 
 

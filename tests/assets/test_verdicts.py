@@ -24,7 +24,7 @@ from capstone_dagster.analysis.detections import Detections
 from capstone_dagster.analysis.pictures import ContactSheet
 from capstone_dagster.assets import verdicts
 from capstone_dagster.assets.verdicts import HISTORY_FLOOR, DetectionFacts, FrameFacts, Severity, Verdict
-from capstone_dagster.storage.records import AnalysisFigures
+from capstone_dagster.storage.analysis_statistics import AnalysisFigures
 from capstone_dagster.testing.scenes import SquareDetector, square_clip
 
 WIDTH, HEIGHT = 640, 360

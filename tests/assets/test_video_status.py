@@ -9,7 +9,18 @@ from dagster._core.test_utils import create_run_for_test
 from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.video_status import (
+    current_status,
+    mark_begun,
+    mark_cancelled,
+    mark_queued,
+    mark_running,
+    mark_settled,
+    mark_waiting,
+)
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, dump
 from tests.support.origin import REMOTE_ORIGIN
 
@@ -23,36 +34,36 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def tick(instance: dg.DagsterInstance, store: EventStore) -> None:
-    url = store.engine.url.render_as_string(hide_password=False)
+def tick(instance: dg.DagsterInstance, database: Database) -> None:
+    url = database.engine.url.render_as_string(hide_password=False)
     services = Services(read_settings(database_url=url))
     video_status_sensor(dg.build_sensor_context(instance=instance, resources={"services": services}))
-    services.events.close()
+    services.database.close()
 
 
-def row(store: EventStore) -> Row:
-    [row] = store.current_status("v1")
+def row(database: Database) -> Row:
+    [row] = database.transact(current_status, "v1")
     return row["state"], row["progress"], row["message"]
 
 
-def queued(store: EventStore, run_id: str) -> None:
-    store.mark_queued({"u1": run_id})
+def queued(database: Database, run_id: str) -> None:
+    database.transact(mark_queued, {"u1": run_id})
 
 
-def waiting(store: EventStore, run_id: str) -> None:
-    queued(store, run_id)
-    store.mark_waiting("u1", run_id, "AWS Batch: RUNNABLE")
+def waiting(database: Database, run_id: str) -> None:
+    queued(database, run_id)
+    database.transact(mark_waiting, "u1", run_id, "AWS Batch: RUNNABLE")
 
 
-def running(store: EventStore, run_id: str) -> None:
-    queued(store, run_id)
-    store.mark_running("u1", run_id)
-    store.mark_running("u1", run_id, 0.4)
+def running(database: Database, run_id: str) -> None:
+    queued(database, run_id)
+    database.transact(mark_running, "u1", run_id)
+    database.transact(mark_running, "u1", run_id, 0.4)
 
 
-def analyzed_again(store: EventStore, run_id: str) -> None:
-    store.publish(ANALYSIS, ROWS, FACTS)
-    store.mark_running("u1", run_id)
+def analyzed_again(database: Database, run_id: str) -> None:
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    database.transact(mark_running, "u1", run_id)
 
 
 NO_EVENTS = "Its last run published no events, only what comes before them: materialize `events`."
@@ -82,37 +93,33 @@ DELETED = "Its run was deleted from Dagster's records before it was over."
     ],
 )  # fmt: skip
 def test_the_status_follows_the_run(
-    event_store: EventStore,
+    database: Database,
     instance: dg.DagsterInstance,
-    so_far: Callable[[EventStore, str], None],
+    so_far: Callable[[Database, str], None],
     run_status: dg.DagsterRunStatus | None,
     tags: dict[str, str],
     told: Row,
 ) -> None:
-    event_store.record_upload(UPLOAD)
+    database.transact(record_upload, UPLOAD)
     run_id = "4f0b2a34-0000-4000-8000-000000000000"
     if run_status is not None:
         run_id = create_run_for_test(
             instance, status=run_status, tags=tags, remote_job_origin=REMOTE_ORIGIN
         ).run_id
-    so_far(event_store, run_id)
+    so_far(database, run_id)
 
-    tick(instance, event_store)
+    tick(instance, database)
 
-    assert row(event_store) == told
-    before = dump(event_store)
-    tick(instance, event_store)
-    assert dump(event_store) == before, "what is true is not written again"
+    assert row(database) == told
+    before = dump(database)
+    tick(instance, database)
+    assert dump(database) == before, "what is true is not written again"
 
 
-def test_a_run_that_has_lost_its_upload_to_another_says_nothing_of_it(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    queued(event_store, "first")
-    event_store.mark_running("u1", "second", 0.0)
-    for change in (
-        event_store.mark_begun,
-        event_store.mark_settled,
-        lambda upload, run: event_store.mark_cancelled(upload, run, "x"),
-    ):
-        change("u1", "first")
-    assert row(event_store) == ("running", 0.0, None)
+def test_a_run_that_has_lost_its_upload_to_another_says_nothing_of_it(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    queued(database, "first")
+    database.transact(mark_running, "u1", "second", 0.0)
+    for change in (mark_begun, mark_settled, mark_cancelled):
+        database.transact(change, "u1", "first")
+    assert row(database) == ("running", 0.0, None)

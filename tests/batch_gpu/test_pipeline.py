@@ -13,7 +13,9 @@ from capstone_dagster.local.cloud import fake_batch
 from capstone_dagster.local.demo import prepare
 from capstone_dagster.local.stack import LocalStack, join_environment, local_stack
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.video_status import current_status
 from capstone_dagster.submit import submit_video
 from tests.support.waiting import wait_for
 
@@ -39,16 +41,16 @@ def test_an_upload_becomes_events_by_one_job_on_the_gpu_queue(
             monkeypatch.setenv(name, value)
         settings = read_settings()
         submission = submit_video(clip, aws_client("s3"), settings)
-        store = EventStore(settings.event_store_url())
+        database = Database(settings.event_store_url())
 
         def ended() -> dict[str, Any] | None:
-            rows = store.current_status(submission.video_id)
+            rows = database.transact(current_status, submission.video_id)
             return next((row for row in rows if row["state"] in ("done", "failed")), None)
 
         row = wait_for("the analysis", ended, deadline_s=180)
         assert row["state"] == "done", row["message"]
-        assert store.current_events(submission.video_id)
-        store.close()
+        assert database.transact(current_events, submission.video_id)
+        database.close()
 
         [job] = servers[0].batch.jobs()
         assert job["jobQueue"].endswith("/capstone-gpu")

@@ -15,7 +15,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import analyses_of, publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row, notices
 from tests.support.command_line import Capstone
 
@@ -25,15 +27,15 @@ JPEG = b"\xff\xd8\xff\xe0 not looked into \xff\xd9"
 
 
 @pytest.fixture
-def store(event_store: EventStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> EventStore:
+def database(database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Database:
     """A video with two analyses: of three events one stays, one moves, one vanishes; one appears."""
-    url = event_store.engine.url.render_as_string(hide_password=False)
+    url = database.engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
     derived = tmp_path / "derived"
     (derived / "detections" / "d1").mkdir(parents=True)
     (derived / "detections" / "d1" / "1.jpg").write_bytes(JPEG)
     monkeypatch.setenv("CAPSTONE_DERIVED_URL", derived.as_uri())
-    event_store.record_upload(replace(UPLOAD, external_id="84"), told=["external_id"])
+    database.transact(record_upload, replace(UPLOAD, external_id="84"), stated=["external_id"])
     first = [
         event_row("e1", 0),
         event_row("e2", 10_000) | {"end_ms": 15_000},
@@ -44,8 +46,9 @@ def store(event_store: EventStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         event_row("f2", 10_000) | {"end_ms": 18_000},
         event_row("f4", 50_000) | {"label": "<b>", "thumbnail_key": "detections/d2/gone.jpg"},
     ]
-    event_store.publish(replace(ANALYSIS, analysis_id=FIRST, events=3), first, FACTS)
-    event_store.publish(
+    database.transact(publish_analysis, replace(ANALYSIS, analysis_id=FIRST, events=3), first, FACTS)
+    database.transact(
+        publish_analysis,
         replace(
             ANALYSIS,
             analysis_id=SECOND,
@@ -56,14 +59,14 @@ def store(event_store: EventStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         second,
         FACTS,
     )
-    return event_store
+    return database
 
 
-def current(store: EventStore) -> list[str]:
-    return [row["analysis_id"] for row in store.analyses("v1") if row["is_current"]]
+def current(database: Database) -> list[str]:
+    return [row["analysis_id"] for row in database.transact(analyses_of, "v1") if row["is_current"]]
 
 
-def test_analyses_are_listed_with_what_made_them(capstone: Capstone, store: EventStore) -> None:
+def test_analyses_are_listed_with_what_made_them(capstone: Capstone, database: Database) -> None:
     rows = json.loads(capstone("analyses", "84", "--format", "json").out)
     header, *lines = csv.reader(io.StringIO(capstone("analyses", "v1", "--format", "csv").out))
     table = capstone("analyses", "v1").out
@@ -78,7 +81,9 @@ def test_analyses_are_listed_with_what_made_them(capstone: Capstone, store: Even
     assert re.search(r"current +a20000000000 +better.pt +5 frames/s +3 ", table)
 
 
-def test_compare_says_which_events_appeared_vanished_and_moved(capstone: Capstone, store: EventStore) -> None:
+def test_compare_says_which_events_appeared_vanished_and_moved(
+    capstone: Capstone, database: Database
+) -> None:
     told = json.loads(capstone("compare", "84", "--format", "json").out)
     table = capstone("compare", "v1").out
 
@@ -94,7 +99,7 @@ def test_compare_says_which_events_appeared_vanished_and_moved(capstone: Capston
     assert re.search(r"vanished\s+0:30.0", table)
 
 
-def test_compare_takes_beginnings_of_ids_either_way_round(capstone: Capstone, store: EventStore) -> None:
+def test_compare_takes_beginnings_of_ids_either_way_round(capstone: Capstone, database: Database) -> None:
     told = json.loads(capstone("compare", "v1", "--from", "a2", "--to", "a1", "--format", "json").out)
     assert [event["event_id"] for event in told["appeared"]] == ["e3"]
     same = capstone("compare", "v1", "--from", "a2", "--to", SECOND)
@@ -110,23 +115,23 @@ def test_compare_takes_beginnings_of_ids_either_way_round(capstone: Capstone, st
     ],
 )
 def test_compare_refuses_what_it_cannot_find(
-    capstone: Capstone, store: EventStore, arguments: tuple[str, ...], told: str
+    capstone: Capstone, database: Database, arguments: tuple[str, ...], told: str
 ) -> None:
     outcome = capstone("compare", *arguments)
     assert (outcome.code, outcome.out) == (2, "")
     assert told in " ".join(outcome.err.replace("│", " ").split())
 
 
-def test_compare_needs_two(capstone: Capstone, event_store: EventStore, store: EventStore) -> None:
-    event_store.record_upload(replace(UPLOAD, upload_id="u7", video_id="v7", key="gate/b.mp4"))
+def test_compare_needs_two(capstone: Capstone, database: Database) -> None:
+    database.transact(record_upload, replace(UPLOAD, upload_id="u7", video_id="v7", key="gate/b.mp4"))
     assert "has no analysis yet" in " ".join(capstone("compare", "v7").err.replace("│", " ").split())
     alone = replace(ANALYSIS, analysis_id="c1", video_id="v7", upload_id="u7")
-    event_store.publish(alone, [event_row("g1")], FACTS)
+    database.transact(publish_analysis, alone, [event_row("g1")], FACTS)
     assert "one analysis only" in " ".join(capstone("compare", "v7").err.replace("│", " ").split())
 
 
 def test_compare_writes_a_page_that_needs_nothing_else(
-    capstone: Capstone, store: EventStore, tmp_path: Path
+    capstone: Capstone, database: Database, tmp_path: Path
 ) -> None:
     page = tmp_path / "new" / "page.html"
     assert capstone("compare", "v1", "--html", page).code == 0
@@ -142,14 +147,14 @@ def test_compare_writes_a_page_that_needs_nothing_else(
         assert f'<h2 id="{kind}">{count} {kind}' in text
 
 
-def test_rollback_makes_the_earlier_one_current_and_says_so(capstone: Capstone, store: EventStore) -> None:
+def test_rollback_makes_the_earlier_one_current_and_says_so(capstone: Capstone, database: Database) -> None:
     told = capstone("rollback", "84")
 
     assert told.code == 0
     assert "a10000000000 (m, 5 frames/s) is current again, with 3 events." in told.out
     assert "Before it was a20000000000 (better.pt" in told.out
-    assert current(store) == [FIRST]
-    assert notices(store)[-1] == "video.analyzed"
+    assert current(database) == [FIRST]
+    assert notices(database)[-1] == "video.analyzed"
 
     # What it replaced is what the next comparison is about.
     compared = json.loads(capstone("compare", "v1", "--format", "json").out)
@@ -177,7 +182,7 @@ def shown(instance: dg.DagsterInstance) -> list[dg.AssetMaterialization]:
 
 
 def test_rollback_and_the_way_forward_show_in_dagster_who_made_what_current(
-    capstone: Capstone, store: EventStore, instance: dg.DagsterInstance
+    capstone: Capstone, database: Database, instance: dg.DagsterInstance
 ) -> None:
     assert capstone("rollback", "84", "--by", "kim").code == 0
     # Current already: nothing has changed, and nothing is shown.
@@ -206,7 +211,7 @@ def test_rollback_and_the_way_forward_show_in_dagster_who_made_what_current(
 
 
 def test_rollback_stands_where_dagster_cannot_be_told(
-    capstone: Capstone, store: EventStore, monkeypatch: pytest.MonkeyPatch
+    capstone: Capstone, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
 
@@ -214,12 +219,12 @@ def test_rollback_stands_where_dagster_cannot_be_told(
 
     assert told.code == 0
     assert "Dagster's pages do not show it: DAGSTER_HOME is not set" in told.err
-    assert current(store) == [FIRST]
+    assert current(database) == [FIRST]
 
 
-def test_rollback_twice_is_not_forward(capstone: Capstone, store: EventStore) -> None:
+def test_rollback_twice_is_not_forward(capstone: Capstone, database: Database) -> None:
     assert capstone("rollback", "v1", "--to", "a1").code == 0
-    before = notices(store)
+    before = notices(database)
 
     named = capstone("rollback", "v1", "--to", "a1")
     unnamed = capstone("rollback", "v1")
@@ -229,22 +234,24 @@ def test_rollback_twice_is_not_forward(capstone: Capstone, store: EventStore) ->
     assert "no analysis of v1 was published before the current one" in " ".join(
         unnamed.err.replace("│", " ").split()
     )
-    assert current(store) == [FIRST]
-    assert notices(store) == before
+    assert current(database) == [FIRST]
+    assert notices(database) == before
     assert capstone("rollback", "v1", "--to", "a2").code == 0
-    assert current(store) == [SECOND]
+    assert current(database) == [SECOND]
 
 
 def test_rollback_refuses_another_uploads_analysis_in_one_sentence(
-    capstone: Capstone, store: EventStore
+    capstone: Capstone, database: Database
 ) -> None:
     newer = replace(UPLOAD, upload_id="u2", version_id="2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
-    store.record_upload(newer)
-    store.publish(replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("h1")], FACTS)
+    database.transact(record_upload, newer)
+    database.transact(
+        publish_analysis, replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("h1")], FACTS
+    )
 
     refused = capstone("rollback", "v1", "--to", "a1")
 
     assert refused.code == 1
     assert "Error: Analysis a1" in refused.err
     assert "overwritten since" in refused.err
-    assert current(store) == ["b1"]
+    assert current(database) == ["b1"]

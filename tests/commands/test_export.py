@@ -13,25 +13,32 @@ import pyarrow.parquet as pq
 import pytest
 
 from capstone_dagster.commands.export import _parquet_schema
-from capstone_dagster.storage import exports
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage import events
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.videos import record_upload
 from tests.analysis.test_formats import WALK, assert_coco, write
 from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row
 from tests.support.command_line import Capstone
 
 
 @pytest.fixture
-def store(event_store: EventStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> EventStore:
+def database(database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Database:
     """Two videos of two cameras; the clock is known of the first."""
-    url = event_store.engine.url.render_as_string(hide_password=False)
+    url = database.engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
-    event_store.record_upload(
+    database.transact(
+        record_upload,
         replace(UPLOAD, external_id="84", recorded_at=NOON, recorded_at_source="message"),
-        told=["external_id", "recorded_at"],
+        stated=["external_id", "recorded_at"],
     )
-    event_store.publish(ANALYSIS, [event_row("e1"), event_row("e2", 60_000)], FACTS)
-    event_store.record_upload(replace(UPLOAD, upload_id="u2", video_id="v2", key="yard/b.mp4", camera="yard"))
-    event_store.publish(
+    database.transact(publish_analysis, ANALYSIS, [event_row("e1"), event_row("e2", 60_000)], FACTS)
+    database.transact(
+        record_upload, replace(UPLOAD, upload_id="u2", video_id="v2", key="yard/b.mp4", camera="yard")
+    )
+    database.transact(
+        publish_analysis,
         replace(ANALYSIS, analysis_id="a2", video_id="v2", upload_id="u2"),
         [event_row("f1") | {"camera": "yard", "face_score": 0.7, "face_box": (0.1, 0.1, 0.2, 0.2)}],
         FACTS,
@@ -41,7 +48,7 @@ def store(event_store: EventStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     write(folder, WALK)
     (folder / "manifest.json").write_text(json.dumps({"width": 160, "height": 120}))
     monkeypatch.setenv("CAPSTONE_DERIVED_URL", (tmp_path / "derived").as_uri())
-    return event_store
+    return database
 
 
 def read(path: Path, form: str) -> list[dict[str, Any]]:
@@ -52,9 +59,10 @@ def read(path: Path, form: str) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
-def test_one_portion_at_a_time_is_in_memory(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exports, "_ROWS_AT_ONCE", 2)
-    with store.stream_events(exports.EventFilter()) as (_, portions):
+def test_one_portion_at_a_time_is_in_memory(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_ROWS_AT_ONCE", 2)
+    with database.transaction() as connection:
+        _, portions = events.stream_events(connection, events.EventFilter())
         assert [len(portion) for portion in portions] == [2, 1]
 
 
@@ -62,13 +70,13 @@ def test_one_portion_at_a_time_is_in_memory(store: EventStore, monkeypatch: pyte
 @pytest.mark.parametrize("portion", [1, 2, 2000])
 def test_every_event_is_exported_in_order(
     capstone: Capstone,
-    store: EventStore,
+    database: Database,
     tmp_path: Path,
     form: str,
     portion: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exports, "_ROWS_AT_ONCE", portion)
+    monkeypatch.setattr(events, "_ROWS_AT_ONCE", portion)
     out = tmp_path / "new" / f"events.{form}"
 
     told = capstone("export", "events", "--format", form, "--out", out)
@@ -77,14 +85,16 @@ def test_every_event_is_exported_in_order(
     assert "Wrote 3 events" in told.err
     rows = read(out, form)
     assert [row["event_id"] for row in rows] == ["e1", "e2", "f1"]
-    assert list(rows[0]) == list(store.current_events()[0])
+    assert list(rows[0]) == list(database.transact(current_events)[0])
     assert [file.name for file in out.parent.iterdir()] == [out.name]
 
 
-def test_exported_values_are_those_of_the_view(capstone: Capstone, store: EventStore, tmp_path: Path) -> None:
+def test_exported_values_are_those_of_the_view(
+    capstone: Capstone, database: Database, tmp_path: Path
+) -> None:
     for form in ("json", "parquet"):
         capstone("export", "events", "--format", form, "--out", tmp_path / form)
-    expected = {row["event_id"]: row for row in store.current_events()}
+    expected = {row["event_id"]: row for row in database.transact(current_events)}
 
     assert {row["event_id"]: row for row in read(tmp_path / "parquet", "parquet")} == expected
     (first, _, last) = read(tmp_path / "json", "json")
@@ -105,7 +115,7 @@ def test_exported_values_are_those_of_the_view(capstone: Capstone, store: EventS
     ],
 )
 def test_events_are_chosen(
-    capstone: Capstone, store: EventStore, tmp_path: Path, chosen: list[str], expected: list[str]
+    capstone: Capstone, database: Database, tmp_path: Path, chosen: list[str], expected: list[str]
 ) -> None:
     for form in ("csv", "json", "parquet"):
         out = tmp_path / form
@@ -113,15 +123,16 @@ def test_events_are_chosen(
         assert [row["event_id"] for row in read(out, form)] == expected
 
 
-def test_parquet_has_a_type_for_every_column(store: EventStore) -> None:
-    with store.stream_events(exports.EventFilter()) as (columns, _):
+def test_parquet_has_a_type_for_every_column(database: Database) -> None:
+    with database.transaction() as connection:
+        columns, _ = events.stream_events(connection, events.EventFilter())
         schema = _parquet_schema(columns)
     strings = {"event_id", "analysis_id", "video_id", "external_id", "camera", "label", "thumbnail_key"}
     assert {name for name in schema.names if str(schema.field(name).type) == "string"} == strings
 
 
 def test_what_cannot_be_exported_leaves_no_file(
-    capstone: Capstone, store: EventStore, tmp_path: Path
+    capstone: Capstone, database: Database, tmp_path: Path
 ) -> None:
     wrong_time = capstone("export", "events", "--since", "yesterday", "--out", tmp_path / "x" / "a")
     unknown = capstone("export", "events", "--video", "v9", "--out", tmp_path / "x" / "b")
@@ -134,7 +145,7 @@ def test_what_cannot_be_exported_leaves_no_file(
     assert not list(tmp_path.glob("x/*"))
 
 
-def test_detections_as_coco_and_mot(capstone: Capstone, store: EventStore, tmp_path: Path) -> None:
+def test_detections_as_coco_and_mot(capstone: Capstone, database: Database, tmp_path: Path) -> None:
     coco, mot, faces = tmp_path / "coco.json", tmp_path / "mot.txt", tmp_path / "faces.json"
     assert "Wrote 6 detections" in capstone("export", "detections", "84", "--out", coco).err
     told = capstone("export", "detections", "v1", "--analysis", "a", "--format", "mot", "--out", mot)

@@ -22,7 +22,10 @@ from capstone_dagster.runs.queueing import ordinal, places
 from capstone_dagster.runs.reexecution import reexecution_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.video_status import current_status, mark_failed, mark_queued, mark_running
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, notices
 from tests.support.command_line import Capstone
 from tests.support.origin import CODE_ORIGIN, REMOTE_ORIGIN
@@ -56,11 +59,11 @@ class Operations:
     """Videos with their runs, as the commands find them."""
 
     instance: dg.DagsterInstance
-    store: EventStore
+    database: Database
     services: Services
 
     def upload(self, number: int) -> None:
-        self.store.record_upload(replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}"))
+        self.database.transact(record_upload, replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}"))
 
     def run(self, number: int, status: dg.DagsterRunStatus = QUEUED, **tags: str) -> dg.DagsterRun:
         """A run of a video, and its upload's row as it is then."""
@@ -77,14 +80,16 @@ class Operations:
         )
         if status == QUEUED:
             self.instance.submit_run(run.run_id, workspace=None)  # type: ignore[arg-type]
-        self.store.mark_queued({f"u{number}": run.run_id})
+        self.database.transact(mark_queued, {f"u{number}": run.run_id})
         if status == STARTED:
-            self.store.mark_running(f"u{number}", run.run_id)
+            self.database.transact(mark_running, f"u{number}", run.run_id)
         return self.fresh(run)
 
     def failed(self, number: int, failure: str = "database-unavailable", **tags: str) -> dg.DagsterRun:
         run = self.run(number, STARTED, **tags)
-        self.store.mark_failed(f"u{number}", run.run_id, failure_class=failure, message="It failed.")
+        self.database.transact(
+            mark_failed, f"u{number}", run.run_id, failure_class=failure, message="It failed."
+        )
         self.instance.add_run_tags(run.run_id, {FAILURE_TAG: failure})
         self.instance.report_run_failed(run)
         return self.fresh(run)
@@ -95,19 +100,17 @@ class Operations:
         return found
 
     def row(self, number: int) -> dict[str, Any]:
-        [row] = self.store.current_status(f"v{number}")
+        [row] = self.database.transact(current_status, f"v{number}")
         return row
 
 
 @pytest.fixture
-def operations(
-    event_store: EventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Operations]:
+def operations(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operations]:
     (tmp_path / "dagster.yaml").write_text(
         "telemetry: {enabled: false}\n"
         "run_coordinator: {module: dagster._core.run_coordinator, class: QueuedRunCoordinator}\n"
     )
-    url = event_store.engine.url.render_as_string(hide_password=False)
+    url = database.engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
     monkeypatch.setattr(by_hand, "_POLL_S", 0.02)
@@ -118,7 +121,7 @@ def operations(
         worker.register_instance(instance)
         monkeypatch.setattr(dg.DagsterInstance, "run_launcher", property(lambda _: worker))
         monkeypatch.setattr(Worker, "lost", False)
-        yield Operations(instance, event_store, Services(read_settings()))
+        yield Operations(instance, database, Services(read_settings()))
 
 
 @pytest.mark.parametrize("status", [QUEUED, dg.DagsterRunStatus.STARTING, STARTED])
@@ -134,13 +137,15 @@ def test_cancel_ends_a_run_at_every_stage(
     row = operations.row(1)
     assert (row["state"], row["message"], row["failure_class"]) == ("cancelled", "Cancelled by kim.", None)
     # What its worker still says changes nothing, and no sensor starts it again.
-    operations.store.mark_running("u1", run.run_id, 0.5)
-    operations.store.mark_failed("u1", run.run_id, failure_class="internal", message="It was interrupted.")
+    operations.database.transact(mark_running, "u1", run.run_id, 0.5)
+    operations.database.transact(
+        mark_failed, "u1", run.run_id, failure_class="internal", message="It was interrupted."
+    )
     _tick(operations, video_status_sensor)
     _tick(operations, reexecution_sensor)
     assert operations.row(1) == row
     assert len(operations.instance.get_runs()) == 1
-    assert notices(operations.store) == ["video.received"]
+    assert notices(operations.database) == ["video.received"]
     again = capstone("cancel", "v1")
     assert again.code == 1
     assert "There is nothing to cancel: v1 is cancelled." in again.err
@@ -150,11 +155,11 @@ def test_a_run_that_intake_has_not_acknowledged_yet_is_cancelled_too(
     operations: Operations, capstone: Capstone
 ) -> None:
     run = operations.run(1)
-    with operations.store.engine.begin() as connection:
+    with operations.database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE capstone.video_status SET state = 'received', run_id = NULL")
 
     assert capstone("cancel", "v1").code == 0
-    operations.store.mark_queued({"u1": run.run_id})
+    operations.database.transact(mark_queued, {"u1": run.run_id})
     assert operations.row(1)["state"] == "cancelled"
 
 
@@ -227,7 +232,9 @@ def test_cancel_refuses_what_would_stop_others_or_nothing(operations: Operations
     assert "analyses other videos besides v2" in refused.err
     assert operations.fresh(shared).status == STARTED
     operations.upload(3)
-    operations.store.publish(replace(ANALYSIS, video_id="v3", upload_id="u3"), ROWS, FACTS)
+    operations.database.transact(
+        publish_analysis, replace(ANALYSIS, video_id="v3", upload_id="u3"), ROWS, FACTS
+    )
     assert "There is nothing to cancel: v3 is done." in capstone("cancel", "v3").err
     assert capstone("cancel", "nobody").code == 2
 
@@ -309,7 +316,7 @@ def test_retry_goes_on_from_the_failed_step(operations: Operations, capstone: Ca
 def test_retry_chooses_by_class_and_time(operations: Operations, capstone: Capstone) -> None:
     for number, failure in enumerate(["database-unavailable", "gpu-error", "database-unavailable"], start=1):
         operations.failed(number, failure)
-    with operations.store.engine.begin() as connection:
+    with operations.database.engine.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE capstone.video_status SET updated_at = now() - interval '3 hours' WHERE upload_id = 'u3'"
         )
@@ -364,7 +371,7 @@ def test_retry_says_why_it_leaves_one_alone(operations: Operations, capstone: Ca
         operations.instance.add_run_tags(run.run_id, {"dagster/partition": "v9"})
     else:
         other = operations.run(2, STARTED)
-        operations.store.mark_failed("u1", other.run_id, failure_class="internal", message="x")
+        operations.database.transact(mark_failed, "u1", other.run_id, failure_class="internal", message="x")
     operations.failed(3)
 
     outcome = capstone("retry", "v1", "v3")
@@ -374,11 +381,14 @@ def test_retry_says_why_it_leaves_one_alone(operations: Operations, capstone: Ca
     assert "1 run started again, 1 of them on the GPU; 1 left alone." in outcome.out, "the others are started"
 
 
-def test_a_run_that_a_dying_sensor_left_is_started(operations: Operations, capstone: Capstone) -> None:
+def test_a_run_that_a_dying_sensor_left_is_started(
+    operations: Operations, capstone: Capstone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed = operations.failed(1)
-    operations.services.events.requeue = _die  # type: ignore[method-assign, assignment]
-    with pytest.raises(KeyboardInterrupt):
-        _tick(operations, reexecution_sensor, after_s=31)
+    with monkeypatch.context() as dying:
+        dying.setattr("capstone_dagster.runs.reexecution.requeue", _die)
+        with pytest.raises(KeyboardInterrupt):
+            _tick(operations, reexecution_sensor, after_s=31)
 
     assert "1 run started again" in capstone("retry", "v1").out
 
@@ -388,11 +398,11 @@ def test_a_run_that_a_dying_sensor_left_is_started(operations: Operations, capst
 
 
 def test_without_dagsters_records_it_is_said(
-    event_store: EventStore, capstone: Capstone, monkeypatch: pytest.MonkeyPatch
+    database: Database, capstone: Capstone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = event_store.engine.url.render_as_string(hide_password=False)
+    url = database.engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
-    event_store.record_upload(UPLOAD)
+    database.transact(record_upload, UPLOAD)
     for name in ("cancel", "prioritize", "retry"):
         outcome = capstone(name, "v1")
         assert outcome.code == 1

@@ -15,7 +15,9 @@ from capstone_dagster.assets.ops import events, raw_videos, video_analysis
 from capstone_dagster.commands import reanalysis
 from capstone_dagster.models import analysis_settings
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, UPLOAD
 from tests.support.command_line import Capstone
 
@@ -28,19 +30,19 @@ _definitions = dg.Definitions(
 
 @pytest.fixture
 def instance(
-    event_store: EventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dg.DagsterInstance]:
     """Four videos, the last without a partition; the second was filmed elsewhere."""
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    monkeypatch.setenv("CAPSTONE_DATABASE_URL", event_store.engine.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("CAPSTONE_DATABASE_URL", database.engine.url.render_as_string(hide_password=False))
     monkeypatch.setattr(reanalysis, "_repository", _definitions.get_repository_def)
     for number in range(1, 5):
         video = replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}", external_id=f"8{number}")
         if number in (2, 3):
             video = replace(video, uploaded_at=datetime.now(UTC) - timedelta(hours=1))
         video = replace(video, etag=f"e{number}")
-        event_store.record_upload(replace(video, camera="yard" if number == 2 else "gate"))
+        database.transact(record_upload, replace(video, camera="yard" if number == 2 else "gate"))
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions("videos", ["v1", "v2", "v3"])
         yield instance
@@ -99,17 +101,18 @@ def test_reanalyze_asks_for_nothing_in_a_dry_run_of_a_backfill(
 
 
 @pytest.fixture
-def models(instance: dg.DagsterInstance, event_store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def models(instance: dg.DagsterInstance, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """v1 is by an older model, uploaded yesterday; v2 by today's, on a GPU; v3 has no analysis."""
     monkeypatch.setenv("CAPSTONE_MODEL_SHA256", TODAYS)
     settings = analysis_settings(read_settings()).detection_fields()
     facts = replace(FACTS, duration_ms=1_800_000)
     older = replace(ANALYSIS, upload_id="u1", video_id="v1", model="old.pt", model_sha256="0" * 64)
-    event_store.publish(older, [], facts)
+    database.transact(publish_analysis, older, [], facts)
     finished = detection_id(
         etag="e2", size_bytes=5, model_sha256=TODAYS, settings=analysis_settings(read_settings())
     )
-    event_store.publish(
+    database.transact(
+        publish_analysis,
         replace(
             older,
             analysis_id="a2",

@@ -15,7 +15,16 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
 
 from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.video_status import (
+    mark_failed,
+    mark_queued,
+    mark_running,
+    mark_waiting,
+    requeue,
+)
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
 from tests.support.command_line import Capstone
 from tests.support.origin import REMOTE_ORIGIN
@@ -24,10 +33,10 @@ COLUMNS = {"queue_position", "queue_length", "waiting_for"}
 
 
 @pytest.fixture
-def store(event_store: EventStore, monkeypatch: pytest.MonkeyPatch) -> EventStore:
-    url = event_store.engine.url.render_as_string(hide_password=False)
+def database(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    url = database.engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
-    return event_store
+    return database
 
 
 @pytest.fixture
@@ -45,13 +54,13 @@ def alive(instance: dg.DagsterInstance, age_s: float = 0.0) -> None:
 
 
 def video(
-    store: EventStore, instance: dg.DagsterInstance, number: int, status: dg.DagsterRunStatus, **tags: str
+    database: Database, instance: dg.DagsterInstance, number: int, status: dg.DagsterRunStatus, **tags: str
 ) -> str:
     """A video whose run is at this stage; its run."""
-    store.record_upload(replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}"))
+    database.transact(record_upload, replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}"))
     tags = {"capstone/upload_id": f"u{number}"} | {k.replace("__", "/"): v for k, v in tags.items()}
     run_id = create_run_for_test(instance, status=status, tags=tags, remote_job_origin=REMOTE_ORIGIN).run_id
-    store.mark_queued({f"u{number}": run_id})
+    database.transact(mark_queued, {f"u{number}": run_id})
     return run_id
 
 
@@ -61,13 +70,13 @@ def told(capstone: Capstone, number: int) -> tuple[Any, ...]:
 
 
 def test_a_queued_video_has_its_place_and_what_is_before_it(
-    capstone: Capstone, store: EventStore, instance: dg.DagsterInstance
+    capstone: Capstone, database: Database, instance: dg.DagsterInstance
 ) -> None:
     for number in (1, 2, 3):
-        video(store, instance, number, dg.DagsterRunStatus.QUEUED)
-    video(store, instance, 4, dg.DagsterRunStatus.QUEUED, dagster__priority="7")
-    run_id = video(store, instance, 5, dg.DagsterRunStatus.STARTED)
-    store.mark_running("u5", run_id, 0.5)
+        video(database, instance, number, dg.DagsterRunStatus.QUEUED)
+    video(database, instance, 4, dg.DagsterRunStatus.QUEUED, dagster__priority="7")
+    run_id = video(database, instance, 5, dg.DagsterRunStatus.STARTED)
+    database.transact(mark_running, "u5", run_id, 0.5)
 
     assert told(capstone, 4) == ("queued", 1, 4, "1st of 4 in the queue, 1 running")
     assert told(capstone, 3) == ("queued", 4, 4, "4th of 4 in the queue, 1 running")
@@ -78,9 +87,9 @@ def test_a_queued_video_has_its_place_and_what_is_before_it(
 
 
 def test_what_follows_an_upload_whose_run_is_not_told_yet(
-    capstone: Capstone, store: EventStore, instance: dg.DagsterInstance
+    capstone: Capstone, database: Database, instance: dg.DagsterInstance
 ) -> None:
-    store.record_upload(UPLOAD)
+    database.transact(record_upload, UPLOAD)
     assert told(capstone, 1) == ("received", None, None, "its run is being asked for")
     tags = {"capstone/upload_id": UPLOAD.upload_id}
     create_run_for_test(
@@ -90,23 +99,23 @@ def test_what_follows_an_upload_whose_run_is_not_told_yet(
 
 
 def test_a_video_that_waits_for_a_machine_says_why(
-    capstone: Capstone, store: EventStore, instance: dg.DagsterInstance
+    capstone: Capstone, database: Database, instance: dg.DagsterInstance
 ) -> None:
-    run_id = video(store, instance, 1, dg.DagsterRunStatus.STARTING)
+    run_id = video(database, instance, 1, dg.DagsterRunStatus.STARTING)
     assert told(capstone, 1) == ("queued", None, None, "its worker starts")
-    store.mark_waiting("u1", run_id, "AWS Batch: RUNNABLE: no GPU machine is free")
+    database.transact(mark_waiting, "u1", run_id, "AWS Batch: RUNNABLE: no GPU machine is free")
     told_now = told(capstone, 1)
     assert told_now == ("waiting-for-compute", None, None, "AWS Batch: RUNNABLE: no GPU machine is free")
 
 
 def test_a_video_that_is_tried_again_says_so_with_its_place(
-    capstone: Capstone, store: EventStore, instance: dg.DagsterInstance
+    capstone: Capstone, database: Database, instance: dg.DagsterInstance
 ) -> None:
-    failed = video(store, instance, 1, dg.DagsterRunStatus.FAILURE)
-    store.mark_failed("u1", failed, failure_class="worker-lost", message="Lost.")
+    failed = video(database, instance, 1, dg.DagsterRunStatus.FAILURE)
+    database.transact(mark_failed, "u1", failed, failure_class="worker-lost", message="Lost.")
     assert told(capstone, 1) == ("failed", None, None, None)
     again = create_run_for_test(instance, status=dg.DagsterRunStatus.QUEUED, remote_job_origin=REMOTE_ORIGIN)
-    store.requeue("u1", failed, again.run_id, "It is tried again after worker-lost.")
+    database.transact(requeue, "u1", failed, again.run_id, "It is tried again after worker-lost.")
     reason = "1st of 1 in the queue. It is tried again after worker-lost."
     assert told(capstone, 1) == ("queued", 1, 1, reason)
 
@@ -115,14 +124,16 @@ def test_a_video_that_is_tried_again_says_so_with_its_place(
     ("age_s", "reason"), [(500.0, "Dagster's daemon has been silent for 5"), (10.0, "1st of 1 in the queue")]
 )
 def test_a_silent_daemon_is_the_reason(
-    capstone: Capstone, store: EventStore, instance: dg.DagsterInstance, age_s: float, reason: str
+    capstone: Capstone, database: Database, instance: dg.DagsterInstance, age_s: float, reason: str
 ) -> None:
     alive(instance, age_s)
-    video(store, instance, 1, dg.DagsterRunStatus.QUEUED)
+    video(database, instance, 1, dg.DagsterRunStatus.QUEUED)
     assert str(told(capstone, 1)[3]).startswith(reason)
 
 
-def test_a_paused_intake_says_so(capstone: Capstone, store: EventStore, instance: dg.DagsterInstance) -> None:
+def test_a_paused_intake_says_so(
+    capstone: Capstone, database: Database, instance: dg.DagsterInstance
+) -> None:
     assert "stay in the queue" not in capstone("status").err
     now = time.time()
     write_breaker(instance, BreakerState(Phase.OPEN, since=now, cause="operator", told="kim: new model"))
@@ -130,18 +141,18 @@ def test_a_paused_intake_says_so(capstone: Capstone, store: EventStore, instance
     for outcome in (capstone("status"), capstone("status", "nobody")):
         told_all = " ".join(outcome.err.split())
         assert "New uploads stay in the queue: intake is paused for operator: kim: new model" in told_all
-    store.record_upload(UPLOAD)
+    database.transact(record_upload, UPLOAD)
     assert told(capstone, 1)[3] == "intake is paused for operator: kim: new model"
 
 
 def test_without_dagsters_records_the_event_stores_word_stands(
-    capstone: Capstone, store: EventStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capstone: Capstone, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    store.record_upload(UPLOAD)
-    store.mark_queued({"u1": "r1"})
-    store.mark_waiting("u1", "r1", "AWS Batch: RUNNABLE")
+    database.transact(record_upload, UPLOAD)
+    database.transact(mark_queued, {"u1": "r1"})
+    database.transact(mark_waiting, "u1", "r1", "AWS Batch: RUNNABLE")
     assert told(capstone, 1) == ("waiting-for-compute", None, None, "AWS Batch: RUNNABLE")
-    store.publish(ANALYSIS, ROWS, FACTS)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
     assert told(capstone, 1) == ("done", None, None, None)
 
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "nowhere"))

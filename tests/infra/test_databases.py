@@ -15,8 +15,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
-from capstone_dagster.storage.database import ping
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database, ping
 from tests.infra.stacks import template
 from tests.infra.test_environment import given
 from tests.support.waiting import scaled
@@ -127,9 +126,9 @@ def test_the_container_that_prepares_makes_everything_and_may_do_so_again(
         ).fetchone()
         assert limit == (1000,), "with AWS Batch its environments bound the GPUs"
     url = f"postgresql+psycopg://{events}:of%2Fthe%20event%40store@{dagster.host}:{dagster.port}/{events}"
-    store = EventStore(url)
-    ping(store.engine)
-    store.close()
+    database = Database(url)
+    ping(database.engine)
+    database.close()
 
 
 def test_users_have_their_own_database_and_no_other(environment: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from capstone_dagster.intake.runs import JOB_NAME
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
 from tests.conftest import Aws
 from tests.support.waiting import wait_for
 
@@ -95,8 +95,8 @@ def _job() -> None:
 
 
 @pytest.fixture
-def intake(aws: Aws, event_store: EventStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Intake]:
-    url = event_store.engine.url.render_as_string(hide_password=False)
+def intake(aws: Aws, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Intake]:
+    url = database.engine.url.render_as_string(hide_password=False)
     settings = read_settings(
         queue_url=aws.resources.queue_url, raw_bucket="capstone-raw", database_url=url, poll_wait_s=0.0
     )

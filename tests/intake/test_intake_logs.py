@@ -105,7 +105,7 @@ def test_a_tick_that_fails_says_so_in_the_logs(
     def away() -> None:
         raise DatabaseUnavailable("The event store does not answer.")
 
-    monkeypatch.setattr(intake.services.events, "ping", away)
+    monkeypatch.setattr(intake.services.database, "ping", away)
     with pytest.raises(DatabaseUnavailable):
         intake.tick()
 

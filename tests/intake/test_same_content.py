@@ -10,7 +10,7 @@ from dagster._utils.tags import TagConcurrencyLimitsCounter
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.intake.runs import NewUpload, run_request
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.uploads import VideoUpload
 from tests.storage.samples import UPLOAD
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,6 +13,7 @@ from capstone_dagster.metrics.left_messages import read_left
 from capstone_dagster.removal.retention import retention
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
+from capstone_dagster.storage.video_status import current_status, mark_failed
 from tests.intake.conftest import Intake
 from tests.support.waiting import wait_for
 
@@ -32,7 +33,7 @@ def test_an_upload_becomes_one_run_and_its_message_goes_when_the_run_is_on_recor
 
     intake.ticks_until("the message to go", lambda: intake.messages() == 0)
     assert len(intake.requests) == 1
-    [status] = intake.services.events.current_status("84")
+    [status] = intake.services.database.transact(current_status, "84")
     assert (status["state"], status["upload_id"]) == ("queued", upload["upload_id"])
 
 
@@ -44,7 +45,7 @@ def test_s3_and_the_back_end_meet_in_one_run(intake: Intake) -> None:
     intake.ticks_until("all messages to go", lambda: intake.requests and intake.messages() == 0)
 
     assert len(intake.requests) == 1
-    assert len(intake.services.events.current_status("84")) == 1
+    assert len(intake.services.database.transact(current_status, "84")) == 1
 
 
 def test_a_tick_that_dies_before_its_runs_exist_loses_nothing(intake: Intake) -> None:
@@ -189,7 +190,7 @@ def test_a_read_only_database_loses_nothing(intake: Intake) -> None:
             connection.execute(
                 f'ALTER DATABASE "{url.database}" SET default_transaction_read_only = {state}'  # type: ignore[arg-type]
             )
-        intake.services.events.close()  # settings of a database hold for new connections
+        intake.services.database.close()  # settings of a database hold for new connections
 
     read_only("on")
     for _ in range(3):
@@ -272,7 +273,9 @@ def test_pruning_old_partitions_runs_nothing_again(intake: Intake) -> None:
         return int(result.output_for_node("remove_what_is_old")["partitions"])
 
     assert prune(-1) == 0  # its run is not over
-    intake.services.events.mark_failed(upload["upload_id"], "r", failure_class="internal", message="x")
+    intake.services.database.transact(
+        mark_failed, upload["upload_id"], "r", failure_class="internal", message="x"
+    )
     assert prune(1) == 0  # too young
     assert prune(-1, dry_run=True) == 1
     assert intake.instance.get_dynamic_partitions("videos") == [upload["video_id"]]

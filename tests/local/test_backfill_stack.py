@@ -14,7 +14,10 @@ from batch_gpu.local import live_process
 from capstone_dagster.intake.identity import identify
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.sources import head_source
+from capstone_dagster.storage.videos import record_upload
 from tests.batch_gpu.test_ui import BACKFILL
 from tests.support.command_line import Capstone
 from tests.support.live_stack import DEADLINE_S, LiveStack
@@ -40,7 +43,7 @@ def record(stack: LiveStack, name: str, video: Path) -> str:
         s3.create_bucket(Bucket="footage", CreateBucketConfiguration=region)
     s3.put_object(Bucket="footage", Key=key, Body=video.read_bytes() + name.encode())
     upload = identify(AnalysisRequest("footage", key), head_source(s3, "footage", key), read_settings())
-    stack.store.record_upload(upload)
+    stack.database.transact(record_upload, upload)
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions("videos", [upload.video_id])
     return upload.video_id
@@ -90,7 +93,7 @@ def test_a_backfill_goes_on_where_its_worker_was_killed(
 
     def look() -> None:
         for video in videos:
-            visible[video].add(len(stack.store.current_events(video)))
+            visible[video].add(len(stack.database.transact(current_events, video)))
 
     with dg.DagsterInstance.get() as instance:
         backfill_id = stack.ask(BACKFILL, params=params)["backfillId"]
@@ -122,7 +125,7 @@ def test_a_backfill_goes_on_where_its_worker_was_killed(
         told = " ".join(entry.message for entry in instance.all_logs(again.run_id))
         assert "was finished before." in told
     for video in videos:
-        [analysis] = stack.store.analyses(video)
+        [analysis] = stack.database.transact(analyses_of, video)
         assert stack.row(video)["state"] == "done"
         assert visible[video] <= {0, analysis["events"]}, "whole or not at all"
         assert analysis["events"] > 0
@@ -133,7 +136,7 @@ def test_a_backfill_from_the_terminal_is_compared_and_rolled_back(
     stack: LiveStack, known: dict[str, str], capstone: Capstone
 ) -> None:
     one, two, three = (known[name] for name in NAMES)
-    before = {video: stack.store.analyses(video)[0] for video in (one, two)}
+    before = {video: stack.database.transact(analyses_of, video)[0] for video in (one, two)}
 
     def ask(*options: str) -> str:
         outcome = capstone("reanalyze", *options, "--format", "json")
@@ -150,8 +153,10 @@ def test_a_backfill_from_the_terminal_is_compared_and_rolled_back(
         assert made(instance, runs_of(instance, derived), dg.AssetKey("detections")) == []
 
     # The rules are the same: the same analysis, once.
-    assert [each["analysis_id"] for each in stack.store.analyses(two)] == [before[two]["analysis_id"]]
-    current = next(each for each in stack.store.analyses(one) if each["is_current"])
+    assert [each["analysis_id"] for each in stack.database.transact(analyses_of, two)] == [
+        before[two]["analysis_id"]
+    ]
+    current = next(each for each in stack.database.transact(analyses_of, one) if each["is_current"])
     assert current["analysis_id"] != before[one]["analysis_id"]
     assert current["detection_id"] != before[one]["detection_id"]
     assert current["run_id"] == run.run_id
@@ -163,8 +168,8 @@ def test_a_backfill_from_the_terminal_is_compared_and_rolled_back(
 
     assert capstone("rollback", one).code == 0
 
-    [shown] = {event["analysis_id"] for event in stack.store.current_events(one)}
+    [shown] = {event["analysis_id"] for event in stack.database.transact(current_events, one)}
     assert shown == before[one]["analysis_id"]
     told = capstone("compare", one, "--format", "json")
     assert json.loads(told.out)["to"]["analysis_id"] == before[one]["analysis_id"]
-    assert len(stack.store.analyses(three)) == 1, "nobody asked for it"
+    assert len(stack.database.transact(analyses_of, three)) == 1, "nobody asked for it"

@@ -20,6 +20,9 @@ from batch_gpu.local import live_process
 from capstone_dagster.failures.run_steps import PASS_STEP
 from capstone_dagster.local.aws import NOTICE_TOPIC
 from capstone_dagster.local.postgres import EVENT_DATABASE
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.outbox import oldest_notice
 from tests.support.command_line import Capstone
 from tests.support.live_stack import DEADLINE_S, LiveStack, SharedStack, repeated
 from tests.support.waiting import scaled, wait_for
@@ -147,7 +150,7 @@ def test_an_operator_says_what_goes_first_and_what_ends(
         row = stack.row(video_id)
         assert row["state"] == "cancelled"
         assert by in row["message"]
-        assert stack.store.analyses(video_id) == []
+        assert stack.database.transact(analyses_of, video_id) == []
         assert [run.status for run in stack.runs(video_id)] == [dg.DagsterRunStatus.CANCELED]
     back_end.until(urgent, "received", "analyzed")
     back_end.until(broken, "received", "failed")
@@ -182,8 +185,8 @@ def test_retry_publishes_what_a_fault_kept_back_and_notices_wait_for_sns(
     [told] = json.loads(retried.out)
     assert (told["video_id"], told["from_step"], told["gpu"]) == (video, "events.persist_events", False)
     assert stack.until(video, "done")["run_id"] == told["run_id"]
-    [analysis] = stack.store.analyses(video)
-    assert len(stack.store.current_events(video)) == analysis["events"] > 0
+    [analysis] = stack.database.transact(analyses_of, video)
+    assert len(stack.database.transact(current_events, video)) == analysis["events"] > 0
     again, failed = stack.runs(video)
     assert again.run_id == told["run_id"]
     with dg.DagsterInstance.get() as instance:
@@ -202,7 +205,7 @@ def test_retry_publishes_what_a_fault_kept_back_and_notices_wait_for_sns(
     numbers = [each["notice_id"] for each in back_end.notices if each["video_id"] == video]
     assert numbers == sorted(numbers)
     # What has arrived is written down as sent a moment later.
-    wait_for("an outbox in which nothing waits", lambda: stack.store.oldest_notice() is None)
+    wait_for("an outbox in which nothing waits", lambda: stack.database.transact(oldest_notice) is None)
 
 
 @pytest.mark.timeout(900)

@@ -25,7 +25,8 @@ from capstone_dagster.logs.video_log import (
     merge,
     parse_line,
 )
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.videos import record_upload
 from tests.conftest import Aws
 from tests.storage.samples import UPLOAD
 from tests.support.cloudwatch import FORBIDDEN, INVALID, THROTTLED, Answer, scripted_cloudwatch
@@ -178,12 +179,12 @@ def test_logs_in_the_spool_alone_are_found_by_the_external_id_that_only_the_firs
 
 
 def test_logs_of_a_video_known_to_the_event_store_are_found_by_either_of_its_names(
-    aws: Aws, capstone: Capstone, event_store: EventStore, monkeypatch: pytest.MonkeyPatch
+    aws: Aws, capstone: Capstone, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CAPSTONE_DATABASE_URL", event_store.engine.url.render_as_string(hide_password=False))
-    event_store.record_upload(UPLOAD)
+    monkeypatch.setenv("CAPSTONE_DATABASE_URL", database.engine.url.render_as_string(hide_password=False))
+    database.transact(record_upload, UPLOAD)
     put(aws, {INTAKE.name: [line(0, "Before the back end's id was known.", video_id="v1")]})
-    event_store.record_upload(replace(UPLOAD, external_id="e-84"), told={"external_id"})
+    database.transact(record_upload, replace(UPLOAD, external_id="e-84"), stated={"external_id"})
 
     assert messages(capstone("logs", "e-84", "--format", "json").out) == [
         "Before the back end's id was known."

@@ -25,9 +25,11 @@ from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.run_tags import DETECTION_TAG, DUPLICATE_OF_TAG, VIDEO_SECONDS_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
+from capstone_dagster.storage.analyses import analyses_of
+from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.errors import DatabaseUnavailable, SourceForbidden
-from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.storage.sources import head_source
+from capstone_dagster.storage.video_status import current_status
 from tests.assets.conftest import Pipeline
 from tests.conftest import Aws
 from tests.support.moto import moto_server
@@ -78,11 +80,11 @@ def published(tmp_path: Path) -> Published:
 
 @pytest.fixture
 def pipeline(
-    aws: Aws, event_store: EventStore, published: Published, monkeypatch: pytest.MonkeyPatch
+    aws: Aws, database: Database, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Pipeline]:
     monkeypatch.setattr(analyze, "_loaded", None)
     settings = read_settings(
-        database_url=event_store.engine.url.render_as_string(hide_password=False),
+        database_url=database.engine.url.render_as_string(hide_password=False),
         derived_url=aws.resources.derived_url,
         queue_url=aws.resources.queue_url,
         poll_wait_s=1,
@@ -105,7 +107,7 @@ def test_metrics_of_a_run_are_those_of_its_steps(
     assert pipeline.run(upload).success
     assert published.names() == names(OF_A_PASS, OF_A_PUBLICATION, OF_A_NEW_ANALYSIS)
 
-    [analysis] = pipeline.services.events.analyses(upload.video_id)
+    [analysis] = pipeline.services.database.transact(analyses_of, upload.video_id)
     assert published.values(declared.DETECTIONS_PER_VIDEO) == [analysis["detections"]]
     assert published.values(declared.EVENTS_PER_VIDEO) == [analysis["events"]]
     assert published.values(declared.ROWS_PERSISTED) == [analysis["events"]] != [0]
@@ -193,9 +195,9 @@ def test_metrics_count_each_time_that_the_database_does_not_answer(published: Pu
     services = Services(read_settings(postgres_host="127.0.0.1", postgres_port=1, **published.settings()))
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable):
-            services.events.ping()
+            services.database.ping()
     with pytest.raises(DatabaseUnavailable):
-        services.events.current_status()
+        services.database.transact(current_status)
     assert published.values(declared.DATABASE_CONNECTION_FAILURES) == [1, 1, 1]
 
 

@@ -17,9 +17,12 @@ import pytest
 import sqlalchemy as sa
 
 from capstone_dagster.outbox.message import attributes, body
-from capstone_dagster.storage.event_store import EventStore
-from capstone_dagster.storage.records import Notice
+from capstone_dagster.storage.analyses import analyses_of, publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.outbox import Notice
 from capstone_dagster.storage.schema import STATES
+from capstone_dagster.storage.video_status import mark_failed
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -43,15 +46,13 @@ def example() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("view", "number"), [("current_status", 0), ("current_events", 2)])
-def test_the_views_columns_are_listed_with_their_types(
-    event_store: EventStore, view: str, number: int
-) -> None:
+def test_the_views_columns_are_listed_with_their_types(database: Database, view: str, number: int) -> None:
     columns = (
         "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
         f"WHERE attrelid = 'capstone.{view}'::regclass AND attnum > 0 ORDER BY attnum"
     )
     kinds = {"timestamp with time zone": "timestamptz"}
-    with event_store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         there = {name: kinds.get(kind, kind) for name, kind in connection.execute(sa.text(columns))}
     assert list(tables()[number].items()) == list(there.items())
 
@@ -109,11 +110,11 @@ def test_aws_knows_the_command_and_its_filter() -> None:
 
 
 @pytest.fixture
-def reader(event_store: EventStore) -> Iterator[str]:
+def reader(database: Database) -> Iterator[str]:
     """The address of a user who was made as the page says."""
     [made] = re.findall(r"^```text\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     name = f"backend_{uuid4().hex[:8]}"  # roles are the whole server's
-    admin = event_store.engine.url.set(drivername="postgresql")
+    admin = database.engine.url.set(drivername="postgresql")
     with psycopg.connect(admin.render_as_string(hide_password=False), autocommit=True) as connection:
         for statement in made.replace("backend", name).strip().split(";")[:-1]:
             connection.execute(statement)  # type: ignore[call-overload]
@@ -121,7 +122,7 @@ def reader(event_store: EventStore) -> Iterator[str]:
         connection.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")  # type: ignore[arg-type]
 
 
-def test_the_reader_reads_the_views_and_nothing_else(reader: str, event_store: EventStore) -> None:
+def test_the_reader_reads_the_views_and_nothing_else(reader: str, database: Database) -> None:
     with psycopg.connect(reader, autocommit=True) as connection:
         connection.execute("SELECT * FROM capstone.current_events, capstone.current_status")
         for table in ("videos", "analyses", "events", "video_status", "outbox"):
@@ -129,9 +130,9 @@ def test_the_reader_reads_the_views_and_nothing_else(reader: str, event_store: E
                 connection.execute(f"SELECT * FROM capstone.{table}")  # type: ignore[call-overload]
 
 
-def publish(store: EventStore, video: str, starts_ms: list[int], analysis: str) -> None:
-    store.record_upload(replace(UPLOAD, upload_id=f"u-{video}", video_id=video))
-    count = len(store.analyses(video))
+def publish(database: Database, video: str, starts_ms: list[int], analysis: str) -> None:
+    database.transact(record_upload, replace(UPLOAD, upload_id=f"u-{video}", video_id=video))
+    count = len(database.transact(analyses_of, video))
     analysed = replace(
         ANALYSIS,
         analysis_id=analysis,
@@ -141,10 +142,10 @@ def publish(store: EventStore, video: str, starts_ms: list[int], analysis: str) 
         requested_at=NOON + timedelta(minutes=count),
     )
     rows = [event_row(f"{analysis}-{number:03}", start) for number, start in enumerate(starts_ms)]
-    store.publish(analysed, rows, FACTS)
+    database.transact(publish_analysis, analysed, rows, FACTS)
 
 
-def test_the_client_follows_what_is_analysed(reader: str, event_store: EventStore, tmp_path: Path) -> None:
+def test_the_client_follows_what_is_analysed(reader: str, database: Database, tmp_path: Path) -> None:
     def look() -> list[tuple[str, list[str]]]:
         state = tmp_path / "cursor.json"
         done = subprocess.run(
@@ -158,22 +159,22 @@ def test_the_client_follows_what_is_analysed(reader: str, event_store: EventStor
         return [(video["video_id"], [event["event_id"] for event in video["events"]]) for video in told]
 
     assert look() == []
-    publish(event_store, "v1", [0, 500, 500, 500, 900], "a1")  # several begin at once, across pages
-    publish(event_store, "v2", [], "a2")
-    publish(event_store, "v3", [7], "a3")
+    publish(database, "v1", [0, 500, 500, 500, 900], "a1")  # several begin at once, across pages
+    publish(database, "v2", [], "a2")
+    publish(database, "v3", [7], "a3")
     assert look() == [("v1", [f"a1-{n:03}" for n in range(5)]), ("v2", []), ("v3", ["a3-000"])]
     assert look() == []
 
-    publish(event_store, "v4", [1], "a4")
-    publish(event_store, "v1", [100], "a5")  # analysed again
-    event_store.record_upload(replace(UPLOAD, upload_id="u9", video_id="v9"))
-    event_store.mark_failed("u9", "r9", failure_class="internal", message="x")
+    publish(database, "v4", [1], "a4")
+    publish(database, "v1", [100], "a5")  # analysed again
+    database.transact(record_upload, replace(UPLOAD, upload_id="u9", video_id="v9"))
+    database.transact(mark_failed, "u9", "r9", failure_class="internal", message="x")
     assert look() == [("v4", ["a4-000"]), ("v1", ["a5-000"])]
     assert look() == []
 
     # One whose transaction began before what was told last, and was committed after it.
-    publish(event_store, "v5", [1], "a6")
-    with event_store.engine.begin() as connection:
+    publish(database, "v5", [1], "a6")
+    with database.engine.begin() as connection:
         earlier = (
             "UPDATE capstone.video_status SET updated_at = now() - interval '1 minute' WHERE video_id = 'v5'"
         )

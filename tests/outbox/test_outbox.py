@@ -19,9 +19,11 @@ from capstone_dagster.outbox.sensor import outbox_sensor
 from capstone_dagster.outbox.topic import NoticeTopic
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage import status
-from capstone_dagster.storage.event_store import EventStore
-from capstone_dagster.storage.records import Notice
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.outbox import Notice, notify, outbox_backlog, send_notices
+from capstone_dagster.storage.video_status import mark_failed, mark_running, requeue
+from capstone_dagster.storage.videos import record_upload
 from tests.conftest import Aws
 from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, count, notices
 
@@ -37,7 +39,7 @@ class Outbox:
     """The sensor with its cursor, and a queue that is subscribed to its topic."""
 
     aws: Aws
-    store: EventStore
+    database: Database
     queue_url: str
     clock: Callable[[float], None]
     topic_arn: str | None
@@ -45,12 +47,12 @@ class Outbox:
     counted: dict[str, list[float]] = field(default_factory=dict)
 
     def tick(self) -> str:
-        url = self.store.engine.url.render_as_string(hide_password=False)
+        url = self.database.engine.url.render_as_string(hide_password=False)
         services = Services(read_settings(database_url=url, notice_topic_arn=self.topic_arn))
         services.metrics.add_all = self._count  # type: ignore[method-assign, assignment]
         with dg.build_sensor_context(cursor=self.cursor, resources={"services": services}) as context:
             result = outbox_sensor(context)
-        services.events.close()
+        services.database.close()
         assert isinstance(result, dg.SensorResult)
         self.cursor = result.cursor
         assert result.skip_reason is not None
@@ -77,7 +79,7 @@ class Outbox:
         return sorted(found, key=lambda each: each["body"]["notice_id"])
 
     def unsent(self) -> int:
-        return self.store.backlog().waiting
+        return self.database.transact(outbox_backlog).waiting
 
 
 def subscribe(aws: Aws, topic_arn: str) -> str:
@@ -92,7 +94,7 @@ def subscribe(aws: Aws, topic_arn: str) -> str:
 
 
 @pytest.fixture
-def outbox(aws: Aws, event_store: EventStore, monkeypatch: pytest.MonkeyPatch) -> Outbox:
+def outbox(aws: Aws, database: Database, monkeypatch: pytest.MonkeyPatch) -> Outbox:
     ahead = [0.0]
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
@@ -101,21 +103,25 @@ def outbox(aws: Aws, event_store: EventStore, monkeypatch: pytest.MonkeyPatch) -
         ahead[0] += seconds
 
     arn = aws.resources.notice_topic_arn
-    return Outbox(aws, event_store, subscribe(aws, arn), put_forward, arn)
+    return Outbox(aws, database, subscribe(aws, arn), put_forward, arn)
 
 
-def upload(store: EventStore, number: int) -> None:
-    store.record_upload(replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}"))
+def upload(database: Database, number: int) -> None:
+    database.transact(record_upload, replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}"))
 
 
-def fail(store: EventStore, number: int, **more: Any) -> None:
-    store.mark_failed(f"u{number}", "r", failure_class="storage-unavailable", message="S3 is away.", **more)
+def fail(database: Database, number: int, **more: Any) -> None:
+    database.transact(
+        mark_failed, f"u{number}", "r", failure_class="storage-unavailable", message="S3 is away.", **more
+    )
 
 
 def test_every_kind_says_what_a_consumer_needs(outbox: Outbox) -> None:
-    outbox.store.record_upload(replace(UPLOAD, external_id="84", recorded_at=NOON, recorded_at_source="name"))
-    fail(outbox.store, 1, tried_again=True)
-    outbox.store.publish(ANALYSIS, ROWS, FACTS)
+    outbox.database.transact(
+        record_upload, replace(UPLOAD, external_id="84", recorded_at=NOON, recorded_at_source="name")
+    )
+    fail(outbox.database, 1, tried_again=True)
+    outbox.database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
 
     assert outbox.tick() == "3 notices sent."
 
@@ -142,8 +148,8 @@ def test_every_kind_says_what_a_consumer_needs(outbox: Outbox) -> None:
 
 
 def test_attributes_can_be_filtered_by(outbox: Outbox) -> None:
-    outbox.store.record_upload(replace(UPLOAD, external_id="84"))
-    fail(outbox.store, 1)
+    outbox.database.transact(record_upload, replace(UPLOAD, external_id="84"))
+    fail(outbox.database, 1)
     outbox.tick()
     first, second = (each["attributes"] for each in outbox.envelopes())
     assert first == {
@@ -154,14 +160,16 @@ def test_attributes_can_be_filtered_by(outbox: Outbox) -> None:
         "tried_again": "false",
     }
     assert second == first | {"kind": "video.failed", "failure_class": "storage-unavailable"}
-    outbox.store.mark_failed("u1", "r1", failure_class="timeout", message="It took long.", tried_again=True)
+    outbox.database.transact(
+        mark_failed, "u1", "r1", failure_class="timeout", message="It took long.", tried_again=True
+    )
     outbox.tick()
     assert outbox.envelopes()[0]["attributes"]["tried_again"] == "true"
 
 
 def test_without_a_topic_notices_are_kept_and_leave_once_there_is_one(outbox: Outbox) -> None:
     arn, outbox.topic_arn = outbox.topic_arn, None
-    upload(outbox.store, 1)
+    upload(outbox.database, 1)
     assert "CAPSTONE_NOTICE_TOPIC_ARN is not set" in outbox.tick()
     assert outbox.unsent() == 1
 
@@ -172,9 +180,9 @@ def test_without_a_topic_notices_are_kept_and_leave_once_there_is_one(outbox: Ou
 
 def test_many_videos_leave_in_one_tick_each_in_order(outbox: Outbox) -> None:
     for number in range(25):
-        upload(outbox.store, number)
+        upload(outbox.database, number)
     for number in range(25):
-        fail(outbox.store, number)
+        fail(outbox.database, number)
 
     assert outbox.tick() == "50 notices sent."
 
@@ -188,7 +196,7 @@ def test_many_videos_leave_in_one_tick_each_in_order(outbox: Outbox) -> None:
 def test_while_sns_is_away_notices_wait_and_it_is_asked_less_and_less(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload(outbox.store, 1)
+    upload(outbox.database, 1)
     arn = outbox.topic_arn
     outbox.topic_arn = f"{arn}-gone"
     asked = []
@@ -226,8 +234,8 @@ def test_a_refused_notice_holds_back_its_own_video_alone(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(12):
-        upload(outbox.store, number)
-        fail(outbox.store, number)
+        upload(outbox.database, number)
+        fail(outbox.database, number)
     poisoned = {"v0", "v3"}
     publish = NoticeTopic.publish
 
@@ -242,12 +250,12 @@ def test_a_refused_notice_holds_back_its_own_video_alone(
 
     assert told == "20 notices sent, 2 refused and tried again later: too long"
     assert {each["video_id"] for each in outbox.received()}.isdisjoint(poisoned)
-    backlog = outbox.store.backlog()
+    backlog = outbox.database.transact(outbox_backlog)
     assert (backlog.waiting, backlog.refused, backlog.refusal) == (4, 2, "too long")
     assert "Notices wait for" in outbox.tick(), "it is not due"
 
     poisoned.clear()
-    with outbox.store.engine.begin() as connection:
+    with outbox.database.engine.begin() as connection:
         connection.execute(sa.text("UPDATE capstone.outbox SET try_at = now() WHERE refusals > 0"))
     assert outbox.tick() == "4 notices sent."
     got = outbox.received()
@@ -258,20 +266,20 @@ def test_a_refused_notice_holds_back_its_own_video_alone(
 
 def test_a_notice_that_sns_itself_refuses_is_named(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The emulators take everything, so its answer stands here as AWS documents it."""
-    upload(outbox.store, 1)
+    upload(outbox.database, 1)
     topic = NoticeTopic("arn:aws:sns:ap-northeast-2:123456789012:capstone-notices")
     taken: list[Notice] = []
-    outbox.store.send_notices(lambda these: taken.extend(these) or {}, most=1)  # type: ignore[func-returns-value]
+    outbox.database.transact(send_notices, lambda these: taken.extend(these) or {}, most=1)  # type: ignore[func-returns-value]
     [notice] = taken
     answer = {"Id": str(notice.notice_id), "Code": "InvalidParameter", "Message": "No.", "SenderFault": True}
     monkeypatch.setattr(topic, "_client", SimpleNamespace(publish_batch=lambda **_: {"Failed": [answer]}))
     assert topic.publish([notice]) == {notice.notice_id: "SNS refused it: InvalidParameter (No)."}
 
 
-def test_two_daemons_send_each_notice_once_and_in_order(event_store: EventStore) -> None:
+def test_two_daemons_send_each_notice_once_and_in_order(database: Database) -> None:
     for number in range(30):
-        upload(event_store, number)
-        fail(event_store, number)
+        upload(database, number)
+        fail(database, number)
     sent: list[tuple[str, str]] = []
     lock, together = threading.Lock(), threading.Barrier(3)
 
@@ -281,11 +289,11 @@ def test_two_daemons_send_each_notice_once_and_in_order(event_store: EventStore)
         return {}
 
     def daemon() -> None:
-        store = EventStore(event_store.engine.url.render_as_string(hide_password=False))
+        own = Database(database.engine.url.render_as_string(hide_password=False))
         together.wait()
-        while event_store.backlog().waiting:
-            store.send_notices(send, most=10)
-        store.close()
+        while own.transact(outbox_backlog).waiting:
+            own.transact(send_notices, send, most=10)
+        own.close()
 
     threads = [threading.Thread(target=daemon) for _ in range(3)]
     for thread in threads:
@@ -298,10 +306,10 @@ def test_two_daemons_send_each_notice_once_and_in_order(event_store: EventStore)
         assert [kind for video, kind in sent if video == f"v{number}"] == ["video.received", "video.failed"]
 
 
-def test_notices_of_two_uploads_leave_in_the_order_of_their_numbers(event_store: EventStore) -> None:
+def test_notices_of_two_uploads_leave_in_the_order_of_their_numbers(database: Database) -> None:
     """Whoever forgets what comes with a lower number than the last one loses nothing."""
     for upload_id in ("u1", "u2"):
-        event_store.record_upload(replace(UPLOAD, upload_id=upload_id))
+        database.transact(record_upload, replace(UPLOAD, upload_id=upload_id))
     told: list[tuple[int, str, str]] = []
 
     def send(taken: Sequence[Notice]) -> dict[int, str]:
@@ -309,13 +317,13 @@ def test_notices_of_two_uploads_leave_in_the_order_of_their_numbers(event_store:
         return {}
 
     def send_all() -> None:
-        while event_store.send_notices(send, most=10)[0]:
+        while database.transact(send_notices, send, most=10)[0]:
             pass
 
     failure = {"failure_class": "internal", "message": "m"}
-    other = threading.Thread(target=event_store.mark_failed, args=("u2", "r2"), kwargs=failure)
-    with event_store.engine.begin() as publishing:
-        status.notify(publishing, "video.analyzed", "u1", "v1", {})
+    other = threading.Thread(target=database.transact, args=(mark_failed, "u2", "r2"), kwargs=failure)
+    with database.engine.begin() as publishing:
+        notify(publishing, "video.analyzed", "u1", "v1", {})
         other.start()
         other.join(2)
         send_all()
@@ -326,46 +334,46 @@ def test_notices_of_two_uploads_leave_in_the_order_of_their_numbers(event_store:
     assert [each[1:] for each in told[2:]] == [("video.analyzed", "u1"), ("video.failed", "u2")]
 
 
-def test_what_is_held_by_one_daemon_is_left_alone_by_the_other(event_store: EventStore) -> None:
+def test_what_is_held_by_one_daemon_is_left_alone_by_the_other(database: Database) -> None:
     for number in range(3):
-        upload(event_store, number)
-        fail(event_store, number)
+        upload(database, number)
+        fail(database, number)
     seen: list[int] = []
 
     def send_while_locked(taken: Sequence[Notice]) -> dict[int, str]:
-        others, _ = event_store.send_notices(lambda more: seen.append(len(more)) or {}, most=10)  # type: ignore[func-returns-value]
+        others, _ = database.transact(send_notices, lambda more: seen.append(len(more)) or {}, most=10)  # type: ignore[func-returns-value]
         assert others == 3 - len(taken)
         return {}
 
-    assert event_store.send_notices(send_while_locked, most=2)[0] == 2
+    assert database.transact(send_notices, send_while_locked, most=2)[0] == 2
     assert seen == [1]
 
 
-def test_a_sender_that_dies_leaves_everything_to_be_sent(event_store: EventStore) -> None:
-    upload(event_store, 1)
+def test_a_sender_that_dies_leaves_everything_to_be_sent(database: Database) -> None:
+    upload(database, 1)
 
     def die(taken: Sequence[Notice]) -> dict[int, str]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        event_store.send_notices(die, most=10)
+        database.transact(send_notices, die, most=10)
 
-    assert event_store.backlog().waiting == 1
-    assert event_store.send_notices(lambda taken: {}, most=10) == (1, {})
+    assert database.transact(outbox_backlog).waiting == 1
+    assert database.transact(send_notices, lambda taken: {}, most=10) == (1, {})
 
 
-def test_a_refused_one_is_tried_again_less_and_less(event_store: EventStore) -> None:
-    upload(event_store, 1)
+def test_a_refused_one_is_tried_again_less_and_less(database: Database) -> None:
+    upload(database, 1)
     delays = []
     for _ in range(10):
-        with event_store.engine.begin() as connection:
+        with database.engine.begin() as connection:
             connection.execute(sa.text("UPDATE capstone.outbox SET try_at = NULL"))
-        event_store.send_notices(lambda taken: {each.notice_id: "no" for each in taken}, most=10)
-        with event_store.engine.connect() as connection:
+        database.transact(send_notices, lambda taken: {each.notice_id: "no" for each in taken}, most=10)
+        with database.engine.connect() as connection:
             due = connection.execute(sa.text("SELECT try_at - clock_timestamp() FROM capstone.outbox"))
             delays.append(round(due.scalar_one().total_seconds()))
     assert delays == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]
-    assert event_store.send_notices(lambda taken: {}, most=10) == (0, {}), "it is not due"
+    assert database.transact(send_notices, lambda taken: {}, most=10) == (0, {}), "it is not due"
 
 
 def test_a_fifo_topic_gets_groups_and_its_own_duplicates_out(outbox: Outbox) -> None:
@@ -373,11 +381,11 @@ def test_a_fifo_topic_gets_groups_and_its_own_duplicates_out(outbox: Outbox) -> 
     sns = outbox.aws.client("sns")
     outbox.topic_arn = sns.create_topic(Name="notices.fifo", Attributes=attributes)["TopicArn"]
     outbox.queue_url = subscribe(outbox.aws, outbox.topic_arn)
-    outbox.store.record_upload(replace(UPLOAD, video_id="카메라-1a2b3c4d"))
-    outbox.store.mark_failed("u1", "r", failure_class="internal", message="A defect.")
+    outbox.database.transact(record_upload, replace(UPLOAD, video_id="카메라-1a2b3c4d"))
+    outbox.database.transact(mark_failed, "u1", "r", failure_class="internal", message="A defect.")
 
     assert outbox.tick() == "2 notices sent."
-    with outbox.store.engine.begin() as connection:  # as after a crash between SNS's answer and the commit
+    with outbox.database.engine.begin() as connection:  # as after a crash between SNS's answer and the commit
         connection.execute(sa.text("UPDATE capstone.outbox SET sent_at = NULL"))
     assert outbox.tick() == "2 notices sent."
 
@@ -386,10 +394,10 @@ def test_a_fifo_topic_gets_groups_and_its_own_duplicates_out(outbox: Outbox) -> 
 
 def test_what_was_sent_long_ago_is_forgotten(outbox: Outbox) -> None:
     for number in range(3):
-        upload(outbox.store, number)
+        upload(outbox.database, number)
     outbox.tick()
-    upload(outbox.store, 3)
-    with outbox.store.engine.begin() as connection:
+    upload(outbox.database, 3)
+    with outbox.database.engine.begin() as connection:
         old = "UPDATE capstone.outbox SET sent_at = now() - interval '29 days' WHERE video_id IN ('v0', 'v1')"
         connection.execute(sa.text(old))
         connection.execute(
@@ -401,35 +409,35 @@ def test_what_was_sent_long_ago_is_forgotten(outbox: Outbox) -> None:
     outbox.topic_arn = f"{outbox.topic_arn}-gone"
     outbox.tick()
 
-    with outbox.store.engine.connect() as connection:
+    with outbox.database.engine.connect() as connection:
         left = connection.execute(sa.text("SELECT video_id FROM capstone.outbox ORDER BY 1")).scalars().all()
     assert left == ["v2", "v3"], "what is not sent stays, however old it is"
 
 
-def test_a_failure_that_is_mended_is_followed_by_the_analysis(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    event_store.mark_running("u1", "r1")
-    assert event_store.mark_failed("u1", "r1", failure_class="worker-lost", message="Lost.")
-    event_store.requeue("u1", "r1", "r2", "It is tried again.")
-    event_store.mark_running("u1", "r2")
-    event_store.publish(replace(ANALYSIS, run_id="r2"), ROWS, FACTS)
-    assert notices(event_store) == ["video.received", "video.failed", "video.analyzed"]
+def test_a_failure_that_is_mended_is_followed_by_the_analysis(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(mark_running, "u1", "r1")
+    assert database.transact(mark_failed, "u1", "r1", failure_class="worker-lost", message="Lost.")
+    database.transact(requeue, "u1", "r1", "r2", "It is tried again.")
+    database.transact(mark_running, "u1", "r2")
+    database.transact(publish_analysis, replace(ANALYSIS, run_id="r2"), ROWS, FACTS)
+    assert notices(database) == ["video.received", "video.failed", "video.analyzed"]
 
 
 def test_an_older_uploads_late_analysis_says_that_it_is_not_current(outbox: Outbox) -> None:
-    outbox.store.record_upload(UPLOAD)
-    outbox.store.record_upload(
-        replace(UPLOAD, upload_id="u2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
+    outbox.database.transact(record_upload, UPLOAD)
+    outbox.database.transact(
+        record_upload, replace(UPLOAD, upload_id="u2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
     )
-    outbox.store.publish(replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [], FACTS)
-    outbox.store.publish(ANALYSIS, ROWS, FACTS)
+    outbox.database.transact(publish_analysis, replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [], FACTS)
+    outbox.database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
     outbox.tick()
     told = [(each["upload_id"], each["current"]) for each in outbox.received() if each["analysis_id"]]
     assert told == [("u2", True), ("u1", False)]
 
 
-def test_an_upload_that_is_known_already_is_not_told_again(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    event_store.record_upload(UPLOAD)
-    assert notices(event_store) == ["video.received"]
-    assert count(event_store, "outbox") == 1
+def test_an_upload_that_is_known_already_is_not_told_again(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(record_upload, UPLOAD)
+    assert notices(database) == ["video.received"]
+    assert count(database, "outbox") == 1

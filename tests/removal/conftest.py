@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
 from tests.assets.conftest import Pipeline
 from tests.conftest import Aws
 
@@ -51,15 +51,15 @@ def dagster_home(
 
 @pytest.fixture
 def pipeline(
-    aws: Aws, event_store: EventStore, dagster_home: Path, monkeypatch: pytest.MonkeyPatch
+    aws: Aws, database: Database, dagster_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Pipeline]:
-    url = event_store.engine.url.render_as_string(hide_password=False)
+    url = database.engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
     monkeypatch.setenv("CAPSTONE_DERIVED_URL", aws.resources.derived_url)
     services = Services(read_settings(sample_fps=1.0))
     with dg.DagsterInstance.get() as instance:
         yield Pipeline(aws, services, instance)
-    services.events.close()
+    services.database.close()
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def everything(pipeline: Pipeline, dagster_home: Path) -> Any:
         config = yaml.safe_load((dagster_home / "dagster.yaml").read_text())
         dagster = sa.create_engine(config["storage"]["postgres"]["postgres_url"])
         found = []
-        for engine in (pipeline.services.events.engine, dagster):
+        for engine in (pipeline.services.database.engine, dagster):
             with engine.connect() as connection:
                 tables = connection.execute(
                     sa.text(

@@ -20,10 +20,19 @@ from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.intake.runs import NewUpload, materialization
 from capstone_dagster.removal import erasure
 from capstone_dagster.removal.dagster_records import DagsterRecords, RunTraces
-from capstone_dagster.removal.erasure import Eraser, ErasureRefused, Traces, plan_erasure
+from capstone_dagster.removal.erasure import ErasureRefused, Traces, VideoErasure, plan_erasure
 from capstone_dagster.removal.names import Names
-from capstone_dagster.storage.erasures import Erasures, ErasureUnderWay, VideoRows
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.erasures import (
+    ErasureUnderWay,
+    VideoRows,
+    begin_erasure,
+    finish_erasure,
+    last_erasure,
+)
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.videos import latest_upload, record_upload
 from tests.assets.conftest import Pipeline
 from tests.support.command_line import Capstone
 
@@ -111,14 +120,14 @@ def test_nothing_is_left_of_a_deleted_video(
     for asset in ("raw_videos", "detections", "events"):
         assert materialized(pipeline, asset) == {other.video_id}, asset
     assert pipeline.instance.get_dynamic_partitions("videos") == [other.video_id]
-    assert pipeline.services.events.current_events(other.video_id)
+    assert pipeline.services.database.transact(current_events, other.video_id)
     assert pipeline.instance.get_run_by_id(several) is not None
     assert pipeline.instance.get_latest_materialization_event(dg.AssetKey("events")) is not None
     assert pipeline.instance.get_asset_records([dg.AssetKey("events")])
     assert pipeline.services.objects.keys("detections/")
 
     # One line remains, and a repetition finds nothing more.
-    last = Erasures(pipeline.services.events.engine).last(upload.video_id)
+    last = pipeline.services.database.transact(last_erasure, upload.video_id)
     assert last is not None
     assert (last.requested_by, last.counts) == ("hana", told["counts"])
     assert last.finished_at is not None
@@ -133,7 +142,7 @@ def test_an_upload_made_afterwards_is_a_new_video(pipeline: Pipeline, clip: Path
     upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
     unasked = capstone("delete", upload.video_id)
     assert unasked.code == 1  # nobody is there to say yes
-    assert pipeline.services.events.latest_upload(upload.video_id) is not None
+    assert pipeline.services.database.transact(latest_upload, upload.video_id) is not None
     outcome = capstone("delete", upload.video_id, "--yes")
     assert outcome.code == 0
     assert re.search(r"what +deleted\nraw object versions +1\n", outcome.out)
@@ -141,19 +150,19 @@ def test_an_upload_made_afterwards_is_a_new_video(pipeline: Pipeline, clip: Path
     assert "What cannot be deleted:\n- messages" in outcome.out
     again = pipeline.upload("gate/a.mp4", clip.read_bytes())
     assert again.video_id == upload.video_id
-    assert pipeline.services.events.latest_upload(again.video_id) is not None
+    assert pipeline.services.database.transact(latest_upload, again.video_id) is not None
 
 
 STEPS = [
     (erasure, "versions_of"),
     (erasure, "delete_versions"),
-    (Erasures, "note"),
+    (erasure, "add_removed"),
     (DagsterRecords, "remove"),
     (DagsterRecords, "_remove_run"),
     (DagsterRecords, "_redact_run"),
     (DagsterRecords, "_forget_newest"),
     (DagsterRecords, "_remove_ticks"),
-    (Erasures, "finish"),
+    (erasure, "finish_erasure"),
 ]
 
 
@@ -171,7 +180,7 @@ def test_a_deletion_that_was_broken_off_anywhere_is_finished_by_repeating_it(
     other = pipeline.upload("gate/other.mp4", clip.read_bytes())
     run_several(pipeline, other, upload)
     reported(pipeline, upload)
-    eraser = Eraser(pipeline.services, pipeline.instance)
+    eraser = VideoErasure(pipeline.services, pipeline.instance)
 
     class Killed(BaseException):
         pass
@@ -184,13 +193,13 @@ def test_a_deletion_that_was_broken_off_anywhere_is_finished_by_repeating_it(
             raise Killed
 
         with monkeypatch.context() as once:
-            # `finish` is one transaction: it is done or not.
-            once.setattr(place, name, _dies if name == "finish" else dies_after)
+            # `finish_erasure` is one transaction: it is done or not.
+            once.setattr(place, name, _dies if name == "finish_erasure" else dies_after)
             with pytest.raises((Killed, KeyboardInterrupt)):
                 eraser.erase(upload.video_id, by="hana")
         # Meanwhile the fence stands: what comes late is not taken in.
         with pytest.raises(ErasureUnderWay):
-            pipeline.services.events.record_upload(upload)
+            pipeline.services.database.transact(record_upload, upload)
 
     counts = eraser.erase(upload.video_id, by="hana")
 
@@ -210,11 +219,11 @@ def test_detections_of_the_same_bytes_go_with_the_last_video(pipeline: Pipeline,
     assert pipeline.run(first).success
     assert pipeline.run(second).success
     stored = pipeline.services.objects.keys("detections/")
-    eraser = Eraser(pipeline.services, pipeline.instance)
+    eraser = VideoErasure(pipeline.services, pipeline.instance)
 
     eraser.erase(first.video_id, by="x")
     assert pipeline.services.objects.keys("detections/") == stored
-    assert pipeline.services.events.current_events(second.video_id)
+    assert pipeline.services.database.transact(current_events, second.video_id)
     eraser.erase(second.video_id, by="x")
     assert pipeline.services.objects.keys("") == []
 
@@ -232,7 +241,7 @@ def test_detections_that_another_video_has_not_published_yet_stay(pipeline: Pipe
         tags={"capstone/video_id": second.video_id, "capstone/detections_used": detection_id},
     )
     pipeline.instance.add_run(under_way)
-    eraser = Eraser(pipeline.services, pipeline.instance)
+    eraser = VideoErasure(pipeline.services, pipeline.instance)
 
     eraser.erase(first.video_id, by="x")
     assert pipeline.services.objects.keys("detections/") == stored
@@ -253,7 +262,7 @@ def test_a_run_that_does_not_end_keeps_everything(
     )
     pipeline.instance.add_run(run)
     monkeypatch.setattr(erasure, "_RUNS_END_WITHIN_S", 0.1)
-    eraser = Eraser(pipeline.services, pipeline.instance)
+    eraser = VideoErasure(pipeline.services, pipeline.instance)
 
     with pytest.raises(ErasureRefused, match=r"End it|Repeat in a minute"):
         eraser.erase(upload.video_id, by="x")
@@ -347,17 +356,17 @@ def test_names_are_found_however_deep_they_are_quoted(name: str) -> None:
         assert any(form in text for form in Names(name).forms)
 
 
-def test_nothing_is_published_while_a_video_is_being_deleted(event_store: Any) -> None:
+def test_nothing_is_published_while_a_video_is_being_deleted(database: Any) -> None:
     from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, count
 
-    event_store.record_upload(UPLOAD)
-    line = Erasures(event_store.engine).begin("v1", "hana")
+    database.transact(record_upload, UPLOAD)
+    line = database.transact(begin_erasure, "v1", "hana")
     with pytest.raises(ErasureUnderWay, match="capstone delete v1"):
-        event_store.publish(ANALYSIS, ROWS, FACTS)
-    assert count(event_store, "analyses") == 0
-    assert Erasures(event_store.engine).begin("v1", "another") == line
-    Erasures(event_store.engine).finish(line, "v1")
-    with event_store.engine.connect() as connection:
+        database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    assert count(database, "analyses") == 0
+    assert database.transact(begin_erasure, "v1", "another") == line
+    database.transact(finish_erasure, line, "v1")
+    with database.engine.connect() as connection:
         kept = connection.execute(sa.text("SELECT t::text FROM capstone.erasures t")).scalar_one()
     assert "v1" not in kept.replace(f"{line}", "", 1).split(",")
-    event_store.record_upload(UPLOAD)
+    database.transact(record_upload, UPLOAD)

@@ -12,11 +12,15 @@ import pytest
 import sqlalchemy as sa
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 
+from capstone_dagster.removal import retention
 from capstone_dagster.removal.retention import KINDS, Retention
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
-from capstone_dagster.storage.retention import OldRows
+from capstone_dagster.storage.analyses import analyses_of, publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.video_status import mark_failed
+from capstone_dagster.storage.videos import record_upload
 from tests.conftest import Aws
 from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, count, event_row
 from tests.support.command_line import Capstone
@@ -28,19 +32,19 @@ LATER = NOON + timedelta(days=10)
 class World:
     """An upload with an earlier and a current analysis, their files, and Dagster's records."""
 
-    def __init__(self, aws: Aws, store: EventStore, instance: dg.DagsterInstance) -> None:
-        self.aws, self.store, self.instance = aws, store, instance
+    def __init__(self, aws: Aws, database: Database, instance: dg.DagsterInstance) -> None:
+        self.aws, self.database, self.instance = aws, database, instance
         self.s3 = aws.client("s3")
         for _ in range(2):
             self.s3.put_object(Bucket="capstone-raw", Key="gate/a.mp4", Body=b"video")
         self.uploaded_at = self.versions()[0]["LastModified"].replace(microsecond=0)
-        store.record_upload(replace(UPLOAD, bucket="capstone-raw", uploaded_at=self.uploaded_at))
+        database.transact(record_upload, replace(UPLOAD, bucket="capstone-raw", uploaded_at=self.uploaded_at))
         for number, asked in ((1, NOON), (2, NOON + timedelta(days=3))):
             rows = [event_row(f"e{number}") | {"thumbnail_key": f"detections/d{number}/1.jpg"}]
             analysis = replace(
                 ANALYSIS, analysis_id=f"a{number}", detection_id=f"d{number}", requested_at=asked, events=1
             )
-            store.publish(analysis, rows, FACTS)
+            database.transact(publish_analysis, analysis, rows, FACTS)
             for key in (f"detections/d{number}/frames.parquet", f"analyses/a{number}/events.parquet"):
                 self.objects.put_bytes(key, b"x")
         instance.add_dynamic_partitions("videos", ["v1"])
@@ -51,7 +55,7 @@ class World:
 
     def services(self, **days: int) -> Services:
         never = {kind.setting: 0 for kind in KINDS}
-        url = self.store.engine.url.render_as_string(hide_password=False)
+        url = self.database.engine.url.render_as_string(hide_password=False)
         settings = {"database_url": url, "derived_url": self.aws.resources.derived_url}
         return Services(read_settings(**settings, **never | days))
 
@@ -60,7 +64,7 @@ class World:
     ) -> dict[str, int]:
         services = self.services(**days)
         done = Retention(services, self.instance, most).apply(dry_run=dry_run, now=now)
-        services.events.close()
+        services.database.close()
         return {each.kind.setting: each.number for each in done if each.number}
 
     def versions(self) -> list[Any]:
@@ -73,14 +77,14 @@ class World:
 
 
 @pytest.fixture
-def world(aws: Aws, event_store: EventStore) -> Any:
+def world(aws: Aws, database: Database) -> Any:
     with dg.DagsterInstance.ephemeral() as instance:
-        yield World(aws, event_store, instance)
+        yield World(aws, database, instance)
 
 
 def test_nothing_goes_without_a_number(world: World) -> None:
     assert world.apply() == {}
-    assert (world.raw(), len(world.objects.keys("")), count(world.store, "events")) == (2, 4, 2)
+    assert (world.raw(), len(world.objects.keys("")), count(world.database, "events")) == (2, 4, 2)
 
 
 def test_raw_videos_go_with_every_version_once_they_are_finished(world: World) -> None:
@@ -91,7 +95,7 @@ def test_raw_videos_go_with_every_version_once_they_are_finished(world: World) -
     assert world.apply(raw_retention_days=9, now=later) == {"raw_retention_days": 1}
     assert world.raw() == 0
     assert world.apply(raw_retention_days=9, now=later) == {}
-    assert count(world.store, "events") == 2
+    assert count(world.database, "events") == 2
 
 
 def test_an_upload_that_intake_has_not_heard_of_yet_stays(world: World) -> None:
@@ -106,10 +110,12 @@ def test_an_upload_that_intake_has_not_heard_of_yet_stays(world: World) -> None:
 
     # Heard of after that night, it has its own time, and goes when it is finished.
     came = newer["LastModified"].replace(microsecond=0)
-    world.store.record_upload(replace(UPLOAD, bucket="capstone-raw", upload_id="u2", uploaded_at=came))
+    world.database.transact(
+        record_upload, replace(UPLOAD, bucket="capstone-raw", upload_id="u2", uploaded_at=came)
+    )
     later += timedelta(days=10)
     assert world.apply(raw_retention_days=9, now=later) == {}
-    world.store.mark_failed("u2", "r2", failure_class="internal", message="")
+    world.database.transact(mark_failed, "u2", "r2", failure_class="internal", message="")
     assert world.apply(raw_retention_days=9, now=later) == {"raw_retention_days": 1}
     assert world.raw() == 0
 
@@ -120,7 +126,7 @@ def test_files_go_and_events_stay(world: World) -> None:
     assert world.apply(detections_retention_days=1) == {"detections_retention_days": 1}
     assert world.objects.keys("") == []
     assert world.apply(detections_retention_days=1) == {}
-    [event] = world.store.current_events()
+    [event] = world.database.transact(current_events)
     assert event["thumbnail_key"] is None
 
 
@@ -129,14 +135,14 @@ def test_earlier_analyses_go_and_the_current_one_stays(world: World) -> None:
         "earlier_analyses_retention_days": 1
     }
     assert world.apply(earlier_analyses_retention_days=1) == {"earlier_analyses_retention_days": 1}
-    assert [row["analysis_id"] for row in world.store.analyses("v1")] == ["a2"]
+    assert [row["analysis_id"] for row in world.database.transact(analyses_of, "v1")] == ["a2"]
     assert world.objects.keys("") == ["analyses/a2/events.parquet", "detections/d2/frames.parquet"]
     assert world.apply(earlier_analyses_retention_days=1) == {}
 
 
 def test_detections_that_another_analysis_rests_on_stay(world: World) -> None:
     rules = replace(ANALYSIS, analysis_id="a3", detection_id="d1", requested_at=NOON + timedelta(days=9))
-    world.store.publish(rules, [], FACTS)
+    world.database.transact(publish_analysis, rules, [], FACTS)
     assert world.apply(detections_retention_days=5) == {"detections_retention_days": 1}  # d2
     world.apply(earlier_analyses_retention_days=1)
     assert "detections/d1/frames.parquet" in world.objects.keys("")
@@ -144,18 +150,18 @@ def test_detections_that_another_analysis_rests_on_stay(world: World) -> None:
 
 def test_events_go_with_their_analyses(world: World) -> None:
     assert world.apply(events_retention_days=1, most=1) == {"events_retention_days": 1}
-    assert count(world.store, "events") == 1
+    assert count(world.database, "events") == 1
     assert world.apply(events_retention_days=1) == {"events_retention_days": 1}
-    assert (count(world.store, "events"), world.objects.keys("")) == (0, [])
+    assert (count(world.database, "events"), world.objects.keys("")) == (0, [])
 
 
 def test_files_that_were_made_anew_are_shown_and_go_again(world: World) -> None:
     assert world.apply(detections_retention_days=1) == {"detections_retention_days": 2}
     rows = [event_row("e2") | {"thumbnail_key": "detections/d2/1.jpg"}]
     again = replace(ANALYSIS, analysis_id="a2", detection_id="d2", requested_at=LATER, events=1)
-    world.store.publish(again, rows, FACTS)
+    world.database.transact(publish_analysis, again, rows, FACTS)
     world.objects.put_bytes("detections/d2/frames.parquet", b"x")
-    [event] = world.store.current_events()
+    [event] = world.database.transact(current_events)
     assert event["thumbnail_key"] == "detections/d2/1.jpg"
     assert world.apply(detections_retention_days=1) == {}
     later = LATER + timedelta(days=2)
@@ -171,21 +177,23 @@ def test_an_analysis_that_is_asked_for_while_others_go_stays_whole(
     world: World, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by a backfill or a rollback in the middle of the night."""
-    real = OldRows._ids
     again = replace(ANALYSIS, requested_at=LATER)
+    for name in ("analyses_with_files", "old_analyses"):
 
-    def found(*arguments: Any, **options: Any) -> list[str]:
-        ids = real(*arguments, **options)
-        world.store.publish(again, [], FACTS)
-        return ids
+        def found(*arguments: Any, look: Any = getattr(retention, name), **options: Any) -> list[str]:
+            ids: list[str] = look(*arguments, **options)
+            world.database.transact(publish_analysis, again, [], FACTS)
+            return ids
 
-    monkeypatch.setattr(OldRows, "_ids", found)
+        monkeypatch.setattr(retention, name, found)
     done = world.apply(False, 100, LATER, **{kind: 1})
 
     assert done == ({} if kind == "earlier_analyses_retention_days" else {kind: 1})
-    assert [row["analysis_id"] for row in world.store.analyses("v1") if row["is_current"]] == ["a1"]
+    assert [
+        row["analysis_id"] for row in world.database.transact(analyses_of, "v1") if row["is_current"]
+    ] == ["a1"]
     assert {"analyses/a1/events.parquet", "detections/d1/frames.parquet"} <= set(world.objects.keys(""))
-    [event] = world.store.current_events()
+    [event] = world.database.transact(current_events)
     assert event["thumbnail_key"] == "detections/d1/1.jpg"
 
 
@@ -240,7 +248,7 @@ def test_log_entries_younger_than_the_limit_stay(world: World) -> None:
 def test_the_command_says_what_goes(
     world: World, dagster_home: Path, capstone: Capstone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = world.store.engine.url.render_as_string(hide_password=False)
+    url = world.database.engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
     monkeypatch.setenv("CAPSTONE_DERIVED_URL", world.aws.resources.derived_url)
     monkeypatch.setenv("CAPSTONE_EVENTS_RETENTION_DAYS", "1")
@@ -252,7 +260,7 @@ def test_the_command_says_what_goes(
     table = capstone("retention").out
     assert "CAPSTONE_RAW_RETENTION_DAYS" in table
     assert "for ever" in table
-    assert count(world.store, "events") == 0
+    assert count(world.database, "events") == 0
 
 
 @pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
@@ -268,7 +276,7 @@ def test_the_nightly_job_counts_in_its_metadata(world: World) -> None:
 
     looked = run(dry_run=True)
     assert looked.output_for_node("remove_what_is_old")["analyses with events"] == 2
-    assert count(world.store, "events") == 2
+    assert count(world.database, "events") == 2
     [output] = [each for each in run(most=1).all_events if each.is_successful_output]
     assert output.step_output_data.metadata["analyses with events"].value == 1
-    assert count(world.store, "events") == 1
+    assert count(world.database, "events") == 1

@@ -43,7 +43,15 @@ from capstone_dagster.runs.retry_policy import (
 )
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.video_status import (
+    current_status,
+    mark_cancelled,
+    mark_failed,
+    mark_running,
+    mark_superseded,
+)
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import UPLOAD, dump, notices
 
 DATABASE, MODEL, WORKER = (
@@ -235,7 +243,9 @@ class Sensor:
 
     def fail(self, run: dg.DagsterRun, failure: str) -> None:
         upload_id = run.tags["capstone/upload_id"]
-        self.services.events.mark_failed(upload_id, run.run_id, failure_class=failure, message="It failed.")
+        self.services.database.transact(
+            mark_failed, upload_id, run.run_id, failure_class=failure, message="It failed."
+        )
         self.instance.add_run_tags(run.run_id, {FAILURE_TAG: failure})
         self.instance.report_run_failed(run)
 
@@ -258,9 +268,11 @@ class Sensor:
             remote_job_origin=_REPOSITORY.get_job_origin("__ASSET_JOB"),
             job_code_origin=_CODE_ORIGIN,
         )
-        self.services.events.record_upload(replace(UPLOAD, upload_id="u2", video_id="v2"))
+        self.services.database.transact(record_upload, replace(UPLOAD, upload_id="u2", video_id="v2"))
         for upload_id, word in (("u1", "undecodable-video"), ("u2", failure)):
-            self.services.events.mark_failed(upload_id, run.run_id, failure_class=word, message="It failed.")
+            self.services.database.transact(
+                mark_failed, upload_id, run.run_id, failure_class=word, message="It failed."
+            )
         self.instance.add_run_tags(run.run_id, {FAILURE_TAG: failure})
         self.instance.report_run_failed(run)
         return run, ordered
@@ -269,7 +281,7 @@ class Sensor:
         return self.instance.get_run_by_id(reexecution_id(run.run_id))
 
     def status(self) -> dict[str, Any]:
-        [row] = self.services.events.current_status("v1")
+        [row] = self.services.database.transact(current_status, "v1")
         return row
 
 
@@ -292,9 +304,9 @@ _CODE_ORIGIN = JobPythonOrigin(
 
 
 @pytest.fixture
-def sensor(event_store: EventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sensor]:
-    url = event_store.engine.url.render_as_string(hide_password=False)
-    event_store.record_upload(UPLOAD)
+def sensor(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sensor]:
+    url = database.engine.url.render_as_string(hide_password=False)
+    database.transact(record_upload, UPLOAD)
     coordinator = {"module": "dagster._core.run_coordinator", "class": "QueuedRunCoordinator"}
     with dg.DagsterInstance.local_temp(str(tmp_path), {"run_coordinator": coordinator}) as instance:
         yield Sensor(instance, Services(read_settings(database_url=url)), monkeypatch)
@@ -356,7 +368,7 @@ def test_what_is_left_alone(sensor: Sensor, why: str) -> None:
         sensor.instance.report_run_failed(run)
     else:
         run = sensor.failed(failure)
-    events = sensor.services.events
+    database = sensor.services.database
     if why == "retried by Dagster":
         sensor.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
     elif why == "re-executed by somebody":
@@ -364,14 +376,16 @@ def test_what_is_left_alone(sensor: Sensor, why: str) -> None:
     elif why == "a later run succeeded":
         sensor.run(dg.DagsterRunStatus.SUCCESS)
     elif why == "superseded":
-        events.mark_superseded("u1", run.run_id)
+        database.transact(mark_superseded, "u1", run.run_id)
     elif why == "cancelled":
-        events.mark_running("u1", "another")
-        events.mark_cancelled("u1", "another")
+        database.transact(mark_running, "u1", "another")
+        database.transact(mark_cancelled, "u1", "another")
 
     sensor.tick()
     if why == "done":
-        sensor.monkeypatch.setattr(events, "states", lambda ids: {"u1": "done"})
+        sensor.monkeypatch.setattr(
+            "capstone_dagster.runs.reexecution.upload_states", lambda *_: {"u1": "done"}
+        )
     sensor.tick(31)
 
     assert sensor.submitted == []
@@ -382,10 +396,15 @@ def test_what_is_left_alone(sensor: Sensor, why: str) -> None:
 def test_a_promise_that_is_not_kept_is_taken_back_by_another_notice(
     sensor: Sensor, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = sensor.services.events
+    database = sensor.services.database
     run = sensor.failed("storage-unavailable")
-    events.mark_failed(
-        "u1", run.run_id, failure_class="storage-unavailable", message="It failed.", tried_again=True
+    database.transact(
+        mark_failed,
+        "u1",
+        run.run_id,
+        failure_class="storage-unavailable",
+        message="It failed.",
+        tried_again=True,
     )
     if why == "its record is damaged":
         nothing = Resumption([], Resumption.of(sensor.instance, run).known)
@@ -393,15 +412,15 @@ def test_a_promise_that_is_not_kept_is_taken_back_by_another_notice(
     elif why == "somebody was quicker":
         sensor.run(dg.DagsterRunStatus.CANCELED, dagster__parent_run_id=run.run_id)
     else:
-        events.mark_running("u1", "another")
-    before = notices(events)
+        database.transact(mark_running, "u1", "another")
+    before = notices(database)
 
     sensor.tick(31)
     sensor.tick(32)
 
-    told = notices(events)[len(before) :]
+    told = notices(database)[len(before) :]
     assert told == (["video.failed"] if why == "its record is damaged" else [])
-    last = dump(events, ["outbox"])["outbox"][-1].payload
+    last = dump(database, ["outbox"])["outbox"][-1].payload
     assert last["tried_again"] is not bool(told)
 
 
@@ -411,7 +430,7 @@ def test_a_run_of_a_backfill_is_started_again_as_a_part_of_it_while_that_goes_on
 ) -> None:
     failed, ordered = sensor.failed_backfill("storage-unavailable")
     sensor.tick()
-    rows = {row["video_id"]: row for row in sensor.services.events.current_status()}
+    rows = {row["video_id"]: row for row in sensor.services.database.transact(current_status)}
     assert "It is tried again at" in rows["v2"]["message"]
     assert rows["v1"]["message"] == "It failed."
     if over:
@@ -433,7 +452,7 @@ def test_a_run_of_a_backfill_is_started_again_as_a_part_of_it_while_that_goes_on
     ends = {f"dagster/asset_partition_range_{end}" for end in ("start", "end")}
     assert {name: child.tags[name] for name in ends} == {name: failed.tags[name] for name in ends}
     assert attempts(child.tags) == 1
-    states = {row["video_id"]: row["state"] for row in sensor.services.events.current_status()}
+    states = {row["video_id"]: row["state"] for row in sensor.services.database.transact(current_status)}
     assert states == {"v1": "failed", "v2": "queued"}
 
     # What Dagster has made no part of the backfill any more is the system's all the same.
@@ -482,7 +501,9 @@ def test_a_tick_that_dies_between_making_and_submitting_a_run_is_completed_by_th
 ) -> None:
     failed = sensor.failed("storage-unavailable")
     with monkeypatch.context() as dying:
-        dying.setattr(sensor.services.events, "requeue", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        dying.setattr(
+            "capstone_dagster.runs.reexecution.requeue", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             sensor.tick(31)
     child = sensor.child(failed)
@@ -498,7 +519,7 @@ def test_a_tick_that_dies_between_making_and_submitting_a_run_is_completed_by_th
 
 def test_a_run_that_cannot_be_started_again_holds_up_nobody(sensor: Sensor) -> None:
     broken = sensor.failed("storage-unavailable")
-    sensor.services.events.record_upload(replace(UPLOAD, upload_id="u2", video_id="v2"))
+    sensor.services.database.transact(record_upload, replace(UPLOAD, upload_id="u2", video_id="v2"))
     fine = sensor.failed("storage-unavailable", upload_id="u2")
     real = Resumption.of
 
@@ -530,7 +551,7 @@ def test_while_the_event_store_is_away_failed_runs_wait_and_the_tick_goes_on(
 
 def test_the_breaker_holds_its_class_takes_a_probe_and_lets_all_follow_after_recovery(sensor: Sensor) -> None:
     first = sensor.failed("database-unavailable")
-    sensor.services.events.record_upload(replace(UPLOAD, upload_id="u2", video_id="v2"))
+    sensor.services.database.transact(record_upload, replace(UPLOAD, upload_id="u2", video_id="v2"))
     second = sensor.failed("database-unavailable", upload_id="u2")
     now = time.time()
     paused = BreakerState(Phase.OPEN, since=now, cause=DATABASE, told="", next_probe_at=now + 60)
@@ -562,7 +583,9 @@ def test_gpu_work_of_an_hour_is_bounded(sensor: Sensor) -> None:
     update = {"reexecutions_per_hour": 1}
     sensor.services = Services(sensor.services.settings.model_copy(update=update))
     for number in (1, 2):
-        sensor.services.events.record_upload(replace(UPLOAD, upload_id=f"x{number}", video_id=f"w{number}"))
+        sensor.services.database.transact(
+            record_upload, replace(UPLOAD, upload_id=f"x{number}", video_id=f"w{number}")
+        )
         sensor.failed("gpu-error", upload_id=f"x{number}")
     sensor.tick(31)
     sensor.tick(40)

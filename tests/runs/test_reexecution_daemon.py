@@ -15,7 +15,9 @@ from capstone_dagster.local.aws import client
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
 from capstone_dagster.local.stack import LocalStack, local_stack
 from capstone_dagster.run_tags import PROBE_TAG
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.video_status import current_status
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.live
@@ -24,7 +26,7 @@ DEADLINE_S = 180.0
 
 
 def migrate(stack: LocalStack) -> None:
-    EventStore(stack.environment["CAPSTONE_DATABASE_URL"]).migrate()
+    Database(stack.environment["CAPSTONE_DATABASE_URL"]).migrate()
 
 
 @pytest.fixture
@@ -54,12 +56,12 @@ def take_no_writes(postgres: PostgresServer, state: str) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_cut_database_costs_no_second_gpu_pass_and_nobody_has_to_act(stack: LocalStack, clip: Path) -> None:
-    store = EventStore(stack.environment["CAPSTONE_DATABASE_URL"])
+    database = Database(stack.environment["CAPSTONE_DATABASE_URL"])
     s3 = client("s3", stack.aws.endpoint_url)
     s3.upload_file(str(clip), stack.environment["CAPSTONE_RAW_BUCKET"], "gate/a.mp4")
 
     def status() -> Mapping[str, Any]:
-        return next(iter(store.current_status()), {})
+        return next(iter(database.transact(current_status)), {})
 
     with dg.DagsterInstance.get() as instance:
         wait_for("the upload's run", instance.get_runs, DEADLINE_S)
@@ -98,5 +100,5 @@ def test_a_cut_database_costs_no_second_gpu_pass_and_nobody_has_to_act(stack: Lo
         ]
         assert started.count("video_analysis.analyze_video") == 1
         wait_for("intake to resume", lambda: not read_breaker(instance).paused, DEADLINE_S)
-        assert len(store.current_events()) > 0
+        assert len(database.transact(current_events)) > 0
     print(f"database back → events published: {took_s:.1f} s")

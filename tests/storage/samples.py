@@ -6,8 +6,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from capstone_dagster.storage.event_store import EventStore
-from capstone_dagster.storage.records import Analysis, VideoFacts, VideoUpload
+from capstone_dagster.storage.analyses import Analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.uploads import VideoFacts, VideoUpload
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 UPLOAD = VideoUpload(
@@ -81,23 +82,23 @@ def event_row(event_id: str, start_ms: int = 0) -> dict[str, Any]:
 ROWS = [event_row("e1"), event_row("e2", 2000)]
 
 
-def count(store: EventStore, table: str) -> int:
-    with store.engine.connect() as connection:
+def count(database: Database, table: str) -> int:
+    with database.engine.connect() as connection:
         return connection.execute(sa.text(f"SELECT count(*) FROM capstone.{table}")).scalar_one()
 
 
-def notices(store: EventStore) -> list[str]:
-    with store.engine.connect() as connection:
+def notices(database: Database) -> list[str]:
+    with database.engine.connect() as connection:
         return list(
             connection.execute(sa.text("SELECT kind FROM capstone.outbox ORDER BY notice_id")).scalars()
         )
 
 
 def dump(
-    store: EventStore, tables: Sequence[str] = ("videos", "analyses", "events", "video_status", "outbox")
+    database: Database, tables: Sequence[str] = ("videos", "analyses", "events", "video_status", "outbox")
 ) -> Any:
     """Every row of the tables, with PostgreSQL's own word for which version of the row it is."""
-    with store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         return {
             table: connection.execute(sa.text(f"SELECT xmin, * FROM capstone.{table} ORDER BY 2")).all()
             for table in tables

@@ -15,17 +15,19 @@ from alembic.migration import MigrationContext
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import (
+    Database,
     DatabaseError,
     RefusedByDatabase,
     SchemaMissing,
-    database_errors,
-    open_engine,
+    storage_error,
 )
 from capstone_dagster.storage.errors import DatabaseUnavailable, PermissionDenied
-from capstone_dagster.storage.event_store import EventStore
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.schema import metadata
+from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, count
 
 
@@ -57,28 +59,28 @@ def plain_user(database_url: str) -> Iterator[str]:
         connection.execute(f"DROP ROLE {user}")
 
 
-def test_migrations_make_what_the_code_expects(event_store: EventStore) -> None:
+def test_migrations_make_what_the_code_expects(database: Database) -> None:
     def ours(name: str | None, kind: str, _: Mapping[str, Any]) -> bool:
         return kind != "schema" or name == "capstone"
 
     options = {"include_schemas": True, "include_name": ours, "compare_type": True}
-    with event_store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
 
 
 def test_migrating_at_once_is_safe(database_url: str) -> None:
-    stores = [EventStore(database_url) for _ in range(4)]
+    stores = [Database(database_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(EventStore.migrate, stores))
+        list(pool.map(Database.migrate, stores))
 
     assert count(stores[0], "videos") == 0
-    for store in stores:
-        store.close()
+    for database in stores:
+        database.close()
 
 
-def test_readers_read_the_views_and_nothing_else(event_store: EventStore, database_url: str) -> None:
-    event_store.record_upload(UPLOAD)
-    event_store.publish(ANALYSIS, ROWS, FACTS)
+def test_readers_read_the_views_and_nothing_else(database: Database, database_url: str) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
     url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
 
     with psycopg.connect(url, autocommit=True) as connection:
@@ -96,37 +98,29 @@ def test_the_readers_role_gets_its_grants_from_a_user_who_may_not_create_roles(
     with connected(database_url) as connection:  # roles are the server's, so an earlier test may have made it
         if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'capstone_reader'").fetchone():
             connection.execute("CREATE ROLE capstone_reader NOLOGIN")
-    store = EventStore(plain_user)
+    database = Database(plain_user)
 
-    store.migrate()
+    database.migrate()
 
-    with store.engine.connect() as session:
+    with database.engine.connect() as session:
         granted = "SELECT has_table_privilege('capstone_reader', 'capstone.current_events', 'SELECT')"
         assert session.execute(sa.text(granted)).scalar_one()
-    store.close()
+    database.close()
 
 
 def test_missing_tables_say_what_to_do(database_url: str) -> None:
-    store = EventStore(database_url)
+    database = Database(database_url)
     with pytest.raises(SchemaMissing, match="capstone migrate"):
-        store.current_events()
-    store.close()
+        database.transact(current_events)
+    database.close()
 
 
 def test_no_server_is_told_without_the_password() -> None:
-    store = EventStore("postgresql+psycopg://user:hunter2@127.0.0.1:1/capstone")
+    database = Database("postgresql+psycopg://user:hunter2@127.0.0.1:1/capstone")
     with pytest.raises(DatabaseUnavailable, match="does not answer") as caught:
-        store.current_events()
+        database.transact(current_events)
     assert "hunter2" not in str(caught.value)
     assert caught.value.failure_class == "database-unavailable"
-
-
-def told_as(error: Exception) -> Exception:
-    """What the room makes of an error of the driver's."""
-    engine = open_engine("postgresql+psycopg://nobody@127.0.0.1:1/none")
-    with pytest.raises(Exception, match="event store") as caught, database_errors(engine):
-        raise error
-    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -156,8 +150,8 @@ def told_as(error: Exception) -> Exception:
 def test_each_sqlstate_has_its_class(sqlstate: str, expected: type[Exception]) -> None:
     error = psycopg.errors.lookup(sqlstate)("told")
 
-    assert type(told_as(error)) is expected
-    assert type(told_as(sa.exc.DBAPIError("SELECT 1", {}, error))) is expected
+    assert type(storage_error(error, "here")) is expected
+    assert type(storage_error(sa.exc.DBAPIError("SELECT 1", {}, error), "here")) is expected
 
 
 @pytest.mark.parametrize(
@@ -171,7 +165,7 @@ def test_each_sqlstate_has_its_class(sqlstate: str, expected: type[Exception]) -
     ],
 )
 def test_what_the_driver_says_by_itself_has_its_class(error: Exception, expected: type[Exception]) -> None:
-    assert type(told_as(error)) is expected
+    assert type(storage_error(error, "here")) is expected
 
 
 @pytest.mark.parametrize(
@@ -187,33 +181,33 @@ def test_what_the_driver_says_by_itself_has_its_class(error: Exception, expected
         ),
     ],
 )
-def test_what_the_database_will_never_take(event_store: EventStore, upload: VideoUpload) -> None:
+def test_what_the_database_will_never_take(database: Database, upload: VideoUpload) -> None:
     with pytest.raises(RefusedByDatabase) as caught:
-        event_store.record_upload(upload)
+        database.transact(record_upload, upload)
 
     assert caught.value.failure_class == "internal"
-    assert count(event_store, "video_status") == 0
-    event_store.ping()
+    assert count(database, "video_status") == 0
+    database.ping()
 
 
 def test_a_read_only_database_is_unavailable_and_used_again_when_writable(
-    event_store: EventStore, database_url: str
+    database: Database, database_url: str
 ) -> None:
-    event_store.engine.dispose()
+    database.engine.dispose()
     alter(database_url, "SET default_transaction_read_only = on")
     with pytest.raises(DatabaseUnavailable, match="read-only"):
-        event_store.record_upload(UPLOAD)
+        database.transact(record_upload, UPLOAD)
     alter(database_url, "SET default_transaction_read_only = off")
 
-    event_store.record_upload(UPLOAD)  # by a new connection: the old one would stay read-only
+    database.transact(record_upload, UPLOAD)  # by a new connection: the old one would stay read-only
 
-    assert count(event_store, "videos") == 1
+    assert count(database, "videos") == 1
 
 
-def test_ping_of_a_store_that_works_changes_nothing(event_store: EventStore) -> None:
-    event_store.ping()
+def test_ping_of_a_store_that_works_changes_nothing(database: Database) -> None:
+    database.ping()
 
-    assert count(event_store, "videos") == count(event_store, "outbox") == 0
+    assert count(database, "videos") == count(database, "outbox") == 0
 
 
 def _read_only(url: str) -> None:
@@ -239,17 +233,17 @@ def _one_column_less(url: str) -> None:
     ],
 )
 def test_ping_says_what_is_wrong(
-    event_store: EventStore, database_url: str, break_it: Callable[[str], None], expected: type[Exception]
+    database: Database, database_url: str, break_it: Callable[[str], None], expected: type[Exception]
 ) -> None:
     break_it(database_url)
-    event_store.engine.dispose()
+    database.engine.dispose()
 
     with pytest.raises(expected):
-        event_store.ping()
+        database.ping()
 
 
-def test_ping_without_tables_server_or_rights(database_url: str, event_store: EventStore) -> None:
-    gone = EventStore("postgresql+psycopg://user:hunter2@127.0.0.1:1/capstone")
+def test_ping_without_tables_server_or_rights(database_url: str, database: Database) -> None:
+    gone = Database("postgresql+psycopg://user:hunter2@127.0.0.1:1/capstone")
     with pytest.raises(DatabaseUnavailable):
         gone.ping()
 
@@ -259,7 +253,7 @@ def test_ping_without_tables_server_or_rights(database_url: str, event_store: Ev
         connection.execute(f"GRANT USAGE ON SCHEMA capstone TO {user}")
         connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA capstone TO {user}")
     url = make_url(database_url).set(username=user, password="secret")
-    reader = EventStore(url.render_as_string(hide_password=False))
+    reader = Database(url.render_as_string(hide_password=False))
     try:
         with pytest.raises(PermissionDenied):
             reader.ping()

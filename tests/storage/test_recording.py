@@ -8,23 +8,26 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from capstone_dagster.storage.event_store import EventStore
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.analyses import analyses_of, publish_analysis
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.video_status import current_status, mark_running
+from capstone_dagster.storage.videos import latest_upload, record_upload
 from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, event_row
 
 MORNING = datetime(2026, 1, 1, 8, tzinfo=UTC)
 EVENING = datetime(2026, 1, 1, 20, tzinfo=UTC)
 
 
-def video(store: EventStore) -> dict[str, Any]:
-    with store.engine.connect() as connection:
+def video(database: Database) -> dict[str, Any]:
+    with database.engine.connect() as connection:
         return dict(connection.execute(sa.text("SELECT * FROM capstone.videos")).mappings().one())
 
 
-def clocks(store: EventStore) -> list[tuple[Any, ...]]:
+def clocks(database: Database) -> list[tuple[Any, ...]]:
     """Of every event, published last or not: camera, begin, end."""
     query = "SELECT camera, started_at, ended_at FROM capstone.events ORDER BY event_id"
-    with store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         return [tuple(row) for row in connection.execute(sa.text(query))]
 
 
@@ -102,12 +105,12 @@ def derived(**said: Any) -> tuple[VideoUpload, Collection[str]]:
     ],
 )
 def test_of_one_upload_who_said_it_counts(
-    event_store: EventStore, words: list[tuple[VideoUpload, Collection[str]]], expected: dict[str, Any]
+    database: Database, words: list[tuple[VideoUpload, Collection[str]]], expected: dict[str, Any]
 ) -> None:
     for upload, told in words:
-        event_store.record_upload(upload, told)
+        database.transact(record_upload, upload, told)
 
-    found = video(event_store)
+    found = video(database)
     assert {name: found[name] for name in expected} == expected
 
 
@@ -122,122 +125,122 @@ NEWER = replace(
 )
 
 
-def test_a_newer_upload_replaces_all_but_the_external_id(event_store: EventStore) -> None:
+def test_a_newer_upload_replaces_all_but_the_external_id(database: Database) -> None:
     told = by_message(camera="door", external_id="84", recorded_at=MORNING)
-    event_store.record_upload(*told)
-    event_store.record_upload(NEWER)
-    event_store.record_upload(*told)  # a duplicate of the older one
+    database.transact(record_upload, *told)
+    database.transact(record_upload, NEWER)
+    database.transact(record_upload, *told)  # a duplicate of the older one
 
-    assert event_store.latest_upload("v1") == replace(NEWER, external_id="84")
+    assert database.transact(latest_upload, "v1") == replace(NEWER, external_id="84")
 
 
-def test_a_newer_upload_may_bring_an_external_id_and_an_older_one_fill_it(event_store: EventStore) -> None:
-    event_store.record_upload(replace(NEWER, external_id=None))
-    event_store.record_upload(*by_message(external_id="84", camera="door", recorded_at=MORNING))
-    assert event_store.latest_upload("v1") == replace(NEWER, external_id="84")
+def test_a_newer_upload_may_bring_an_external_id_and_an_older_one_fill_it(database: Database) -> None:
+    database.transact(record_upload, replace(NEWER, external_id=None))
+    database.transact(record_upload, *by_message(external_id="84", camera="door", recorded_at=MORNING))
+    assert database.transact(latest_upload, "v1") == replace(NEWER, external_id="84")
 
-    event_store.record_upload(replace(UPLOAD, external_id="85"))
-    assert video(event_store)["external_id"] == "84"
+    database.transact(record_upload, replace(UPLOAD, external_id="85"))
+    assert video(database)["external_id"] == "84"
 
     newest = replace(NEWER, upload_id="u3", external_id="86", uploaded_at=NOON + timedelta(hours=2))
-    event_store.record_upload(newest)
-    assert event_store.latest_upload("v1") == newest
+    database.transact(record_upload, newest)
+    assert database.transact(latest_upload, "v1") == newest
 
 
-def test_uploads_within_one_second_are_not_mixed(event_store: EventStore) -> None:
+def test_uploads_within_one_second_are_not_mixed(database: Database) -> None:
     second = replace(NEWER, uploaded_at=NOON, camera=UPLOAD.camera)
-    event_store.record_upload(UPLOAD)
-    event_store.record_upload(second)
-    assert event_store.latest_upload("v1") == second
+    database.transact(record_upload, UPLOAD)
+    database.transact(record_upload, second)
+    assert database.transact(latest_upload, "v1") == second
 
-    event_store.record_upload(UPLOAD)  # a duplicate
-    event_store.mark_running("u1", "r1")  # touches the older one's row last
+    database.transact(record_upload, UPLOAD)  # a duplicate
+    database.transact(mark_running, "u1", "r1")  # touches the older one's row last
 
-    assert event_store.latest_upload("v1") == second
-    assert event_store.current_status("v1")[0]["upload_id"] == "u2"
-    found = video(event_store)
+    assert database.transact(latest_upload, "v1") == second
+    assert database.transact(current_status, "v1")[0]["upload_id"] == "u2"
+    found = video(database)
     assert (found["version_id"], found["etag"], found["size_bytes"]) == ("2", "e2", 6)
 
 
-def test_of_uploads_within_one_second_the_later_one_is_current(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    event_store.record_upload(replace(NEWER, uploaded_at=NOON))
+def test_of_uploads_within_one_second_the_later_one_is_current(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(record_upload, replace(NEWER, uploaded_at=NOON))
 
-    assert event_store.publish(
-        replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [event_row("e9")], FACTS
+    assert database.transact(
+        publish_analysis, replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [event_row("e9")], FACTS
     ).current
     late = replace(ANALYSIS, requested_at=NOON + timedelta(days=1))
-    assert not event_store.publish(late, ROWS, FACTS).current
+    assert not database.transact(publish_analysis, late, ROWS, FACTS).current
 
 
-def test_published_events_follow_what_is_learnt_later(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    event_store.publish(ANALYSIS, ROWS, FACTS)
-    assert clocks(event_store) == [("gate", None, None)] * 2
+def test_published_events_follow_what_is_learnt_later(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    assert clocks(database) == [("gate", None, None)] * 2
 
-    event_store.record_upload(*by_message(camera="door", recorded_at=MORNING))
+    database.transact(record_upload, *by_message(camera="door", recorded_at=MORNING))
 
     second = timedelta(seconds=1)
-    assert clocks(event_store) == [
+    assert clocks(database) == [
         ("door", MORNING, MORNING + second),
         ("door", MORNING + 2 * second, MORNING + 3 * second),
     ]
-    event_store.record_upload(UPLOAD)
-    assert clocks(event_store)[0] == ("door", MORNING, MORNING + second)
+    database.transact(record_upload, UPLOAD)
+    assert clocks(database)[0] == ("door", MORNING, MORNING + second)
 
 
-def test_a_newer_uploads_camera_is_not_the_older_ones_events(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    event_store.publish(ANALYSIS, ROWS, FACTS)
+def test_a_newer_uploads_camera_is_not_the_older_ones_events(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
 
-    event_store.record_upload(replace(NEWER, recorded_at=MORNING, recorded_at_source="name"))
+    database.transact(record_upload, replace(NEWER, recorded_at=MORNING, recorded_at_source="name"))
 
-    assert clocks(event_store) == [("gate", None, None)] * 2
+    assert clocks(database) == [("gate", None, None)] * 2
 
 
-def test_publishing_uses_what_is_known_by_then(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    event_store.record_upload(*by_message(camera="door", recorded_at=MORNING))
+def test_publishing_uses_what_is_known_by_then(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(record_upload, *by_message(camera="door", recorded_at=MORNING))
     stale = replace(FACTS, recorded_at=EVENING, recorded_at_source="container")
     rows = [{**event_row("e1"), "started_at": EVENING, "ended_at": EVENING + timedelta(seconds=1)}]
 
-    event_store.publish(replace(ANALYSIS, events=1), rows, stale)
+    database.transact(publish_analysis, replace(ANALYSIS, events=1), rows, stale)
 
-    assert clocks(event_store) == [("door", MORNING, MORNING + timedelta(seconds=1))]
-    assert video(event_store)["recorded_at_source"] == "message"
+    assert clocks(database) == [("door", MORNING, MORNING + timedelta(seconds=1))]
+    assert video(database)["recorded_at_source"] == "message"
 
 
-def test_publishing_adds_the_containers_time_where_none_is_known(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
+def test_publishing_adds_the_containers_time_where_none_is_known(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
     tagged = replace(FACTS, recorded_at=EVENING, recorded_at_source="container")
 
-    event_store.publish(ANALYSIS, [event_row("e1")], tagged)
+    database.transact(publish_analysis, ANALYSIS, [event_row("e1")], tagged)
 
-    assert clocks(event_store) == [("gate", EVENING, EVENING + timedelta(seconds=1))]
-    assert video(event_store)["recorded_at"] == EVENING
+    assert clocks(database) == [("gate", EVENING, EVENING + timedelta(seconds=1))]
+    assert video(database)["recorded_at"] == EVENING
 
 
-def test_an_older_uploads_analysis_keeps_its_own_snapshot(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    event_store.record_upload(replace(NEWER, recorded_at=MORNING, recorded_at_source="name"))
+def test_an_older_uploads_analysis_keeps_its_own_snapshot(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(record_upload, replace(NEWER, recorded_at=MORNING, recorded_at_source="name"))
     tagged = replace(FACTS, width=1, recorded_at=EVENING, recorded_at_source="message")
 
-    event_store.publish(ANALYSIS, ROWS, tagged)
+    database.transact(publish_analysis, ANALYSIS, ROWS, tagged)
 
-    assert clocks(event_store) == [("gate", None, None)] * 2
-    found = video(event_store)
+    assert clocks(database) == [("gate", None, None)] * 2
+    found = video(database)
     assert (found["recorded_at"], found["width"]) == (MORNING, None)
 
 
-def test_the_same_bytes_uploaded_again_take_their_events_along(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    event_store.publish(ANALYSIS, ROWS, FACTS)
-    event_store.record_upload(NEWER)
+def test_the_same_bytes_uploaded_again_take_their_events_along(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    database.transact(record_upload, NEWER)
 
-    again = event_store.publish(replace(ANALYSIS, upload_id="u2", run_id="r2"), ROWS, FACTS)
+    again = database.transact(publish_analysis, replace(ANALYSIS, upload_id="u2", run_id="r2"), ROWS, FACTS)
 
     assert (again.inserted, again.current) == (False, True)
-    assert [row["upload_id"] for row in event_store.analyses("v1")] == ["u2"]
-    assert {camera for camera, *_ in clocks(event_store)} == {"yard"}
-    event_store.record_upload(replace(NEWER, camera="roof"), ["camera"])
-    assert {camera for camera, *_ in clocks(event_store)} == {"roof"}
+    assert [row["upload_id"] for row in database.transact(analyses_of, "v1")] == ["u2"]
+    assert {camera for camera, *_ in clocks(database)} == {"yard"}
+    database.transact(record_upload, replace(NEWER, camera="roof"), ["camera"])
+    assert {camera for camera, *_ in clocks(database)} == {"roof"}

@@ -8,112 +8,121 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from capstone_dagster.storage.currency import NotRolledBack
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.analyses import NotRolledBack, analyses_of, publish_analysis, roll_back
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.video_status import current_status
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, event_row, notices
 
 SECOND = replace(ANALYSIS, analysis_id="a2", run_id="r2", requested_at=NOON + timedelta(minutes=1), events=1)
 
 
 @pytest.fixture
-def store(event_store: EventStore) -> EventStore:
+def database(database: Database) -> Database:
     """A video with two analyses, the second one current."""
-    event_store.record_upload(UPLOAD)
-    event_store.publish(ANALYSIS, ROWS, FACTS)
-    event_store.publish(SECOND, [event_row("e9")], FACTS)
-    return event_store
+    database.transact(record_upload, UPLOAD)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    database.transact(publish_analysis, SECOND, [event_row("e9")], FACTS)
+    return database
 
 
-def seen(store: EventStore) -> list[str]:
-    return [row["event_id"] for row in store.current_events("v1")]
+def seen(database: Database) -> list[str]:
+    return [row["event_id"] for row in database.transact(current_events, "v1")]
 
 
-def test_rolling_back_shows_the_earlier_events_and_tells_consumers(store: EventStore) -> None:
-    told = len(notices(store))
-    assert seen(store) == ["e9"]
+def test_rolling_back_shows_the_earlier_events_and_tells_consumers(database: Database) -> None:
+    told = len(notices(database))
+    assert seen(database) == ["e9"]
 
-    done = store.roll_back("v1", "a1")
+    done = database.transact(roll_back, "v1", "a1")
 
     assert (done.analysis_id, done.replaced, done.events, done.changed) == ("a1", "a2", 2, True)
-    assert seen(store) == ["e1", "e2"]
-    assert notices(store)[told:] == ["video.analyzed"]
-    assert store.current_status("v1")[0]["state"] == "done"
+    assert seen(database) == ["e1", "e2"]
+    assert notices(database)[told:] == ["video.analyzed"]
+    assert database.transact(current_status, "v1")[0]["state"] == "done"
 
 
-def test_rolling_back_again_changes_nothing_that_anybody_sees(store: EventStore) -> None:
-    store.roll_back("v1", "a1")
-    told = notices(store)
+def test_rolling_back_again_changes_nothing_that_anybody_sees(database: Database) -> None:
+    database.transact(roll_back, "v1", "a1")
+    told = notices(database)
 
-    again = store.roll_back("v1", "a1")
+    again = database.transact(roll_back, "v1", "a1")
 
     assert (again.replaced, again.changed) == ("a1", False)
-    assert seen(store) == ["e1", "e2"]
-    assert notices(store) == told
+    assert seen(database) == ["e1", "e2"]
+    assert notices(database) == told
 
 
 def test_what_was_asked_for_before_leaves_it_and_a_later_request_replaces_it(
-    store: EventStore,
+    database: Database,
 ) -> None:
-    store.roll_back("v1", "a1")
+    database.transact(roll_back, "v1", "a1")
 
     # A duplicate of the message that made the second one, and a run that was asked for before and is late.
-    assert not store.publish(replace(SECOND, run_id="r3"), [event_row("e9")], FACTS).current
+    assert not database.transact(
+        publish_analysis, replace(SECOND, run_id="r3"), [event_row("e9")], FACTS
+    ).current
     before = datetime.now(UTC) - timedelta(hours=1)
     late = replace(ANALYSIS, analysis_id="a3", requested_at=before)
-    assert not store.publish(late, [event_row("e7")], FACTS).current
-    assert seen(store) == ["e1", "e2"]
+    assert not database.transact(publish_analysis, late, [event_row("e7")], FACTS).current
+    assert seen(database) == ["e1", "e2"]
 
     later = replace(ANALYSIS, analysis_id="a4", requested_at=datetime.now(UTC) + timedelta(minutes=1))
-    assert store.publish(later, [event_row("e8")], FACTS).current
-    assert seen(store) == ["e8"]
+    assert database.transact(publish_analysis, later, [event_row("e8")], FACTS).current
+    assert seen(database) == ["e8"]
 
 
-def test_a_clock_ahead_does_not_outlast_a_rollback(store: EventStore) -> None:
+def test_a_clock_ahead_does_not_outlast_a_rollback(database: Database) -> None:
     """Dagster's clock wrote when an analysis was asked for: PostgreSQL's may be behind it."""
     ahead = replace(ANALYSIS, analysis_id="a3", requested_at=datetime.now(UTC) + timedelta(minutes=5))
-    store.publish(ahead, [event_row("e7")], FACTS)
+    database.transact(publish_analysis, ahead, [event_row("e7")], FACTS)
 
-    store.roll_back("v1", "a1")
-    store.publish(ahead, [event_row("e7")], FACTS)
+    database.transact(roll_back, "v1", "a1")
+    database.transact(publish_analysis, ahead, [event_row("e7")], FACTS)
 
-    assert seen(store) == ["e1", "e2"]
+    assert seen(database) == ["e1", "e2"]
 
 
-def test_rolling_back_while_others_publish_leaves_one_current(store: EventStore) -> None:
+def test_rolling_back_while_others_publish_leaves_one_current(database: Database) -> None:
     def act(number: int) -> None:
         if number % 2:
-            store.roll_back("v1", f"a{1 + number % 4 // 2}")
+            database.transact(roll_back, "v1", f"a{1 + number % 4 // 2}")
         else:
-            store.publish(SECOND, [event_row("e9")], FACTS)
+            database.transact(publish_analysis, SECOND, [event_row("e9")], FACTS)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(act, range(24)))
 
-    assert sum(row["is_current"] for row in store.analyses("v1")) == 1
+    assert sum(row["is_current"] for row in database.transact(analyses_of, "v1")) == 1
 
 
-def test_what_cannot_be_rolled_back_to_is_refused(store: EventStore) -> None:
+def test_what_cannot_be_rolled_back_to_is_refused(database: Database) -> None:
     newer = replace(UPLOAD, upload_id="u2", version_id="2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
     with pytest.raises(NotRolledBack, match="no video 'v2'"):
-        store.roll_back("v2", "a1")
+        database.transact(roll_back, "v2", "a1")
     with pytest.raises(NotRolledBack, match="capstone analyses v1"):
-        store.roll_back("v1", "a9")
-    store.record_upload(newer)
-    store.publish(replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("e5")], FACTS)
-    told = notices(store)
+        database.transact(roll_back, "v1", "a9")
+    database.transact(record_upload, newer)
+    database.transact(
+        publish_analysis, replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("e5")], FACTS
+    )
+    told = notices(database)
 
     with pytest.raises(NotRolledBack, match="overwritten since"):
-        store.roll_back("v1", "a1")
+        database.transact(roll_back, "v1", "a1")
 
-    assert seen(store) == ["e5"]
-    assert notices(store) == told
+    assert seen(database) == ["e5"]
+    assert notices(database) == told
 
 
-def test_while_a_newer_upload_is_analysed_the_older_ones_analyses_can_be_exchanged(store: EventStore) -> None:
+def test_while_a_newer_upload_is_analysed_the_older_ones_analyses_can_be_exchanged(
+    database: Database,
+) -> None:
     newer = replace(UPLOAD, upload_id="u2", version_id="2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
-    store.record_upload(newer)
+    database.transact(record_upload, newer)
 
-    assert store.roll_back("v1", "a1").changed
-    assert store.publish(
-        replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("e5")], FACTS
+    assert database.transact(roll_back, "v1", "a1").changed
+    assert database.transact(
+        publish_analysis, replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("e5")], FACTS
     ).current

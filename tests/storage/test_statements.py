@@ -3,24 +3,26 @@
 import pytest
 import sqlalchemy as sa
 
+from capstone_dagster.storage.analyses import publish_analysis
+from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.errors import StorageError
-from capstone_dagster.storage.event_store import EventStore
 from capstone_dagster.storage.statements import StatementWatch
+from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
 
 Told = list[tuple[str, float]]
 
 
-def watched(store: EventStore, slow_s: float) -> Told:
+def watched(database: Database, slow_s: float) -> Told:
     told: Told = []
-    store._watch = StatementWatch(store.engine, lambda statement, s: told.append((statement, s)), slow_s)
+    StatementWatch(database.engine, lambda statement, s: told.append((statement, s)), slow_s)
     return told
 
 
-def test_a_slow_statement_is_told_with_its_time_and_without_values(event_store: EventStore) -> None:
-    told = watched(event_store, 0.15)
+def test_a_slow_statement_is_told_with_its_time_and_without_values(database: Database) -> None:
+    told = watched(database, 0.15)
 
-    with event_store.engine.begin() as connection:
+    with database.engine.begin() as connection:
         connection.execute(
             sa.text("SELECT pg_sleep(:naptime),\n  :secret"), {"naptime": 0.2, "secret": "hunter2"}
         )
@@ -33,10 +35,10 @@ def test_a_slow_statement_is_told_with_its_time_and_without_values(event_store: 
     assert 0.2 <= elapsed_s < 5
 
 
-def test_a_statement_that_was_cancelled_is_told_too(event_store: EventStore) -> None:
-    told = watched(event_store, 0.15)
+def test_a_statement_that_was_cancelled_is_told_too(database: Database) -> None:
+    told = watched(database, 0.15)
 
-    with event_store.engine.connect() as connection:
+    with database.engine.connect() as connection:
         connection.execute(sa.text("SET statement_timeout = 200"))
         with pytest.raises(sa.exc.OperationalError):
             connection.execute(sa.text("SELECT pg_sleep(60)"))
@@ -44,21 +46,22 @@ def test_a_statement_that_was_cancelled_is_told_too(event_store: EventStore) -> 
     assert [statement for statement, _ in told] == ["SELECT pg_sleep(60)"]
 
 
-def test_copying_is_timed_although_it_goes_past_the_engine(event_store: EventStore) -> None:
-    event_store.record_upload(UPLOAD)
-    told = watched(event_store, 0.0)
+def test_copying_is_timed_although_it_goes_past_the_engine(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.engine.dispose()
+    told = watched(database, 0.0)
 
-    event_store.publish(ANALYSIS, ROWS, FACTS)
+    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
 
     [copied] = [statement for statement, _ in told if statement.startswith("COPY capstone.events (")]
     assert copied.endswith("FROM STDIN")
 
 
 def test_a_server_that_is_away_is_no_slow_statement() -> None:
-    store = EventStore("postgresql+psycopg://user:hunter2@127.0.0.1:1/capstone")
-    told = watched(store, 0.0)
+    database = Database("postgresql+psycopg://user:hunter2@127.0.0.1:1/capstone")
+    told = watched(database, 0.0)
 
     with pytest.raises(StorageError):
-        store.ping()
+        database.ping()
 
     assert told == []

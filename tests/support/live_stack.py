@@ -16,7 +16,8 @@ import pytest
 from capstone_dagster.local.aws import client
 from capstone_dagster.local.demo import prepare
 from capstone_dagster.local.stack import LocalStack, local_stack
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.video_status import current_status
 from tests.support.waiting import scaled, wait_for
 
 # Everything waited for takes some seconds on an idle machine; a busy one may take this long.
@@ -31,9 +32,9 @@ class LiveStack:
     uploaded: int = field(default=0, init=False)
 
     @cached_property
-    def store(self) -> EventStore:
+    def database(self) -> Database:
         """The event store."""
-        return EventStore(self.local.environment["CAPSTONE_DATABASE_URL"])
+        return Database(self.local.environment["CAPSTONE_DATABASE_URL"])
 
     def client(self, service: str) -> Any:
         """A boto3 client of the emulator."""
@@ -51,7 +52,7 @@ class LiveStack:
 
     def row(self, video_id: str) -> Mapping[str, Any]:
         """The video's row of `current_status`."""
-        [row] = self.store.current_status(video_id)
+        [row] = self.database.transact(current_status, video_id)
         return row
 
     def until(self, video_id: str, *states: str) -> Mapping[str, Any]:
@@ -84,7 +85,7 @@ class LiveStack:
         return result
 
     def _by_key(self) -> Mapping[str, Mapping[str, Any]]:
-        return {row["key"]: row for row in self.store.current_status()}
+        return {row["key"]: row for row in self.database.transact(current_status)}
 
 
 @dataclass

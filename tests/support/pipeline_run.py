@@ -90,7 +90,7 @@ def main(clip: Path) -> None:
     from capstone_dagster.logs.json_lines import shared_spool
     from capstone_dagster.logs.redaction import Redaction
 
-    services.events.migrate()
+    services.database.migrate()
     services.s3.put_object(
         Bucket="capstone-raw", Key=GOOD, Body=clip.read_bytes(), Metadata={"video-id": EXTERNAL_ID}
     )
@@ -130,7 +130,7 @@ def main(clip: Path) -> None:
         # As a launcher and run monitoring do it, past every handler of the run.
         instance.report_engine_event(MONITORING, dagster_run=good)
         run(requests[BROKEN])
-        with services.events.engine.connect() as connection:
+        with services.database.engine.connect() as connection:
             import sqlalchemy as sa
 
             connection.execute(sa.text("SELECT pg_sleep(:seconds)"), {"seconds": 0.2})
@@ -190,14 +190,14 @@ def _a_gpu_with(used_mb: float, total_mb: float) -> Iterator[None]:
 
 @contextmanager
 def _an_event_store_that_is_away(services: Any) -> Iterator[None]:
-    from capstone_dagster.storage.event_store import EventStore
+    from capstone_dagster.storage.database import Database
 
-    there = services.events
-    services.__dict__["events"] = EventStore("postgresql+psycopg://capstone:x@127.0.0.1:1/capstone")
+    there = services.database
+    services.__dict__["database"] = Database("postgresql+psycopg://capstone:x@127.0.0.1:1/capstone")
     try:
         yield
     finally:
-        services.__dict__["events"] = there
+        services.__dict__["database"] = there
 
 
 if __name__ == "__main__":

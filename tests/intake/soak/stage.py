@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 
 from capstone_dagster.local.aws import AwsResources, aws_environment, client
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
-from capstone_dagster.storage.event_store import EventStore
+from capstone_dagster.storage.database import Database
 from tests.intake.soak.variants import VARIABLE
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +41,7 @@ class Stage:
     endpoint_url: str
     resources: AwsResources
     instance: dg.DagsterInstance
-    events: EventStore
+    events: Database
     dagster_database: str
     home: Path
     variables: dict[str, str]
@@ -94,7 +94,7 @@ def set_stage(
             "CAPSTONE_MAX_QUEUED_RUNS": "1000000",
             VARIABLE: variant,
         }
-        events = EventStore(variables["CAPSTONE_DATABASE_URL"])
+        events = Database(variables["CAPSTONE_DATABASE_URL"])
         events.migrate()
         with (
             contextlib.closing(events),

@@ -56,7 +56,7 @@ def set_traps(fate: Fate, services: Services, dead_letter_url: str) -> None:
     """Wrap every call at which something may happen."""
     _around_sqs(fate, services.sqs, dead_letter_url)
     _around(services.s3, "head_object", after=lambda: fate.strikes(Point.AFTER_HEAD))
-    _around_event_store(fate, services.events.engine)
+    _around_event_store(fate, services.database.engine)
     _around_statements(fate)
     _around_evaluation(fate)
     _around_runs(fate)

@@ -75,7 +75,7 @@ def main(journal: Path) -> None:
     dead_letter_url = queue.dead_letter_url
     services.sqs.close()
     del services.sqs, queue
-    _ = services.sqs, services.s3, services.events
+    _ = services.sqs, services.s3, services.database
     assert threading.active_count() == 1, "a fork would inherit the locks of threads that are gone"
     print("ready", flush=True)
     for line in sys.stdin:

@@ -1,39 +1,71 @@
-"""The statements on `video_status` and `outbox`: one row an upload, and the notices of what became of it.
+"""The table `video_status` (one row an upload) and its view `current_status`. Each function needs a
+transaction.
 
-Each takes the connection of a transaction that its caller ends.
+A run changes an upload's row only while the upload is its own: functions that take a run id say whether the
+row changed, and leave alone what another run has taken over.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
-from functools import partial
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capstone_dagster.storage.records import VideoUpload
+from capstone_dagster.storage.outbox import notify
 from capstone_dagster.storage.schema import (
     FINAL_STATES,
+    SCHEMA,
     UNFINISHED_STATES,
     analyses,
     outbox,
+    rows_of_view,
     video_status,
 )
+from capstone_dagster.storage.uploads import VideoUpload
 
-# JSON as PostgreSQL takes it; ensure_ascii off keeps keys in any script readable in psql.
-_json = partial(json.dumps, ensure_ascii=False, default=str)
+State = Literal[
+    "received", "queued", "waiting-for-compute", "running", "done", "failed", "superseded", "cancelled"
+]
 
-# Any constant will do, as long as nobody else takes advisory locks of two numbers by it.
-_NOTICES_LOCK = 7_001
-
-# Of uploads within one second, which is all that S3's clock tells apart, the one recorded later is later.
+# Of uploads within one second, which is the precision of S3's clock, the one recorded later is later.
 LATEST_FIRST = (video_status.c.uploaded_at.desc(), video_status.c.recorded_order.desc())
 
 
-def receive(connection: sa.Connection, upload: VideoUpload) -> bool:
-    """Give an upload its row; whether it is a new one."""
+def current_status(
+    connection: sa.Connection, video: str | None = None, *, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows of `current_status`, latest first, of all videos or of one (by its id or external id)."""
+    return rows_of_view(connection, "current_status", video, "updated_at DESC, video_id", limit)
+
+
+def failed_uploads(
+    connection: sa.Connection, failure_class: str | None = None, since: datetime | None = None
+) -> list[dict[str, Any]]:
+    """Rows of `current_status` of videos whose latest upload failed, oldest first.
+
+    Args:
+        failure_class: only of this class.
+        since: only those whose row last changed at this time or later.
+    """
+    view = sa.table(
+        "current_status",
+        *(sa.column(name) for name in ("state", "failure_class", "updated_at", "video_id")),
+        schema=SCHEMA,
+    )
+    statement = sa.select(sa.text("*")).select_from(view).where(view.c.state == "failed")
+    if failure_class is not None:
+        statement = statement.where(view.c.failure_class == failure_class)
+    if since is not None:
+        statement = statement.where(view.c.updated_at >= since)
+    statement = statement.order_by(view.c.updated_at, view.c.video_id)
+    return [dict(row) for row in connection.execute(statement).mappings()]
+
+
+def add_upload(connection: sa.Connection, upload: VideoUpload) -> bool:
+    """Add an upload's row and queue its notice; whether it is new."""
     columns = ("upload_id", "video_id", "version_id", "etag", "size_bytes", "uploaded_at")
     statement = (
         insert(video_status)
@@ -56,8 +88,14 @@ def latest(connection: sa.Connection, video_id: str) -> Mapping[str, Any] | None
     return None if row is None else dict(row)
 
 
-def queue(connection: sa.Connection, run_ids: Mapping[str, str]) -> None:
-    """Uploads (ids to run ids) move from `received` to `queued`."""
+def mark_queued(connection: sa.Connection, run_ids: Mapping[str, str]) -> None:
+    """Uploads whose run is on record move from `received` to `queued`.
+
+    Args:
+        run_ids: upload id → run id.
+    """
+    if not run_ids:
+        return
     statement = (
         sa.update(video_status)
         .where(video_status.c.upload_id == sa.bindparam("upload"), video_status.c.state == "received")
@@ -66,8 +104,13 @@ def queue(connection: sa.Connection, run_ids: Mapping[str, str]) -> None:
     connection.execute(statement, [{"upload": upload, "run": run} for upload, run in run_ids.items()])
 
 
-def wait(connection: sa.Connection, upload_id: str, run_id: str, reason: str) -> bool:
-    """A run waits for a machine, for this reason; whether the row was told."""
+def mark_waiting(connection: sa.Connection, upload_id: str, run_id: str, reason: str) -> bool:
+    """The upload's run is launched and waits for a machine.
+
+    Returns:
+        Whether the row changed; it does not if it gives this reason already, the run has begun, or another
+        run has the upload.
+    """
     conditions = [
         video_status.c.upload_id == upload_id,
         video_status.c.run_id == run_id,
@@ -78,12 +121,12 @@ def wait(connection: sa.Connection, upload_id: str, run_id: str, reason: str) ->
 
 
 def hand_over(connection: sa.Connection, upload_id: str, run_id: str, successor: str) -> bool:
-    """A run's retry takes its unfinished upload over; whether the row changed."""
+    """The run that retries another one takes its unfinished upload over; whether the row changed."""
     conditions = _unfinished(upload_id, run_id)
     return _change(connection, *conditions, state="queued", message=None, run_id=successor) is not None
 
 
-def states(connection: sa.Connection, upload_ids: Collection[str]) -> dict[str, str]:
+def upload_states(connection: sa.Connection, upload_ids: Collection[str]) -> dict[str, str]:
     """Upload id → state, of those uploads that are known."""
     statement = sa.select(video_status.c.upload_id, video_status.c.state).where(
         video_status.c.upload_id.in_(upload_ids)
@@ -91,7 +134,7 @@ def states(connection: sa.Connection, upload_ids: Collection[str]) -> dict[str, 
     return dict(connection.execute(statement).tuples().all())
 
 
-def failed_by(connection: sa.Connection, run_ids: Collection[str]) -> list[Mapping[str, Any]]:
+def uploads_failed_in(connection: sa.Connection, run_ids: Collection[str]) -> list[Mapping[str, Any]]:
     """upload_id, video_id, failure_class of the uploads that failed last in one of these runs."""
     columns = (video_status.c[name] for name in ("upload_id", "video_id", "failure_class"))
     statement = sa.select(*columns).where(
@@ -101,7 +144,15 @@ def failed_by(connection: sa.Connection, run_ids: Collection[str]) -> list[Mappi
 
 
 def requeue(connection: sa.Connection, upload_id: str, run_id: str, successor: str, message: str) -> bool:
-    """The upload of a failed run is tried again by another one; whether the row changed."""
+    """The run that continues a failed one takes its upload over: it is queued again.
+
+    Args:
+        successor: id of the run that continues.
+        message: what the status says until it begins.
+
+    Returns:
+        Whether the row changed; it does not if another run has the upload, or it is finished.
+    """
     conditions = [
         video_status.c.upload_id == upload_id,
         video_status.c.run_id == run_id,
@@ -112,19 +163,29 @@ def requeue(connection: sa.Connection, upload_id: str, run_id: str, successor: s
 
 
 def add_outlook(connection: sa.Connection, upload_id: str, run_id: str, outlook: str) -> bool:
-    """Add to the message of a failed upload what follows; whether the row says so now, or did before."""
+    """Add to a failed upload's message what follows, as when it is retried; once.
+
+    Returns:
+        Whether the row says so; it does not if it does not report this run's failure (yet).
+    """
     conditions = [
         video_status.c.upload_id == upload_id,
         video_status.c.run_id == run_id,
         video_status.c.state == "failed",
     ]
-    told = sa.func.coalesce(video_status.c.message, "")
-    message = sa.case((sa.func.strpos(told, outlook) > 0, told), else_=sa.func.concat(told, " ", outlook))
+    known = sa.func.coalesce(video_status.c.message, "")
+    message = sa.case((sa.func.strpos(known, outlook) > 0, known), else_=sa.func.concat(known, " ", outlook))
     return _change(connection, *conditions, message=message) is not None
 
 
-def run(connection: sa.Connection, upload_id: str, run_id: str, progress: float) -> None:
-    """A run claims an upload (at progress 0), or tells how far it is if it has it still."""
+def mark_running(connection: sa.Connection, upload_id: str, run_id: str, progress: float = 0.0) -> None:
+    """A run works on the upload.
+
+    Args:
+        progress: the share of the video that is done, 0–1. At 0 the run takes the upload over, whatever its
+            row says; above, it reports only while the upload is its own, so that a worker given up for lost
+            does not overwrite the run that follows it.
+    """
     conditions = [video_status.c.upload_id == upload_id]
     if progress > 0:
         conditions += [video_status.c.run_id == run_id, video_status.c.state.not_in(FINAL_STATES)]
@@ -139,8 +200,12 @@ def run(connection: sa.Connection, upload_id: str, run_id: str, progress: float)
     )
 
 
-def begin(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
-    """A run that was waited for has its worker, which has told nothing yet; whether the row changed."""
+def mark_begun(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
+    """The run that the upload waits for has its worker, which has reported nothing yet.
+
+    Returns:
+        Whether the row changed; it does not if it says more already, or another run has the upload.
+    """
     conditions = [
         video_status.c.upload_id == upload_id,
         video_status.c.run_id == run_id,
@@ -149,30 +214,44 @@ def begin(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     return _change(connection, *conditions, state="running", message=None) is not None
 
 
-def settle(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
-    """A run is over that has published nothing, as one of the detections alone; whether the row changed."""
+def mark_settled(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
+    """The upload's run succeeded and published nothing, as one that makes detections alone does.
+
+    The upload is `done` if an analysis of it was published before, else `received`, as before any run.
+
+    Returns:
+        Whether the row changed; it does not if the upload is finished, or another run has it.
+    """
     published = connection.execute(
         sa.select(sa.exists().where(analyses.c.upload_id == upload_id))
     ).scalar_one()
     changed = {"state": "done", "progress": 1.0, "message": None}
     if not published:
-        told = "Its last run published no events, only what comes before them: materialize `events`."
-        changed = {"state": "received", "progress": 0.0, "message": told}
+        message = "Its last run published no events, only what comes before them: materialize `events`."
+        changed = {"state": "received", "progress": 0.0, "message": message}
     return _change(connection, *_unfinished(upload_id, run_id), **changed) is not None
 
 
-def fail(
+def mark_failed(
     connection: sa.Connection,
     upload_id: str,
     run_id: str,
+    *,
     failure_class: str,
     message: str,
-    *,
-    only_if_unfinished: bool,
-    tried_again: bool,
+    only_if_unfinished: bool = False,
+    tried_again: bool = False,
 ) -> bool:
-    """A run of an upload failed; whether the row says so now."""
-    # A run that an operator has ended may fail of that.
+    """A run of the upload failed; nothing changes if that run has been cancelled.
+
+    Args:
+        only_if_unfinished: leave the row alone if it is already final, or belongs to another run.
+        tried_again: the system will retry it, which the notice tells consumers.
+
+    Returns:
+        Whether the row changed; the notice `video.failed` is queued with it.
+    """
+    # A run that an operator has cancelled may fail because of that.
     cancelled = sa.and_(video_status.c.state == "cancelled", video_status.c.run_id == run_id)
     conditions = [video_status.c.upload_id == upload_id, sa.not_(cancelled)]
     if only_if_unfinished:
@@ -198,10 +277,10 @@ def fail(
 
 
 def give_up(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
-    """Tell that a failed upload is not tried again, where the last notice said that it would be.
+    """Send a notice that a failed upload is not retried, where the last one said that it would be.
 
     Returns:
-        Whether there was somebody to tell.
+        Whether a notice was queued.
     """
     row = connection.execute(
         sa.select(video_status.c.video_id, video_status.c.message)
@@ -230,8 +309,12 @@ def give_up(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     return True
 
 
-def supersede(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
-    """The object was overwritten before its run read it; whether the row says so now."""
+def mark_superseded(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
+    """The object was overwritten before the run could read it: no failure, and no notice of one.
+
+    Returns:
+        Whether the row changed; it does not if another run has finished the upload.
+    """
     ours = sa.or_(video_status.c.run_id == run_id, video_status.c.state != "done")
     video_id = _change(
         connection,
@@ -245,14 +328,20 @@ def supersede(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     return video_id is not None
 
 
-def cancel(connection: sa.Connection, upload_id: str, run_id: str, message: str | None) -> None:
-    """An operator ended the run."""
+def mark_cancelled(
+    connection: sa.Connection, upload_id: str, run_id: str, message: str | None = None
+) -> None:
+    """An operator cancelled the upload's run; a finished upload, or one with another run, stays as it is."""
     conditions = _unfinished(upload_id, run_id)
     _change(connection, *conditions, state="cancelled", message=message, run_id=run_id)
 
 
 def cancel_upload(connection: sa.Connection, upload_id: str, message: str) -> bool:
-    """An operator wants no analysis of it, whichever run had it last; whether the row says so now."""
+    """An operator cancels the upload, whether its analysis is under way or has failed and will be retried.
+
+    Returns:
+        Whether the row changed; a finished, superseded or cancelled upload stays as it is.
+    """
     conditions = [
         video_status.c.upload_id == upload_id,
         video_status.c.state.not_in(("done", "superseded", "cancelled")),
@@ -275,31 +364,13 @@ def finish(connection: sa.Connection, upload_id: str, run_id: str, *, anew: bool
 
 
 def unfinished_runs(connection: sa.Connection) -> list[tuple[str, str]]:
-    """(upload id, run id) of the uploads whose run is not over, as far as their rows know."""
+    """(upload id, run id) of every upload that is queued, waits for compute or runs, oldest first."""
     statement = (
         sa.select(video_status.c.upload_id, video_status.c.run_id)
         .where(video_status.c.state.in_(UNFINISHED_STATES), video_status.c.run_id.is_not(None))
         .order_by(video_status.c.recorded_order)
     )
     return [(upload_id, run_id) for upload_id, run_id in connection.execute(statement)]
-
-
-def notify(
-    connection: sa.Connection, kind: str, upload_id: str, video_id: str, payload: Mapping[str, Any]
-) -> None:
-    """Put a notice into the outbox; it is sent when, and only if, the transaction is committed.
-
-    Until then others with a notice of the video wait: numbers rise in the order in which they can be sent.
-    """
-    # Not the video's row: a run that tells of its failure has no other business with it.
-    lock = sa.func.pg_advisory_xact_lock(_NOTICES_LOCK, sa.func.hashtext(video_id))
-    connection.execute(sa.select(lock))
-    notice = {"kind": kind, "video_id": video_id, "upload_id": upload_id, **payload}
-    connection.execute(
-        insert(outbox).values(
-            kind=kind, video_id=video_id, upload_id=upload_id, payload=json.loads(_json(notice))
-        )
-    )
 
 
 def _change(connection: sa.Connection, *conditions: sa.ColumnElement[bool], **values: Any) -> str | None:

@@ -1,0 +1,110 @@
+"""The table `events` and its view `current_events`, read. Each function needs a transaction.
+
+:mod:`capstone_dagster.storage.analyses` writes events, with the analysis they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+
+from capstone_dagster.storage.schema import SCHEMA, events, rows_of_view
+
+_ROWS_AT_ONCE = 2000
+
+# The window ends at the last event that has a wall-clock time, because footage may be older than its upload.
+# Events dated into the future are left out: they would move the window away from everything else.
+_HOURLY = sa.text(f"""
+    WITH last AS (
+        SELECT max(started_at) AS at FROM {SCHEMA}.current_events WHERE started_at <= now()
+    )
+    SELECT
+        camera,
+        date_trunc('hour', started_at, :zone) AS hour,
+        count(*) AS events,
+        count(*) FILTER (WHERE label = 'person') AS persons,
+        count(*) FILTER (WHERE label = 'face' OR face_score IS NOT NULL) AS faces
+    FROM {SCHEMA}.current_events, last
+    WHERE started_at > last.at - make_interval(days => :days) AND started_at <= last.at
+    GROUP BY 1, 2
+    ORDER BY 2, 1
+""")
+_WITHOUT_TIME = sa.text(f"SELECT count(*) FROM {SCHEMA}.current_events WHERE started_at IS NULL")
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which of the current events; None means all.
+
+    Attributes:
+        video: a video's id or external id.
+        since, until: those that began at or after, and before; with either of them only events whose
+            wall-clock time is known.
+    """
+
+    video: str | None = None
+    camera: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def current_events(
+    connection: sa.Connection, video: str | None = None, *, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows of `current_events` in order of time, of all videos or of one (by its id or external id)."""
+    return rows_of_view(connection, "current_events", video, "video_id, start_ms, track_id", limit)
+
+
+def events_of(connection: sa.Connection, analysis_id: str) -> list[dict[str, Any]]:
+    """Rows of `events` of an analysis, current or not, in order of time."""
+    statement = (
+        sa.select(events)
+        .where(events.c.analysis_id == analysis_id)
+        .order_by(events.c.start_ms, events.c.track_id)
+    )
+    return [dict(row) for row in connection.execute(statement).mappings()]
+
+
+def stream_events(
+    connection: sa.Connection, which: EventFilter
+) -> tuple[list[str], Iterator[Sequence[tuple[Any, ...]]]]:
+    """The columns of `current_events`, and its rows in portions, as of one moment.
+
+    By camera, time, video and place in it; memory holds one portion at a time. The rows can be read as long
+    as the transaction is open.
+    """
+    conditions = {
+        "video": "(video_id = :video OR external_id = :video)",
+        "camera": "camera = :camera",
+        "since": "started_at >= :since",
+        "until": "started_at < :until",
+    }
+    parameters = {name: getattr(which, name) for name in conditions if getattr(which, name) is not None}
+    where = " AND ".join(conditions[name] for name in parameters)
+    query = f"SELECT * FROM {SCHEMA}.current_events" + (f" WHERE {where}" if where else "")
+    query += " ORDER BY camera, started_at, video_id, start_ms, track_id, event_id"
+    result = connection.execution_options(stream_results=True).execute(sa.text(query), parameters)
+    # The size is given here: for textual SQL, SQLAlchemy ignores `yield_per` and returns all rows at once.
+    portions = result.partitions(_ROWS_AT_ONCE)
+    return list(result.keys()), ([tuple(row) for row in rows] for rows in portions)
+
+
+def hourly_activity(
+    connection: sa.Connection, *, zone: str, days: int
+) -> tuple[list[Mapping[str, Any]], int]:
+    """Events of each camera and hour, and how many events have no wall-clock time.
+
+    Rows of camera, hour (when it began, in the zone), events, persons, faces, in order of time.
+
+    Args:
+        zone: time zone of the hours; the two hours that a clock change merges stay two.
+        days: length of the window before the last event.
+    """
+    rows = connection.execute(_HOURLY, {"zone": zone, "days": days}).mappings()
+    hours: list[Mapping[str, Any]] = [{**row, "hour": row["hour"].astimezone(ZoneInfo(zone))} for row in rows]
+    return hours, connection.execute(_WITHOUT_TIME).scalar_one()
