@@ -1,29 +1,31 @@
-"""Frames per second of the whole pass beside what a user would run otherwise, alternating, in one run.
-
-Every contender works in a process of its own, loaded and warmed up, and waits for its turn; a round gives
-each one turn on the whole video, in an order that turns from round to round. Frames per second are medians
-over the rounds; ratios are medians of each round's own ratio, because what else the machine does changes from
-round to round. Times are of the work alone: neither starting, importing nor loading counts for anybody, and
-the others neither save nor draw. Processor time is told beside: it says the same on a busy machine.
-
-    ours                the pass as users get it: tracks, tables and pictures included
-    ours, full          the same in 32 bits
-    yolo predict .pt    what people type: Ultralytics' predict on the checkpoint
-    yolo predict        an expert's form of it: on a CPU the OpenVINO export for the video's own shape, on a
-                        GPU half precision and batches of 16
-    decode, forward     each alone on the whole machine: decoding by PyAV or OpenCV, whichever is faster;
-                        the model in its throughput mode, fed from memory
-
-Random weights find nothing, so they measure decoding, letterboxing, the model and writing, for all contenders
-alike; a trained model on footage with people adds suppression, tracking and pictures.
-
-The ceiling is what these two allow: on a CPU, where they share the cores, 1 / (1 / decode + 1 / forward); on
-a GPU the slower of the two. A share above 1 means that one of them alone did not keep every core busy.
+"""Frames per second of the whole pass beside its alternatives, alternating, in one run.
 
     .venv/bin/python bench/throughput.py VIDEO --model M [--every-frame] [--device D]
 
-Without VIDEO it makes eight seconds of 1080p; M is a .pt file, or a .yaml name of Ultralytics for random
-weights of that size (the default is yolo11n.yaml). The last line is one JSON object.
+Without VIDEO it makes eight seconds of 1080p. M is a .pt file, the folder of an OpenVINO export
+(`…_openvino_model`), or a .yaml name of Ultralytics for random weights of that size (default:
+yolo11n.yaml). The last line is one JSON object.
+
+    ours                the pass as users get it, with tracks, tables and pictures ours, full          the
+    same in 32 bits yolo predict .pt    what people type: Ultralytics' predict on the checkpoint; not
+    measured for an export yolo predict        an expert's form of it: on a CPU the OpenVINO export for the
+    video's own shape (or M, if
+                        M is an export), on a GPU half precision and batches of 16
+    decode, forward     each alone on the whole machine: decoding by PyAV or OpenCV, whichever is faster;
+                        the model in its throughput mode, fed from memory
+
+Each contender runs in a process of its own, loads its model, warms up, and waits for its turn. In each
+round each contender processes the whole video once; the order alternates from round to round. Frames per
+second are medians over the rounds; ratios are medians of each round's ratio, because the load of the
+machine changes between rounds. Only the work is timed, not starting, importing or loading; the alternatives
+neither save nor draw. Processor time stands beside: it is comparable on a busy machine.
+
+Random weights find nothing: they measure decoding, letterboxing, the model and writing for all contenders
+alike. A trained model on footage with people adds suppression, tracking and pictures.
+
+The ceiling follows from decode and forward: on a CPU, where they share the cores, 1 / (1 / decode + 1 /
+forward); on a GPU the slower of the two. A share above 1 means that one of them alone did not keep every
+core busy.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ _GPU_BATCH = 16
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender is told: all of it travels to its process."""
+    """What each contender's process needs."""
 
     video: str
     model: str
@@ -68,7 +70,9 @@ def main() -> None:
     parser.add_argument(
         "video", type=Path, nargs="?", help="default: eight seconds of 1080p, made on the spot"
     )
-    parser.add_argument("--model", default="yolo11n.yaml", help="a .pt file, or a .yaml name")
+    parser.add_argument(
+        "--model", default="yolo11n.yaml", help="a .pt file, an OpenVINO export, or a .yaml name"
+    )
     parser.add_argument("--every-frame", action="store_true", help="analyse every frame, as the others do")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: cpu)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -106,7 +110,7 @@ class Turn:
 
 
 def compete(contenders: dict[str, Contender], task: Task, rounds: int) -> dict[str, list[Turn]]:
-    """The turns of each contender; who cannot run here says why and is left out."""
+    """The turns of each contender; one that cannot run here is reported and left out."""
     spawn = multiprocessing.get_context("spawn")
     running: dict[str, tuple[Connection, Any]] = {}
     for name, contender in contenders.items():
@@ -138,7 +142,7 @@ def _answer(connection: Connection) -> object:
     try:
         return connection.recv()
     except EOFError:
-        return "its process ended without a word"
+        return "its process ended without an answer"
 
 
 def ratios(turns: dict[str, list[Turn]], *, on_cpu: bool) -> dict[str, float | None]:
@@ -238,6 +242,8 @@ def _predict(task: Task, model: str, **arguments: Any) -> Callable[[], int]:
 
 
 def _predict_checkpoint(task: Task) -> Callable[[], int]:
+    if Path(task.model).is_dir():
+        raise ValueError(f"{Path(task.model).name} is an export: there is no .pt file")
     return _predict(task, task.model)
 
 
@@ -278,6 +284,8 @@ def _forward_on_cpu(task: Task) -> Callable[[], int]:
     import openvino
 
     model = openvino.Core().read_model(next(_static_export(task).glob("*.xml")))
+    if model.is_dynamic():
+        model.reshape([1, 3, *_input_shape(task)])
     compiled = openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
     count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
     picture = np.random.default_rng(0).random(tuple(compiled.input(0).shape), dtype=np.float32)
@@ -328,7 +336,9 @@ def _input_shape(task: Task) -> tuple[int, int]:
 
 
 def _static_export(task: Task) -> Path:
-    """What an expert exports by hand: the video's own shape and nothing else."""
+    """What an expert exports by hand, for the video's own shape alone; an export is used as it is."""
+    if Path(task.model).is_dir():
+        return Path(task.model)
     from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
 
     folder = Path(task.folder) / "expert"

@@ -22,8 +22,8 @@ _TILE_GAP = 6
 _CAPTION_HEIGHT = 26
 _BACKGROUND = (32, 28, 26)
 _CAPTION_COLOUR = (235, 235, 235)
-# BGR, told apart also by those who see red and green alike.
-_LABEL_COLOURS = (
+# BGR; also distinct to people who cannot distinguish red from green.
+PALETTE = (
     (0, 190, 255),
     (230, 160, 40),
     (180, 90, 220),
@@ -172,7 +172,7 @@ class Thumbnails:
 def _drawn(tile: _Tile, visits: npt.NDArray[np.int32]) -> Image:
     picture, scale, detections = tile.picture.copy(), tile.scale, tile.detections
     for index in range(len(detections)):
-        colour = _LABEL_COLOURS[int(detections.label_ids[index]) % len(_LABEL_COLOURS)]
+        colour = PALETTE[int(detections.label_ids[index]) % len(PALETTE)]
         x1, y1, x2, y2 = (round(value) for value in (detections.boxes[index] * scale).tolist())
         cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
         tracklet = int(tile.tracklets[index])

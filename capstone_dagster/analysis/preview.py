@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from .footage.video import Image, VideoReader
+from .pictures import PALETTE
 from .tables import read_detections, read_frames
 
 # What a laptop shows without scaling; with it an hour is some hundred megabytes.
@@ -30,17 +31,7 @@ _MILLISECOND = Fraction(1, 1000)
 _ENCODER = {"preset": "veryfast", "crf": "26", "g": "50"}
 _BT709 = 1  # as every screen takes HD video that does not say otherwise
 _LIMITED_RANGE = 1
-# BGR. Each track has one, in turn.
-_COLOURS = (
-    (0, 190, 255),
-    (230, 160, 40),
-    (180, 90, 220),
-    (110, 200, 60),
-    (80, 110, 250),
-    (200, 200, 60),
-)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_SIDES = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +173,7 @@ def _draw(image: Image, boxes: _Boxes, scale: tuple[float, float]) -> None:
     for (track, label), score, (x1, y1, x2, y2) in zip(
         _names(boxes), boxes.scores.tolist(), corners, strict=True
     ):
-        colour = _COLOURS[track % len(_COLOURS)]
+        colour = PALETTE[track % len(PALETTE)]
         cv2.rectangle(image, (x1, y1), (x2, y2), colour, 2, cv2.LINE_AA)
         text = f"{label} {track}  {score:.2f}"
         (width, height), _ = cv2.getTextSize(text, _FONT, 0.5, 1)

@@ -48,8 +48,8 @@ def test_people_are_followed_and_shown(analysed: Analysed) -> None:
         analysis_id="analysis",
         rules=EventRules(),
     )
-    # 19 people walk through; how often each is lost and found again is not for this test to judge.
-    assert 19 <= len(events) <= 120
+    # 19 people walk through; at two frames a second the tracker loses and finds again four of them.
+    assert 19 <= len(events) <= 27
     assert max(event.end_ms - event.start_ms for event in events) > 10_000
     for event in events:
         assert cv2.imread(str(out / event.thumbnail_key)) is not None

@@ -23,7 +23,7 @@ from tests.catalog.alarms.cloudwatch import (
 _ = np.nan
 # The guide's threshold is 3 units.
 ALARM = replace(S3_ACCESS_DENIED, threshold=3, periods=3, datapoints=3)
-TREATMENTS = ("missing", "ignore", "breaching", "notBreaching")
+TREATMENTS = tuple(MissingData(each, "") for each in ("missing", "ignore", "breaching", "notBreaching"))
 INSUFFICIENT, RETAIN = "INSUFFICIENT_DATA", "retain"
 
 
@@ -56,7 +56,7 @@ def points(drawn: str) -> list[bool | None]:
 )
 def test_alarm_states_agree_with_the_tables_of_the_user_guide(datapoints, drawn, expected, before):
     found = tuple(
-        next_state(replace(ALARM, datapoints=datapoints, missing=MissingData(each, "")), points(drawn), before)
+        next_state(replace(ALARM, datapoints=datapoints, missing=each), points(drawn), before)
         for each in TREATMENTS
     )
 
@@ -119,7 +119,7 @@ def test_alarm_data_points_are_the_statistic_of_their_minutes(values, statistic,
 def test_alarm_treatments_of_missing_data_differ_only_where_data_are_missing(n_and_m, data, before):
     periods, datapoints = n_and_m
     alarm = replace(ALARM, periods=periods, datapoints=datapoints)
-    found = {each: next_state(replace(alarm, missing=MissingData(each, "")), data, before) for each in TREATMENTS}
+    found = {each: next_state(replace(alarm, missing=each), data, before) for each in TREATMENTS}
     real = [each for each in data if each is not None]
 
     if len(real) >= periods:
