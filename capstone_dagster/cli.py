@@ -42,7 +42,7 @@ app = typer.Typer(
     help="Uploaded videos become persisted events.\n\n"
     "Begin with **capstone demo**, which shows the whole way on this machine. **capstone dev** keeps the "
     "same stack running; then **submit** videos and watch **status** and **events** from another terminal. "
-    "Settings are environment variables, listed in the README; **doctor** checks them.\n\n"
+    "Settings are environment variables, listed in docs/reference.md; **doctor** checks them.\n\n"
     "Exit codes: 0, it is done; 1, it failed or was refused, and one sentence says why; 2, it was typed "
     "wrongly or names what nobody knows; 130, Ctrl-C.",
 )

@@ -56,10 +56,15 @@ def checks_table() -> str:
 
 
 PARTS: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"commands": command_list, "settings": settings_table},
+    ROOT / "README.md": {"commands": command_list},
     ROOT / "docs" / "checks.md": {"checks": checks_table},
     ROOT / "docs" / "failures.md": {"failures": failures_table},
-    ROOT / "docs" / "reference.md": {"commands": commands, "assets": assets, "automation": automation},
+    ROOT / "docs" / "reference.md": {
+        "settings": settings_table,
+        "commands": commands,
+        "assets": assets,
+        "automation": automation,
+    },
     ROOT / "docs" / "testing.md": {
         "conftest": lambda: example("conftest.py"),
         "rule": lambda: example("loitering.py"),

@@ -39,7 +39,7 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Look at everything in turn; each finding comes as soon as it is known."""
     for name, nearest in unknown_variables(os.environ).items():
-        remedy = f"Is {nearest} meant?" if nearest else "The README lists the settings."
+        remedy = f"Is {nearest} meant?" if nearest else "docs/reference.md lists the settings."
         yield Finding("settings", "warn", f"{name} is none of the settings and changes nothing", remedy)
     try:
         settings = read_settings()
