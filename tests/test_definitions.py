@@ -59,13 +59,8 @@ def test_a_wrong_setting_keeps_the_code_location_from_loading(validate: Validate
     assert "CAPSTONE_SAMPLE_FPS is 'often'" in outcome.stdout + outcome.stderr
 
 
-def test_monitoring_is_as_quick_as_promised() -> None:
+def test_a_job_gives_up_waiting_for_a_machine_before_monitoring_gives_up_the_run() -> None:
     instance = yaml.safe_load((ROOT / "dagster.yaml").read_text())
-    assert instance["run_coordinator"]["config"]["dequeue_interval_seconds"] == 1
-    assert instance["run_retries"]["retry_on_asset_or_op_failure"] is False
-    assert instance["concurrency"]["pools"]["granularity"] == "run"
-    assert instance["sensors"]["use_threads"] is True
-    assert instance["run_monitoring"]["max_resume_run_attempts"] == 0
     job = instance["run_launcher"]["config"]["gpu"]
     assert job["max_wait_seconds"] < instance["run_monitoring"]["start_timeout_seconds"]
 

@@ -119,7 +119,7 @@ def test_alarm_data_points_are_the_statistic_of_their_minutes(values, statistic,
 def test_alarm_treatments_of_missing_data_differ_only_where_data_are_missing(n_and_m, data, before):
     periods, datapoints = n_and_m
     alarm = replace(ALARM, periods=periods, datapoints=datapoints)
-    found = {each: next_state(replace(alarm, missing=each), data, before) for each in TREATMENTS}
+    found = {each.treatment: next_state(replace(alarm, missing=each), data, before) for each in TREATMENTS}
     real = [each for each in data if each is not None]
 
     if len(real) >= periods:
