@@ -203,7 +203,25 @@ class Settings(BaseSettings):
 
     key_prefix: str = Field(default="", description="Only keys under this prefix are analysed.")
     key_suffixes: CommaSeparated = Field(
-        default=(".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"),
+        default=(
+            ".mp4",
+            ".mov",
+            ".mkv",
+            ".avi",
+            ".webm",
+            ".m4v",
+            ".mpg",
+            ".mpeg",
+            ".ts",
+            ".gif",
+            ".3gp",
+            ".mts",
+            ".m2ts",
+            ".wmv",
+            ".dav",
+            ".h264",
+            ".h265",
+        ),
         description="File name endings taken for videos (any case), separated by commas; other keys are "
         "ignored on purpose.",
     )

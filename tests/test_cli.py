@@ -426,6 +426,11 @@ def test_analyze_ends_with_one_json_object(capstone: Capstone, clip: Path, tmp_p
         "device",
         "backend",
         "peak_rss_mb",
+        "truncated",
+        "decode_errors",
+        "corrupt_frames",
+        "size_changes",
+        "track",
     }
     assert summary["events"] > 0
     names = {path.name for path in (tmp_path / "out").iterdir()}

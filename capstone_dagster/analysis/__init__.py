@@ -17,7 +17,8 @@ from .errors import (
     UndecodableVideo,
 )
 from .events import Coverage, Event, build_events
-from .footage.video import Frame, VideoInfo, frames, probe
+from .footage.reader import frames, probe
+from .footage.video import Frame, VideoInfo
 from .identity import DETECTION_VERSION, EVENTS_VERSION, analysis_id, detection_id, event_id, model_sha256
 from .pictures import shrunk
 from .settings import AnalysisSettings, EventRules

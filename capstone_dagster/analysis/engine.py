@@ -24,7 +24,8 @@ from typing import Self
 from .detection.detector import Detector
 from .detections import Detections
 from .events import Coverage
-from .footage.video import Frame, VideoReader
+from .footage.reader import VideoReader
+from .footage.video import Frame
 from .handoff import Handoff
 from .results import Results
 from .settings import AnalysisSettings
@@ -73,9 +74,10 @@ class DetectionSummary:
     """What a finished pass found and what it cost; JSON-able by `dataclasses.asdict`.
 
     Attributes:
-        duration_ms: from the first frame to the end of the last one, as decoded, not as stated.
+        duration_ms: from the container's start to the end of the last frame, as decoded, not as stated.
         fps: mean of the decoded frames; None for a single one.
-        creation_time: the container's tag, ISO 8601 in UTC.
+        creation_time: when the recording began, by the container's tags, ISO 8601.
+        creation_time_rule: which tag said so, and how it was read.
         first_pts_ms, last_pts_ms: the first and the last analysed frame.
         sample_interval_ms: the median spacing of analysed frames, with the motion gate of those while
             something moved; 0 for a single one.
@@ -90,7 +92,11 @@ class DetectionSummary:
             gpu_memory_total_mb: what there is. None without a GPU.
         gpu_utilization_percent: how busy the GPU was on average, as its driver says; None
             without a GPU, or where it does not say.
-        truncated: the file ended before what it promised, or in a decoding error.
+        truncated: the file ended before what it promised, or in an error.
+        decode_errors: how often its container or its codec could not be read on.
+        corrupt_frames: frames whose pictures the decoder guessed in part.
+        size_changes: how often frames began to have another size or shape.
+        track: of several video tracks, which one was analysed and why; None where there was one.
     """
 
     frames_decoded: int
@@ -103,6 +109,7 @@ class DetectionSummary:
     fps: float | None
     codec: str
     creation_time: str | None
+    creation_time_rule: str | None
     first_pts_ms: int
     last_pts_ms: int
     sample_interval_ms: float
@@ -125,6 +132,9 @@ class DetectionSummary:
     peak_rss_mb: float
     truncated: bool
     decode_errors: int
+    corrupt_frames: int
+    size_changes: int
+    track: str | None
 
     @property
     def coverage(self) -> Coverage:
@@ -138,13 +148,15 @@ def analyze_video(
     *,
     detector: Detector,
     settings: AnalysisSettings,
+    name: str | None = None,
     hardware_decoding: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> DetectionSummary:
     """Analyses a video into `out`: `frames.parquet`, `detections.parquet`, `contact_sheet.jpg`,
     `thumbnails/`.
 
-    With `hardware_decoding` the GPU's own decoder is used where it knows the format, else software.
+    Messages call the video `name`, by default its file's. With `hardware_decoding` the GPU's own decoder is
+    used where it knows the format, else software.
 
     `progress` is called in this thread at the first analysed frame, then at most twice a second, and at the
     end; what it raises ends the pass, like any failure and like Ctrl-C: decoding stops, the files of this
@@ -153,7 +165,7 @@ def analyze_video(
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        video = stack.enter_context(VideoReader(path, hardware=hardware_decoding))
+        video = stack.enter_context(VideoReader(path, name=name, hardware=hardware_decoding))
         results = stack.enter_context(Results(out, settings, detector.labels))
         run = _Pass(video, detector, results, settings, progress, started)
         run.run()
@@ -214,20 +226,19 @@ class _Pass:
             return self._detector.detect(images)
 
     def summary(self) -> DetectionSummary:
-        results, info = self._results, self._video.info
+        results, info, damage = self._results, self._video.info, self._video.damage
         return DetectionSummary(
             frames_decoded=results.frames_decoded,
             frames_analyzed=results.frames_analyzed,
             detections=results.detections,
             tracks=results.tracks,
-            duration_ms=self._video.last_frame_end_ms,
+            duration_ms=self._video.end_ms,
             width=info.width,
             height=info.height,
-            fps=(results.frames_decoded - 1) * 1000 / results.last_decoded_ms
-            if results.last_decoded_ms
-            else None,
+            fps=results.fps,
             codec=info.codec,
             creation_time=info.creation_time.isoformat() if info.creation_time else None,
+            creation_time_rule=info.creation_time_rule,
             first_pts_ms=results.first_analyzed_ms,
             last_pts_ms=results.last_analyzed_ms,
             sample_interval_ms=results.sample_interval_ms,
@@ -248,8 +259,11 @@ class _Pass:
             model=self._detector.name,
             model_sha256=self._detector.sha256,
             peak_rss_mb=peak_rss_mb(),
-            truncated=self._video.truncated,
-            decode_errors=self._video.decode_errors,
+            truncated=damage.truncated,
+            decode_errors=damage.decode_errors,
+            corrupt_frames=damage.corrupt_frames,
+            size_changes=damage.size_changes,
+            track=info.track,
         )
 
     def _decode(self) -> Iterator[list[Frame]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from .errors import ModelUnavailable
 from .settings import AnalysisSettings, EventRules
 
-DETECTION_VERSION = 2
+DETECTION_VERSION = 3
 """Raise when the same bytes, model and settings begin to give other detections or tracks."""
 
 EVENTS_VERSION = 1

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from .footage.video import Image, VideoReader
+from .footage.reader import VideoReader
+from .footage.video import Image
 from .pictures import PALETTE
 from .tables import read_detections, read_frames
 

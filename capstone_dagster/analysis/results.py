@@ -40,7 +40,7 @@ class Results:
 
     def __init__(self, out: Path, settings: AnalysisSettings, labels: tuple[str, ...]) -> None:
         self.frames_decoded = self.frames_analyzed = self.detections = self.tracks = 0
-        self.last_decoded_ms = self.first_analyzed_ms = self.last_analyzed_ms = 0
+        self.first_decoded_ms = self.last_decoded_ms = self.first_analyzed_ms = self.last_analyzed_ms = 0
         self._out = out
         self._settings = settings
         self._tracker = VideoTracker(settings, labels)
@@ -94,6 +94,12 @@ class Results:
         return sum(middle) / 2
 
     @property
+    def fps(self) -> float | None:
+        """Decoded frames per second, by their times; None for a single moment."""
+        span_ms = self.last_decoded_ms - self.first_decoded_ms
+        return (self.frames_decoded - 1) * 1000 / span_ms if span_ms else None
+
+    @property
     def longest_interval_ms(self) -> float:
         """How far apart analysed frames regularly are at most: the heartbeat of the motion gate, if on."""
         heartbeat_ms = float(HEARTBEAT_S * 1000) if self._settings.motion_gate else 0.0
@@ -116,6 +122,8 @@ class Results:
                 "detections": [kept],
             }
         )
+        if self.frames_decoded == 0:
+            self.first_decoded_ms = frame.pts_ms
         self.frames_decoded += 1
         self.last_decoded_ms = frame.pts_ms
         self.detections += kept

@@ -136,6 +136,7 @@ def detect(
                 out,
                 detector=detector,
                 settings=chosen,
+                name=upload.key,
                 hardware_decoding=services.settings.hardware_decoding,
                 progress=progress,
             )

@@ -92,17 +92,30 @@ class Watch:
 
 def warn(summary: Mapping[str, Any], story: Story) -> None:
     """Say what an operator should know of a finished pass."""
-    if summary["truncated"] or summary["decode_errors"]:
-        cut = "ends before its stated end, or in an error" if summary["truncated"] else "is damaged"
+    damaged = summary["decode_errors"] or summary.get("corrupt_frames")
+    if summary["truncated"] or damaged:
+        what = "ends before its stated end, or in an error" if summary["truncated"] else "is damaged"
         story.say(
-            f"The video {cut} ({summary['decode_errors']} decoding errors): what decodes, "
+            f"The video {what} ({summary['decode_errors']} decoding errors, "
+            f"{summary.get('corrupt_frames', 0)} damaged frames): what decodes, "
             f"{summary['frames_decoded']} frames, was analysed.",
             action="video.damaged",
             level=logging.WARNING,
             truncated=summary["truncated"],
             decode_errors=summary["decode_errors"],
+            corrupt_frames=summary.get("corrupt_frames", 0),
             frame_count=summary["frames_decoded"],
         )
+    if summary.get("size_changes"):
+        story.say(
+            f"The size of its pictures changes {summary['size_changes']} times: those of another shape than "
+            "the first were fitted into its size, on black.",
+            action="video.resized",
+            level=logging.WARNING,
+            size_changes=summary["size_changes"],
+        )
+    if summary.get("track"):
+        story.say(f"The video has several tracks: {summary['track']}.", action="video.track")
     if summary["cpu_fallback"]:
         story.say(
             f"Analysed on the CPU: {summary['cpu_fallback']}. CAPSTONE_REQUIRE_GPU=true refuses this.",

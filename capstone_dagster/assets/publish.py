@@ -226,4 +226,7 @@ def _recorded_at(detections: DetectionsReference) -> tuple[datetime | None, str 
     upload, tag = detections.upload, detections.summary.get("creation_time")
     if upload.recorded_at is not None:
         return upload.recorded_at, upload.recorded_at_source
-    return (datetime.fromisoformat(tag), "container") if tag else (None, None)
+    rule = detections.summary.get("creation_time_rule")
+    return (
+        (datetime.fromisoformat(tag), f"container:{rule}" if rule else "container") if tag else (None, None)
+    )

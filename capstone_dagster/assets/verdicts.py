@@ -188,6 +188,10 @@ def frames_complete(frames: FrameFacts, summary: Mapping[str, Any]) -> Verdict:
         doubts.append("the file ends before its stated end, or in an error")
     if summary["decode_errors"]:
         doubts.append(f"{summary['decode_errors']} parts of it could not be decoded")
+    if summary.get("corrupt_frames"):
+        doubts.append(f"{summary['corrupt_frames']} of its pictures are damaged")
+    if summary.get("size_changes"):
+        doubts.append(f"their size changes {summary['size_changes']} times")
     if expected and frames.missing / expected > _MISSING_SHARE:
         doubts.append(
             f"its timestamps leave room for {expected} frames: {frames.missing} lack "
@@ -198,8 +202,8 @@ def frames_complete(frames: FrameFacts, summary: Mapping[str, Any]) -> Verdict:
             "frames_complete",
             False,
             Severity.WARN,
-            f"{frames.rows} frames were analysed, but {'; '.join(doubts)}. What was to be seen there is "
-            "lost; look at the recorder and the transfer.",
+            f"{frames.rows} frames were analysed, but {'; '.join(doubts)}. What was to be seen there may "
+            "be lost; look at the recorder and the transfer.",
             values,
         )
     return Verdict("frames_complete", True, Severity.ERROR, f"All {frames.rows} frames are there.", values)

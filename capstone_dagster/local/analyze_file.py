@@ -43,6 +43,11 @@ class FileSummary:
     device: str
     backend: str
     peak_rss_mb: float
+    truncated: bool
+    decode_errors: int
+    corrupt_frames: int
+    size_changes: int
+    track: str | None
 
 
 class FileAnalyzer:
@@ -118,6 +123,11 @@ class FileAnalyzer:
             device=done.device,
             backend=done.backend,
             peak_rss_mb=round(peak_rss_mb(), 1),  # with the events
+            truncated=done.truncated,
+            decode_errors=done.decode_errors,
+            corrupt_frames=done.corrupt_frames,
+            size_changes=done.size_changes,
+            track=done.track,
         )
 
 

@@ -38,7 +38,8 @@ class _Sourced:
 
     @property
     def rank(self) -> int:
-        return _RANKS.get(self.source, 1)
+        # Behind a colon stands the rule that the time was found by.
+        return _RANKS.get(self.source and self.source.partition(":")[0], 1)
 
 
 def first_row(upload: VideoUpload, stated: Collection[str]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ class VideoUpload:
         upload_id, video_id, external_id, camera: see the identities in the documentation.
         etag: S3's, without quotes; with `size_bytes` it identifies the bytes.
         recorded_at: wall-clock time of the video's first frame, timezone-aware; None if unknown.
-        recorded_at_source: `message`, `metadata`, `name` or `container`; None if unknown.
+        recorded_at_source: `message`, `metadata`, `name`, or `container:` and the rule by which its tags were
+            read; None if unknown.
         uploaded_at: S3's Last-Modified, timezone-aware.
         traceparent: the W3C trace context of the uploader; None if there is none.
     """

@@ -33,7 +33,8 @@ from capstone_dagster.analysis import (
 )
 from capstone_dagster.analysis.detection.device import GpuState
 from capstone_dagster.analysis.engine import DECODE_THREAD, _batches
-from capstone_dagster.analysis.footage.video import Image, VideoReader
+from capstone_dagster.analysis.footage.reader import VideoReader
+from capstone_dagster.analysis.footage.video import Image
 from tests.support.waiting import scaled
 
 from .conftest import COLOURS, MakeClip, Square, SquareDetector

@@ -32,9 +32,9 @@ def test_ids_are_what_they_were() -> None:
     analysis = analysis_id(video_id="clip-1a2b3c4d", detection_id=detections, rules=EventRules())
     event = event_id(analysis_id=analysis, label="person", track_id=1, start_ms=200)
     assert (detections, analysis, event) == (
-        "0100a077c31ba94656b30eb976502be6",
-        "ef1be00a9a6165d44fd882895e585e18",
-        "1834f54492ed8d89506417cef951085b",
+        "1b6b1e364a1b52148d0feace3365a648",
+        "5bb2fdea7cfd99d06d528d21bb7ccca2",
+        "4f4708790f3e4c71890de6192fb3602f",
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from capstone_dagster.analysis import UndecodableVideo, frames, probe
-from capstone_dagster.analysis.footage.video import VideoReader
+from capstone_dagster.analysis.footage.reader import VideoReader
 
 from .conftest import MakeClip
 
@@ -69,11 +69,11 @@ def test_a_truncated_tail_ends_the_video_with_what_there_is(
     clip = make_clip(name, shown_ms, scene, **options)
     with VideoReader(clip) as whole:
         complete = list(whole.frames(sample_fps=1))
-        assert not whole.truncated
+        assert not whole.damage.truncated
     clip.write_bytes(clip.read_bytes()[: int(clip.stat().st_size * 0.6)])
     with VideoReader(clip) as cut:
         rest = list(cut.frames(sample_fps=1))
-        assert cut.truncated
+        assert cut.damage.truncated
     assert 0 < len(rest) < len(complete)
     assert [frame.pts_ms for frame in rest] == [frame.pts_ms for frame in complete[: len(rest)]]
 
@@ -211,8 +211,8 @@ def test_a_stated_duration_is_reported_and_not_believed(
     with VideoReader(clip) as video:
         assert video.info.duration_ms == (stated_ms or None)
         assert [frame.pts_ms for frame in video.frames(sample_fps=1)] == STEADY
-        assert video.last_frame_end_ms == 1200
-        assert video.truncated == truncated
+        assert video.end_ms == 1200
+        assert video.damage.truncated == truncated
 
 
 @pytest.mark.parametrize("stated", [0, 3, 1_000_000])
@@ -233,7 +233,7 @@ def test_one_frame_is_a_video(make_clip: MakeClip) -> None:
         (frame,) = video.frames(sample_fps=5)
         assert (frame.index, frame.pts_ms, frame.motion) == (0, 0, 0)
         assert frame.image is not None
-        assert not video.truncated
+        assert not video.damage.truncated
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])

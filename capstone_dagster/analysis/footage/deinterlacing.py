@@ -15,23 +15,27 @@ from av.filter import Graph
 _FILTER, _OPTIONS = "bwdif", "mode=send_frame:parity=auto:deint=interlaced"
 
 
-def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """The same frames in the same order with their own timestamps; interlaced ones as whole pictures.
+# A frame and the time it is shown at, in seconds.
+Timed = tuple[av.VideoFrame, Fraction]
+
+
+def deinterlaced(frames: Iterable[Timed]) -> Iterator[Timed]:
+    """The same frames in the same order with their own times; interlaced ones as whole pictures.
 
     Costs nothing until the first interlaced frame. From there on each frame waits for the one after it, which
     the filter looks at too. Recordings may switch between both kinds, and change their size, midway.
     """
     filtering: _Filtering | None = None
-    for frame in frames:
+    for frame, seconds in frames:
         if filtering is not None and not filtering.fits(frame):
             yield from filtering.finish()
             filtering = None
         if filtering is None and frame.interlaced_frame:
             filtering = _Filtering(frame)
         if filtering is None:
-            yield frame
+            yield frame, seconds
         else:
-            yield from filtering.process(frame)
+            yield from filtering.process(frame, seconds)
     if filtering is not None:
         yield from filtering.finish()
 
@@ -41,8 +45,8 @@ class _Filtering:
 
     def __init__(self, first: av.VideoFrame) -> None:
         self._layout = _layout(first)
-        # The filter gives one frame for one, and doubles and guesses timestamps: each gets back its own.
-        self._timing: deque[tuple[int | None, Fraction | None, int]] = deque()
+        # The filter gives one frame for one, and guesses timestamps: each gets back its own time.
+        self._times: deque[Fraction] = deque()
         self._graph = Graph()
         nodes = (
             self._graph.add_buffer(
@@ -59,26 +63,22 @@ class _Filtering:
     def fits(self, frame: av.VideoFrame) -> bool:
         return _layout(frame) == self._layout
 
-    def process(self, frame: av.VideoFrame) -> Iterator[av.VideoFrame]:
-        self._timing.append((frame.pts, frame.time_base, frame.duration))
+    def process(self, frame: av.VideoFrame, seconds: Fraction) -> Iterator[Timed]:
+        self._times.append(seconds)
         self._graph.vpush(frame)
         yield from self._ready()
 
-    def finish(self) -> Iterator[av.VideoFrame]:
+    def finish(self) -> Iterator[Timed]:
         self._graph.vpush(None)
         yield from self._ready()
 
-    def _ready(self) -> Iterator[av.VideoFrame]:
+    def _ready(self) -> Iterator[Timed]:
         while True:
             try:
                 frame = self._graph.vpull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
-            pts, time_base, frame.duration = self._timing.popleft()
-            frame.pts = pts
-            if time_base is not None:
-                frame.time_base = time_base
-            yield frame
+            yield frame, self._times.popleft()
 
 
 def _layout(frame: av.VideoFrame) -> tuple[int, int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import cast
@@ -10,6 +11,7 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 Image = npt.NDArray[np.uint8]
@@ -42,11 +44,8 @@ _INTERPOLATION = Interpolation.BICUBIC
 # where widths are odd, one thread's last values of a line may fall into another's first (FFmpeg 8.1).
 _THREADS = 1
 
-_ROTATIONS = {
-    1: cv2.ROTATE_90_COUNTERCLOCKWISE,
-    2: cv2.ROTATE_180,
-    3: cv2.ROTATE_90_CLOCKWISE,
-}
+# OpenCV's name for mirroring left to right, top to bottom, and both.
+_FLIP_CODES = {(True, False): 1, (False, True): 0, (True, True): -1}
 
 # Ratios that occur lie between 1 and 32:15 (half-width 16:9 television), or the inverse; what is far beyond
 # is a mistake in the file, and would ask for a picture of any size. Less than 1 % nobody sees.
@@ -99,34 +98,106 @@ class LumaReader:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How coded pictures become upright ones: transposed first, then mirrored.
+
+    Attributes:
+        transposed: rows become columns.
+        flipped_x, flipped_y: mirrored left to right, top to bottom.
+    """
+
+    transposed: bool = False
+    flipped_x: bool = False
+    flipped_y: bool = False
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Orientation:
+        """By the frame's display matrix; the nearest of the eight where it turns by some degrees."""
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return cls()
+        # Points of the coded picture (p, q) are shown at (a p + c q, b p + d q).
+        a, b, _, c, d = struct.unpack_from("=5i", cast(SideData, matrix))
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(False, a < 0, d < 0)
+        return cls(True, c < 0, b < 0)
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Of the upright picture, by the coded one's."""
+        return (height, width) if self.transposed else (width, height)
+
+    def apply(self, image: Image) -> Image:
+        """The upright picture."""
+        if self.transposed:
+            image = cast(Image, cv2.transpose(image))
+        if self.flipped_x or self.flipped_y:
+            image = cast(Image, cv2.flip(image, _FLIP_CODES[self.flipped_x, self.flipped_y]))
+        return image
+
+
 class BgrReader:
     """Makes upright pictures with square pixels, all of the size that the first frame has.
 
     Attributes:
         width, height: of the pictures, in pixels.
+        size_changes: how often frames began to have another size, shape or orientation.
     """
 
     def __init__(self, first: av.VideoFrame, pixel_aspect: Fraction | None) -> None:
         """`pixel_aspect` is a coded pixel's width by its height; None where the file says nothing."""
-        self._coded = _square(first.width, first.height, pixel_aspect)
-        self._quarter_turns = round(first.rotation / 90) % 4
-        self.width, self.height = self._coded if self._quarter_turns % 2 == 0 else self._coded[::-1]
+        self._geometry = _Geometry.of(first, pixel_aspect)
+        self.width, self.height = self._geometry.upright
+        self.size_changes = 0
         self._to_bgr = VideoReformatter()
 
-    def read(self, frame: av.VideoFrame) -> Image:
-        """(height, width, 3) uint8 BGR."""
-        # A stream may change size midway; its frames keep the size of the first, so that boxes stay
-        # comparable.
-        converted = self._to_bgr.reformat(
-            frame, *self._coded, "bgr24", interpolation=_INTERPOLATION, threads=_THREADS
+    def read(self, frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Image:
+        """(height, width, 3) uint8 BGR.
+
+        A picture of another shape than the first is scaled to fit, in the middle of black, so that nobody is
+        squeezed and boxes stay comparable.
+        """
+        geometry = _Geometry.of(frame, pixel_aspect)
+        if geometry != self._geometry:
+            self._geometry = geometry
+            self.size_changes += 1
+        width, height = geometry.upright
+        scale = min(self.width / width, self.height / height)
+        fitted = (
+            (self.width, self.height)
+            if (width, height) == (self.width, self.height)
+            else (max(1, round(width * scale)), max(1, round(height * scale)))
         )
-        image = cast(Image, converted.to_ndarray())
-        if self._quarter_turns:
-            return cast(Image, cv2.rotate(image, _ROTATIONS[self._quarter_turns]))
-        return image
+        coded = geometry.orientation.size(*fitted)
+        converted = self._to_bgr.reformat(
+            frame, *coded, "bgr24", interpolation=_INTERPOLATION, threads=_THREADS
+        )
+        image = geometry.orientation.apply(cast(Image, converted.to_ndarray()))
+        if fitted == (self.width, self.height):
+            return image
+        left, top = (self.width - fitted[0]) // 2, (self.height - fitted[1]) // 2
+        canvas = np.zeros((self.height, self.width, 3), np.uint8)
+        canvas[top : top + fitted[1], left : left + fitted[0]] = image
+        return canvas
 
 
-def _square(width: int, height: int, pixel_aspect: Fraction | None) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    """What decides how a frame is shown: coded size with square pixels, and orientation."""
+
+    square: tuple[int, int]
+    orientation: Orientation
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame, pixel_aspect: Fraction | None) -> _Geometry:
+        return cls(displayed_size(frame.width, frame.height, pixel_aspect), Orientation.of(frame))
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        return self.orientation.size(*self.square)
+
+
+def displayed_size(width: int, height: int, pixel_aspect: Fraction | None) -> tuple[int, int]:
     """The size with square pixels: the short side of a pixel grows, so that no detail is lost."""
     if not pixel_aspect or not 1 / _STRANGEST_ASPECT <= pixel_aspect <= _STRANGEST_ASPECT:
         return width, height

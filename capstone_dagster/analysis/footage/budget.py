@@ -1,0 +1,83 @@
+"""What decoding one video may cost: a small file may claim endless work, and no ordinary one comes near.
+
+A still scene is the most that a camera makes of a byte: 52,000 pixels (2160p, x264) and 70 µs of processor
+time (1080p, conversions included), measured.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from fractions import Fraction
+
+from ..errors import UndecodableVideo
+
+# Twice an 8K picture, and the size of the largest camera's that films all around (11,520 × 5,760).
+MOST_PIXELS = 8192 * 8192
+
+# A container names each byte once; a file that names bytes again and again is made to cost. Matroska's
+# compressed headers add some bytes a frame.
+_TIMES_READ = 4
+_BYTES_FREE = 16 << 20
+
+_PIXELS_PER_BYTE = 1_000_000
+_PIXELS_FREE = 20_000_000_000
+
+# 8K at 60 frames a second takes some 15 processor seconds a second on a slow machine.
+_SECONDS_PER_BYTE = 0.001
+_SECONDS_PER_SECOND = 120.0
+_SECONDS_FREE = 60.0
+# A single frame takes a second where it is large: one that takes so long never ends.
+_SECONDS_STALLED = 90
+
+# Decoded pictures wait in threads and for reordering: 16 of 8K with 10 bits are 1.6 GB.
+MOST_MEMORY = 6 << 30
+
+
+class Budget:
+    """Counts what a pass over one file costs, in a process of its own; raises where it is too much."""
+
+    def __init__(self, file_bytes: int, name: str) -> None:
+        self._file_bytes = file_bytes
+        self._name = name
+        self._started = time.process_time()
+        self._bytes = 0
+        self._pixels = 0
+
+    def read(self, size: int) -> None:
+        """Count the bytes of a packet."""
+        self._bytes += size
+        if self._bytes > _TIMES_READ * self._file_bytes + _BYTES_FREE:
+            raise self._refusal(
+                f"its index names the same bytes again and again ({self._bytes:,} of {self._file_bytes:,})"
+            )
+
+    def decoded(self, pixels: int, seconds: Fraction) -> None:
+        """Count a frame, and the processor time so far; `seconds` is how far the video has come."""
+        self._pixels += pixels
+        if self._pixels > _PIXELS_PER_BYTE * self._file_bytes + _PIXELS_FREE:
+            raise self._refusal(f"{self._file_bytes:,} bytes became {self._pixels:,} pixels")
+        used = time.process_time() - self._started
+        most = _SECONDS_FREE + min(_SECONDS_PER_BYTE * self._file_bytes, _SECONDS_PER_SECOND * float(seconds))
+        if used > most:
+            raise self._refusal(
+                f"{self._file_bytes:,} bytes took {used:.0f} processor seconds for {float(seconds):.1f} s of "
+                "video"
+            )
+
+    def _refusal(self, what: str) -> UndecodableVideo:
+        return UndecodableVideo(
+            f"{self._name} costs more work than any recording does: {what}. It is damaged, or made to cost; "
+            "convert it with FFmpeg and upload that."
+        )
+
+
+def renew_time_limit() -> None:
+    """Lets this process be ended by SIGXCPU where it computes for long without a frame.
+
+    To be called after each frame: neither Python nor a signal's handler gets a word in while a decoder loops.
+    """
+    soft = round(time.process_time()) + _SECONDS_STALLED
+    limit, most = resource.getrlimit(resource.RLIMIT_CPU)
+    if soft != limit and (most == resource.RLIM_INFINITY or soft <= most):
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, most))
