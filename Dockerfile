@@ -1,11 +1,12 @@
-# One image for webserver, daemon and jobs; docs/container.md says how to build and run it.
+# Two images of the same code: `services` for webserver and daemon, and `worker` for jobs, which has PyTorch and
+# CUDA as well. docs/container.md says how to build and run them.
 
 # Python 3.11 is what the tests run on, bookworm what the wheels were tried on. An exact tag and no digest:
 # a tag can be renewed, so give BASE_IMAGE=python@sha256:... where builds must be the same for ever.
 ARG BASE_IMAGE=python:3.11.14-slim-bookworm
 
-# --- everything that is made, with pip and whatever it needs; nothing of this stage is shipped unless copied ---
-FROM ${BASE_IMAGE} AS build
+# --- four stages that make things, with pip and what it needs; only what the last ones copy is shipped ---
+FROM ${BASE_IMAGE} AS packages
 
 # pip in an environment of its own, because the one that is shipped needs none. HOME is made here, and the user
 # has a name, because libraries ask for both.
@@ -15,53 +16,61 @@ RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv \
     && mkdir /home/capstone/intel && echo 0 > /home/capstone/intel/openvino_telemetry
 
 WORKDIR /build
-COPY pyproject.toml requirements.lock infra/image/runtime_requirements.py ./
+COPY pyproject.toml requirements.lock ./
+COPY infra/locked.py infra/
 # Wheels only, so no compiler is needed and no package's own code runs. Where packages come from is the builder's
-# matter: a pip.conf reaches this command alone (--secret id=pip,src=...), and no layer.
+# matter: a pip.conf reaches these commands alone (--secret id=pip,src=...), and no layer. What builds the project
+# goes to pip's own environment.
 RUN --mount=type=secret,id=pip \
-    python3 runtime_requirements.py pyproject.toml requirements.lock > runtime.lock \
-    && PIP_CONFIG_FILE=/run/secrets/pip /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir \
-        --disable-pip-version-check --no-input --no-deps --only-binary :all: --require-hashes -r runtime.lock \
+    python3 infra/locked.py > services.lock && python3 infra/locked.py build > build.lock \
+    && install() { PIP_CONFIG_FILE=/run/secrets/pip /opt/pip/bin/pip --python "$1" install --no-cache-dir \
+        --disable-pip-version-check --no-input --no-deps --only-binary :all: --require-hashes -r "$2"; } \
+    && install /opt/venv/bin/python services.lock && install /opt/pip/bin/python build.lock \
     && /opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > site-packages \
     && echo /app > "$(cat site-packages)/capstone.pth" \
-    # CUDA and PyTorch, four fifths of all, change less often than the rest: two layers, fetched side by side.
     # By links, which cost nothing as long as it is the command that made the files.
-    && packages="/layers/packages$(cat site-packages)" && cuda="/layers/cuda$(cat site-packages)" \
-    && mkdir -p /layers/packages/opt "$cuda" && cp -al /opt/venv /layers/packages/opt/ \
-    && for each in nvidia torch triton; do mv "$packages/$each" "$cuda"; done
+    && mkdir -p /layers/packages/opt && cp -al /opt/venv /layers/packages/opt/
+
+FROM packages AS torch
+
+# CUDA and PyTorch, three quarters of the worker, change less often than the rest: a layer of their own.
+RUN --mount=type=secret,id=pip \
+    touch before && python3 infra/locked.py torch > worker.lock \
+    && PIP_CONFIG_FILE=/run/secrets/pip /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir \
+        --disable-pip-version-check --no-input --no-deps --only-binary :all: --require-hashes -r worker.lock \
+    && mkdir -p /layers/torch "/layers/cuda$(cat site-packages)" && cd / \
+    && find opt/venv -cnewer /build/before ! -type d -print0 | xargs -0 cp -al --parents -t /layers/torch \
+    && cd "/layers/torch$(cat /build/site-packages)" \
+    && mv nvidia torch triton "/layers/cuda$(cat /build/site-packages)"
 
 # The model: what it is given is checked before it is loaded, and exported as the analysis would. These files
-# alone, so that a change elsewhere does not export again.
+# alone, so that a change elsewhere does not export again. The embedded detector brings its export along.
 ARG MODEL=""
 ARG MODEL_SHA256=""
 COPY capstone_dagster/__init__.py /app/capstone_dagster/
 COPY capstone_dagster/analysis /app/capstone_dagster/analysis
 COPY infra/image/bake_model.py ./
-COPY ${MODEL:-capstone_dagster/local/detector/person_face.pt} model/
-RUN /opt/venv/bin/python bake_model.py model --baked "${MODEL}" --sha256 "${MODEL_SHA256}" --app /app \
-        --cache /layers/cache/capstone/models \
-    && rm -r /app/capstone_dagster
+COPY ${MODEL:-pyproject.toml} model/
+RUN mkdir -p /layers/cache/capstone/models \
+    && if [ -n "${MODEL}" ]; then \
+        /opt/venv/bin/python bake_model.py "model/${MODEL##*/}" "${MODEL_SHA256}" /layers/cache/capstone/models; fi
 
-# The project, into a directory of its own: a new version of it is a small layer.
+FROM packages AS project
+
+# A directory of its own: a new version is a small layer.
 COPY pyproject.toml README.md LICENSE source/
 COPY capstone_dagster source/capstone_dagster
 COPY batch_gpu source/batch_gpu
 COPY dagster.yaml workspace.yaml infra/image/healthcheck.py /app/
-RUN /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check --no-index \
-        --no-deps --no-build-isolation --target /app ./source \
+ARG MODEL=""
+COPY ${MODEL:-LICENSE} /app/${MODEL:-LICENSE}
+RUN /opt/pip/bin/pip wheel --disable-pip-version-check --no-index --no-deps --no-build-isolation ./source \
+    && /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check --no-index \
+        --no-deps --target /app ./*.whl \
     && mkdir -p /layers/app/dagster_home && ln -s ../dagster.yaml /layers/app/dagster_home/dagster.yaml
 
 # --- what is shipped: copies only, so that nothing of the machine that builds is left in it ---
-FROM ${BASE_IMAGE}
-
-COPY --from=build /layers/cuda /
-COPY --from=build /layers/packages /
-COPY --from=build /etc/passwd /etc/group /etc/
-# What the user owns: whole directories, because the owner of the one that is copied to is not everywhere changed.
-COPY --from=build --chown=10001:10001 /home /home
-COPY --from=build --chown=10001:10001 /layers/cache /var/cache
-COPY --from=build /app /app
-COPY --from=build --chown=10001:10001 /layers/app /app
+FROM ${BASE_IMAGE} AS shipped
 
 ARG MODEL=""
 ARG MODEL_SHA256=""
@@ -84,3 +93,21 @@ HEALTHCHECK --interval=60s --timeout=45s --start-period=180s --retries=3 \
     CMD ["python", "/app/healthcheck.py"]
 # No entry point, so that a command is run as it is; in AWS the supervisor stands before it (docs/container.md).
 CMD ["capstone", "--help"]
+
+FROM shipped AS services
+COPY --from=packages /layers/packages /
+COPY --from=packages /etc/passwd /etc/group /etc/
+# What the user owns: whole directories, because the owner of the one that is copied to is not everywhere changed.
+COPY --from=packages --chown=10001:10001 /home /home
+COPY --from=project /app /app
+COPY --from=project --chown=10001:10001 /layers/app /app
+
+FROM shipped AS worker
+COPY --from=torch /layers/cuda /
+COPY --from=torch /layers/torch /
+COPY --from=packages /layers/packages /
+COPY --from=packages /etc/passwd /etc/group /etc/
+COPY --from=packages --chown=10001:10001 /home /home
+COPY --from=torch --chown=10001:10001 /layers/cache /var/cache
+COPY --from=project /app /app
+COPY --from=project --chown=10001:10001 /layers/app /app

@@ -102,8 +102,9 @@ def _from_ultralytics(name: str, cache: Path) -> Path:
         return target
     cache.mkdir(parents=True, exist_ok=True)
     # Ultralytics asks the network nothing by itself here; this one download is meant.
-    from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
+    from capstone_dagster.analysis.detection.checkpoint import import_ultralytics, require_pytorch
 
+    require_pytorch(f"The model {name}, which Ultralytics downloads,")
     import_ultralytics()
     from ultralytics.utils.downloads import attempt_download_asset
 

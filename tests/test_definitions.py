@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,6 +143,29 @@ def test_the_launcher_knows_nothing_of_this_project() -> None:
         assert not known & {"capstone_dagster", "torch", "ultralytics"}, path.relative_to(ROOT)
         if "testing" in path.parts:
             assert "dagster" not in known, f"{path.relative_to(ROOT)} serves tests without Dagster too"
+
+
+def test_the_launcher_installs_and_imports_without_the_project(tmp_path: Path) -> None:
+    """Its own distribution holds all that it imports."""
+    source = Path(shutil.copytree(ROOT / "batch_gpu", tmp_path / "source"))
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=source, capture_output=True, check=True)
+    [wheel] = tmp_path.glob("batch_gpu-*.whl")
+    modules = [
+        ".".join(("batch_gpu", *path.relative_to(source).with_suffix("").parts)).removesuffix(".__init__")
+        for path in source.rglob("*.py")
+        if path.name != "__main__.py" and "build" not in path.parts
+    ]
+    code = (
+        "import importlib, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "sys.modules['capstone_dagster'] = None  # whoever imports it fails\n"
+        "found = [importlib.import_module(name).__file__ for name in sys.argv[2:]]\n"
+        "print([each for each in found if not each.startswith(sys.argv[1])])"
+    )
+    arguments = [sys.executable, "-P", "-c", code, str(wheel), *modules]
+    told = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (len(modules) > 10, told.stdout.strip()) == (True, "[]")
 
 
 def test_the_launcher_is_imported_without_aws_or_the_project() -> None:

@@ -1,6 +1,5 @@
 """The demo clip: a real H.264 file, the same bytes every time, and a truth that fits what it shows."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -112,13 +111,6 @@ def test_a_box_lands_on_the_pixels_it_names() -> None:
     ys, xs = np.nonzero(clip.render_view(picture, view)[:, :, 0] > 127)
     found = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
     assert found == pytest.approx(view.to_frame((300, 500, 340, 520)), abs=1.5)
-
-
-def test_a_missing_photograph_is_said_plainly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(clip.DemoPhotographMissing, match="ultralytics"):
-        clip.make_demo_clip(tmp_path / "demo.mp4")
-    assert not list(tmp_path.iterdir())
 
 
 def test_making_the_clip_loads_neither_torch_nor_ultralytics() -> None:

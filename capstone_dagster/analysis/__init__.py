@@ -14,6 +14,7 @@ from .errors import (
     GpuOutOfMemory,
     InvalidAnalysisSettings,
     ModelUnavailable,
+    PyTorchMissing,
     UndecodableVideo,
 )
 from .events import Coverage, Event, build_events
@@ -53,6 +54,7 @@ __all__ = [
     "InvalidAnalysisSettings",
     "ModelUnavailable",
     "Progress",
+    "PyTorchMissing",
     "UndecodableVideo",
     "VideoInfo",
     "Visibility",

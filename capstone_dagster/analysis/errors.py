@@ -23,6 +23,16 @@ class ModelUnavailable(AnalysisError):
     failure_class = "model-unavailable"
 
 
+class PyTorchMissing(ModelUnavailable):
+    """Something needs PyTorch and Ultralytics, which a small installation goes without."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} needs PyTorch and Ultralytics, which are not installed; run `make torch`, or "
+            "`pip install 'capstone-dagster[torch]'`."
+        )
+
+
 class GpuOutOfMemory(AnalysisError):
     """The accelerator had no room for the model or for one batch."""
 

@@ -86,18 +86,23 @@ def _look(subject: str, check: Callable[[], str], *, otherwise: State) -> Findin
 
 
 def _model(services: Services) -> str:
-    from capstone_dagster.analysis import load_detector
+    from capstone_dagster.analysis import PyTorchMissing, load_detector
     from capstone_dagster.models import analysis_settings
 
     settings = services.settings
-    detector = load_detector(
-        services.model_path(),
-        analysis_settings(settings),
-        device=settings.device,
-        require_gpu=settings.require_gpu,
-        cache=Path(settings.model_cache),
-        expected_sha256=settings.model_sha256,
-    )
+    try:
+        detector = load_detector(
+            services.model_path(),
+            analysis_settings(settings),
+            device=settings.device,
+            require_gpu=settings.require_gpu,
+            cache=Path(settings.model_cache),
+            expected_sha256=settings.model_sha256,
+        )
+    except PyTorchMissing:
+        if settings.compute != "batch":
+            raise
+        return f"{settings.model} is not loaded here: jobs do it, and only their image has PyTorch"
     told = (
         f"{detector.name} finds {', '.join(detector.labels)} on {detector.device} ({detector.backend}), "
         f"loaded in {detector.load_seconds:.1f} s, SHA-256 {detector.sha256[:12]}…"
@@ -129,15 +134,18 @@ def _decoder() -> str:
 
 
 def _gpu(settings: Settings) -> str:
-    import torch
+    from capstone_dagster.analysis.detection.device import ThisMachine
 
-    if torch.cuda.is_available():
-        names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
-        return f"{torch.cuda.device_count()} × {', '.join(sorted(names))}"
+    found = ThisMachine().gpus()
+    if found.count:
+        import torch
+
+        names = {torch.cuda.get_device_name(index) for index in range(found.count)}
+        return f"{found.count} × {', '.join(sorted(names))}"
     if settings.device.startswith("cuda"):
         remedy = "Install NVIDIA's driver, or set CAPSTONE_DEVICE=auto."
-        raise Wrong(f"CAPSTONE_DEVICE is {settings.device}, but torch sees no GPU", remedy)
-    raise Wrong("none that torch can use: analysis runs on the CPU, more slowly", "")
+        raise Wrong(f"CAPSTONE_DEVICE is {settings.device}, but there is no GPU: {found.problem}", remedy)
+    raise Wrong(f"none ({found.problem}): analysis runs on the CPU, more slowly", "")
 
 
 def _database(services: Services) -> str:

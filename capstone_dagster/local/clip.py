@@ -1,16 +1,15 @@
 """The demo clip: a virtual camera over two photographs, so that real people come and go at known times.
 
-Nothing of it is stored in the repository. The photographs are the two that the installed ultralytics
-package carries (a street with a bus and four people, two people close up); the camera path and the
-hand-checked boxes below are ours. Because the path is known, so is the truth: which person or face is in
-the frame, where and when.
+The photographs are the two example pictures of the Ultralytics package (a street with a bus and four
+people, two people close up); the camera path and the hand-checked boxes below are ours. Because the path is
+known, so is the truth: which person or face is in the frame, where and when.
 
 This module renders and says what is true; it detects nothing and loads neither torch nor ultralytics.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -39,10 +38,6 @@ FACE_VISIBLE = 2 / 3
 """A face is present while at least this part of its box is in the frame: less hides eyes or mouth."""
 
 
-class DemoPhotographMissing(RuntimeError):
-    """The installed ultralytics package lacks a photograph that the demo clip is made from."""
-
-
 @dataclass(frozen=True)
 class Subject:
     """Somebody (or a face) in a photograph; `box` is xyxy in the photograph's pixels, checked by eye."""
@@ -54,7 +49,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Photograph:
-    """One of ultralytics' pictures: file name, size in pixels, and everybody in it."""
+    """A picture in `photographs/`: file name, size in pixels, and everybody in it."""
 
     file: str
     width: int
@@ -255,30 +250,12 @@ def render_view(photograph: np.ndarray, view: View, width: int = WIDTH, height: 
     return frame
 
 
-def photograph_path(photograph: Photograph) -> Path:
-    """Where the installed ultralytics package keeps that picture (found without importing the package)."""
-    spec = importlib.util.find_spec("ultralytics")
-    if spec is None or spec.origin is None:
-        raise DemoPhotographMissing(
-            "the demo clip is made from pictures inside the ultralytics package, which is not installed; "
-            "install the project's requirements (make demo does)"
-        )
-    return Path(spec.origin).parent / "assets" / photograph.file
-
-
 def load_photograph(photograph: Photograph) -> np.ndarray:
     """Its pixels, (height, width, 3) uint8 BGR."""
-    path = photograph_path(photograph)
+    path = Path(__file__).with_name("photographs") / photograph.file
     picture: np.ndarray | None = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
-        raise DemoPhotographMissing(
-            f"{path} cannot be read; reinstall ultralytics as requirements.lock pins it"
-        )
-    if picture.shape[:2] != (photograph.height, photograph.width):
-        raise DemoPhotographMissing(
-            f"{path} is {picture.shape[1]}×{picture.shape[0]} pixels, expected {photograph.width}×"
-            f"{photograph.height}: another ultralytics release; install the one that requirements.lock pins"
-        )
+        raise FileNotFoundError(errno.ENOENT, "no picture there; install the project again", str(path))
     return picture
 
 

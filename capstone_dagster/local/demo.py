@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from capstone_dagster import terminal
+from capstone_dagster.analysis import PyTorchMissing
 from capstone_dagster.clients import aws_client
 from capstone_dagster.local import clip as clips
 from capstone_dagster.local.dagster_services import UI_PORT_VARIABLE
@@ -160,7 +161,7 @@ def _choose_model(report: Report) -> None:
     try:
         cache = Path(settings.model_cache).expanduser()
         found = locate_model(SMALL_MODEL, cache=cache, s3=lambda: aws_client("s3"))
-    except ModelUnavailable as error:
+    except (ModelUnavailable, PyTorchMissing) as error:
         terminal.err.print(
             f"[yellow]Warning:[/] {escape(str(error))}\nThe embedded model is used instead. "
             f"{escape(POOR_RESULTS)} Set CAPSTONE_MODEL to a YOLO model file for real ones.",

@@ -17,7 +17,7 @@ import pytest
 
 from capstone_dagster.analysis import AnalysisSettings, ModelUnavailable, load_detector, model_sha256
 from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
-from capstone_dagster.analysis.detection.export import openvino_export
+from capstone_dagster.analysis.detection.export import openvino_export, shipped_export
 from capstone_dagster.local import detector as demo_detector
 from tests.support.waiting import scaled
 
@@ -92,25 +92,62 @@ def test_a_damaged_export_is_made_anew(
     shutil.copytree(exported, tmp_path / "cache", ignore=shutil.ignore_patterns("compiled"))
     damage(next((tmp_path / "cache").rglob("*_openvino_model")))
     said: list[str] = []
-    detector = load_detector(WEIGHTS, SETTINGS, device="cpu", cache=tmp_path / "cache", say=said.append)
+    alone = shutil.copy(WEIGHTS, tmp_path)  # the embedded one's export lies beside it
+    detector = load_detector(Path(alone), SETTINGS, device="cpu", cache=tmp_path / "cache", say=said.append)
     assert len(detector.detect([np.zeros((90, 160, 3), np.uint8)])) == 1
     assert "damaged" in said[0]
 
 
-def test_the_process_that_analyses_needs_no_pytorch(exported: Path) -> None:
-    program = """
-import sys
+# Stands for an installation without the extra `torch`; exits with what it imported all the same.
+_WITHOUT_PYTORCH = """
+import importlib.machinery, sys
 from pathlib import Path
 import numpy as np
-from capstone_dagster.analysis import AnalysisSettings, load_detector
-from tests.support.waiting import scaled
-detector = load_detector(Path(sys.argv[1]), AnalysisSettings(), device="cpu", cache=Path(sys.argv[2]))
-detector.detect([np.zeros((90, 160, 3), np.uint8)])
-print("torch" in sys.modules, "ultralytics" in sys.modules)
+find = importlib.machinery.PathFinder.find_spec
+absent = ("torch", "torchvision", "ultralytics")
+importlib.machinery.PathFinder.find_spec = lambda name, *more: None if name in absent else find(name, *more)
+from capstone_dagster.analysis import AnalysisError, AnalysisSettings, load_detector
+try:
+    detector = load_detector(
+        Path(sys.argv[1]), AnalysisSettings(), device=sys.argv[2], cache=Path(sys.argv[3])
+    )
+    print(len(detector.detect([np.zeros((90, 160, 3), np.uint8)])), "pictures")
+except AnalysisError as error:
+    print(type(error).__name__, error)
+sys.exit(str(set(absent) & set(sys.modules)) if set(absent) & set(sys.modules) else 0)
 """
-    arguments = [sys.executable, "-c", program, str(WEIGHTS), str(exported)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "told"),
+    [
+        (WEIGHTS, "cpu", "1 pictures"),
+        (WEIGHTS, "auto", "1 pictures"),
+        (Path("own.pt"), "cpu", "PyTorchMissing The checkpoint own.pt needs PyTorch and Ultralytics"),
+        (WEIGHTS, "cuda:0", "make torch"),
+    ],
+)
+def test_without_pytorch_a_shipped_export_runs_and_all_else_says_what_to_install(
+    tmp_path: Path, model: Path, device: str, told: str
+) -> None:
+    if model is not WEIGHTS:
+        model = Path(shutil.copy(WEIGHTS, tmp_path / model))
+    arguments = [sys.executable, "-c", _WITHOUT_PYTORCH, str(model), device, str(tmp_path / "cache")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert told in done.stdout
+
+
+def test_an_export_that_merely_lies_beside_a_checkpoint_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    """Ultralytics writes its exports there, of whatever the file held at the time."""
+    other = Path(shutil.copy(WEIGHTS, tmp_path))
+    beside = "person_face_openvino_model"
+    shutil.copytree(WEIGHTS.with_name(beside), tmp_path / beside)
+    assert shipped_export(other, SHA256) == tmp_path / beside
+    assert shipped_export(other, "0" * 64) is None
+    metadata = tmp_path / beside / "metadata.yaml"
+    metadata.write_text("\n".join(metadata.read_text().splitlines()[:-1]))
+    assert shipped_export(other, SHA256) is None
 
 
 def test_a_checkpoint_for_another_task_is_refused(tmp_path: Path) -> None:

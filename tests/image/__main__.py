@@ -1,6 +1,6 @@
-"""`python -m tests.image`: builds the image without a registry, works in it, and says what it weighs.
+"""`python -m tests.image`: builds both images without a registry, works in them, and says what they weigh.
 
-The image's commands run in its own file system, as its user; PostgreSQL and AWS are the local stack's, on
+An image's commands run in its own file system, as its user; PostgreSQL and AWS are the local stack's, on
 this machine's loopback. There is no GPU, no registry and no ECS in it.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from capstone_dagster.local.clip import make_demo_clip
 from capstone_dagster.local.stack import local_stack
-from tests.image.builder import BASE, Builder, ImageTestError, pip_settings
+from tests.image.builder import BASE, SERVICES, WORKER, Builder, ImageTestError, PipSettings, pip_settings
 from tests.image.checks import Inside, nothing_of_the_builder
 from tests.image.container import Image
 from tests.image.report import Figures, sizes
@@ -64,44 +64,53 @@ def test(builder: Builder, *, base: str, model: str) -> Figures:
     with step("The Dockerfile by buildah"):
         sha256 = hashlib.sha256(Path(model).read_bytes()).hexdigest() if model else ""
         builder.build(pip, model=model, sha256=sha256, base=base or BASE)
-    inspected = builder.inspect()
-    image = Image.of(builder.mount(), inspected)
-    with step("What is in it, and what is not"):
-        nothing_of_the_builder(image, inspected, pip)
-        figures.parts = sizes(image.root)
+    services, worker = _opened(builder, SERVICES, pip), _opened(builder, WORKER, pip)
+    if any(services.root.glob("opt/venv/lib/python3*/site-packages/torch")):
+        raise ImageTestError("The image for webserver and daemon holds PyTorch, which neither needs.")
+    figures.parts = {"services": sizes(services.root), "worker": sizes(worker.root)}
     with (
-        step("The stack of this machine beside it"),
+        step("The stack of this machine beside them"),
         tempfile.TemporaryDirectory(prefix="capstone-stack-", dir="/var/tmp") as state,
     ):
         os.chmod(state, 0o755)  # PostgreSQL runs as a user of its own
         with local_stack(Path(state), with_dagster=False) as stack:
-            inside = Inside(image, stack)
-            clip = make_demo_clip(image.root / "home/capstone/clip.mp4").path
-            clip.chmod(0o644)
-            with step("The user, and what it may write"):
+            for image in (services, worker):
+                clip = make_demo_clip(image.root / "home/capstone/clip.mp4").path
+                clip.chmod(0o644)
+            inside = Inside(services, stack)
+            with step("Databases made ready"):
+                inside.prepare()
+            with step("The webserver and its health"):
+                figures.webserver = inside.webserver()
+            with step("The daemon, its health, and an upload's way to events"):
+                figures.daemon = inside.daemon()
+            inside = Inside(worker, stack)
+            with step("The worker's user, and what it may write"):
                 inside.user()
                 inside.quiet()
             with step("Bytecode that is used as it is"):
                 inside.bytecode()
             with step("Starts, from a cold disk and again"):
                 figures.starts = inside.starts()
-            with step("Databases made ready"):
-                inside.prepare()
             with step("capstone doctor"):
                 figures.doctor = inside.doctor()
             with step("capstone analyze"):
                 figures.analysis = inside.analyze()
             with step("capstone analyze, nothing writable but /tmp"):
                 inside.analyze(read_only=True)
-            with step("The model, with the cache and without"):
+            with step("The model, compiled before and not"):
                 figures.model = inside.model_load()
-            with step("The webserver and its health"):
-                figures.webserver = inside.webserver()
-            with step("The daemon, its health, and an upload's way to events"):
-                figures.daemon = inside.daemon()
-    with step("Compressed as a registry would keep it"):
-        figures.layers = builder.compressed_layers()
+    with step("Compressed as a registry would keep them"):
+        figures.layers = {name: builder.compressed_layers(name) for name in (SERVICES, WORKER)}
     return figures
+
+
+def _opened(builder: Builder, name: str, pip: PipSettings) -> Image:
+    inspected = builder.inspect(name)
+    image = Image.of(builder.mount(name), inspected)
+    with step(f"What is in {name}, and what is not"):
+        nothing_of_the_builder(image, inspected, pip)
+    return image
 
 
 @contextmanager

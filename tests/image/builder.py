@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGE = "localhost/capstone:test"
+SERVICES = "localhost/capstone:test"
+WORKER = f"{SERVICES}-worker"
 BASE = "localhost/capstone-base:test"
 # What the official image has beyond Debian's minimum, as far as anything here needs it.
 _PACKAGES = "python3,python3-venv,ca-certificates"
@@ -109,7 +110,7 @@ class Builder:
         shutil.rmtree(system)
 
     def build(self, pip: PipSettings, *, model: str, sha256: str, base: str) -> None:
-        """The Dockerfile as `IMAGE`, by what `make image` runs."""
+        """The Dockerfile as `SERVICES` and `WORKER`, by what `make image` runs."""
         config = self.folder / "pip.conf"
         config.touch(mode=0o600)
         config.write_text(pip.config)
@@ -117,7 +118,7 @@ class Builder:
         # Copies of all layers are what the simple driver makes: one layer for each stage is enough of them.
         layers = f"--layers={str(self.layered).lower()}"
         environment = {
-            "IMAGE": IMAGE,
+            "IMAGE": SERVICES,
             "BASE_IMAGE": base,
             "MODEL": model,
             "MODEL_SHA256": sha256,
@@ -137,21 +138,21 @@ class Builder:
             said = (self.folder / "build.log").read_text()[-3000:]
             raise ImageTestError(f"The image was not built:\n{said}")
 
-    def inspect(self) -> dict[str, Any]:
-        """All that buildah knows of the image: configuration, history, layers."""
-        found: dict[str, Any] = json.loads(run(*self.buildah, "inspect", "--type", "image", IMAGE).stdout)
+    def inspect(self, image: str) -> dict[str, Any]:
+        """All that buildah knows of an image: configuration, history, layers."""
+        found: dict[str, Any] = json.loads(run(*self.buildah, "inspect", "--type", "image", image).stdout)
         return found
 
-    def mount(self) -> Path:
-        """The image's file system, with a layer of its own on top for what is written into it."""
-        container = run(*self.buildah, "from", "--pull-never", IMAGE).stdout.strip()
+    def mount(self, image: str) -> Path:
+        """An image's file system, with a layer of its own on top for what is written into it."""
+        container = run(*self.buildah, "from", "--pull-never", image).stdout.strip()
         return Path(run(*self.buildah, "mount", container).stdout.strip())
 
-    def compressed_layers(self) -> list[int]:
-        """Bytes of each layer as a registry would keep it, compressed by gzip."""
+    def compressed_layers(self, image: str) -> list[int]:
+        """Bytes of each of its layers as a registry would keep it, compressed by gzip."""
         folder = self.folder / "pushed"
         environment = {**os.environ, "TMPDIR": str(self.folder)}
-        run(*self.buildah, "push", "--disable-compression=false", IMAGE, f"dir:{folder}", env=environment)
+        run(*self.buildah, "push", "--disable-compression=false", image, f"dir:{folder}", env=environment)
         manifest = json.loads((folder / "manifest.json").read_text())
         sizes = [int(layer["size"]) for layer in manifest["layers"]]
         shutil.rmtree(folder)

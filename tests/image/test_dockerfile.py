@@ -21,19 +21,23 @@ def instructions() -> list[Instruction]:
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines) if word]
 
 
-def stages() -> list[list[Instruction]]:
-    """The instructions of each stage, without what stands before the first."""
-    found: list[list[Instruction]] = []
-    for each in instructions():
-        if each[0] == "FROM":
-            found.append([])
-        if found:
-            found[-1].append(each)
+def stages() -> dict[str, list[Instruction]]:
+    """The instructions of each stage by its name, those of the stage that it stands on before its own."""
+    found: dict[str, list[Instruction]] = {}
+    for word, rest in instructions():
+        if word == "FROM":
+            base, _, name = rest.partition(" AS ")
+            stage = found[name] = [*found.get(base, []), (word, rest)]
+        elif found:
+            stage.append((word, rest))
     return found
 
 
-def shipped(word: str) -> list[str]:
-    return [rest for each, rest in stages()[-1] if each == word]
+SHIPPED = ("services", "worker")
+
+
+def shipped(word: str, stage: str = "worker") -> list[str]:
+    return [rest for each, rest in stages()[stage] if each == word]
 
 
 def environment() -> dict[str, str]:
@@ -58,7 +62,7 @@ def _anywhere(part: PurePosixPath, pattern: str) -> bool:
 
 
 def test_every_stage_stands_on_one_exact_python() -> None:
-    assert [each[0][1].split()[0] for each in stages()] == ["${BASE_IMAGE}"] * len(stages())
+    assert {each[0][1].split()[0] for each in stages().values()} == {"${BASE_IMAGE}"}
 
     [default] = [rest.partition("=")[2] for word, rest in instructions() if rest.startswith("BASE_IMAGE=")]
     found = re.fullmatch(r"python:(\d+\.\d+\.\d+)-\S+|python@sha256:[0-9a-f]{64}", default)
@@ -68,12 +72,13 @@ def test_every_stage_stands_on_one_exact_python() -> None:
     assert found[1] is None or found[1] in SpecifierSet(supported[1])
 
 
-def test_it_does_not_run_as_root() -> None:
-    user = shipped("USER")[-1]
+@pytest.mark.parametrize("image", SHIPPED)
+def test_it_does_not_run_as_root(image: str) -> None:
+    user = shipped("USER", image)[-1]
 
     # By number, so that a runtime can tell that it is not root (Kubernetes' runAsNonRoot).
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
-    made = [rest for word, rest in stages()[0] if word == "RUN" and "useradd" in rest]
+    made = [rest for word, rest in stages()["packages"] if word == "RUN" and "useradd" in rest]
     assert f"--uid {user.split(':')[0]} " in made[0]
 
 
@@ -86,11 +91,16 @@ def test_every_package_is_one_that_the_lock_file_knows() -> None:
         if re.search(r"\b(pip|uv)\b.* install\b|\b(apt|apt-get|apk|dnf|curl|wget)\b", command)
     ]
 
-    assert len(installs) == 2
     assert [("--require-hashes" in each, "--no-index" in each) for each in installs] == [
-        (True, False),  # the dependencies
+        (True, False),  # the services' packages, and what builds the project
+        (True, False),  # PyTorch
         (False, True),  # the project itself, from the checkout
     ]
+
+
+def test_only_the_worker_has_pytorch() -> None:
+    assert not [rest for rest in shipped("COPY", "services") if "--from=torch" in rest]
+    assert [rest for rest in shipped("COPY", "worker") if rest == "--from=torch /layers/cuda /"]
 
 
 def test_nothing_says_where_packages_come_from_or_what_opens_them() -> None:
@@ -103,10 +113,11 @@ def test_nothing_says_where_packages_come_from_or_what_opens_them() -> None:
     assert not [rest for word, rest in instructions() if word in ("ADD", "COPY") and "pip.conf" in rest]
 
 
-def test_what_is_shipped_is_copied_only() -> None:
-    """A command in the last stage leaves traces of the machine that ran it."""
-    assert not shipped("RUN")
-    assert all(rest.startswith("--from=build ") for rest in shipped("COPY"))
+@pytest.mark.parametrize("image", SHIPPED)
+def test_what_is_shipped_is_copied_only(image: str) -> None:
+    """A command in a last stage leaves traces of the machine that ran it."""
+    assert not shipped("RUN", image)
+    assert all(re.match(r"--from=(packages|torch|project) ", rest) for rest in shipped("COPY", image))
 
 
 def test_a_command_given_by_the_launcher_is_run_as_it_is() -> None:

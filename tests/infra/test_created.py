@@ -98,7 +98,7 @@ def test_there_is_one_daemon_and_two_web_servers(deployed: Deployed) -> None:
     assert counts == {"capstone-daemon": 1, "capstone-webserver": 2}
 
 
-def test_services_run_one_image_and_find_their_logs(deployed: Deployed) -> None:
+def test_services_run_the_small_image_and_find_their_logs(deployed: Deployed) -> None:
     daemon, web = containers(deployed, "capstone-daemon"), containers(deployed, "capstone-webserver")
     everything = [*daemon.values(), *web.values()]
 
@@ -317,12 +317,12 @@ def test_gpu_machines_are_spot_first_and_none_when_idle(on_moto: Deployed) -> No
 
 
 @pytest.mark.parametrize("name", ["capstone-gpu", "capstone-cpu"])
-def test_jobs_run_the_same_image_and_log_where_the_launcher_looks(on_moto: Deployed, name: str) -> None:
+def test_jobs_run_the_workers_image_and_log_where_the_launcher_looks(on_moto: Deployed, name: str) -> None:
     [definition] = on_moto.client("batch").describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
     container = definition["containerProperties"]
     needs = {each["type"]: each["value"] for each in container["resourceRequirements"]}
 
-    assert container["image"].endswith("/capstone:v1")
+    assert container["image"].endswith("/capstone:v1-worker")
     assert container["logConfiguration"]["options"]["awslogs-group"] == "/aws/batch/job"
     assert needs.get("GPU") == ("1" if name == "capstone-gpu" else None)
     assert container["linuxParameters"]["sharedMemorySize"] >= 1024

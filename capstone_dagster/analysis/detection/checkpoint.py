@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelUnavailable, first_line
+from ..errors import ModelUnavailable, PyTorchMissing, first_line
 
 # Ultralytics reads these when it is first imported. Set by us unless the operator did: no look-ups on the
 # network at import, no usage events, no installing of packages by itself, no chatter, and pickles
@@ -24,6 +25,16 @@ _ULTRALYTICS_ENVIRONMENT = {
 
 BOX_TASKS = ("detect", "segment", "pose")
 """The tasks whose results have upright boxes."""
+
+
+def require_pytorch(what: str) -> None:
+    """Raises `PyTorchMissing` if PyTorch or Ultralytics is not installed; imports neither.
+
+    Args:
+        what: what needs them, as the subject of a sentence.
+    """
+    if any(find_spec(name) is None for name in ("torch", "torchvision", "ultralytics")):
+        raise PyTorchMissing(what)
 
 
 def import_ultralytics() -> Any:

@@ -80,7 +80,8 @@ def load_detector(
 ) -> Detector:
     """Loads a model and warms it up: an Ultralytics `.pt` file or an exported `*_openvino_model` directory.
 
-    On the CPU a checkpoint is exported to OpenVINO first, once. The SHA-256 is compared before anything is
+    On the CPU a checkpoint runs as its OpenVINO export: the one that ships beside it, else one that is made
+    once, which takes PyTorch. The SHA-256 is compared before anything is
     loaded, because loading a `.pt` file can run code that is in it.
 
     Args:
@@ -90,7 +91,8 @@ def load_detector(
         say: takes a sentence before anything that takes seconds.
 
     Raises:
-        ModelUnavailable: it is missing, another than expected, damaged, or of no known format.
+        ModelUnavailable: it is missing, another than expected, damaged, or of no known format; as
+            `PyTorchMissing`, it runs or is exported only with PyTorch, which is not installed.
         InvalidAnalysisSettings: there is no such device, or the model has none of the labels.
         GpuError: `require_gpu`, and there is none.
     """
@@ -129,15 +131,19 @@ def _of_checkpoint(
     cache: Path,
     say: Callable[[str], None],
 ) -> Detector:
+    from .checkpoint import require_pytorch
     from .device import choose_device
+    from .export import discard, openvino_export, shipped_export
 
     device = choose_device(wanted, require_gpu=require_gpu)
+    shipped = shipped_export(model, sha256)
+    if device.name == "cpu" and shipped is not None:
+        return _on_openvino(shipped, settings, model.stem, sha256, cache, device.cpu_fallback)
+    require_pytorch(f"The checkpoint {model.name}")
     if device.name != "cpu" or find_spec("openvino") is None:
         from .torch_detector import TorchDetector  # only now: it brings torch
 
         return TorchDetector(model, settings, device=device, sha256=sha256)
-    from .export import discard, openvino_export
-
     for attempt in (1, 2):
         export = openvino_export(model, sha256, cache=cache, say=say)
         try:

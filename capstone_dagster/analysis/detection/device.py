@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import GpuError, InvalidAnalysisSettings, first_line
+from ..errors import GpuError, InvalidAnalysisSettings, PyTorchMissing, first_line
+from .checkpoint import require_pytorch
 
 # What only a machine with an NVIDIA GPU has: its devices on Linux, its driver (which a container sees that
 # was started without the devices), and the driver of Windows as its Linux subsystem sees it.
@@ -101,12 +102,15 @@ class ThisMachine:
         if visible is not None and visible.strip() in _HIDDEN:
             return Gpus(0, f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides every GPU")
         try:
+            require_pytorch("A GPU")
             import torch
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the same in many words
                 torch.cuda.init()
                 count = torch.cuda.device_count()
+        except PyTorchMissing as error:
+            return Gpus(0, str(error).rstrip("."))
         # AssertionError is what a PyTorch without CUDA raises, OSError one whose libraries do not load.
         except (ImportError, OSError, AssertionError, RuntimeError) as error:
             return Gpus(0, f"PyTorch cannot use CUDA: {first_line(error)}")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from filelock import FileLock
 
 from ..errors import AnalysisError, ModelUnavailable, first_line
@@ -64,6 +65,20 @@ def openvino_export(
             "name a directory that can be written, with some hundred megabytes of room."
         ) from error
     return target
+
+
+def shipped_export(checkpoint: Path, sha256: str) -> Path | None:
+    """The directory of an export that ships beside the checkpoint; None if there is none of this content.
+
+    Its `metadata.yaml` has a `checkpoint_sha256` beside what Ultralytics writes: an export that merely lies
+    there can be of other weights.
+    """
+    export = checkpoint.with_name(f"{checkpoint.stem}{_SUFFIX}")
+    try:
+        fields = yaml.safe_load((export / "metadata.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return export if isinstance(fields, dict) and fields.get("checkpoint_sha256") == sha256 else None
 
 
 def discard(export: Path) -> None:

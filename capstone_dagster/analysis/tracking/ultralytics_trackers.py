@@ -87,8 +87,9 @@ class TrackerInput:
 
 def new_tracker(kind: Literal["bytetrack", "botsort"], options: object) -> Any:
     """Ultralytics' tracker; `options` has the attributes that its YAML files list."""
-    from ..detection.checkpoint import import_ultralytics
+    from ..detection.checkpoint import import_ultralytics, require_pytorch
 
+    require_pytorch(f"The tracker {kind}")
     import_ultralytics()
     from ultralytics.trackers.bot_sort import BOTSORT
     from ultralytics.trackers.byte_tracker import BYTETracker
