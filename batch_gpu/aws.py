@@ -117,8 +117,8 @@ class BatchApi:
     def find(self, queue: str, name: str) -> str | None:
         """The id of the job of this name, which is unique by intention; None if AWS lists none.
 
-        Were there several, the oldest is the one, and the others are ended: each would hold a machine only
-        to be told that the run has a worker.
+        Were there several, the oldest is the one, and the others are ended: each would hold a machine
+        only to find that the run has a worker.
         """
         found: list[Mapping[str, Any]] = []
         more: dict[str, str] = {}
@@ -155,7 +155,7 @@ class BatchApi:
     def log_lines(self, job: Job, count: int) -> Sequence[str]:
         """The last lines that the job's latest container wrote; none if it wrote nothing.
 
-        Lines of CloudWatch's embedded metric format are left out: nobody reads them.
+        Lines of CloudWatch's embedded metric format are left out: they are not for people.
         """
         stream = last_container(job).get("logStreamName")
         if not stream or count < 1:
@@ -241,8 +241,8 @@ def log_group(job: Job) -> str:
 
 
 def _translated(name: str, error: Any) -> Exception:
-    told = error.response.get("Error", {})
-    code, message = str(told.get("Code", "")), str(told.get("Message", "")) or str(error)
+    details = error.response.get("Error", {})
+    code, message = str(details.get("Code", "")), str(details.get("Message", "")) or str(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in THROTTLING or status == 429:
         return AwsUnavailable(f"AWS throttles {name} ({code}: {message}).", maybe_done=False)

@@ -21,13 +21,13 @@ CONFIG_TAG = "batch_gpu/config"
 SHORTEST_TIMEOUT_S = 60
 
 
-# Dagster has no types here, nor for some methods of launchers: what is ignored in this package is that.
+# Dagster has no types for these functions, nor for some methods of launchers: hence the `type: ignore`s here.
 _TEXTS = Map(str, StringSource)  # type: ignore[no-untyped-call]
 _PLAIN_TEXTS = Map(str, str)  # type: ignore[no-untyped-call]
 
 
-def _field(kind: Any, description: str) -> Any:
-    return field(default=None, metadata={"kind": kind, "description": description})
+def _field(kind: Any, description: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"kind": kind, "description": description})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,19 +104,38 @@ class JobConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LauncherConfig:
-    """Everything under `run_launcher.config` in dagster.yaml; field by field in `config_schema`."""
+    """Everything under `run_launcher.config` in dagster.yaml."""
 
-    compute: Literal["local", "batch"] = "batch"
-    gpu: JobConfig = JobConfig()
-    cpu: JobConfig = JobConfig()
-    region: str | None = None
-    job_name_prefix: str = "dagster"
-    entry_point: tuple[str, ...] = ()
-    preload: tuple[str, ...] = ()
-    submit_deadline_seconds: int = 60
-    log_lines: int = 20
-    gpu_pool: str = "gpu"
-    max_gpu_jobs: int = 1000
+    # An enum cannot come from an environment variable; `from_yaml` checks this text.
+    compute: Literal["local", "batch"] = _field(
+        StringSource, "`batch`, or `local` for processes on this machine.", "batch"
+    )
+    gpu: JobConfig = field(default=JobConfig(), metadata={"description": "Jobs of runs that need a GPU."})
+    cpu: JobConfig = field(default=JobConfig(), metadata={"description": "Jobs of all other runs."})
+    region: str | None = _field(StringSource, "AWS region; else as boto3 finds it.")
+    job_name_prefix: str = _field(StringSource, "Jobs are named <prefix>-<run id>-<attempt>.", "dagster")
+    entry_point: tuple[str, ...] = _field(
+        Array(str),
+        "What starts Dagster in the container, e.g. [python, -m, dagster]; by default what the code location "
+        "says, usually `dagster` on the image's PATH.",
+        (),
+    )
+    preload: tuple[str, ...] = _field(
+        Array(str),
+        "With `compute: local`, the modules that are imported once, before the first run: the project's "
+        "definitions and what its runs import themselves.",
+        (),
+    )
+    submit_deadline_seconds: int = _field(
+        IntSource, "How long a request is repeated while AWS throttles or fails.", 60
+    )
+    log_lines: int = _field(
+        IntSource, "How many of a lost worker's last log lines the failure quotes; 0 for none.", 20
+    )
+    gpu_pool: str = _field(StringSource, "The pool whose limit `python -m batch_gpu.pool` sets.", "gpu")
+    max_gpu_jobs: int = _field(
+        IntSource, "The pool's limit with `compute: batch`; locally it is the number of GPUs.", 1000
+    )
 
     def job(self, compute: ComputeClass, run_tags: Mapping[str, str]) -> JobConfig:
         """The job of a run of this class.
@@ -144,61 +163,17 @@ class LauncherConfig:
 
 def config_schema() -> dict[str, Any]:
     """The launcher's schema for dagster.yaml; every scalar of a job may be `{env: VARIABLE}`."""
-    defaults = LauncherConfig()
-    # An enum cannot come from an environment variable, and a StringSource is checked in `from_yaml`.
-    return {
-        "compute": Field(
-            StringSource,
+    schema = {}
+    for each in fields(LauncherConfig):
+        is_job = isinstance(each.default, JobConfig)
+        default: dict[str, Any] = {} if is_job or not each.default else {"default_value": each.default}
+        schema[each.name] = Field(
+            _job_schema() if is_job else each.metadata["kind"],
             is_required=False,
-            default_value=defaults.compute,
-            description="`batch`, or `local` for processes on this machine.",
-        ),
-        "gpu": Field(_job_schema(), is_required=False, description="Jobs of runs that need a GPU."),
-        "cpu": Field(_job_schema(), is_required=False, description="Jobs of all other runs."),
-        "region": Field(StringSource, is_required=False, description="AWS region; else as boto3 finds it."),
-        "job_name_prefix": Field(
-            StringSource,
-            is_required=False,
-            default_value=defaults.job_name_prefix,
-            description="Jobs are named <prefix>-<run id>-<attempt>.",
-        ),
-        "entry_point": Field(
-            Array(str),
-            is_required=False,
-            description="What starts Dagster in the container, e.g. [python, -m, dagster]; by default what "
-            "the code location says, which is `dagster` on the image's PATH unless told otherwise.",
-        ),
-        "preload": Field(
-            Array(str),
-            is_required=False,
-            description="With `compute: local`, the modules that are imported once, before the first run: "
-            "the project's definitions and what its runs import themselves.",
-        ),
-        "submit_deadline_seconds": Field(
-            IntSource,
-            is_required=False,
-            default_value=defaults.submit_deadline_seconds,
-            description="How long a request is repeated while AWS throttles or fails.",
-        ),
-        "log_lines": Field(
-            IntSource,
-            is_required=False,
-            default_value=defaults.log_lines,
-            description="How many of a lost worker's last log lines the failure quotes; 0 for none.",
-        ),
-        "gpu_pool": Field(
-            StringSource,
-            is_required=False,
-            default_value=defaults.gpu_pool,
-            description="The pool whose limit `python -m batch_gpu.pool` sets.",
-        ),
-        "max_gpu_jobs": Field(
-            IntSource,
-            is_required=False,
-            default_value=defaults.max_gpu_jobs,
-            description="The pool's limit with `compute: batch`; locally it is the number of GPUs.",
-        ),
-    }
+            description=each.metadata["description"],
+            **default,
+        )
+    return schema
 
 
 def from_yaml(value: Mapping[str, Any]) -> LauncherConfig:

@@ -1,7 +1,7 @@
-"""How a Batch job ends and what that means: from AWS's words to a failure class, pure and in one table.
+"""How a Batch job ends and what that means: AWS's reasons as failure classes, in one table.
 
-The words are those of AWS's user guide ("Job states", "Automated job retries", "Jobs stuck in RUNNABLE") and
-of Amazon ECS, whose agent runs the containers; patterns begin at the start of the text.
+The reasons are those of AWS's user guide ("Job states", "Automated job retries", "Jobs stuck in RUNNABLE")
+and of Amazon ECS, whose agent runs the containers. Patterns begin at the start of the text.
 """
 
 import re
@@ -24,7 +24,7 @@ class Ending:
 
     Attributes:
         transient: trying again, later or elsewhere, can succeed.
-        message: sentences for an operator: what happened, AWS's own words, what to do.
+        message: sentences for an operator: what happened, AWS's reason, what to do.
     """
 
     failure: FailureClass
@@ -38,7 +38,7 @@ class _Rule:
     pattern: str
     failure: FailureClass
     transient: bool
-    told: str
+    happened: str
     remedy: str
 
 
@@ -85,22 +85,24 @@ def ending_of(job: Job) -> Ending:
     }
     for rule in RULES:
         if re.match(rule.pattern, texts[rule.where]):
-            return Ending(rule.failure, rule.transient, _message(job, rule.told, rule.remedy))
+            return Ending(rule.failure, rule.transient, _message(job, rule.happened, rule.remedy))
     if job.get("isTerminated") or job.get("isCancelled"):
-        told = "Somebody ended the job in AWS Batch"
-        return Ending("worker-lost", False, _message(job, told, "Re-execute the run if it is still wanted."))
+        happened = "The job was terminated in AWS Batch"
+        return Ending(
+            "worker-lost", False, _message(job, happened, "Re-execute the run if it is still wanted.")
+        )
     if exit_code == 0:
-        told = "The worker ended without finishing the run"
+        happened = "The worker ended without finishing the run"
     else:
-        told = "The worker ended by an error of its own"
-    return Ending("worker-lost", True, _message(job, told, "See the worker's last log lines."))
+        happened = "The worker ended by an error of its own"
+    return Ending("worker-lost", True, _message(job, happened, "See the worker's last log lines."))
 
 
 def lost_to_reclaim(job: Job, run_started_ms: int | None) -> Ending | None:
     """Whether the attempt that began the run has ended while Batch starts the job again.
 
-    A second attempt does nothing for a run that has begun: Dagster tells it to leave. It would only wait for
-    a machine and hold it for the length of an import.
+    A second attempt does nothing for a run that has begun: Dagster makes it exit. It would only wait for a
+    machine and hold it while it imports.
 
     Args:
         run_started_ms: when the worker began the run, Unix time in ms.
@@ -121,7 +123,7 @@ def lost_to_reclaim(job: Job, run_started_ms: int | None) -> Ending | None:
 
 
 def interrupted_by(job: Job) -> Ending | None:
-    """Why a worker was told to stop, once AWS knows: from the job's end, or from that of its last attempt."""
+    """Why a worker was stopped, once AWS reports it: from the end of the job or of its last attempt."""
     if job["status"] in ENDED:
         return ending_of(job)
     attempts = job.get("attempts") or []
@@ -161,7 +163,7 @@ def last_container(job: Job) -> Mapping[str, Any]:
     return dict(attempts[-1].get("container") or {}) if attempts else dict(own)
 
 
-def _message(job: Job, told: str, remedy: str) -> str:
+def _message(job: Job, happened: str, remedy: str) -> str:
     container = last_container(job)
     attempts = job.get("attempts") or []
     facts = [f"job {job['jobId']} is {job['status']}"]
@@ -173,4 +175,4 @@ def _message(job: Job, told: str, remedy: str) -> str:
         facts.append(f"exit code {container['exitCode']}")
     if container.get("reason"):
         facts.append(f"container: {container['reason']}")
-    return f"{told} ({'; '.join(facts)}). {remedy}"
+    return f"{happened} ({'; '.join(facts)}). {remedy}"

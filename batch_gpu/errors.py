@@ -1,4 +1,4 @@
-"""What can go wrong between Dagster and AWS Batch, in the words of the failure list.
+"""What can go wrong between Dagster and AWS Batch, by failure class.
 
 Each error names its class by `failure_class`, spelled as everywhere in the project, and says by `transient`
 whether the same request can succeed later.

@@ -1,7 +1,7 @@
 """Job-definition revisions for what SubmitJob cannot override: the image, secrets, shared memory.
 
-A revision is a job definition of its own, named by the hash of its content, so that it is registered once,
-whoever needs it first, and found by everybody else.
+A revision is a job definition of its own, named by the hash of its content, so that the first run
+that needs it registers it, and all others find it.
 """
 
 import hashlib

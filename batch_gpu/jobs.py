@@ -20,7 +20,7 @@ NONE = "none"
 TERMINATED = "TERMINATED"
 """The status tag of a job that the launcher has ended."""
 RUN_ID_VARIABLE = "BATCH_GPU_RUN_ID"
-"""Tells whose run a job is, also to what goes on there before Dagster does, or without it."""
+"""The run of a job, for code that runs in the container before or without Dagster."""
 OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG)
 
 DEFAULT_ATTEMPTS = 3
@@ -125,5 +125,7 @@ def summary(name: str, job: JobConfig, compute: ComputeClass) -> str:
         (job.shared_memory_mib, "MiB shared memory"),
         (job.timeout_seconds, "s time limit"),
     ]
-    told = ", ".join(f"{amount} {unit}" for amount, unit in asked if amount) or "as the job definition says"
-    return f"AWS Batch job {name} in queue {job.job_queue} ({compute}; {told})"
+    resources = (
+        ", ".join(f"{amount} {unit}" for amount, unit in asked if amount) or "as the job definition says"
+    )
+    return f"AWS Batch job {name} in queue {job.job_queue} ({compute}; {resources})"

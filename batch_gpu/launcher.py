@@ -1,7 +1,7 @@
 """The run launcher: each Dagster run is one AWS Batch job, on a GPU machine only if the run needs one.
 
-Read from the top: launching, ending, looking after. What AWS says is interpreted in `endings`, what is asked
-of it is built in `jobs`, and `aws` makes the requests; none of the three knows Dagster.
+Read from the top: launching, ending, looking after. What AWS says is interpreted in `endings`, requests
+are built in `jobs`, and sent by `aws`; none of the three knows Dagster.
 """
 
 import base64
@@ -122,8 +122,8 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
     def submit(self, run: DagsterRun, resumed: int = 0) -> str:
         """Submit the run's job and return its id; one that was submitted before is adopted.
 
-        Two things are written to the run: a mark before the request, so that whoever comes after a crash
-        knows that a job may exist, and the job's id after it.
+        Two things are written to the run: a mark before the request, so that after a crash it is
+        on record that a job may exist, and the job's id after it.
 
         Raises:
             BatchGpuError: the run has failed with this error's class.
@@ -184,7 +184,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
                 f"Run {run.run_id} has no origin in Python code, so that no other process can load its job. "
                 "Launch it from a code location."
             )
-        # What the code location says of containers is none of the worker's business, and can be long.
+        # The code location's container settings are of no use to the worker, and can be long.
         repository = origin.repository_origin._replace(container_context={})
         args = (ResumeRunArgs if resuming else ExecuteRunArgs)(
             job_origin=origin._replace(repository_origin=repository),
@@ -226,8 +226,8 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             if job is not None and job["status"] not in ENDED:
                 self.end_job(run, job_id, f"Run {run_id} was canceled in Dagster.")
                 if begun:
-                    return True  # the worker is told by a signal, and reports the end itself
-        # Nobody is there to report the end, or it would leave at once: it finds the run canceled.
+                    return True  # the worker receives a signal, and reports the end itself
+        # There is no worker to report the end, or it has not begun: it will find the run canceled.
         self._instance.report_run_canceled(run, "The run was canceled; it has no worker to report that.")
         return True
 
@@ -239,7 +239,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
     def fail(self, run: DagsterRun, ending: Ending) -> None:
         """Report an unfinished run as failed, with its failure class.
 
-        What cannot succeed later is not tried again: Dagster's own word on that is taken back.
+        A failure that cannot pass is not retried: Dagster's tag that announces a retry is taken back.
         """
         if self._fresh(run).is_finished:
             return
@@ -268,9 +268,9 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             return self._not_found(run, "AWS Batch has no job of this run.")
         job = self.job(run, job_id)
         if job is None:
-            told = f"AWS Batch no longer knows job {job_id}."
-            self._require_age(run, told)
-            return self._not_found(run, told)
+            missing = f"AWS Batch no longer knows job {job_id}."
+            self._require_age(run, missing)
+            return self._not_found(run, missing)
         self.note_log_stream(run, job)
         ending = self._ending(run, job)
         if ending is None:
@@ -308,7 +308,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
 
     def job(self, run: DagsterRun, job_id: str) -> Job | None:
         """What AWS says of a run's job, not older than half a monitoring interval."""
-        return self._board.job(self._instance, run.run_id, job_id)
+        return self._board.job(self._instance, job_id)
 
     def note_log_stream(self, run: DagsterRun, job: Job) -> None:
         """Write down where the worker logs, as soon as AWS knows it: once an attempt."""
@@ -320,7 +320,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         self._report(run, "The worker's log is in CloudWatch.", {"Log stream": url})
 
     def last_lines(self, job: Job) -> str:
-        """The worker's last words as an ending for a message; a sentence if they cannot be read."""
+        """The worker's last log lines, to append to a message; a sentence if they cannot be read."""
         try:
             lines = self.api.log_lines(job, self.config.log_lines)
         except BatchGpuError as error:
@@ -339,9 +339,9 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             self.api.terminate(str(job["jobId"]), "The run's worker was lost with its machine.")
         return lost
 
-    def _not_found(self, run: DagsterRun, told: str) -> CheckRunHealthResult:
+    def _not_found(self, run: DagsterRun, message: str) -> CheckRunHealthResult:
         self._instance.add_run_tags(run.run_id, {FAILURE_TAG: "worker-lost"})
-        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, told)
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, message)
 
     def job_id(self, run: DagsterRun) -> str | None:
         """The run's job, looked up by its name if a crash came between submitting it and writing it down."""
@@ -392,7 +392,7 @@ class _Board:
         self._jobs: dict[str, Job] = {}
         self._refusal: AwsUnavailable | None = None
 
-    def job(self, instance: DagsterInstance, run_id: str, job_id: str) -> Job | None:
+    def job(self, instance: DagsterInstance, job_id: str) -> Job | None:
         """What AWS says of a job; None if it does not know it.
 
         Raises:

@@ -25,5 +25,5 @@ def set_pool_limit(instance: dg.DagsterInstance) -> int | None:
 if __name__ == "__main__":
     with dg.DagsterInstance.get() as instance:
         limit = set_pool_limit(instance)
-        told = "left alone: the instance launches its runs otherwise" if limit is None else str(limit)
-        print(f"The GPU pool's limit is {told}.")
+        shown = "left alone: the instance launches its runs otherwise" if limit is None else str(limit)
+        print(f"The GPU pool's limit is {shown}.")

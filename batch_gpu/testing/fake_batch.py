@@ -447,9 +447,9 @@ class FakeBatch:
                 break  # first in, first out: what stands behind the head waits for it
             head = False
 
-    def _block(self, queue: Queue, job: _Job, reason: str, told: str) -> None:
+    def _block(self, queue: Queue, job: _Job, reason: str, detail: str) -> None:
         now = self.clock.now_ms()
-        job.status_reason = f"{reason} - {told}"
+        job.status_reason = f"{reason} - {detail}"
         job.blocked_since_ms = job.blocked_since_ms or now
         for limit in queue.time_limits:
             if limit.reason == reason and now - job.blocked_since_ms >= limit.max_time_seconds * 1000:
