@@ -109,7 +109,6 @@ class DetectionSummary:
     fps: float | None
     codec: str
     creation_time: str | None
-    creation_time_rule: str | None
     first_pts_ms: int
     last_pts_ms: int
     sample_interval_ms: float
@@ -132,9 +131,11 @@ class DetectionSummary:
     peak_rss_mb: float
     truncated: bool
     decode_errors: int
-    corrupt_frames: int
-    size_changes: int
-    track: str | None
+    # Added later: summaries that were stored before can still be read.
+    creation_time_rule: str | None = None
+    corrupt_frames: int = 0
+    size_changes: int = 0
+    track: str | None = None
 
     @property
     def coverage(self) -> Coverage:

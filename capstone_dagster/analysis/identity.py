@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from functools import lru_cache
 from pathlib import Path
 
 from .errors import ModelUnavailable
@@ -82,6 +84,13 @@ def model_sha256(path: Path) -> str:
 
 
 def _sha256_of_file(path: Path) -> str:
+    now = os.stat(path)
+    return _sha256_of_content(path, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _sha256_of_content(path: Path, _state: tuple[int, ...]) -> str:
+    """A file is read once a process for as long as its inode, size and time of change stay."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):

@@ -6,13 +6,15 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from capstone_dagster.analysis import (
     DETECTION_VERSION,
     AnalysisSettings,
+    DetectionSummary,
     Detector,
     Progress,
     analyze_video,
@@ -30,6 +32,7 @@ from capstone_dagster.models import analysis_settings
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import ObjectNotFound
+from capstone_dagster.storage.objects import ObjectStore
 from capstone_dagster.storage.sources import download_source
 from capstone_dagster.storage.uploads import VideoUpload
 
@@ -81,23 +84,27 @@ def detect(
         settings=chosen,
         nonce=order.nonce,
     )
-    reference = DetectionsReference(
-        detection_id=identity,
-        upload=upload,
-        prefix=f"detections/{identity}/",
-        summary={},
-        settings=chosen.detection_fields(),
-        detection_version=DETECTION_VERSION,
-        reused=True,
-        requested_model=order.model,
-    )
+    prefix = f"detections/{identity}/"
+
+    def reference(summary: DetectionSummary, *, reused: bool) -> DetectionsReference:
+        return DetectionsReference(
+            detection_id=identity,
+            upload=upload,
+            prefix=prefix,
+            summary=summary,
+            settings=chosen.detection_fields(),
+            detection_version=DETECTION_VERSION,
+            reused=reused,
+            requested_model=order.model,
+        )
+
     passes.use(identity)
     try:
-        reference = replace(reference, summary=_manifest(reference, services))
+        found = reference(read_summary(services.objects, identity), reused=True)
     except ObjectNotFound:
         pass
     else:
-        return _found(reference, story, "exist already: nothing is analysed again", level=logging.INFO)
+        return _reused(found, story, "exist already: nothing is analysed again", level=logging.INFO)
 
     # Whatever is pinned or not: what is loaded must be what the id was made from.
     expected = _pin(order, services.settings) or sha256
@@ -141,35 +148,40 @@ def detect(
                 progress=progress,
             )
         measure_pass(done, services)
-        summary = asdict(done)
-        story.analyzed(summary)
-        if services.objects.exists(reference.prefix + MANIFEST):
-            # Another run of the same bytes finished first: what it wrote stands as it is.
-            reference = replace(reference, summary=_manifest(reference, services))
+        story.analyzed(done)
+        if services.objects.exists(prefix + MANIFEST):
+            # Another run of the same bytes finished first: what it wrote stays as it is.
+            found = reference(read_summary(services.objects, identity), reused=True)
             passes.overtaken(identity, story)
-            return _found(reference, story, "were finished by another run meanwhile", level=logging.WARNING)
+            return _reused(found, story, "were finished by another run meanwhile", level=logging.WARNING)
         with services.tracer.span("store the results"):
             for file in sorted(path for path in out.rglob("*") if path.is_file()):
-                services.objects.put_file(reference.prefix + file.relative_to(out).as_posix(), file)
-    services.objects.put_bytes(reference.prefix + MANIFEST, json.dumps(summary, indent=1).encode())
+                services.objects.put_file(prefix + file.relative_to(out).as_posix(), file)
+    services.objects.put_bytes(prefix + MANIFEST, json.dumps(asdict(done), indent=1).encode())
     passes.finish(identity)
-    return replace(reference, summary=summary, reused=False)
+    return reference(done, reused=False)
 
 
-def _found(reference: DetectionsReference, story: Story, told: str, *, level: int) -> DetectionsReference:
+def read_summary(objects: ObjectStore, detection_id: str) -> DetectionSummary:
+    """The summary of finished detections, out of their manifest.
+
+    Raises:
+        ObjectNotFound: there are none of this id.
+        StorageError: the object store does not answer.
+    """
+    manifest = objects.get_bytes(f"detections/{detection_id}/{MANIFEST}")
+    return TypeAdapter(DetectionSummary).validate_json(manifest)
+
+
+def _reused(reference: DetectionsReference, story: Story, why: str, *, level: int) -> DetectionsReference:
     story.say(
-        f"Detections {reference.detection_id} {told}.",
+        f"Detections {reference.detection_id} {why}.",
         action="detections.reused",
         level=level,
         detection_id=reference.detection_id,
     )
     story.on_record(reference.summary, "the detections exist already")
     return reference
-
-
-def _manifest(reference: DetectionsReference, services: Services) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads(services.objects.get_bytes(reference.prefix + MANIFEST))
-    return manifest
 
 
 def _pin(order: AnalysisOrder, settings: Settings) -> str | None:

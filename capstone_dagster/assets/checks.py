@@ -104,11 +104,11 @@ def judge_detections(detections: DetectionsReference, services: Services) -> lis
     def picture() -> list[Verdict]:
         seen = look_at_sheet(
             services.objects.get_bytes(detections.prefix + "contact_sheet.jpg"),
-            width=summary["width"],
-            height=summary["height"],
-            frames=summary["frames_analyzed"],
+            width=summary.width,
+            height=summary.height,
+            frames=summary.frames_analyzed,
         )
-        return [verdicts.picture_visible(seen, _frames(detections, services).still, summary["duration_ms"])]
+        return [verdicts.picture_visible(seen, _frames(detections, services).still, summary.duration_ms)]
 
     return [
         *_judged(
@@ -369,8 +369,8 @@ def _detections(detections: DetectionsReference, services: Services) -> Detectio
         services.objects.get_file(detections.prefix + path.name, path)
         return DetectionFacts.of(
             read_detections(path),
-            width=summary["width"],
-            height=summary["height"],
+            width=summary.width,
+            height=summary.height,
             min_score=detections.settings["min_score"],
         )
 

@@ -162,7 +162,7 @@ def derive_events(
     ):
         story.on_record(detections.summary, "the detections were stored before")
         derived = derive(detections, services, EventRules())
-    story.derived(derived.events, detections.summary["detections"])
+    story.derived(derived.events, detections.summary.detections)
     yield dg.Output(derived)
 
 

@@ -2,12 +2,10 @@
 
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import dagster as dg
 
-from capstone_dagster.analysis import Progress
+from capstone_dagster.analysis import DetectionSummary, Progress
 from capstone_dagster.assets.story import Story
 from capstone_dagster.failures.classes import classify
 from capstone_dagster.services import Services
@@ -90,44 +88,44 @@ class Watch:
         }
 
 
-def warn(summary: Mapping[str, Any], story: Story) -> None:
+def warn(summary: DetectionSummary, story: Story) -> None:
     """Say what an operator should know of a finished pass."""
-    damaged = summary["decode_errors"] or summary.get("corrupt_frames")
-    if summary["truncated"] or damaged:
-        what = "ends before its stated end, or in an error" if summary["truncated"] else "is damaged"
+    damaged = summary.decode_errors or summary.corrupt_frames
+    if summary.truncated or damaged:
+        what = "ends before its stated end, or in an error" if summary.truncated else "is damaged"
         story.say(
-            f"The video {what} ({summary['decode_errors']} decoding errors, "
-            f"{summary.get('corrupt_frames', 0)} damaged frames): what decodes, "
-            f"{summary['frames_decoded']} frames, was analysed.",
+            f"The video {what} ({summary.decode_errors} decoding errors, "
+            f"{summary.corrupt_frames} damaged frames): what decodes, "
+            f"{summary.frames_decoded} frames, was analysed.",
             action="video.damaged",
             level=logging.WARNING,
-            truncated=summary["truncated"],
-            decode_errors=summary["decode_errors"],
-            corrupt_frames=summary.get("corrupt_frames", 0),
-            frame_count=summary["frames_decoded"],
+            truncated=summary.truncated,
+            decode_errors=summary.decode_errors,
+            corrupt_frames=summary.corrupt_frames,
+            frame_count=summary.frames_decoded,
         )
-    if summary.get("size_changes"):
+    if summary.size_changes:
         story.say(
-            f"The size of its pictures changes {summary['size_changes']} times: those of another shape than "
+            f"The size of its pictures changes {summary.size_changes} times: those of another shape than "
             "the first were fitted into its size, on black.",
             action="video.resized",
             level=logging.WARNING,
-            size_changes=summary["size_changes"],
+            size_changes=summary.size_changes,
         )
-    if summary.get("track"):
-        story.say(f"The video has several tracks: {summary['track']}.", action="video.track")
-    if summary["cpu_fallback"]:
+    if summary.track:
+        story.say(f"The video has several tracks: {summary.track}.", action="video.track")
+    if summary.cpu_fallback:
         story.say(
-            f"Analysed on the CPU: {summary['cpu_fallback']}. CAPSTONE_REQUIRE_GPU=true refuses this.",
+            f"Analysed on the CPU: {summary.cpu_fallback}. CAPSTONE_REQUIRE_GPU=true refuses this.",
             action="gpu.missing",
             level=logging.WARNING,
         )
-    if summary.get("out_of_memory_backoffs"):
+    if summary.out_of_memory_backoffs:
         story.say(
-            f"The GPU had no room for a batch {summary['out_of_memory_backoffs']} times: batches were made "
-            f"smaller, {summary['batch_size']} pictures at the end.",
+            f"The GPU had no room for a batch {summary.out_of_memory_backoffs} times: batches were made "
+            f"smaller, {summary.batch_size} pictures at the end.",
             action="gpu.out-of-memory",
             level=logging.WARNING,
-            batch_size=summary["batch_size"],
-            backoffs=summary["out_of_memory_backoffs"],
+            batch_size=summary.batch_size,
+            backoffs=summary.out_of_memory_backoffs,
         )

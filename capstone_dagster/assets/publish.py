@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ from tenacity import (
 
 from capstone_dagster.analysis import (
     EVENTS_VERSION,
-    Coverage,
+    DetectionSummary,
     Event,
     EventRules,
     analysis_id,
@@ -55,7 +55,7 @@ def derive(detections: DetectionsReference, services: Services, rules: EventRule
     with temporary_folder() as folder:
         path = folder / "detections.parquet"
         services.objects.get_file(detections.prefix + path.name, path)
-        events = build_events(read_detections(path), Coverage.of(summary), analysis_id=identity, rules=rules)
+        events = build_events(read_detections(path), summary.coverage, analysis_id=identity, rules=rules)
         target = folder / EVENTS_FILE
         write_events(target, events)
         services.objects.put_file(prefix + EVENTS_FILE, target)
@@ -117,30 +117,30 @@ def _publish(
         detection_id=detections.detection_id,
         video_id=upload.video_id,
         upload_id=upload.upload_id,
-        model=summary["model"],
-        model_sha256=summary["model_sha256"],
+        model=summary.model,
+        model_sha256=summary.model_sha256,
         settings=detections.settings,
         detection_version=detections.detection_version,
         events_version=EVENTS_VERSION,
         run_id=run_id,
-        frames_decoded=summary["frames_decoded"],
-        frames_analyzed=summary["frames_analyzed"],
-        detections=summary["detections"],
-        tracks=summary["tracks"],
+        frames_decoded=summary.frames_decoded,
+        frames_analyzed=summary.frames_analyzed,
+        detections=summary.detections,
+        tracks=summary.tracks,
         events=len(events),
-        device=summary["device"],
-        backend=summary["backend"],
-        gpu_seconds=summary["seconds"] if str(summary["device"]).startswith("cuda") else 0.0,
-        seconds=summary["seconds"],
+        device=summary.device,
+        backend=summary.backend,
+        gpu_seconds=summary.seconds if str(summary.device).startswith("cuda") else 0.0,
+        seconds=summary.seconds,
         objects_prefix=services.objects.url(detections.prefix),
         requested_at=requested_at,
     )
     facts = VideoFacts(
-        duration_ms=summary["duration_ms"],
-        width=summary["width"],
-        height=summary["height"],
-        fps=summary["fps"],
-        codec=summary["codec"],
+        duration_ms=summary.duration_ms,
+        width=summary.width,
+        height=summary.height,
+        fps=summary.fps,
+        codec=summary.codec,
         recorded_at=derived.recorded_at,
         recorded_at_source=derived.recorded_at_source,
     )
@@ -158,7 +158,7 @@ def _publish(
 
 
 def conclude(
-    published: PublishedAnalysis, summary: Mapping[str, Any], story: Story, *, elapsed_s: float
+    published: PublishedAnalysis, summary: DetectionSummary, story: Story, *, elapsed_s: float
 ) -> None:
     """Tell the end of a video's story: what was cleaned up, and that all is done."""
     if not published.current:
@@ -172,7 +172,7 @@ def conclude(
     story.completed(summary, published.events, published.rows, elapsed_s)
 
 
-def check_integrity(events: Sequence[Event], *, expected: int, summary: Mapping[str, Any]) -> None:
+def check_integrity(events: Sequence[Event], *, expected: int, summary: DetectionSummary) -> None:
     """Refuse events that cannot be true of the detections they come from.
 
     Raises:
@@ -183,9 +183,9 @@ def check_integrity(events: Sequence[Event], *, expected: int, summary: Mapping[
         wrong.append(f"{expected} events were derived and {len(events)} read back")
     if len({event.event_id for event in events}) != len(events):
         wrong.append("event ids repeat")
-    if sum(event.detections for event in events) > summary["detections"]:
-        wrong.append(f"events count more detections than the {summary['detections']} there are")
-    first, last = summary["first_pts_ms"], summary["last_pts_ms"]
+    if sum(event.detections for event in events) > summary.detections:
+        wrong.append(f"events count more detections than the {summary.detections} there are")
+    first, last = summary.first_pts_ms, summary.last_pts_ms
     for event in events:
         if not first <= event.start_ms <= event.best_ms <= event.end_ms <= last:
             wrong.append(f"event {event.event_id} lies outside the video's {first}–{last} ms")
@@ -223,10 +223,10 @@ def _row(event: Event, derived: EventsReference) -> dict[str, Any]:
 
 
 def _recorded_at(detections: DetectionsReference) -> tuple[datetime | None, str | None]:
-    upload, tag = detections.upload, detections.summary.get("creation_time")
+    upload, tag = detections.upload, detections.summary.creation_time
     if upload.recorded_at is not None:
         return upload.recorded_at, upload.recorded_at_source
-    rule = detections.summary.get("creation_time_rule")
+    rule = detections.summary.creation_time_rule
     return (
         (datetime.fromisoformat(tag), f"container:{rule}" if rule else "container") if tag else (None, None)
     )

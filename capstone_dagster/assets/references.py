@@ -17,6 +17,7 @@ import dagster as dg
 from dagster._core.execution.context.output import RUN_ID_PLACEHOLDER
 from pydantic import TypeAdapter
 
+from capstone_dagster.analysis import DetectionSummary
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.objects import ObjectStore
@@ -38,7 +39,7 @@ class DetectionsReference:
     Attributes:
         upload: whose bytes they are.
         prefix: key prefix in the object store, ending in a slash.
-        summary: the pass over the pixels in numbers, as `manifest.json` holds them.
+        summary: the pass over the pixels in numbers, as `manifest.json` holds them too.
         settings: what they were made with, as `analyses.settings` holds it.
         reused: they existed before this run.
         requested_model: the one that the request named in place of the configured one; None if it named none.
@@ -47,7 +48,7 @@ class DetectionsReference:
     detection_id: str
     upload: VideoUpload
     prefix: str
-    summary: Mapping[str, Any]
+    summary: DetectionSummary
     settings: Mapping[str, Any]
     detection_version: int
     reused: bool

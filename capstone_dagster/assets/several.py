@@ -162,7 +162,7 @@ class _Turn:
         """Events, published and judged."""
         context, services, story = self._context, self._services, self.story
         derived = derive(done, services, EventRules())
-        story.derived(derived.events, done.summary["detections"])
+        story.derived(derived.events, done.summary.detections)
         published, events = publish(
             derived, services, run_id=context.run_id, requested_at=requested_at(context), story=story
         )

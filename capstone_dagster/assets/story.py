@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
-from capstone_dagster.analysis import Detector
+from capstone_dagster.analysis import DetectionSummary, Detector
 from capstone_dagster.assets.temporary import Removed
 from capstone_dagster.storage.uploads import VideoUpload
 
@@ -65,41 +64,41 @@ class Story:
                 labels=list(detector.missing_labels),
             )
 
-    def analyzed(self, summary: Mapping[str, Any]) -> None:
+    def analyzed(self, summary: DetectionSummary) -> None:
         """Steps 2 and 3, which overlap: each with the time that it was at work, which is not that it took."""
         self._begin()
-        frames, analyzed = summary["frames_decoded"], summary["frames_analyzed"]
-        took = {"pass_s": _seconds(summary["seconds"])}
+        frames, analyzed = summary.frames_decoded, summary.frames_analyzed
+        took = {"pass_s": _seconds(summary.seconds)}
         self._step(
             "frame-extraction",
             f"{frames} frames decoded, {analyzed} to be analysed",
-            summary["decode_seconds"],
+            summary.decode_seconds,
             frame_count=frames,
             frames_analyzed=analyzed,
-            decoder=summary["decoder"],
+            decoder=summary.decoder,
             **took,
         )
-        detections, tracks = summary["detections"], summary["tracks"]
+        detections, tracks = summary.detections, summary.tracks
         self._step(
             "person-detection",
             f"{detections} detections in {analyzed} frames, {tracks} tracks",
-            summary["inference_seconds"],
+            summary.inference_seconds,
             frame_count=analyzed,
             detections=detections,
             tracks=tracks,
-            batch_size=summary.get("batch_size"),
+            batch_size=summary.batch_size,
             **took,
         )
-        if summary.get("gpu_memory_used_mb") is not None:
-            self._gpu_memory(summary["gpu_memory_used_mb"], summary["gpu_memory_total_mb"])
+        if summary.gpu_memory_used_mb is not None and summary.gpu_memory_total_mb is not None:
+            self._gpu_memory(summary.gpu_memory_used_mb, summary.gpu_memory_total_mb)
 
-    def on_record(self, summary: Mapping[str, Any], why: str) -> None:
+    def on_record(self, summary: DetectionSummary, why: str) -> None:
         """Steps 1 to 3 where they were done before; once for each run and video."""
         if _told_of == self._key:
             return
         self._begin()
-        self._step("model-loading", f"not needed, {why}", 0.0, model=summary["model"], reused=True)
-        frames, analyzed = summary["frames_decoded"], summary["frames_analyzed"]
+        self._step("model-loading", f"not needed, {why}", 0.0, model=summary.model, reused=True)
+        frames, analyzed = summary.frames_decoded, summary.frames_analyzed
         self._step(
             "frame-extraction",
             f"{frames} frames on record, {analyzed} of them analysed",
@@ -108,7 +107,7 @@ class Story:
             frames_analyzed=analyzed,
             reused=True,
         )
-        detections, tracks = summary["detections"], summary["tracks"]
+        detections, tracks = summary.detections, summary.tracks
         self._step(
             "person-detection",
             f"{detections} detections on record, {tracks} tracks",
@@ -143,22 +142,22 @@ class Story:
             bytes=removed.bytes,
         )
 
-    def completed(self, summary: Mapping[str, Any], events: int, rows: int, elapsed_s: float) -> None:
+    def completed(self, summary: DetectionSummary, events: int, rows: int, elapsed_s: float) -> None:
         """The end, with everything that counts."""
         self.say(
             f"Video analysis completed successfully in {elapsed_s:.1f} seconds",
             action="analysis.completed",
             elapsed_s=_seconds(elapsed_s),
-            frame_count=summary["frames_decoded"],
-            frames_analyzed=summary["frames_analyzed"],
-            detections=summary["detections"],
-            tracks=summary["tracks"],
+            frame_count=summary.frames_decoded,
+            frames_analyzed=summary.frames_analyzed,
+            detections=summary.detections,
+            tracks=summary.tracks,
             events=events,
             rows=rows,
-            video_s=_seconds(summary["duration_ms"] / 1000),
-            device=summary["device"],
-            gpu_memory_used_gb=_gigabytes(summary.get("gpu_memory_used_mb")),
-            gpu_memory_total_gb=_gigabytes(summary.get("gpu_memory_total_mb")),
+            video_s=_seconds(summary.duration_ms / 1000),
+            device=summary.device,
+            gpu_memory_used_gb=_gigabytes(summary.gpu_memory_used_mb),
+            gpu_memory_total_gb=_gigabytes(summary.gpu_memory_total_mb),
         )
 
     def _begin(self) -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capstone_dagster.analysis import Event, Visibility, still_share
+from capstone_dagster.analysis import DetectionSummary, Event, Visibility, still_share
 from capstone_dagster.storage.analysis_statistics import AnalysisFigures
 
 
@@ -157,21 +157,19 @@ _CONFIDENCE_STEP = 0.1
 _NAMED = 5
 
 
-def frames_complete(frames: FrameFacts, summary: Mapping[str, Any]) -> Verdict:
+def frames_complete(frames: FrameFacts, summary: DetectionSummary) -> Verdict:
     """All frames that were decoded are there, and the timestamps ask for no others."""
     wrong = []
-    if frames.rows != summary["frames_decoded"]:
-        wrong.append(f"{summary['frames_decoded']} frames were decoded and {frames.rows} are stored")
-    if frames.analyzed != summary["frames_analyzed"]:
-        wrong.append(f"{summary['frames_analyzed']} were analysed and {frames.analyzed} are marked so")
-    if frames.detections != summary["detections"]:
-        wrong.append(f"they count {frames.detections} detections and there are {summary['detections']}")
+    if frames.rows != summary.frames_decoded:
+        wrong.append(f"{summary.frames_decoded} frames were decoded and {frames.rows} are stored")
+    if frames.analyzed != summary.frames_analyzed:
+        wrong.append(f"{summary.frames_analyzed} were analysed and {frames.analyzed} are marked so")
+    if frames.detections != summary.detections:
+        wrong.append(f"they count {frames.detections} detections and there are {summary.detections}")
     if not frames.in_order:
         wrong.append("they are not numbered one by one, or their timestamps run backwards")
-    if frames.last_pts_ms > summary["duration_ms"]:
-        wrong.append(
-            f"the last is shown at {frames.last_pts_ms} ms of a video of {summary['duration_ms']} ms"
-        )
+    if frames.last_pts_ms > summary.duration_ms:
+        wrong.append(f"the last is shown at {frames.last_pts_ms} ms of a video of {summary.duration_ms} ms")
     expected = frames.rows + frames.missing
     values = {"frames": frames.rows, "frames_expected": expected}
     if wrong:
@@ -184,14 +182,14 @@ def frames_complete(frames: FrameFacts, summary: Mapping[str, Any]) -> Verdict:
             values,
         )
     doubts = []
-    if summary["truncated"]:
+    if summary.truncated:
         doubts.append("the file ends before its stated end, or in an error")
-    if summary["decode_errors"]:
-        doubts.append(f"{summary['decode_errors']} parts of it could not be decoded")
-    if summary.get("corrupt_frames"):
-        doubts.append(f"{summary['corrupt_frames']} of its pictures are damaged")
-    if summary.get("size_changes"):
-        doubts.append(f"their size changes {summary['size_changes']} times")
+    if summary.decode_errors:
+        doubts.append(f"{summary.decode_errors} parts of it could not be decoded")
+    if summary.corrupt_frames:
+        doubts.append(f"{summary.corrupt_frames} of its pictures are damaged")
+    if summary.size_changes:
+        doubts.append(f"their size changes {summary.size_changes} times")
     if expected and frames.missing / expected > _MISSING_SHARE:
         doubts.append(
             f"its timestamps leave room for {expected} frames: {frames.missing} lack "
@@ -209,15 +207,15 @@ def frames_complete(frames: FrameFacts, summary: Mapping[str, Any]) -> Verdict:
     return Verdict("frames_complete", True, Severity.ERROR, f"All {frames.rows} frames are there.", values)
 
 
-def boxes_inside_frame(found: DetectionFacts, summary: Mapping[str, Any]) -> Verdict:
+def boxes_inside_frame(found: DetectionFacts, summary: DetectionSummary) -> Verdict:
     """Each detection is stored, with a box that lies in the frame."""
     wrong = []
-    if found.rows != summary["detections"]:
-        wrong.append(f"{summary['detections']} detections were made and {found.rows} are stored")
+    if found.rows != summary.detections:
+        wrong.append(f"{summary.detections} detections were made and {found.rows} are stored")
     if found.outside:
         wrong.append(
-            f"{found.outside} boxes are empty or outside the frame of {summary['width']} × "
-            f"{summary['height']} pixels"
+            f"{found.outside} boxes are empty or outside the frame of {summary.width} × "
+            f"{summary.height} pixels"
         )
     return _integrity("boxes_inside_frame", wrong, f"{found.rows} boxes, all in the frame.", found.outside)
 
@@ -229,9 +227,7 @@ def scores_in_range(found: DetectionFacts, min_score: float) -> Verdict:
     return _integrity("scores_in_range", wrong, told, found.out_of_range)
 
 
-def configured_model(
-    summary: Mapping[str, Any], *, name: str, sha256: str | None, requested: bool
-) -> Verdict:
+def configured_model(summary: DetectionSummary, *, name: str, sha256: str | None, requested: bool) -> Verdict:
     """The model is the one that is configured, or that the request named.
 
     Names alone prove nothing: where they differ and the file is not at hand, it is a warning.
@@ -241,16 +237,16 @@ def configured_model(
         sha256: of its file, where that is known without fetching it.
         requested: the request named it.
     """
-    used, whose = summary["model"], "that the request named" if requested else "that is configured"
-    values = {"model": used, "model_sha256": summary["model_sha256"], "expected": name}
-    same = sha256 == summary["model_sha256"] if sha256 is not None else _stem(used) == _stem(name)
+    used, whose = summary.model, "that the request named" if requested else "that is configured"
+    values = {"model": used, "model_sha256": summary.model_sha256, "expected": name}
+    same = sha256 == summary.model_sha256 if sha256 is not None else _stem(used) == _stem(name)
     severity = Severity.WARN if sha256 is None else Severity.ERROR
     if same:
         told = f"Analysed with {used}, the model {whose}."
         return Verdict("configured_model", True, severity, told, values)
     told = (
         f"The model {whose} is {name}{f' ({sha256[:12]}…)' if sha256 else ''}, but the video was analysed "
-        f"with {used} ({summary['model_sha256'][:12]}…). Analyse it again: materialise `detections` of this "
+        f"with {used} ({summary.model_sha256[:12]}…). Analyse it again: materialise `detections` of this "
         "partition."
     )
     return Verdict("configured_model", False, severity, told, values)
@@ -281,16 +277,16 @@ def picture_visible(seen: Visibility, still: float, duration_ms: int) -> Verdict
     return Verdict("picture_visible", True, Severity.WARN, "The picture is bright, sharp and moves.", values)
 
 
-def expected_device(summary: Mapping[str, Any]) -> Verdict:
+def expected_device(summary: DetectionSummary) -> Verdict:
     """A machine with a GPU has used it."""
-    values = {"device": summary["device"], "seconds": summary["seconds"]}
-    if summary["cpu_fallback"]:
+    values: dict[str, int | float | str] = {"device": summary.device, "seconds": summary.seconds}
+    if summary.cpu_fallback:
         told = (
-            f"Analysed on the CPU: {summary['cpu_fallback']}. Results are the same, later; "
+            f"Analysed on the CPU: {summary.cpu_fallback}. Results are the same, later; "
             "CAPSTONE_REQUIRE_GPU=true refuses this."
         )
         return Verdict("expected_device", False, Severity.WARN, told, values)
-    told = f"Analysed on {summary['device']}, as expected."
+    told = f"Analysed on {summary.device}, as expected."
     return Verdict("expected_device", True, Severity.WARN, told, values)
 
 

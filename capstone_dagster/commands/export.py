@@ -22,7 +22,6 @@ from capstone_dagster.settings import read_settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from capstone_dagster.storage.objects import ObjectStore
 
 Portions = Iterator[Sequence[tuple[Any, ...]]]
 OutOption = Annotated[
@@ -106,6 +105,7 @@ def detections(
     Example: `capstone export detections 84 --format mot --out mot.txt`
     """
     from capstone_dagster.analysis.formats import write_coco, write_mot
+    from capstone_dagster.assets.analyze import read_summary
 
     database = open_database(state)
     video_id = find_video(database, video)
@@ -125,9 +125,9 @@ def detections(
             else:
                 frames = Path(folder) / "frames.parquet"
                 objects.get_file(prefix + frames.name, frames)
-                size = _size(objects, prefix)
+                size = read_summary(objects, chosen["detection_id"])
                 written = write_coco(
-                    table, frames, target, width=size[0], height=size[1], video=video_id, labels=labels
+                    table, frames, target, width=size.width, height=size.height, video=video_id, labels=labels
                 )
     terminal.err.print(f"Wrote {written} detections to {out}", markup=False, soft_wrap=True)
 
@@ -205,10 +205,3 @@ def _moment(text: str | None) -> datetime | None:
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is no time as in 2026-01-22T14:23:15+09:00") from error
     return moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(read_settings().timezone))
-
-
-def _size(objects: ObjectStore, prefix: str) -> tuple[int, int]:
-    from capstone_dagster.assets.analyze import MANIFEST
-
-    summary = json.loads(objects.get_bytes(prefix + MANIFEST))
-    return summary["width"], summary["height"]

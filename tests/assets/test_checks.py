@@ -127,7 +127,7 @@ def test_each_check_sees_what_it_is_there_for(pipeline: Pipeline, clip: Path, tm
     assert wrong_events() == {}
     assert wrong(using=configured(model_sha256="0" * 64)) == {"configured_model": "ERROR"}
     assert wrong(replace(done, requested_model="yolov8x.pt")) == {"configured_model": "WARN"}
-    fallback = {**done.summary, "cpu_fallback": "the GPU did not answer"}
+    fallback = replace(done.summary, cpu_fallback="the GPU did not answer")
     assert wrong(replace(done, summary=fallback)) == {"expected_device": "WARN"}
     assert wrong(replace(done, settings={**done.settings, "min_score": 0.99})) == {"scores_in_range": "ERROR"}
     # What cannot be looked at is no verdict on the video.

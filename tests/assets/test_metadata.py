@@ -17,6 +17,7 @@ from capstone_dagster.assets.references import DetectionsReference, EventsRefere
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.uploads import VideoUpload
+from tests.assets import samples
 
 UPLOADED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UPLOAD = VideoUpload(
@@ -33,27 +34,15 @@ UPLOAD = VideoUpload(
     recorded_at_source=None,
     uploaded_at=UPLOADED,
 )
-SUMMARY = {
-    "frames_decoded": 250,
-    "frames_analyzed": 50,
-    "detections": 90,
-    "tracks": 3,
-    "duration_ms": 10_000,
-    "width": 1920,
-    "height": 1080,
-    "codec": "h264",
-    "truncated": False,
-    "decode_errors": 0,
-    "seconds": 2.0,
-    "model_load_seconds": 1.5,
-    "model": "yolov8x",
-    "model_sha256": "ab" * 32,
-    "device": "cuda:0",
-    "backend": "torch",
-    "decoder": "software",
-    "batch_size": 16,
-    "cpu_fallback": None,
-}
+SUMMARY = replace(
+    samples.SUMMARY,
+    frames_decoded=250,
+    frames_analyzed=50,
+    detections=90,
+    tracks=3,
+    duration_ms=10_000,
+    seconds=2.0,
+)
 DONE = DetectionsReference("d", UPLOAD, "detections/d/", SUMMARY, {}, 1, reused=False)
 TAGS = {"batch_gpu/job_id": "job-7", "batch_gpu/log_stream": "gpu/default/7"}
 
@@ -117,7 +106,7 @@ def test_numbers_plot_and_say_what_a_gpu_cost(services: Services) -> None:
     # What was there before cost this run nothing; a CPU is no GPU; without a price nothing is guessed.
     again = metadata.of_detections(replace(DONE, reused=True), services, {})
     assert (again["gpu_seconds"], again["cost_usd"]) == (0.0, 0.0)
-    on_cpu = replace(DONE, summary={**SUMMARY, "device": "cpu"})
+    on_cpu = replace(DONE, summary=replace(SUMMARY, device="cpu"))
     assert metadata.of_detections(on_cpu, services, {})["gpu_seconds"] == 0.0
     unpriced = Services(services.settings.model_copy(update={"gpu_usd_per_hour": None}))
     assert "cost_usd" not in metadata.of_detections(DONE, unpriced, {})

@@ -1,6 +1,7 @@
 """From an upload to published events, op by op, as Dagster executes them."""
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.video_status import current_status
 from tests.assets.conftest import Pipeline
+from tests.assets.samples import SUMMARY
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
@@ -174,13 +176,13 @@ def test_publishing_refuses_events_that_cannot_be_true(pipeline: Pipeline, clip:
     detections, derived = _published(pipeline, clip)
     story = Story(logging.getLogger("test"), "r", detections.upload)
     _, found = publish(derived, pipeline.services, run_id="r", requested_at=datetime.now(UTC), story=story)
-    summary = dict(detections.summary)
+    summary = detections.summary
 
     check_integrity(found, expected=len(found), summary=summary)
     for wrong, told in (
         ({"expected": len(found) + 1}, "read back"),
-        ({"summary": {**summary, "detections": 1}}, "more detections"),
-        ({"summary": {**summary, "last_pts_ms": 1}}, "outside the video"),
+        ({"summary": replace(summary, detections=1)}, "more detections"),
+        ({"summary": replace(summary, last_pts_ms=1)}, "outside the video"),
     ):
         with pytest.raises(IntegrityViolation, match=told):
             check_integrity(found, **{"expected": len(found), "summary": summary, **wrong})  # type: ignore[arg-type]
@@ -194,7 +196,7 @@ def test_references_are_those_of_the_run_that_made_them(pipeline: Pipeline) -> N
     key = dg.AssetKey("detections")
 
     def reference(identity: str) -> DetectionsReference:
-        return DetectionsReference(identity, upload, f"detections/{identity}/", {"a": 1.5}, {}, 1, False)
+        return DetectionsReference(identity, upload, f"detections/{identity}/", SUMMARY, {}, 1, False)
 
     def output(run_id: str | None) -> dg.OutputContext:
         return dg.build_output_context(

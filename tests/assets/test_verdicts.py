@@ -26,24 +26,9 @@ from capstone_dagster.assets import verdicts
 from capstone_dagster.assets.verdicts import HISTORY_FLOOR, DetectionFacts, FrameFacts, Severity, Verdict
 from capstone_dagster.storage.analysis_statistics import AnalysisFigures
 from capstone_dagster.testing.scenes import SquareDetector, square_clip
+from tests.assets.samples import SUMMARY
 
-WIDTH, HEIGHT = 640, 360
-# One second at 25 frames a second, every fifth analysed, with one detection each.
-SUMMARY = {
-    "frames_decoded": 25,
-    "frames_analyzed": 5,
-    "detections": 5,
-    "duration_ms": 1000,
-    "width": WIDTH,
-    "height": HEIGHT,
-    "truncated": False,
-    "decode_errors": 0,
-    "model": "yolov8x",
-    "model_sha256": "ab" * 32,
-    "device": "cuda:0",
-    "seconds": 1.5,
-    "cpu_fallback": None,
-}
+WIDTH, HEIGHT = SUMMARY.width, SUMMARY.height
 
 
 def frames(**columns: Any) -> pa.Table:
@@ -106,7 +91,7 @@ def test_check_of_frames_says_what_is_missing(
 ) -> None:
     assert passes(verdicts.frames_complete(FrameFacts.of(frames()), SUMMARY))
 
-    verdict = verdicts.frames_complete(FrameFacts.of(frames(**table)), {**SUMMARY, **summary})
+    verdict = verdicts.frames_complete(FrameFacts.of(frames(**table)), replace(SUMMARY, **summary))
 
     assert not passes(verdict)
     assert verdict.severity == severity
@@ -117,7 +102,7 @@ def test_check_of_frames_lets_jitter_and_single_frames_pass() -> None:
     jitter = [0, *(40 * index + (5 if index % 2 else -5) for index in range(1, 25))]
     assert passes(verdicts.frames_complete(FrameFacts.of(frames(pts_ms=jitter)), SUMMARY))
     single = frames(frame_index=[0], pts_ms=[0], motion=[0.0], analyzed=[True], detections=[0])
-    one = {**SUMMARY, "frames_decoded": 1, "frames_analyzed": 1, "detections": 0, "duration_ms": 40}
+    one = replace(SUMMARY, frames_decoded=1, frames_analyzed=1, detections=0, duration_ms=40)
     assert passes(verdicts.frames_complete(FrameFacts.of(single), one))
 
 
@@ -268,7 +253,7 @@ def test_check_of_the_picture_refuses_another_videos_sheet(tmp_path: Any) -> Non
 
 def test_check_of_the_device() -> None:
     assert passes(verdicts.expected_device(SUMMARY))
-    verdict = verdicts.expected_device({**SUMMARY, "cpu_fallback": "no GPU was found", "device": "cpu"})
+    verdict = verdicts.expected_device(replace(SUMMARY, cpu_fallback="no GPU was found", device="cpu"))
     assert not passes(verdict)
     assert "no GPU was found" in verdict.told
 

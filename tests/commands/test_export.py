@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.videos import record_upload
 from tests.analysis.test_formats import WALK, assert_coco, write
+from tests.assets.samples import SUMMARY
 from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row
 from tests.support.command_line import Capstone
 
@@ -46,7 +47,7 @@ def database(database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     folder = tmp_path / "derived" / "detections" / "d1"
     folder.mkdir(parents=True)
     write(folder, WALK)
-    (folder / "manifest.json").write_text(json.dumps({"width": 160, "height": 120}))
+    (folder / "manifest.json").write_text(json.dumps(asdict(replace(SUMMARY, width=160, height=120))))
     monkeypatch.setenv("CAPSTONE_DERIVED_URL", (tmp_path / "derived").as_uri())
     return database
 
