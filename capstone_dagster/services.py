@@ -14,7 +14,7 @@ from capstone_dagster.catalog.metrics import (
 )
 from capstone_dagster.clients import aws_client, on_forbidden
 from capstone_dagster.metrics.emission import Metrics
-from capstone_dagster.models import locate_model
+from capstone_dagster.model_files import locate_model
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.objects import ObjectStore, open_object_store

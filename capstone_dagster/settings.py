@@ -117,7 +117,7 @@ class Settings(BaseSettings):
         "seconds: `true` or `false`.",
     )
     min_score: float = Field(
-        default=0.25, gt=0, lt=1, description="Detections less sure than this are dropped."
+        default=0.25, gt=0, le=1, description="Detections less sure than this are dropped."
     )
     tracker: Literal["motion", "bytetrack", "botsort"] = Field(
         default="motion",

@@ -13,10 +13,10 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from dagster._core.storage.tags import PRIORITY_TAG
 
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.assets.metadata import OWNERS, code_of
+from capstone_dagster.dagster_private import PRIORITY_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.events import hourly_activity
 

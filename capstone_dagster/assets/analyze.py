@@ -28,7 +28,7 @@ from capstone_dagster.assets.references import DetectionsReference
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.temporary import temporary_folder
 from capstone_dagster.catalog.metrics import MODEL_LOAD_TIME
-from capstone_dagster.models import analysis_settings
+from capstone_dagster.model_files import analysis_settings
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import ObjectNotFound

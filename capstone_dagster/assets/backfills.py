@@ -6,10 +6,9 @@ import time
 from collections.abc import Collection, Sequence
 
 import dagster as dg
-from dagster._core.execution.backfill import PartitionBackfill
-from dagster._core.utils import make_new_backfill_id
 
 from capstone_dagster.assets.partitions import VIDEOS_PER_RUN, videos
+from capstone_dagster.dagster_private import PartitionBackfill, make_new_backfill_id
 from capstone_dagster.run_tags import FORCE_TAG
 
 _EVERYTHING = ("extracted_frames", "detections", "events")

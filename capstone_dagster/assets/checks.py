@@ -25,7 +25,7 @@ from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.temporary import temporary_folder
 from capstone_dagster.assets.verdicts import DetectionFacts, FrameFacts, Severity, Verdict
 from capstone_dagster.failures.classes import sentence
-from capstone_dagster.models import EMBEDDED_MODEL
+from capstone_dagster.model_files import EMBEDDED_MODEL
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.analysis_statistics import AnalysisFigures, camera_history

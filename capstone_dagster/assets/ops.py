@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import RESUME_RETRY_TAG, ROOT_RUN_ID_TAG
 
 from capstone_dagster.analysis import EventRules, build_events
 from capstone_dagster.analysis import analyze_video as analyze_video_file
@@ -31,6 +30,7 @@ from capstone_dagster.assets.several import (
 )
 from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.tracing import step_trace
+from capstone_dagster.dagster_private import RESUME_RETRY_TAG, ROOT_RUN_ID_TAG
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.run_tags import FORCE_TAG
 from capstone_dagster.runs.lineage import request_run_id

@@ -14,11 +14,11 @@ from datetime import datetime
 from typing import Any
 
 import dagster as dg
-from dagster._core.execution.context.output import RUN_ID_PLACEHOLDER
 from pydantic import TypeAdapter
 
 from capstone_dagster.analysis import DetectionSummary
 from capstone_dagster.assets.failing import as_failure
+from capstone_dagster.dagster_private import RUN_ID_PLACEHOLDER
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.objects import ObjectStore
 from capstone_dagster.storage.uploads import VideoUpload

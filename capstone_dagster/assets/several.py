@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG, RESUME_RETRY_TAG
 
 from capstone_dagster.analysis import EventRules
 from capstone_dagster.assets import metadata
@@ -35,6 +34,7 @@ from capstone_dagster.assets.progress import Watch, known_upload, warn
 from capstone_dagster.assets.publish import conclude, derive, publish
 from capstone_dagster.assets.references import DetectionsReference, FramesReference, Reference, keep_latest
 from capstone_dagster.assets.story import Story
+from capstone_dagster.dagster_private import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG, RESUME_RETRY_TAG
 from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.runs.lineage import is_later_try, request_run_id

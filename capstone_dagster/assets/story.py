@@ -36,7 +36,7 @@ class Story:
         self.upload_id = upload.upload_id
         self._log = log
         self._key = (run_id, upload.upload_id)
-        self._whose = of_upload(upload)
+        self._whose = upload.log_fields
 
     def say(self, message: str, *, action: str, level: int = logging.INFO, **fields: Any) -> None:
         """One line, with fields."""
@@ -181,17 +181,6 @@ class Story:
             used_gb=_gigabytes(used_mb),
             total_gb=_gigabytes(total_mb),
         )
-
-
-def of_upload(upload: VideoUpload) -> dict[str, str | None]:
-    """The fields that say which upload a line is about."""
-    return {
-        "video_id": upload.video_id,
-        "external_id": upload.external_id,
-        "bucket": upload.bucket,
-        "key": upload.key,
-        "upload_id": upload.upload_id,
-    }
 
 
 def _seconds(value: float) -> float:

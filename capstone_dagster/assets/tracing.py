@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from capstone_dagster.assets.failing import run_tags
-from capstone_dagster.run_tags import EXTERNAL_ID_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
+from capstone_dagster.run_tags import EXTERNAL_ID_TAG, S3_URI_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
 from capstone_dagster.storage.uploads import VideoUpload
 from capstone_dagster.traces.context import TraceContext, upload_context
 from capstone_dagster.traces.runs import step_context, trace_of
@@ -23,13 +23,13 @@ def step_trace(context: dg.OpExecutionContext, upload: VideoUpload) -> TraceCont
     trace = trace_of(run_tags(context))
     if trace is None:
         trace = own
-        told = {
+        tags = {
             UPLOAD_TAG: upload.upload_id,
             TRACEPARENT_TAG: str(trace),
             VIDEO_TAG: upload.video_id,
-            "capstone/s3_uri": upload.url,
+            S3_URI_TAG: upload.url,
         }
         if upload.external_id is not None:
-            told[EXTERNAL_ID_TAG] = upload.external_id
-        context.instance.add_run_tags(context.run_id, told)
+            tags[EXTERNAL_ID_TAG] = upload.external_id
+        context.instance.add_run_tags(context.run_id, tags)
     return step_context(trace, context.run_id, str(context.op_handle), context.retry_number)

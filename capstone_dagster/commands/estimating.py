@@ -90,7 +90,7 @@ def estimate(
         model_sha256: today's model's.
     """
     from capstone_dagster.analysis import detection_id
-    from capstone_dagster.models import analysis_settings
+    from capstone_dagster.model_files import analysis_settings
     from capstone_dagster.storage.analysis_statistics import finished_detections, recent_pace
 
     if events_only:

@@ -87,7 +87,7 @@ def _look(subject: str, check: Callable[[], str], *, otherwise: State) -> Findin
 
 def _model(services: Services) -> str:
     from capstone_dagster.analysis import PyTorchMissing, load_detector
-    from capstone_dagster.models import analysis_settings
+    from capstone_dagster.model_files import analysis_settings
 
     settings = services.settings
     try:

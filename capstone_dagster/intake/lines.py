@@ -55,10 +55,6 @@ def of_request(request: AnalysisRequest) -> dict[str, Any]:
 def of_upload(upload: VideoUpload, request: AnalysisRequest) -> Mapping[str, Any]:
     """The fields that say which upload a line is about."""
     return {
-        "video_id": upload.video_id,
-        "external_id": upload.external_id,
-        "bucket": upload.bucket,
-        "key": upload.key,
-        "upload_id": upload.upload_id,
+        **upload.log_fields,
         "trace_id": trace_id(upload.upload_id, upload.traceparent or request.traceparent),
     }

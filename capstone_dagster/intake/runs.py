@@ -4,12 +4,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import PRIORITY_TAG
 
+from capstone_dagster.dagster_private import PRIORITY_TAG
 from capstone_dagster.failures.breaker_state import PROBE_TAGS
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
-from capstone_dagster.run_tags import CONTENT_TAG, EXTERNAL_ID_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
+from capstone_dagster.run_tags import (
+    CONTENT_TAG,
+    EXTERNAL_ID_TAG,
+    S3_URI_TAG,
+    TRACEPARENT_TAG,
+    UPLOAD_TAG,
+    VIDEO_TAG,
+)
 from capstone_dagster.storage.uploads import VideoUpload
 from capstone_dagster.traces.context import upload_context
 
@@ -47,7 +54,7 @@ def run_request(new: NewUpload, *, probe: bool = False) -> dg.RunRequest:
     tags = {
         VIDEO_TAG: upload.video_id,
         UPLOAD_TAG: upload.upload_id,
-        "capstone/s3_uri": upload.url,
+        S3_URI_TAG: upload.url,
         # dagster.yaml lets one run at a time work on the same bytes.
         CONTENT_TAG: f"{upload.etag}-{upload.size_bytes}",
         EXTERNAL_ID_TAG: upload.external_id,

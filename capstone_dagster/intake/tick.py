@@ -7,7 +7,6 @@ from dataclasses import asdict
 from itertools import islice
 
 import dagster as dg
-from dagster._core.storage.tags import RUN_KEY_TAG
 
 from capstone_dagster.catalog.metrics import (
     DUPLICATES_PREVENTED,
@@ -18,6 +17,7 @@ from capstone_dagster.catalog.metrics import (
     UPLOADS_VANISHED,
 )
 from capstone_dagster.catalog.model import Metric
+from capstone_dagster.dagster_private import RUN_KEY_TAG
 from capstone_dagster.intake.gate import Gate
 from capstone_dagster.intake.identity import run_key
 from capstone_dagster.intake.lines import of_message, of_request, of_upload, tell, warn

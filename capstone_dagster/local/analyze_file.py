@@ -21,7 +21,7 @@ from capstone_dagster.analysis import (
 )
 from capstone_dagster.analysis.engine import peak_rss_mb
 from capstone_dagster.clients import aws_client
-from capstone_dagster.models import analysis_settings, locate_model
+from capstone_dagster.model_files import analysis_settings, locate_model
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import SourceMissing
 from capstone_dagster.terminal import Report

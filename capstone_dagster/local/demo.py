@@ -22,7 +22,7 @@ from capstone_dagster.local.dagster_services import UI_PORT_VARIABLE
 from capstone_dagster.local.detector import DEMO_SCORE
 from capstone_dagster.local.stack import LocalStack, enter_environment, local_stack
 from capstone_dagster.local.state import read_environment
-from capstone_dagster.models import EMBEDDED_MODEL, POOR_RESULTS, ModelUnavailable, locate_model
+from capstone_dagster.model_files import EMBEDDED_MODEL, POOR_RESULTS, ModelUnavailable, locate_model
 from capstone_dagster.run_tags import UPLOAD_TAG
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import analyses_of

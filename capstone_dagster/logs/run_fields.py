@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from capstone_dagster.run_tags import EXTERNAL_ID_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
+from capstone_dagster.run_tags import EXTERNAL_ID_TAG, S3_URI_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
 from capstone_dagster.traces.context import parse_traceparent, upload_context
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def trace_id(upload_id: str | None, traceparent: str | None) -> str | None:
 def run_fields(run_id: str | None, tags: Mapping[str, str]) -> Fields:
     """Whose run it is: the run's id, and what its tags say of the upload. Of what is unknown nothing."""
     upload_id = tags.get(UPLOAD_TAG)
-    bucket, _, key = tags.get("capstone/s3_uri", "").removeprefix("s3://").partition("/")
+    bucket, _, key = tags.get(S3_URI_TAG, "").removeprefix("s3://").partition("/")
     found = {
         # A run from the UI has no tags of ours, but it has a partition.
         "video_id": tags.get(VIDEO_TAG) or tags.get("dagster/partition"),

@@ -18,36 +18,32 @@ from typing import Any, cast
 
 import dagster as dg
 import sqlalchemy as sa
-from dagster._core.scheduler.instigation import InstigatorState, TickData
-from dagster._core.storage.event_log.schema import (
-    AssetCheckExecutionsTable,
-    AssetEventTagsTable,
-    AssetKeyTable,
-    SqlEventLogStorageTable,
-)
-from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
-from dagster._core.storage.runs.schema import (
-    BulkActionsTable,
-    KeyValueStoreTable,
-    RunsTable,
-    RunTagsTable,
-)
-from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
-from dagster._core.storage.schedules.schema import (
-    AssetDaemonAssetEvaluationsTable,
-    InstigatorsTable,
-    JobTable,
-    JobTickTable,
-)
-from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
-from dagster._core.storage.tags import (
+
+from capstone_dagster.alerts.standing import SENSOR_NAME as ALERTS_SENSOR
+from capstone_dagster.dagster_private import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
+    AssetCheckExecutionsTable,
+    AssetDaemonAssetEvaluationsTable,
+    AssetEventTagsTable,
+    AssetKeyTable,
+    BulkActionsTable,
+    InstigatorsTable,
+    InstigatorState,
+    JobTable,
+    JobTickTable,
+    KeyValueStoreTable,
+    RunsTable,
+    RunTagsTable,
+    SqlEventLogStorage,
+    SqlEventLogStorageTable,
+    SqlRunStorage,
+    SqlScheduleStorage,
+    TickData,
+    deserialize_value,
+    serialize_value,
 )
-from dagster._serdes import deserialize_value, serialize_value
-
-from capstone_dagster.alerts.standing import SENSOR_NAME as ALERTS_SENSOR
 from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.removal import cursors
 from capstone_dagster.removal.names import DELETED, Names
@@ -242,7 +238,10 @@ class DagsterRecords:
         """
         counts: Counter[str] = Counter()
         for run in runs:
-            (self._remove_run if run.own else self._redact_run)(run, names, counts, dry_run)
+            if run.own:
+                self._remove_run(run, counts, dry_run)
+            else:
+                self._redact_run(run, names, counts, dry_run)
         with self._events() as connection:
             # Those that are left belong to no run, as sensors report them; by now no run needs to be found.
             # A dry run has counted the others above, and they are there still.
@@ -326,7 +325,7 @@ class DagsterRecords:
                 high = int(found.id) - 1
         return low
 
-    def _remove_run(self, run: RunTraces, names: Names, counts: Counter[str], dry_run: bool) -> None:
+    def _remove_run(self, run: RunTraces, counts: Counter[str], dry_run: bool) -> None:
         """Whole; the run itself last, because its events are found by it."""
         run_id = run.run_id
         with self._events() as connection:

@@ -11,8 +11,8 @@ from functools import partial
 from itertools import islice
 
 import dagster as dg
-from dagster._core.storage.tags import PARTITION_NAME_TAG
 
+from capstone_dagster.dagster_private import PARTITION_NAME_TAG
 from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.removal.dagster_records import DagsterRecords
 from capstone_dagster.services import Services

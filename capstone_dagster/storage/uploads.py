@@ -39,6 +39,12 @@ class VideoUpload:
         """`s3://bucket/key`, for people."""
         return f"s3://{self.bucket}/{self.key}"
 
+    @property
+    def log_fields(self) -> dict[str, str | None]:
+        """The fields by which log lines of this upload are found."""
+        names = ("video_id", "external_id", "bucket", "key", "upload_id")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:

@@ -13,7 +13,7 @@ from capstone_dagster.analysis import detection_id
 from capstone_dagster.assets import backfills
 from capstone_dagster.assets.ops import events, raw_videos, video_analysis
 from capstone_dagster.commands import reanalysis
-from capstone_dagster.models import analysis_settings
+from capstone_dagster.model_files import analysis_settings
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database

@@ -156,7 +156,7 @@ class Inside:
             "from capstone_dagster.settings import read_settings;"
             "from capstone_dagster.services import Services;"
             "from capstone_dagster.analysis import load_detector;"
-            "from capstone_dagster.models import analysis_settings;"
+            "from capstone_dagster.model_files import analysis_settings;"
             "settings = read_settings(); imported = time.monotonic();"
             "load_detector(Services(settings).model_path(), analysis_settings(settings), device='cpu',"
             " cache=Path(settings.model_cache));"

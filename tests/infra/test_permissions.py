@@ -70,7 +70,7 @@ MODULES = {
     "WorkerRole": [
         "storage/sources.py",
         "storage/objects.py",
-        "storage/deleting.py",
+        "storage/object_versions.py",
         "models.py",
         "logs/shipping/shipper.py",
     ],

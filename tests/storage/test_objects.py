@@ -11,7 +11,7 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from capstone_dagster.models import ModelUnavailable, locate_model
+from capstone_dagster.model_files import ModelUnavailable, locate_model
 from capstone_dagster.settings import ConfigurationError
 from capstone_dagster.storage.errors import (
     ObjectNotFound,

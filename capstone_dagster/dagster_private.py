@@ -1,0 +1,71 @@
+"""Everything that this project uses of Dagster's private modules, read in dagster 1.13.27.
+
+Dagster may change these without notice: check each of them when you raise its version.
+"""
+
+from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.execution.context.output import RUN_ID_PLACEHOLDER
+from dagster._core.scheduler.instigation import InstigatorState, TickData
+from dagster._core.storage.event_log.schema import (
+    AssetCheckExecutionsTable,
+    AssetEventTagsTable,
+    AssetKeyTable,
+    SqlEventLogStorageTable,
+)
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+from dagster._core.storage.runs.schema import BulkActionsTable, KeyValueStoreTable, RunsTable, RunTagsTable
+from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+from dagster._core.storage.schedules.schema import (
+    AssetDaemonAssetEvaluationsTable,
+    InstigatorsTable,
+    JobTable,
+    JobTickTable,
+)
+from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    BACKFILL_ID_TAG,
+    PARENT_RUN_ID_TAG,
+    PARTITION_NAME_TAG,
+    PRIORITY_TAG,
+    RESUME_RETRY_TAG,
+    ROOT_RUN_ID_TAG,
+    RUN_KEY_TAG,
+)
+from dagster._core.utils import make_new_backfill_id
+from dagster._serdes import deserialize_value, serialize_value
+
+__all__ = [
+    "ASSET_PARTITION_RANGE_END_TAG",
+    "ASSET_PARTITION_RANGE_START_TAG",
+    "BACKFILL_ID_TAG",
+    "PARENT_RUN_ID_TAG",
+    "PARTITION_NAME_TAG",
+    "PRIORITY_TAG",
+    "RESUME_RETRY_TAG",
+    "ROOT_RUN_ID_TAG",
+    "RUN_ID_PLACEHOLDER",
+    "RUN_KEY_TAG",
+    "AssetCheckExecutionsTable",
+    "AssetDaemonAssetEvaluationsTable",
+    "AssetEventTagsTable",
+    "AssetKeyTable",
+    "BulkActionsTable",
+    "InstigatorState",
+    "InstigatorsTable",
+    "JobTable",
+    "JobTickTable",
+    "KeyValueStoreTable",
+    "PartitionBackfill",
+    "RunTagsTable",
+    "RunsTable",
+    "SqlEventLogStorage",
+    "SqlEventLogStorageTable",
+    "SqlRunStorage",
+    "SqlScheduleStorage",
+    "TickData",
+    "deserialize_value",
+    "make_new_backfill_id",
+    "serialize_value",
+]
