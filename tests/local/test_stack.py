@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,11 @@ def post(url: str, query: str) -> Any:
 def launched(url: str, pid_file: Path) -> int:
     """The pid of another endless run; 0 if the code server does not answer."""
     pid_file.unlink(missing_ok=True)
-    if post(url, LAUNCH)["launchRun"]["__typename"] != "LaunchRunSuccess":
+    try:
+        answer = post(url, LAUNCH)["launchRun"]
+    except urllib.error.HTTPError:
+        return 0
+    if answer["__typename"] != "LaunchRunSuccess":
         return 0
     return int(wait_for("the run", lambda: pid_file.read_text() if pid_file.exists() else None))
 
