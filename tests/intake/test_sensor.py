@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 from sqlalchemy.engine import make_url
 
-from capstone_dagster.metrics.left_messages import read_left
+from capstone_dagster.failures.left_messages import read_left
 from capstone_dagster.removal.retention import retention
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
