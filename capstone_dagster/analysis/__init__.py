@@ -10,6 +10,7 @@ from .detections import Detections
 from .engine import DetectionSummary, Progress, analyze_video
 from .errors import (
     AnalysisError,
+    DecoderLost,
     GpuError,
     GpuOutOfMemory,
     InvalidAnalysisSettings,
@@ -43,6 +44,7 @@ __all__ = [
     "AnalysisError",
     "AnalysisSettings",
     "Coverage",
+    "DecoderLost",
     "DetectionSummary",
     "Detections",
     "Detector",

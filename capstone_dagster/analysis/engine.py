@@ -1,7 +1,7 @@
 """The one streaming pass over a video, in bounded memory.
 
-One thread decodes, `Detector.workers` threads detect, and the caller's thread tracks and writes; what is
-between them is bounded, in order, and torn down as soon as any of them fails.
+A process of its own decodes, `Detector.workers` threads detect, and the caller's thread tracks and writes;
+what is between them is bounded, in order, and torn down as soon as any of them fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -25,12 +24,10 @@ from .detection.detector import Detector
 from .detections import Detections
 from .events import Coverage
 from .footage.reader import VideoReader
-from .footage.video import Frame
-from .handoff import Handoff
+from .footage.video import Frame, VideoInfo
 from .results import Results
 from .settings import AnalysisSettings
 
-DECODE_THREAD = "video-decode"
 DETECT_THREAD = "video-detect"
 
 # Batches that wait for a detecting thread: one is enough to keep it fed, the second rides out the decoder's
@@ -40,9 +37,6 @@ _BATCHES_WAITING = 2
 # What all pictures between decoder and tracker may take. Those of 8K are 100 MB each: batches get smaller
 # for them, and fewer threads work. Five there are at least, however large.
 _BYTES_UNDER_WAY = 1 << 30
-
-# Frames that are not sampled travel without pictures; so many of them fit into one hand-over.
-_FRAMES_PER_CHUNK = 64
 
 # However sparse the sampling, frames go on and progress is told after so many: about 20 s of ordinary video.
 _FRAMES_PER_BATCH = 512
@@ -92,6 +86,8 @@ class DetectionSummary:
             gpu_memory_total_mb: what there is. None without a GPU.
         gpu_utilization_percent: how busy the GPU was on average, as its driver says; None
             without a GPU, or where it does not say.
+        peak_rss_mb: the most memory of this process and the decoder's, in MiB.
+        isolation: what confines the decoder's process, as `footage.sandbox` names it.
         truncated: the file ended before what it promised, or in an error.
         decode_errors: how often its container or its codec could not be read on.
         corrupt_frames: frames whose pictures the decoder guessed in part.
@@ -133,6 +129,7 @@ class DetectionSummary:
     decode_errors: int
     # Added later: summaries that were stored before can still be read.
     creation_time_rule: str | None = None
+    isolation: str | None = None
     corrupt_frames: int = 0
     size_changes: int = 0
     track: str | None = None
@@ -151,6 +148,7 @@ def analyze_video(
     settings: AnalysisSettings,
     name: str | None = None,
     hardware_decoding: bool = False,
+    opened: Callable[[VideoInfo], None] = lambda info: None,
     progress: Callable[[Progress], None] | None = None,
 ) -> DetectionSummary:
     """Analyses a video into `out`: `frames.parquet`, `detections.parquet`, `contact_sheet.jpg`,
@@ -159,14 +157,16 @@ def analyze_video(
     Messages call the video `name`, by default its file's. With `hardware_decoding` the GPU's own decoder is
     used where it knows the format, else software.
 
-    `progress` is called in this thread at the first analysed frame, then at most twice a second, and at the
-    end; what it raises ends the pass, like any failure and like Ctrl-C: decoding stops, the files of this
-    pass that are not complete are removed, and the first error is raised.
+    `opened` is called once, when the file has proved to be a video. `progress` is called in this thread at
+    the first analysed frame, then at most twice a second, and at the end. What either raises ends the pass,
+    like any failure and like Ctrl-C: decoding stops, the files of this pass that are not complete are
+    removed, and the first error is raised.
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         video = stack.enter_context(VideoReader(path, name=name, hardware=hardware_decoding))
+        opened(video.info)
         results = stack.enter_context(Results(out, settings, detector.labels))
         run = _Pass(video, detector, results, settings, progress, started)
         run.run()
@@ -193,7 +193,6 @@ class _Pass:
         self._progress = progress
         self._started = started
         self._reported: float | None = None
-        self._decode_seconds = 0.0
         self._inference = _BusyTime()
         self._batch_size = detector.batch_size
         self._backoffs_before = detector.backoffs
@@ -204,11 +203,13 @@ class _Pass:
         # Besides those being worked on, some wait for it and as many are decoded ahead.
         workers = max(1, min(self._detector.workers, pictures - 2 * _BATCHES_WAITING))
         size = max(1, min(self._detector.batch_size, pictures // (workers + 2 * _BATCHES_WAITING)))
-        with (
-            Handoff(self._decode, capacity=size * _BATCHES_WAITING, name=DECODE_THREAD) as decoded,
-            _Detecting(self._detect, workers) as detecting,
-        ):
-            frames = chain.from_iterable(decoded)
+        frames = self._video.frames(
+            sample_fps=self._settings.sample_fps,
+            motion_gate=self._settings.motion_gate,
+            # A batch decoded ahead, one being collected, those waiting, those being detected.
+            pictures=size * (2 + _BATCHES_WAITING + workers),
+        )
+        with _Detecting(self._detect, workers) as detecting:
             for batch, found in detecting.in_order(_batches(frames, size), ahead=workers + _BATCHES_WAITING):
                 detections = iter(found)
                 for frame in batch:
@@ -245,7 +246,7 @@ class _Pass:
             sample_interval_ms=results.sample_interval_ms,
             longest_interval_ms=results.longest_interval_ms,
             seconds=time.perf_counter() - self._started,
-            decode_seconds=self._decode_seconds,
+            decode_seconds=self._video.busy_s,
             inference_seconds=self._inference.seconds,
             model_load_seconds=self._detector.load_seconds,
             device=self._detector.device,
@@ -259,32 +260,14 @@ class _Pass:
             decoder=self._video.decoder,
             model=self._detector.name,
             model_sha256=self._detector.sha256,
-            peak_rss_mb=peak_rss_mb(),
+            peak_rss_mb=peak_rss_mb() + self._video.peak_rss_mb,
+            isolation=self._video.isolation,
             truncated=damage.truncated,
             decode_errors=damage.decode_errors,
             corrupt_frames=damage.corrupt_frames,
             size_changes=damage.size_changes,
             track=info.track,
         )
-
-    def _decode(self) -> Iterator[list[Frame]]:
-        """Runs in the decoding thread: frames in chunks that hold one picture at most."""
-        chunk: list[Frame] = []
-        frames = self._video.frames(
-            sample_fps=self._settings.sample_fps, motion_gate=self._settings.motion_gate
-        )
-        while True:
-            before = time.perf_counter()
-            frame = next(frames, None)
-            self._decode_seconds += time.perf_counter() - before
-            if frame is None:
-                break
-            chunk.append(frame)
-            if frame.image is not None or len(chunk) == _FRAMES_PER_CHUNK:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
 
     def _report(self, *, finished: bool = False) -> None:
         now = time.perf_counter()

@@ -17,6 +17,12 @@ class UndecodableVideo(AnalysisError):
     failure_class = "undecodable-video"
 
 
+class DecoderLost(AnalysisError):
+    """The process that decodes was ended by somebody else, as a machine without memory does; try again."""
+
+    failure_class = "worker-lost"
+
+
 class ModelUnavailable(AnalysisError):
     """The detector's weights are missing, are not the ones that were pinned, or do not load."""
 

@@ -137,7 +137,6 @@ def detect(
             services.tracer.span("decode, detect, track", device=detector.device),
             failed_pass_measured(detector.device, services),
         ):
-            passes.begin(identity, video, story)
             done = analyze_video(
                 video,
                 out,
@@ -145,6 +144,7 @@ def detect(
                 settings=chosen,
                 name=upload.key,
                 hardware_decoding=services.settings.hardware_decoding,
+                opened=lambda info: passes.begin(identity, info, story),
                 progress=progress,
             )
         measure_pass(done, services)

@@ -7,11 +7,10 @@ means that one of them has failed, and costs money until somebody knows.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import dagster as dg
 
-from capstone_dagster.analysis import probe
+from capstone_dagster.analysis import VideoInfo
 from capstone_dagster.assets.story import Story
 from capstone_dagster.catalog.metrics import DUPLICATE_JOBS
 from capstone_dagster.failures.duplicates import same_work
@@ -42,18 +41,15 @@ class Passes:
         """Note which detections this run goes by: deleting another video of the same bytes leaves them."""
         self._tag({USED_TAG: detection_id})
 
-    def begin(self, detection_id: str, video: Path, story: Story) -> None:
+    def begin(self, detection_id: str, video: VideoInfo, story: Story) -> None:
         """Note that this run begins a pass, and tell if another one is at it or has finished it.
 
         The note comes first: of two that begin at the same moment one at least sees the other.
 
         Args:
             video: whose length is noted as well, because how long the run may take depends on it.
-
-        Raises:
-            UndecodableVideo: it is none.
         """
-        self._video_s += (probe(video).duration_ms or 0) / 1000
+        self._video_s += (video.duration_ms or 0) / 1000
         self._tag({DETECTION_TAG: detection_id, VIDEO_SECONDS_TAG: f"{self._video_s:.3f}"})
         others = self._others(detection_id)
         self._counted = bool(others)

@@ -20,10 +20,13 @@ HAS_LOAD_BALANCER = "HasAddress"
 DATABASE_STORAGE = "database_storage_gib"
 SENSORS = (
     "upload_sensor",
-    "ended_runs",
+    "video_status_sensor",
     "batch_gpu_runs",
     "run_events_forwarder",
+    "alerts",
+    "run_traces",
     "vital_signs",
+    "reexecution",
     "outbox",
     "summaries",
 )

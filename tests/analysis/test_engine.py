@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,12 +31,11 @@ from capstone_dagster.analysis import (
     read_frames,
 )
 from capstone_dagster.analysis.detection.device import GpuState
-from capstone_dagster.analysis.engine import DECODE_THREAD, _batches
+from capstone_dagster.analysis.engine import _batches
 from capstone_dagster.analysis.footage.reader import VideoReader
 from capstone_dagster.analysis.footage.video import Image
-from tests.support.waiting import scaled
 
-from .conftest import COLOURS, MakeClip, Square, SquareDetector
+from .conftest import COLOURS, MakeClip, Square, SquareDetector, decoders
 
 EVERY_FRAME = AnalysisSettings(sample_fps=0)
 AT_25_FPS = [index * 40 for index in range(100)]
@@ -51,10 +49,6 @@ def visitor(first: int, last: int, *, offset: int = 0) -> object:
         return [("person", left, 40, left + 24, 100)] if first <= index <= last else ()
 
     return scene
-
-
-def decoding_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == DECODE_THREAD]
 
 
 def test_a_visit_becomes_tables_pictures_and_one_event(
@@ -353,12 +347,12 @@ def test_a_failing_detector_stops_everything_and_is_reported_once(
     with pytest.raises(type(failure)) as raised:
         analyze_video(clip, out, detector=detector, settings=EVERY_FRAME)
     assert raised.value is failure
-    assert decoding_threads() == []
+    assert decoders(os.getpid()) == []
     assert [path for path in out.rglob("*") if path.is_file()] == []
     assert detector.batches == [1, 8]
 
 
-def test_an_error_in_the_decoding_thread_reaches_the_caller(
+def test_an_error_while_reading_reaches_the_caller(
     make_clip: MakeClip, tmp_path: Path, detector: SquareDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = VideoReader.frames
@@ -374,7 +368,7 @@ def test_an_error_in_the_decoding_thread_reaches_the_caller(
         analyze_video(
             make_clip("a.mp4", AT_25_FPS), tmp_path / "out", detector=detector, settings=EVERY_FRAME
         )
-    assert decoding_threads() == []
+    assert decoders(os.getpid()) == []
 
 
 def test_a_caller_can_stop_the_pass_from_its_progress_callback(
@@ -391,7 +385,7 @@ def test_a_caller_can_stop_the_pass_from_its_progress_callback(
             settings=EVERY_FRAME,
             progress=stop,
         )
-    assert decoding_threads() == []
+    assert decoders(os.getpid()) == []
 
 
 @pytest.mark.parametrize(
@@ -402,40 +396,24 @@ def test_a_caller_can_stop_the_pass_from_its_progress_callback(
         (1, 1),  # however large the pictures are: one at a time
     ],
 )
-def test_the_decoder_is_never_further_ahead_than_its_queues(
+def test_pictures_under_way_are_bounded(
     make_clip: MakeClip,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     bytes_under_way: int,
     batch_size: int,
 ) -> None:
-    monkeypatch.setattr("capstone_dagster.analysis.engine._BYTES_UNDER_WAY", bytes_under_way)
-    decoded = 0
+    monkeypatch.setattr(engine, "_BYTES_UNDER_WAY", bytes_under_way)
+    asked: list[int] = []
     real = VideoReader.frames
 
-    def counting(self: VideoReader, **sampling: Any) -> Iterator[Frame]:
-        nonlocal decoded
-        for frame in real(self, **sampling):
-            decoded += 1
-            yield frame
+    def noting(self: VideoReader, *, pictures: int, **sampling: Any) -> Iterator[Frame]:
+        asked.append(pictures)
+        return real(self, pictures=pictures, **sampling)
 
-    # Two batches decoded, two waiting for the detector, and a frame in the decoder's hands, waiting for room.
-    allowed = 4 * batch_size + 1
-
-    class Slow(SquareDetector):
-        most_ahead = 0
-
-        def detect(self, images: Sequence[Image]) -> list[Detections]:
-            found = super().detect(images)
-            analysed = sum(self.batches)
-            deadline = time.monotonic() + scaled(10)  # until the decoder is as far ahead as it may be
-            while decoded < min(analysed + allowed, len(AT_25_FPS)) and time.monotonic() < deadline:
-                time.sleep(0.001)
-            self.most_ahead = max(self.most_ahead, decoded - analysed)
-            return found
-
-    monkeypatch.setattr(VideoReader, "frames", counting)
-    slow = Slow()
-    slow.batch_size = 4
-    analyze_video(make_clip("a.mp4", AT_25_FPS), tmp_path / "out", detector=slow, settings=EVERY_FRAME)
-    assert slow.most_ahead == allowed
+    monkeypatch.setattr(VideoReader, "frames", noting)
+    detector = SquareDetector(batch_size=4)
+    analyze_video(make_clip("a.mp4", AT_25_FPS), tmp_path / "out", detector=detector, settings=EVERY_FRAME)
+    assert max(detector.batches) == batch_size
+    # A batch decoded ahead, one being collected, two waiting, one being detected.
+    assert asked == [5 * batch_size]

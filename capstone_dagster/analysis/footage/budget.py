@@ -6,6 +6,7 @@ time (1080p, conversions included), measured.
 
 from __future__ import annotations
 
+import mmap
 import resource
 import time
 from fractions import Fraction
@@ -32,6 +33,8 @@ _SECONDS_STALLED = 90
 
 # Decoded pictures wait in threads and for reordering: 16 of 8K with 10 bits are 1.6 GB.
 MOST_MEMORY = 6 << 30
+# What is asked for to see whether there is memory at all; so much stays beyond the limit to find out.
+SOME_MEMORY = 64 << 20
 
 
 class Budget:
@@ -70,6 +73,32 @@ class Budget:
             f"{self._name} costs more work than any recording does: {what}. It is damaged, or made to cost; "
             "convert it with FFmpeg and upload that."
         )
+
+
+def check_memory(name: str) -> None:
+    """Finds out why there was no memory: because of what a file asks for at once, its sum, or the machine.
+
+    Raises:
+        UndecodableVideo: this process has all that decoding may take.
+        MemoryError: the machine has none left.
+    """
+    if _there_is_memory():
+        return  # a broken file asked for more at once than FFmpeg gives
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.getrlimit(resource.RLIMIT_DATA)[1],) * 2)
+    if not _there_is_memory():
+        raise MemoryError("The machine has no memory left to decode a video in.")
+    raise UndecodableVideo(
+        f"{name} takes more than {MOST_MEMORY >> 30} GiB of memory to decode, which no recording does. "
+        "Convert it with FFmpeg and upload that."
+    )
+
+
+def _there_is_memory() -> bool:
+    try:
+        mmap.mmap(-1, SOME_MEMORY, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def renew_time_limit() -> None:

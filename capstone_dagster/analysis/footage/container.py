@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import av.logging
 from av.codec.hwaccel import HWAccel
 
 from ..errors import UndecodableVideo
+from .budget import check_memory
 
 # An upload is a stranger's file. FFmpeg also opens play lists and concatenation scripts, which name other
 # files and addresses, and plays text files as terminal art: only containers that hold their own pictures
@@ -25,7 +25,6 @@ _CONTAINERS = (
 _OPEN_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 
 _ERRORS_OF_FILES = (errno.EIO, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE, errno.EBADF)
-_SOME_MEMORY = 64 << 20
 
 # The first bytes of files that hold a single picture, and the brands of ISO media files that do.
 _PICTURES = {
@@ -45,6 +44,13 @@ _PICTURE_BRANDS = {
     "avif": "AVIF",
     "jxl ": "JPEG XL",
 }
+
+# How files of three kinds begin, and the parts of them that say how long they are.
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+_FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 
 # Four letters that name an encrypted track in ISO media files (ISO/IEC 14496-12) and Apple's.
 _ENCRYPTED_TAGS = ("encv", "drmi", "drms")
@@ -75,7 +81,7 @@ def open_container(path: Path, name: str, *, hardware: bool = False) -> av.conta
     except av.error.FFmpegError as error:
         if hardware:  # no device, or a file that is none: software tells which
             return open_container(path, name)
-        check_machine(path, error)
+        check_machine(path, name, error)
         raise UndecodableVideo(_why_not_opened(path, name, error)) from error
     picture = _PICTURE_BRANDS.get(container.metadata.get("major_brand", ""))
     if picture:
@@ -84,7 +90,7 @@ def open_container(path: Path, name: str, *, hardware: bool = False) -> av.conta
     return container
 
 
-def check_machine(path: Path, error: av.error.FFmpegError) -> None:
+def check_machine(path: Path, name: str, error: av.error.FFmpegError) -> None:
     """Raises where FFmpeg failed because the machine did; an error's number does not tell.
 
     Decoders return `EPERM` and demuxers `EIO` and `ENOMEM` for broken content. So the file is read to its
@@ -93,12 +99,10 @@ def check_machine(path: Path, error: av.error.FFmpegError) -> None:
     Raises:
         OSError: a part of the file cannot be read.
         MemoryError: the machine has none left.
+        UndecodableVideo: the file asks for all that decoding may take.
     """
     if isinstance(error, av.error.MemoryError):
-        try:
-            mmap.mmap(-1, _SOME_MEMORY).close()
-        except OSError:
-            raise MemoryError("The machine has no memory left to decode a video in.") from error
+        check_memory(name)
     if error.errno in _ERRORS_OF_FILES:
         with path.open("rb", buffering=0) as file:
             while file.read(1 << 20):
@@ -130,15 +134,15 @@ def codec_names(container: av.container.InputContainer) -> dict[int, str]:
 
 
 def _why_not_opened(path: Path, name: str, error: av.error.FFmpegError) -> str:
+    picture = _picture(path)
+    if picture:
+        return _still_picture(name, picture)
     boxes = [kind for kind, _ in _boxes(path)]
     if boxes and "moov" not in boxes and "moof" not in boxes and {"ftyp", "mdat"} & set(boxes):
         return (
             f"A video was expected in {name}, but the recording was not finished: the index that a recorder "
             "writes last (the `moov` box) is missing. Let the recorder repair the file, or upload another."
         )
-    picture = _picture(path)
-    if picture:
-        return _still_picture(name, picture)
     reason = (error.strerror or type(error).__name__).lower()
     return (
         f"A video was expected in {name}, but its content is not of a known video format ({reason}); upload "
@@ -161,8 +165,35 @@ def _picture(path: Path) -> str | None:
     return next((picture for start, picture in _PICTURES.items() if head.startswith(start)), None)
 
 
+def stated_bytes(path: Path) -> int | None:
+    """How long the container says that the file is; None where it does not, or says a placeholder."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        size = int.from_bytes(head[4:8], "little")
+        return size + 8 if 0 < size < (1 << 32) - 16 else None
+    if head.startswith(_ASF):
+        properties = head.find(_ASF_PROPERTIES)
+        return int.from_bytes(head[properties + 40 : properties + 48], "little") if properties > 0 else None
+    if head.startswith(_EBML):
+        return _segment_end(head)
+    boxes = list(_boxes(path))
+    return boxes[-1][1] if boxes else None
+
+
+def _segment_end(head: bytes) -> int | None:
+    """Where Matroska's segment ends. Its size has 1 to 8 bytes; all ones mean that it is unknown."""
+    place = head.find(_SEGMENT)
+    if place < 0 or place + 12 > len(head) or not head[place + 4]:
+        return None
+    length = 9 - head[place + 4].bit_length()
+    bits = 7 * length
+    size = int.from_bytes(head[place + 4 : place + 4 + length], "big") & ((1 << bits) - 1)
+    return None if size == (1 << bits) - 1 else place + 4 + length + size
+
+
 def _boxes(path: Path) -> Iterator[tuple[str, int]]:
-    """The kinds and sizes of an ISO media file's outermost boxes; nothing of any other file."""
+    """The kinds of an ISO media file's outermost boxes and where each ends; nothing of any other file."""
     length = path.stat().st_size
     with path.open("rb") as file:
         place = 0
@@ -170,11 +201,10 @@ def _boxes(path: Path) -> Iterator[tuple[str, int]]:
             file.seek(place)
             head = file.read(16)
             size, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if not re.fullmatch(rb"[ -~]{4}", kind):
+            if not re.fullmatch(rb"[ -~]{4}", kind) or (place == 0 and kind not in _FIRST_BOXES):
                 return
-            yield kind.decode("ascii"), size
             if size == 1:
                 size = int.from_bytes(head[8:16], "big")
-            if size < 8:
-                return
-            place += size
+            end = place + size if size >= 8 else length
+            yield kind.decode("ascii"), end
+            place = end

@@ -6,29 +6,26 @@ The file is a stranger's. `reader` does this in a process of its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import av
 import av.error
 
 from ..errors import UndecodableVideo
 from .budget import MOST_PIXELS, Budget
-from .container import check_machine, open_container
+from .container import check_machine, open_container, stated_bytes
 from .deinterlacing import Timed, deinterlaced
 from .filmed import when_filmed
 from .pixels import BgrReader, Luma, LumaReader, displayed_size
 from .sampling import Sampling
 from .timeline import FOLLOWERS, Timeline, milliseconds
 from .tracks import Track, video_tracks, why_chosen
-from .video import Damage, Frame, VideoInfo
-
-Decoder = Literal["software", "nvdec"]
+from .video import Damage, Decoder, Frame, Image, VideoInfo
 
 # Packets that are read ahead of the decoder, to see what follows a jump in time, may take so much memory.
 _BYTES_AHEAD = 32 << 20
@@ -93,8 +90,14 @@ class VideoFile:
         """Releases the decoder."""
         self._container.close()
 
-    def frames(self, *, sample_fps: float, motion_gate: bool = False) -> Iterator[Frame]:
-        """Every frame in order, with its picture where `Sampling` takes it. To be iterated once."""
+    def frames(
+        self, *, sample_fps: float, motion_gate: bool = False, canvas: Callable[[], Image] | None = None
+    ) -> Iterator[Frame]:
+        """Every frame in order, with its picture where `Sampling` takes it. To be iterated once.
+
+        Args:
+            canvas: gives memory of a picture's shape to put the next one into; by default it is new.
+        """
         sampling = Sampling(sample_fps, motion_gate=motion_gate)
         read_luma = LumaReader().read
         previous: Luma | None = None
@@ -103,7 +106,9 @@ class VideoFile:
             motion = 0.0 if previous is None else luma.difference(previous)
             previous = luma
             taken = sampling.takes(seconds, luma)
-            image = self._bgr.read(decoded, self._pixel_aspect) if taken else None
+            image = (
+                self._bgr.read(decoded, self._pixel_aspect, canvas() if canvas else None) if taken else None
+            )
             yield Frame(index, milliseconds(seconds), motion, image)
 
     @property
@@ -219,7 +224,7 @@ class VideoFile:
                 stumbles += 1
                 self._stumbled()
             except av.error.FFmpegError as error:
-                check_machine(self._path, error)
+                check_machine(self._path, self._name, error)
                 self._stumbled()
                 return
 
@@ -232,7 +237,7 @@ class VideoFile:
         except av.error.EOFError:
             return []
         except av.error.FFmpegError as error:
-            check_machine(self._path, error)
+            check_machine(self._path, self._name, error)
             self._stumbled()
             return []
         if decoded and packet is not None:  # frames flushed out at the end do not prove the tail sound
@@ -266,6 +271,9 @@ class VideoFile:
         """Whether there is clearly less in the file than it states."""
         if self._index_is_read():
             return False
+        stated = stated_bytes(self._path)
+        if stated is not None and self._path.stat().st_size < stated * (1 - _LOSS_SHARE):
+            return True
         shown, counts = self._end_s, self._counts
         return _is_short(max(shown, counts.pictures_end_s), self._pictures_end_s) or _is_short(
             max(shown, counts.whole_end_s), self._whole_end_s
@@ -303,8 +311,9 @@ class VideoFile:
         alone = len(container.streams) == 1
         if container.duration and container.duration > 0 and (alone or not of_pictures_only):
             stated = Fraction(container.duration, av.time_base)
-            # Matroska states where the last frame ends on its own clock, others how long they last.
-            return max(Fraction(0), stated - self._zero_s) if self._container_is("matroska") else stated
+            # These state where the last frame ends on their own clock, others how long they last.
+            on_its_clock = self._container_is("matroska") or self._container_is("flv")
+            return max(Fraction(0), stated - self._zero_s) if on_its_clock else stated
         return None
 
 

@@ -151,8 +151,8 @@ class BgrReader:
         self.size_changes = 0
         self._to_bgr = VideoReformatter()
 
-    def read(self, frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Image:
-        """(height, width, 3) uint8 BGR.
+    def read(self, frame: av.VideoFrame, pixel_aspect: Fraction | None, canvas: Image | None = None) -> Image:
+        """(height, width, 3) uint8 BGR, in `canvas` if there is one.
 
         A picture of another shape than the first is scaled to fit, in the middle of black, so that nobody is
         squeezed and boxes stay comparable.
@@ -173,10 +173,11 @@ class BgrReader:
             frame, *coded, "bgr24", interpolation=_INTERPOLATION, threads=_THREADS
         )
         image = geometry.orientation.apply(cast(Image, converted.to_ndarray()))
-        if fitted == (self.width, self.height):
-            return image
+        if canvas is None:
+            canvas = np.empty((self.height, self.width, 3), np.uint8)
         left, top = (self.width - fitted[0]) // 2, (self.height - fitted[1]) // 2
-        canvas = np.zeros((self.height, self.width, 3), np.uint8)
+        if left or top:
+            canvas[:] = 0
         canvas[top : top + fitted[1], left : left + fitted[0]] = image
         return canvas
 

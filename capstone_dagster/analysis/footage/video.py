@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from .pixels import Image as Image
+
+Decoder = Literal["software", "nvdec"]
 
 
 @dataclass(frozen=True, slots=True)
