@@ -77,7 +77,7 @@ def shipping(settings: Settings) -> str:
 
 
 def notices() -> str:
-    """Whether people are told of failures, as the sensor `alerts` left it."""
+    """Whether notices reach people, as the sensor `ended_runs` left it."""
     import dagster as dg
 
     from capstone_dagster.alerts.standing import read_standing
@@ -87,16 +87,16 @@ def notices() -> str:
     with dg.DagsterInstance.get() as instance:
         standing = read_standing(instance)
     if standing is None or standing.ticked is None:
-        raise Wrong("the sensor `alerts` has not run yet", "It runs with Dagster's daemon.")
+        raise Wrong("the sensor `ended_runs` has not run yet", "It runs with Dagster's daemon.")
     if not standing.running:
-        raise Wrong("the sensor `alerts` is switched off: nobody is told of failures", "Switch it on.")
+        raise Wrong("the sensor `ended_runs` is switched off: no notice is sent", "Switch it on.")
     if standing.refusal:
         since_s = time.time() - standing.refused_since
         kept = f"{standing.kept} notices have been kept for {since_s:,.0f} s"
         raise Wrong(f"{kept}: {standing.refusal}", "The runbook has a page for it: notices-failed.")
     if time.time() - standing.ticked > _SILENT_S:
         ago_s = time.time() - standing.ticked
-        raise Wrong(f"the sensor `alerts` last ran {ago_s:,.0f} s ago", "Is Dagster's daemon running?")
+        raise Wrong(f"the sensor `ended_runs` last ran {ago_s:,.0f} s ago", "Is Dagster's daemon running?")
     return f"all sent; {standing.open} incidents are not over"
 
 
