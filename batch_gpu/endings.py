@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batch_gpu.errors import FailureClass
+from batch_gpu.jobs import CAUSE_TAG, FAILURE_TAG
 
 Job = Mapping[str, Any]
 """One element of DescribeJobs' answer."""
@@ -25,11 +26,17 @@ class Ending:
     Attributes:
         transient: trying again, later or elsewhere, can succeed.
         message: sentences for an operator: what happened, AWS's reason, what to do.
+        cause: what happened, in one sentence; the message if none is given.
     """
 
     failure: FailureClass
     transient: bool
     message: str
+    cause: str = ""
+
+    def tags(self) -> dict[str, str]:
+        """Failure and cause as the run's tags."""
+        return {FAILURE_TAG: self.failure, CAUSE_TAG: self.cause or self.message}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +92,15 @@ def ending_of(job: Job) -> Ending:
     }
     for rule in RULES:
         if re.match(rule.pattern, texts[rule.where]):
-            return Ending(rule.failure, rule.transient, _message(job, rule.happened, rule.remedy))
+            return _ending(job, rule.failure, rule.transient, rule.happened, rule.remedy)
     if job.get("isTerminated") or job.get("isCancelled"):
         happened = "The job was terminated in AWS Batch"
-        return Ending(
-            "worker-lost", False, _message(job, happened, "Re-execute the run if it is still wanted.")
-        )
+        return _ending(job, "worker-lost", False, happened, "Re-execute the run if it is still wanted.")
     if exit_code == 0:
         happened = "The worker ended without finishing the run"
     else:
         happened = "The worker ended by an error of its own"
-    return Ending("worker-lost", True, _message(job, happened, "See the worker's last log lines."))
+    return _ending(job, "worker-lost", True, happened, "See the worker's last log lines.")
 
 
 def lost_to_reclaim(job: Job, run_started_ms: int | None) -> Ending | None:
@@ -163,10 +168,10 @@ def last_container(job: Job) -> Mapping[str, Any]:
     return dict(attempts[-1].get("container") or {}) if attempts else dict(own)
 
 
-def _message(job: Job, happened: str, remedy: str) -> str:
+def _ending(job: Job, failure: FailureClass, transient: bool, happened: str, remedy: str) -> Ending:
     container = last_container(job)
     attempts = job.get("attempts") or []
-    facts = [f"job {job['jobId']} is {job['status']}"]
+    facts = []
     if attempts:
         facts.append(f"attempt {len(attempts)}")
     if job.get("statusReason"):
@@ -175,4 +180,6 @@ def _message(job: Job, happened: str, remedy: str) -> str:
         facts.append(f"exit code {container['exitCode']}")
     if container.get("reason"):
         facts.append(f"container: {container['reason']}")
-    return f"{happened} ({'; '.join(facts)}). {remedy}"
+    cause = f"{happened} ({'; '.join(facts)})." if facts else f"{happened}."
+    whole = "; ".join([f"job {job['jobId']} is {job['status']}", *facts])
+    return Ending(failure, transient, f"{happened} ({whole}). {remedy}", cause)

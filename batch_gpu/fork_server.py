@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batch_gpu.jobs import FAILURE_TAG
+
 if TYPE_CHECKING:
     from dagster import DagsterInstance
     from dagster._grpc.types import ExecuteRunArgs
@@ -187,13 +189,10 @@ def _execute_run(instance: "DagsterInstance", args: "ExecuteRunArgs") -> int:
 
 
 def _report_lost(instance: "DagsterInstance", run_id: str, how: str) -> None:
-    from batch_gpu.endings import Ending
-    from batch_gpu.launcher import BatchGpuRunLauncher
-
     run = instance.get_run_by_id(run_id)
-    launcher = instance.run_launcher
-    if run is not None and isinstance(launcher, BatchGpuRunLauncher):
-        launcher.fail(run, Ending("worker-lost", True, how))
+    if run is not None and not run.is_finished:
+        instance.add_run_tags(run_id, {FAILURE_TAG: "worker-lost"})
+        instance.report_run_failed(run, f"worker-lost: {how}")
 
 
 def _fork() -> int:

@@ -15,13 +15,15 @@ JOB_QUEUE_TAG = "batch_gpu/job_queue"
 LOG_STREAM_TAG = "batch_gpu/log_stream"
 STATUS_TAG = "batch_gpu/status"
 FAILURE_TAG = "batch_gpu/failure"
+CAUSE_TAG = ".dagster/batch_gpu/cause"
+"""The sentence that belongs to the failure; Dagster's pages hide tags of this prefix."""
 # A re-executed run inherits its parent's tags; this stands where the parent's job, log or failure stood.
 NONE = "none"
 TERMINATED = "TERMINATED"
 """The status tag of a job that the launcher has ended."""
 RUN_ID_VARIABLE = "BATCH_GPU_RUN_ID"
 """The run of a job, for code that runs in the container before or without Dagster."""
-OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG)
+OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG, CAUSE_TAG)
 
 DEFAULT_ATTEMPTS = 3
 # What ECS, which runs the container, accepts as overrides, written as JSON. Batch itself takes the job and

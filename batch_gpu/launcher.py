@@ -33,7 +33,6 @@ from batch_gpu.endings import ENDED, Ending, Job, ending_of, last_container, los
 from batch_gpu.errors import AwsUnavailable, BatchGpuError, ConfigurationError, JobNotListed
 from batch_gpu.job_definitions import JobDefinitions
 from batch_gpu.jobs import (
-    FAILURE_TAG,
     JOB_ID_TAG,
     JOB_NAME_TAG,
     JOB_QUEUE_TAG,
@@ -243,7 +242,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         """
         if self._fresh(run).is_finished:
             return
-        self._instance.add_run_tags(run.run_id, {FAILURE_TAG: ending.failure})
+        self._instance.add_run_tags(run.run_id, ending.tags())
         self._instance.report_run_failed(run, f"{ending.failure}: {ending.message}")
         if not ending.transient:
             self._instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "false"})
@@ -277,7 +276,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=job_id)
         if self._fresh(run).is_finished:
             return CheckRunHealthResult(WorkerStatus.SUCCESS, "The run has ended.", run_worker_id=job_id)
-        self._instance.add_run_tags(run.run_id, {FAILURE_TAG: ending.failure})
+        self._instance.add_run_tags(run.run_id, ending.tags())
         message = f"{ending.failure}: {ending.message}{self.last_lines(job)}"
         return CheckRunHealthResult(WorkerStatus.FAILED, message, ending.transient, job_id)
 
@@ -340,7 +339,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         return lost
 
     def _not_found(self, run: DagsterRun, message: str) -> CheckRunHealthResult:
-        self._instance.add_run_tags(run.run_id, {FAILURE_TAG: "worker-lost"})
+        self._instance.add_run_tags(run.run_id, Ending("worker-lost", True, message).tags())
         return CheckRunHealthResult(WorkerStatus.NOT_FOUND, message)
 
     def job_id(self, run: DagsterRun) -> str | None:

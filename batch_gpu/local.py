@@ -18,11 +18,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from dagster import DagsterInstance, DagsterRun
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import serialize_value
 
+from batch_gpu.endings import Ending
 from batch_gpu.errors import ConfigurationError, WorkerNotStarted
 from batch_gpu.fork_server import start_time
 
@@ -96,6 +97,8 @@ class LocalLauncher(RunLauncher[DagsterInstance]):
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(process))
         pid = run.tags.get(PROCESS_TAG, "").partition(" ")[0]
         which = f"The run's process (pid {pid})" if pid else "The run's process"
+        if run.status == DagsterRunStatus.STARTED:
+            self._instance.add_run_tags(run.run_id, Ending("worker-lost", True, f"{which} is gone.").tags())
         return CheckRunHealthResult(WorkerStatus.FAILED, f"{which} is gone.", run_worker_id=pid)
 
     def _ask(self, args: str) -> Mapping[str, Any]:

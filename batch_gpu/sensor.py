@@ -7,13 +7,15 @@ machine will be taken away, reports "unexpected termination" without knowing why
 here afterwards. A run that the UI forces to be canceled before it has begun, or that Dagster gave up waiting
 for, leaves its job behind without a word to the launcher: it is ended here.
 
-Add `batch_runs_sensor` to the code location's `Definitions`.
+Add `batch_runs_sensor` to the code location's `Definitions`; a code location that reads ended runs by itself
+adds `build_batch_runs_sensor(look_back=False)` and calls `settle_ended` with each of them.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 import dagster as dg
 from dagster._core.events import RunFailureReason
@@ -34,6 +36,9 @@ BUDGET_S = 35.0
 TOLD_AT_ONCE = 50
 # For how long after a run's end its job is looked at: stopping takes a container half a minute.
 LOOKED_BACK_S = 600.0
+
+
+Settled = Literal["nothing", "explained", "ended", "waiting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,13 @@ def watch_runs(
     *,
     now: Callable[[], float] = time.time,
     say: Callable[[str], None] = lambda _: None,
+    look_back: bool = True,
 ) -> Watched:
-    """Look once at each run that was launched and has not begun, or that was lately interrupted.
+    """Look once at each run that was launched and has not begun.
 
     Args:
         say: takes a sentence for each run that could not be looked at.
+        look_back: look for runs that ended lately, too (:func:`settle_ended`).
     """
     counts = {"waiting": 0, "submitted": 0, "failed": 0, "unanswered": 0}
     records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
@@ -89,38 +96,46 @@ def watch_runs(
             say(f"Run {run.run_id}: {error}")
             outcome = "unanswered"
         counts[outcome] += 1
-    looked_back = {"explained": 0, "ended": 0}
-    if launcher.config.compute == "batch":
-        since = datetime.fromtimestamp(now() - LOOKED_BACK_S, UTC)
-        for what, work, runs in (
-            ("explained", _explain, _interrupted(instance, since)),
-            ("ended", _end_job, _left_behind(instance, since)),
-        ):
-            for run in runs:
-                try:
-                    looked_back[what] += work(instance, launcher, run)
-                except BatchGpuError as error:
-                    say(f"Run {run.run_id}: {error}")
-                    counts["unanswered"] += 1
-    return Watched(**counts, **looked_back)
+    explained = ended = 0
+    if look_back and launcher.config.compute == "batch":
+        for run in _ended_lately(instance, datetime.fromtimestamp(now() - LOOKED_BACK_S, UTC)):
+            try:
+                settled = settle_ended(instance, run)
+                explained, ended = explained + (settled == "explained"), ended + (settled == "ended")
+            except BatchGpuError as error:
+                say(f"Run {run.run_id}: {error}")
+                counts["unanswered"] += 1
+    return Watched(**counts, explained=explained, ended=ended)
 
 
-@dg.sensor(
-    name="batch_gpu_runs",
-    minimum_interval_seconds=10,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Watches runs that were launched and have not begun: says what their jobs wait for, fails "
-    "those that can never begin, submits those whose launch was cut off by a crash. Tells why workers were "
-    "told to stop, and ends jobs that canceled runs left behind.",
-)
-def batch_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """See the module; does nothing with another run launcher."""
-    launcher = context.instance.run_launcher
-    if not isinstance(launcher, BatchGpuRunLauncher):
-        return dg.SkipReason("The instance launches its runs otherwise.")
-    if launcher.config.compute == "local":
-        launcher.local.warm_up()
-    return dg.SkipReason(str(watch_runs(context.instance, launcher, say=context.log.warning)))
+def build_batch_runs_sensor(*, look_back: bool = True) -> dg.SensorDefinition:
+    """The sensor; does nothing with another run launcher.
+
+    Args:
+        look_back: look for runs that ended lately, too. A code location that reads ended runs by itself
+            leaves this out, and calls :func:`settle_ended` with each.
+    """
+
+    @dg.sensor(
+        name="batch_gpu_runs",
+        minimum_interval_seconds=10,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Watches runs that were launched and have not begun: says what their jobs wait for, "
+        "fails those that can never begin, submits those whose launch was cut off by a crash.",
+    )
+    def batch_gpu_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        launcher = context.instance.run_launcher
+        if not isinstance(launcher, BatchGpuRunLauncher):
+            return dg.SkipReason("The instance launches its runs otherwise.")
+        if launcher.config.compute == "local":
+            launcher.local.warm_up()
+        watched = watch_runs(context.instance, launcher, say=context.log.warning, look_back=look_back)
+        return dg.SkipReason(str(watched))
+
+    return batch_gpu_runs
+
+
+batch_runs_sensor = build_batch_runs_sensor()
 
 
 def _submit(launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> str:
@@ -179,50 +194,51 @@ def _fail(
     return "failed"
 
 
-def _interrupted(instance: dg.DagsterInstance, since: datetime) -> list[dg.DagsterRun]:
-    """Runs whose workers were told to stop by nobody in Dagster, and that are not explained yet."""
-    runs = _failed_for(instance, RunFailureReason.UNEXPECTED_TERMINATION, since)
-    return [run for run in runs if run.tags.get(FAILURE_TAG, NONE) == NONE]
+def settle_ended(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Settled:
+    """Do what a run's end leaves to do: say why its worker was told to stop, end a job that it left behind.
 
+    Whoever reads ended runs anyway calls this for each of them; the sensor looks for them itself
+    (:func:`batch_runs_sensor`).
 
-def _left_behind(instance: dg.DagsterInstance, since: datetime) -> list[dg.DagsterRun]:
-    """Runs that ended without their jobs: canceled by force, or given up for starting too late."""
-    canceled = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.CANCELED], updated_after=since))
-    runs = [*canceled, *_failed_for(instance, RunFailureReason.START_TIMEOUT, since)]
-    return [
-        run for run in runs if own_job_id(run.run_id, run.tags) and run.tags.get(STATUS_TAG) != TERMINATED
-    ]
+    Returns:
+        What was done; `waiting`: ask again in some seconds.
 
-
-def _failed_for(
-    instance: dg.DagsterInstance, reason: RunFailureReason, since: datetime
-) -> list[dg.DagsterRun]:
-    wanted = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.FAILURE],
-        tags={RUN_FAILURE_REASON_TAG: reason.value},
-        updated_after=since,
-    )
-    return [run for run in instance.get_runs(wanted) if own_job_id(run.run_id, run.tags)]
-
-
-def _end_job(instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> int:
+    Raises:
+        BatchGpuError: AWS did not answer; ask again.
+    """
+    launcher = instance.run_launcher
+    if not isinstance(launcher, BatchGpuRunLauncher) or launcher.config.compute != "batch":
+        return "nothing"
     job_id = own_job_id(run.run_id, run.tags)
-    assert job_id is not None
-    launcher.end_job(run, job_id, f"Run {run.run_id} ended in Dagster before its worker began.")
-    return 1
+    if job_id is None:
+        return "nothing"
+    reason = run.tags.get(RUN_FAILURE_REASON_TAG)
+    if reason == RunFailureReason.UNEXPECTED_TERMINATION.value and run.tags.get(FAILURE_TAG, NONE) == NONE:
+        return "explained" if _explain(instance, launcher, run, job_id) else "waiting"
+    left = run.status == dg.DagsterRunStatus.CANCELED or reason == RunFailureReason.START_TIMEOUT.value
+    if left and run.tags.get(STATUS_TAG) != TERMINATED:
+        launcher.end_job(run, job_id, f"Run {run.run_id} ended in Dagster before its worker began.")
+        return "ended"
+    return "nothing"
 
 
-def _explain(instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> int:
-    job_id = own_job_id(run.run_id, run.tags)
-    assert job_id is not None
+def _ended_lately(instance: dg.DagsterInstance, since: datetime) -> list[dg.DagsterRun]:
+    ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    runs = instance.get_runs(dg.RunsFilter(statuses=ended, updated_after=since))
+    return [run for run in runs if own_job_id(run.run_id, run.tags)]
+
+
+def _explain(
+    instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun, job_id: str
+) -> bool:
     job = launcher.job(run, job_id)
     ending = interrupted_by(job) if job is not None else None
     if ending is None:
-        return 0
-    instance.add_run_tags(run.run_id, {FAILURE_TAG: ending.failure})
+        return False
+    instance.add_run_tags(run.run_id, ending.tags())
     told = f"Why the worker was told to stop: {ending.failure}: {ending.message}"
     instance.report_engine_event(told, run, cls=BatchGpuRunLauncher)
-    return 1
+    return True
 
 
 class _Telling:

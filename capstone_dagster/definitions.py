@@ -5,12 +5,10 @@ A wrong setting stops the code location from loading, with the variable's name.
 
 import dagster as dg
 
-from batch_gpu.sensor import batch_runs_sensor
-from capstone_dagster.alerts.sensor import alerts_sensor
+from batch_gpu.sensor import build_batch_runs_sensor
 from capstone_dagster.assets.activity import activity_sensor, daily_activity
 from capstone_dagster.assets.checking import check_videos
 from capstone_dagster.assets.checks import detections_checks, events_checks
-from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.previews import preview_video
 from capstone_dagster.assets.references import ReferenceIOManager
@@ -20,11 +18,10 @@ from capstone_dagster.logs.forwarding import run_events_forwarder
 from capstone_dagster.logs.json_lines import configure_logging
 from capstone_dagster.metrics.vital_signs import vital_signs_sensor
 from capstone_dagster.outbox.sensor import outbox_sensor
+from capstone_dagster.reactions import ended_runs_sensor
 from capstone_dagster.removal.retention import retention, retention_schedule
-from capstone_dagster.runs.reexecution import reexecution_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.traces.sensor import run_traces_sensor
 
 services = Services(read_settings())
 configure_logging(services.settings, "code-location")
@@ -43,13 +40,10 @@ defs = dg.Definitions(
     sensors=[
         upload_sensor,
         activity_sensor,
-        video_status_sensor,
-        batch_runs_sensor,
+        ended_runs_sensor,
+        build_batch_runs_sensor(look_back=False),
         run_events_forwarder,
-        alerts_sensor,
-        run_traces_sensor,
         vital_signs_sensor,
-        reexecution_sensor,
         outbox_sensor,
     ],
     resources={

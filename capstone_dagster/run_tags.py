@@ -26,6 +26,9 @@ FAILURE_TAG = "capstone/failure"
 # Takes the place of a failure that is a parent's, not its own.
 NO_FAILURE = "none"
 
+# On a run that an operator cancels, before it is ended: its own id, because later runs take its tags along.
+CANCELLED_TAG = "capstone/cancelled"
+
 # How often the system has started this request again; true of a run whose parent the second tag names.
 REEXECUTION_TAG = "capstone/reexecution"
 REEXECUTION_OF_TAG = "capstone/reexecution_of"

@@ -40,15 +40,20 @@ LONG = (
 # What these files test is ours, above AWS: one emulator will do. That both agree on what it stands on is
 # tested where intake, the object store, erasure, the outbox and one whole run are.
 ONE_EMULATOR = {
-    "tests/intake/test_breaker_gate.py",
     "tests/alerts/test_command.py",
     "tests/alerts/test_sensor.py",
     "tests/assets/test_checks.py",
     "tests/assets/test_interruption.py",
     "tests/assets/test_recovery.py",
     "tests/assets/test_several.py",
+    "tests/intake/test_breaker_command.py",
+    "tests/intake/test_breaker_gate.py",
+    "tests/intake/test_intake_logs.py",
+    "tests/logs/test_command.py",
     "tests/metrics/test_metrics_of_runs.py",
+    "tests/metrics/test_vital_signs.py",
     "tests/removal/test_retention.py",
+    "tests/test_cli.py",
 }
 
 

@@ -63,6 +63,8 @@ def test_a_wrong_setting_keeps_the_code_location_from_loading(validate: Validate
 
 def test_a_job_gives_up_waiting_for_a_machine_before_monitoring_gives_up_the_run() -> None:
     instance = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    # The verdict on an ended run alone decides whether it is started again.
+    assert instance["run_retries"] == {"enabled": False}
     job = instance["run_launcher"]["config"]["gpu"]
     assert job["max_wait_seconds"] < instance["run_monitoring"]["start_timeout_seconds"]
 

@@ -59,6 +59,11 @@ def demo(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def users_of(state: Path) -> list[psutil.Process]:
+    """Processes that name this directory in their command line."""
+    return [each for each in psutil.process_iter(["cmdline"]) if str(state) in str(each.info["cmdline"])]
+
+
 def contents(state: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Everything in the event store that a second demo must not add to."""
     queries = {
@@ -96,11 +101,7 @@ def test_the_demo_shows_a_videos_whole_way_and_a_second_one_adds_nothing(state: 
         path = re.search(rf"^  (/.*{name})$", first.stdout, re.MULTILINE)
         assert path is not None
         assert Path(path[1]).stat().st_size > 0
-    assert not [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if str(state) in str(process.cmdline())
-    ]
+    assert not users_of(state)
 
     second = demo(state)
 
@@ -256,7 +257,7 @@ def test_a_terminated_demo_stops_what_it_started(state: Path) -> None:
 
     assert "Traceback" not in rest
     assert read_environment(state) is None
-    assert not [each for each in psutil.process_iter(["cmdline"]) if str(state) in str(each.info["cmdline"])]
+    assert not users_of(state)
 
 
 @pytest.mark.parametrize(

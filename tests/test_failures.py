@@ -7,12 +7,20 @@ import pkgutil
 from collections.abc import Iterator
 
 import pytest
+from dagster_shared.error import SerializableErrorInfo
+from psycopg import OperationalError
 
 import capstone_dagster
-from capstone_dagster import settings
 from capstone_dagster.analysis import GpuOutOfMemory, UndecodableVideo
-from capstone_dagster.failures.classes import ERRORS, POLICIES, FailureClass, classify, sentence
-from capstone_dagster.storage import database, errors
+from capstone_dagster.failures.classes import (
+    ERRORS,
+    POLICIES,
+    FailureClass,
+    classify,
+    classify_recorded,
+    recorded_sentence,
+    sentence,
+)
 from capstone_dagster.storage.errors import DatabaseUnavailable, SourceForbidden
 
 
@@ -36,6 +44,7 @@ def caused(outer: Exception, inner: Exception) -> Exception:
         (TimeoutError("x"), "timeout"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk-full"),
         (caused(RuntimeError("x"), OSError(errno.EDQUOT, "Disk quota exceeded")), "disk-full"),
+        (caused(KeyError("x"), OperationalError("connection refused")), "database-unavailable"),
         (KeyError("x"), "internal"),
     ],
 )
@@ -71,12 +80,42 @@ def test_sentences() -> None:
     assert sentence(RuntimeError()) == "RuntimeError: no message"
 
 
-def test_the_names_by_which_recorded_errors_are_classified_are_those_of_the_errors() -> None:
-    known = {
-        name: kind
-        for module in (errors, database, settings)
-        for name, kind in vars(module).items()
-        if isinstance(kind, type) and hasattr(kind, "failure_class")
-    }
-    for name, failure in ERRORS.items():
-        assert known[name].failure_class == failure.value
+def recorded(*chain: tuple[str, str]) -> SerializableErrorInfo:
+    """An error as Dagster records it, the outermost link first."""
+    link: SerializableErrorInfo | None = None
+    for name, text in reversed(chain):
+        link = SerializableErrorInfo(f"{name}: {text}\n", [], name, cause=link)
+    assert link is not None
+    return link
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "told"),
+    [
+        (recorded(("KeyError", "'x'")), None, "KeyError: 'x'"),
+        (
+            recorded(("StepError", "around it"), ("DatabaseUnavailable", "It does not answer. Look.")),
+            "database-unavailable",
+            "It does not answer. Look.",
+        ),
+        (
+            recorded(("DagsterPostgresException", "too many retries"), ("OperationalError", "refused")),
+            "database-unavailable",
+            "too many retries",
+        ),
+        (recorded(("DagsterUserCodeUnreachableError", "no answer")), "code-server-unreachable", "no answer"),
+        (recorded(("EndpointConnectionError", "no route")), "storage-unavailable", "no route"),
+    ],
+)
+def test_errors_on_record_are_known_by_their_names(
+    error: SerializableErrorInfo, failure: str | None, told: str
+) -> None:
+    assert classify_recorded(error) == failure
+    assert recorded_sentence(error) == told
+
+
+def test_the_names_by_which_recorded_errors_are_known_are_those_of_the_errors() -> None:
+    ours = {kind.__name__: kind for kind in exceptions() if hasattr(kind, "failure_class")}
+    known = {name: ours[name].failure_class for name in ERRORS if name in ours}  # type: ignore[attr-defined]
+    assert len(known) > 10
+    assert known == {name: ERRORS[name].value for name in known}

@@ -1,32 +1,29 @@
-"""What the sensor remembers from tick to tick: its cursor, JSON, bounded."""
+"""What alerts remember from tick to tick, within the cursor of the reader of ended runs: bounded JSON."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from capstone_dagster.alerts.notices import Record
-from capstone_dagster.alerts.reading import LOOK_BACK_S
-from capstone_dagster.failures.run_events import Position
-
-_VERSION = 1
+from capstone_dagster.alerts.incidents import Record
+from capstone_dagster.failures.cursors import known_fields
 
 
 @dataclass(slots=True)
 class Memory:
-    """How far was read, what is going on, and how sending goes.
+    """What is going on, and how sending goes. Times are seconds since 1970.
 
     Attributes:
-        successes_read: up to when runs that ended well were looked at, seconds since 1970; so are all times.
-        letters_read: when the dead letters were looked at last; `letters` how many there were.
+        looked: when troubles were looked for last.
+        letters_read: when the dead letters were counted last.
         refusals: how often in a row SNS did not take a notice, and `refusal` why it did not last.
         refused_since: since when.
         try_again: not before this time is SNS tried again.
     """
 
-    position: Position
     record: Record = field(default_factory=Record)
-    successes_read: float = 0.0
+    looked: float = 0.0
     letters_read: float = 0.0
     refusals: int = 0
     refusal: str = ""
@@ -34,35 +31,9 @@ class Memory:
     try_again: float = 0.0
 
     @classmethod
-    def read(cls, cursor: str | None, now: float) -> Memory:
-        """What :meth:`write` wrote; without it, one that looks back over the last minutes."""
-        kept = json.loads(cursor) if cursor else {}
-        if kept.get("version") != _VERSION:
-            return cls(Position(since=now - LOOK_BACK_S), successes_read=now)
-        return cls(
-            Position.from_json(kept["position"]),
-            Record.from_json(kept["record"]),
-            kept["successes_read"],
-            kept["letters_read"],
-            kept["refusals"],
-            kept["refusal"],
-            kept["refused_since"],
-            kept["try_again"],
-        )
+    def from_json(cls, kept: Mapping[str, Any]) -> Memory:
+        """What :meth:`to_json` made, be it of a later version that was rolled back."""
+        return cls(**known_fields(cls, kept) | {"record": Record.from_json(kept["record"])})
 
-    def write(self) -> str:
-        """The cursor."""
-        return json.dumps(
-            {
-                "version": _VERSION,
-                "position": self.position.to_json(),
-                "record": self.record.to_json(),
-                "successes_read": self.successes_read,
-                "letters_read": self.letters_read,
-                "refusals": self.refusals,
-                "refusal": self.refusal,
-                "refused_since": self.refused_since,
-                "try_again": self.try_again,
-            },
-            separators=(",", ":"),
-        )
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"record": self.record.to_json()}

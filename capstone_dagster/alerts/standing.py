@@ -1,17 +1,16 @@
-"""How telling people goes, for whoever asks beside the sensor: from its ticks and its cursor."""
+"""Whether notices reach people, as `capstone doctor` asks: from the sensor's ticks and its cursor."""
 
 from __future__ import annotations
 
-import time
+import json
 from dataclasses import dataclass
 
 import dagster as dg
 from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, SensorInstigatorData
 
+from capstone_dagster.alerts.incidents import due
 from capstone_dagster.alerts.memory import Memory
-from capstone_dagster.alerts.notices import due
-
-SENSOR_NAME = "alerts"
+from capstone_dagster.failures.ended_runs import SENSOR_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def read_standing(instance: dg.DagsterInstance) -> Standing | None:
     for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
         data = state.instigator_data
         if state.instigator_name == SENSOR_NAME and isinstance(data, SensorInstigatorData):
-            memory = Memory.read(data.cursor, time.time())
+            memory = Memory.from_json(json.loads(data.cursor)["alerts"]) if data.cursor else Memory()
             return Standing(
                 state.status != InstigatorStatus.STOPPED,
                 data.last_tick_timestamp,

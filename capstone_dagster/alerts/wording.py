@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from urllib.parse import quote
 
 from batch_gpu.links import job_url, log_url
 from capstone_dagster.alerts.conditions import CONDITIONS, Condition
-from capstone_dagster.alerts.notices import ENDS_WITH_ANY_RUN, Incident, Kind
+from capstone_dagster.alerts.incidents import ENDS_WITH_ANY_RUN, Incident, Kind
 from capstone_dagster.catalog.log_groups import BATCH_JOB, VIDEO_ANALYSIS
 from capstone_dagster.catalog.model import Severity
-from capstone_dagster.failures.classes import POLICIES, SYSTEMIC, FailureClass, Policy
+from capstone_dagster.failures.classes import POLICIES, FailureClass, Policy
 
 # SNS takes up to 100 characters of ASCII, no line break, as a subject.
 MAX_SUBJECT = 100
@@ -82,14 +81,8 @@ def compose(incident: Incident, kind: Kind, place: Place, *, given_up: int = 0) 
 
 
 def first_sentence(text: str) -> str:
-    """A text up to the end of its first sentence, bounded, without what the notice says elsewhere.
-
-    A launcher's words come with Dagster's before them and the job's id between them.
-    """
+    """A text up to the end of its first sentence, bounded."""
     text = " ".join(text.split())
-    text = re.sub(r"^Detected run worker status \w+: '", "", text)
-    text = re.sub(rf"^({'|'.join(FailureClass)}): ", "", text)
-    text = re.sub(r"\(job [0-9a-f-]{36} is [A-Z]+(; )?", "(", text).replace(" ()", "")
     end = text.find(". ")
     sentence = text if end < 0 else text[: end + 1]
     return sentence if len(sentence) <= _MAX_SENTENCE else sentence[: _MAX_SENTENCE - 1] + "…"
@@ -120,7 +113,7 @@ def _failure(incident: Incident, title: str, place: Place) -> list[str]:
         video, external = example["video_id"], example["external_id"]
         if video is not None:
             lines.append(f"Video: {video}" + (f" (external id {external})" if external else ""))
-        lines.append(f"Attempt: {example['attempt']}. {_retry(incident, str(example['retry']))}")
+        lines.append(f"Attempt: {example['attempt']}. {example['outlook']}")
     elif incident.trying:
         lines.append("No run has failed for good yet: the step is tried again within its run.")
     lines.append(f"What to do: {_page(incident.page).remedy}")
@@ -161,18 +154,6 @@ def _extent_in_brief(incident: Incident) -> str:
     return f" ({incident.runs} runs)" if incident.runs > 1 else ""
 
 
-def _retry(incident: Incident, retry: str) -> str:
-    if retry == "dagster":
-        return "Dagster starts it again by itself."
-    if retry == "reexecution":
-        return "It is started again from the failed step by itself, as long as the budget lasts."
-    if incident.failure == FailureClass.SOURCE_CHANGED:
-        return "It is not tried again: the newer upload has a run of its own."
-    if incident.failure in SYSTEMIC and not POLICIES[FailureClass(incident.failure)].transient:
-        return "It is not tried again, unless intake pauses for it and resumes."
-    return "It is not tried again by itself."
-
-
 def _page(page: str) -> Condition | Policy:
     """What a notice with this page says; an incident of another version may have one that is gone."""
     if page in set(FailureClass):
@@ -191,7 +172,7 @@ def _links(example: Mapping[str, object], place: Place) -> list[str]:
         return lines
     if stream is not None:
         lines.append(f"Container's log: {log_url(place.region, BATCH_JOB.name, str(stream))}")
-    at_ms = int(float(str(example["at"])) * 1000)
+    at_ms = int(float(str(example["ended_at"])) * 1000)
     lines.append(f"Logs at that time: {_logs_url(place.region, str(example['run_id']), at_ms)}")
     return lines
 

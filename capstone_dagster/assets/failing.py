@@ -8,27 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG, PARTITION_NAME_TAG
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from batch_gpu.jobs import STATUS_TAG
-from capstone_dagster.assets.failed_partitions import report_failed_partitions
 from capstone_dagster.assets.story import Story
 from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
-from capstone_dagster.failures.failed_runs import failure_of, is_explained, starts_again
+from capstone_dagster.failures.retry_policy import will_try_again
+from capstone_dagster.failures.verdicts import failed_run
 from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE, UPLOAD_TAG
-from capstone_dagster.runs.lineage import attempts, is_kept_going
+from capstone_dagster.runs.failed_partitions import report_failed_partitions
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
-from capstone_dagster.storage.video_status import (
-    hand_over,
-    mark_begun,
-    mark_cancelled,
-    mark_failed,
-    mark_settled,
-    mark_superseded,
-    mark_waiting,
-    unfinished_runs,
-)
+from capstone_dagster.storage.video_status import mark_failed, mark_superseded
 
 # Transient faults get two more tries within the run, some 5 and 10 s apart: long enough for a failover's
 # first seconds, short enough not to hold a GPU for a database. Asked for failure by failure, not set on the
@@ -58,11 +48,14 @@ def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.
     """
     failure = classify(error)
     policy, told = POLICIES[failure], sentence(error)
-    return dg.Failure(
+    raised = dg.Failure(
         description=f"{failure.value}: {told} What to do: {policy.remedy}",
         metadata={"failure_class": failure.value, "cause": told, "remedy": policy.remedy},
         allow_retries=policy.transient and failure not in final,
     )
+    # On record, the types of a chain say what a step is retried for.
+    raised.__cause__ = error
+    return raised
 
 
 @contextmanager
@@ -92,7 +85,6 @@ def explained(
             upload_id = subject.story.upload_id if subject.story else tags.get(UPLOAD_TAG)
             record_failure(context, services, upload_id, classify(error), sentence(error))
             raise failure from error
-        failure.__cause__ = error
         raise dg.RetryRequested(
             RETRY.max_retries, RETRY.calculate_delay(context.retry_number + 1)
         ) from failure
@@ -177,10 +169,13 @@ def record_failure(
                 context.run_id,
                 failure_class=failure.value,
                 message=told,
-                tried_again=tried_again(failure, run, services.settings.reexecutions_per_video),
+                tried_again=run is not None
+                and will_try_again(
+                    failed_run(run, failure, time.time()), services.settings.reexecutions_per_video
+                ),
             )
     except StorageError as error:
-        # The sensor below writes it when the database is back.
+        # The reader of ended runs writes it when the database is back.
         context.log.warning(
             f"The failure could not be written to the event store: {error}",
             extra={"action": "status.lost", "failure_class": classify(error).value},
@@ -191,77 +186,3 @@ def _partitions(context: dg.OpExecutionContext, tags: Mapping[str, str]) -> Sequ
     if context.has_partition_key_range:
         return context.partition_keys
     return [tags[PARTITION_NAME_TAG]] if PARTITION_NAME_TAG in tags else []
-
-
-def tried_again(failure: FailureClass, run: dg.DagsterRun | None, most: int) -> bool:
-    """Whether the system will start a failed run's request again by itself (`reexecution`), sooner or later.
-
-    Args:
-        run: the failed one; an op called on its own, as in a test, has none.
-        most: CAPSTONE_REEXECUTIONS_PER_VIDEO.
-    """
-    if run is None or not is_kept_going(run):
-        return False
-    return POLICIES[failure].transient and attempts(run.tags) < most
-
-
-@dg.sensor(
-    name="video_status_sensor",
-    minimum_interval_seconds=5,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Brings video_status up to date with runs that could not do so themselves: whose worker was "
-    "lost, that an operator ended, or that failed while the event store was away.",
-)
-def video_status_sensor(
-    context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-) -> dg.SkipReason:
-    """Compares the two records afresh each time, so that a tick which fails loses nothing."""
-    unfinished = dict(services.database.transact(unfinished_runs))
-    if not unfinished:
-        return dg.SkipReason("Every upload's status is final.")
-    records = context.instance.get_run_records(dg.RunsFilter(run_ids=sorted(set(unfinished.values()))))
-    status = {record.dagster_run.run_id: record for record in records}
-    written = 0
-    for upload_id, run_id in unfinished.items():
-        record = status.get(run_id)
-        run = None if record is None else record.dagster_run
-        if run is not None and run.status == dg.DagsterRunStatus.CANCELED:
-            services.database.transact(mark_cancelled, upload_id, run_id)
-            written += 1
-        elif record is not None and run is not None and run.status == dg.DagsterRunStatus.FAILURE:
-            if starts_again(run):
-                # Nothing has failed for good; the retry may do so without ever having begun.
-                retries = context.instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run_id}), limit=1)
-                written += bool(
-                    retries and services.database.transact(hand_over, upload_id, run_id, retries[0].run_id)
-                )
-                continue
-            if not is_explained(run, time.time() - (record.end_time or 0.0)):
-                continue  # what is written now would stay, whatever the launcher says in a moment
-            failure, told = failure_of(context.instance, run)
-            context.instance.add_run_tags(run_id, {FAILURE_TAG: failure.value})
-            if PARTITION_NAME_TAG in run.tags:
-                failed = [run.tags[PARTITION_NAME_TAG]]
-                report_failed_partitions(context.instance, run, failed, failure, told)
-            written += services.database.transact(
-                mark_failed,
-                upload_id,
-                run_id,
-                failure_class=failure.value,
-                message=told,
-                only_if_unfinished=True,
-                tried_again=tried_again(failure, run, services.settings.reexecutions_per_video),
-            )
-        elif run is not None and run.status == dg.DagsterRunStatus.STARTING and STATUS_TAG in run.tags:
-            reason = f"AWS Batch: {run.tags[STATUS_TAG]}"
-            written += services.database.transact(mark_waiting, upload_id, run_id, reason)
-        elif run is not None and run.status == dg.DagsterRunStatus.STARTED:
-            # A worker that loads its code and model, or has only to publish, says nothing for a while.
-            written += services.database.transact(mark_begun, upload_id, run_id)
-        elif run is not None and run.status == dg.DagsterRunStatus.SUCCESS:
-            written += services.database.transact(mark_settled, upload_id, run_id)
-        elif run is None:
-            told = "Its run was deleted from Dagster's records before it was over."
-            services.database.transact(mark_cancelled, upload_id, run_id, told)
-            written += 1
-    return dg.SkipReason(f"{len(unfinished)} uploads are under way, {written} brought up to date.")

@@ -32,8 +32,8 @@ from capstone_dagster.assets.story import Story
 from capstone_dagster.assets.tracing import step_trace
 from capstone_dagster.dagster_private import RESUME_RETRY_TAG, ROOT_RUN_ID_TAG
 from capstone_dagster.failures.classes import FailureClass
+from capstone_dagster.failures.requests import request_run_id
 from capstone_dagster.run_tags import FORCE_TAG
-from capstone_dagster.runs.lineage import request_run_id
 from capstone_dagster.services import Services
 from capstone_dagster.storage.uploads import VideoUpload
 

@@ -36,9 +36,9 @@ from capstone_dagster.assets.references import DetectionsReference, FramesRefere
 from capstone_dagster.assets.story import Story
 from capstone_dagster.dagster_private import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG, RESUME_RETRY_TAG
 from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
+from capstone_dagster.failures.requests import is_later_try, request_run_id
+from capstone_dagster.failures.retry_policy import failed_for_good
 from capstone_dagster.run_tags import FAILURE_TAG
-from capstone_dagster.runs.lineage import is_later_try, request_run_id
-from capstone_dagster.runs.retry_policy import failed_for_good
 from capstone_dagster.services import Services
 from capstone_dagster.storage.erasures import ErasureUnderWay
 from capstone_dagster.storage.errors import StorageError

@@ -20,13 +20,10 @@ HAS_LOAD_BALANCER = "HasAddress"
 DATABASE_STORAGE = "database_storage_gib"
 SENSORS = (
     "upload_sensor",
-    "video_status_sensor",
+    "ended_runs",
     "batch_gpu_runs",
     "run_events_forwarder",
-    "alerts",
-    "run_traces",
     "vital_signs",
-    "reexecution",
     "outbox",
     "summaries",
 )

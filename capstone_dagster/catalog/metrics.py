@@ -47,7 +47,7 @@ RUNS_FAILED = Metric(
     "RunsFailed",
     "Count",
     "counter",
-    "Runs that failed and are not started again by Dagster itself.",
+    "Runs that failed, each later try of a request included.",
     ("FailureClass",),
 )
 RUN_DURATION = Metric("RunDuration", "Seconds", "measure", "From a run's start to its end.")
@@ -94,6 +94,13 @@ CPU_FALLBACKS = Metric(
 GPU_MEMORY_USED = Metric("GpuMemoryUsed", "Percent", "gauge", "Most of the GPU's memory that a pass held.")
 GPU_UTILIZATION = Metric("GpuUtilization", "Percent", "gauge", "How busy the GPU was, as its driver says.")
 GPU_SECONDS = Metric("GpuSeconds", "Seconds", "counter", "Time that passes held a GPU.")
+WASTED_GPU_SECONDS = Metric(
+    "WastedGpuSeconds",
+    "Seconds",
+    "counter",
+    "Time that passes held a place on the GPU for results that nobody can use: they failed, were "
+    "cancelled, or repeated another run's work.",
+)
 ESTIMATED_COST = Metric(
     "EstimatedCost", "None", "counter", "US dollars of those seconds, at CAPSTONE_GPU_USD_PER_HOUR."
 )

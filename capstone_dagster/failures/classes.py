@@ -1,7 +1,7 @@
 """Every way an analysis can fail, each with what to do about it: the list that everything else quotes.
 
-An exception names its class by an attribute `failure_class`; rooms need not know this list for that. What
-comes from libraries is recognised here.
+An exception names its class by an attribute `failure_class`; rooms need not know this list for that. Errors
+of libraries, and errors on record, are recognised here by the names of their types.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from dagster_shared.error import SerializableErrorInfo
 
 
 class FailureClass(StrEnum):
@@ -153,35 +155,89 @@ SYSTEMIC = frozenset(
     }
 )
 
-# Of an error that is on record as text alone, as a tick's is: these names of ours say the class.
+# Of these a run that only publishes shows, too, that they are over.
+SHOWN_BY_ANY_RUN = frozenset(
+    {
+        FailureClass.DATABASE_UNAVAILABLE,
+        FailureClass.STORAGE_UNAVAILABLE,
+        FailureClass.CODE_SERVER_UNREACHABLE,
+    }
+)
+
+# The classes of errors by name: for errors of libraries that are not imported here, and for errors that are
+# on record as text (`SerializableErrorInfo`), where the name is all that is left of the type.
 ERRORS: Mapping[str, FailureClass] = {
+    # ours
+    "UndecodableVideo": FailureClass.UNDECODABLE_VIDEO,
+    "SourceMissing": FailureClass.SOURCE_MISSING,
+    "SourceForbidden": FailureClass.SOURCE_FORBIDDEN,
+    "SourceArchived": FailureClass.SOURCE_ARCHIVED,
+    "SourceChanged": FailureClass.SOURCE_CHANGED,
+    "GpuOutOfMemory": FailureClass.GPU_OUT_OF_MEMORY,
+    "GpuError": FailureClass.GPU_ERROR,
+    "ModelUnavailable": FailureClass.MODEL_UNAVAILABLE,
     "DatabaseUnavailable": FailureClass.DATABASE_UNAVAILABLE,
     "StorageUnavailable": FailureClass.STORAGE_UNAVAILABLE,
     "PermissionDenied": FailureClass.PERMISSION_DENIED,
-    "SourceForbidden": FailureClass.SOURCE_FORBIDDEN,
     "SchemaMissing": FailureClass.CONFIGURATION,
     "ConfigurationError": FailureClass.CONFIGURATION,
     "NotConfigured": FailureClass.CONFIGURATION,
+    # SQLAlchemy and both psycopgs; how Dagster's storage gives up
+    "OperationalError": FailureClass.DATABASE_UNAVAILABLE,
+    "InterfaceError": FailureClass.DATABASE_UNAVAILABLE,
+    "DagsterPostgresException": FailureClass.DATABASE_UNAVAILABLE,
+    # botocore and boto3
+    "HTTPClientError": FailureClass.STORAGE_UNAVAILABLE,
+    "EndpointConnectionError": FailureClass.STORAGE_UNAVAILABLE,
+    "ConnectionClosedError": FailureClass.STORAGE_UNAVAILABLE,
+    "ConnectTimeoutError": FailureClass.STORAGE_UNAVAILABLE,
+    "ReadTimeoutError": FailureClass.STORAGE_UNAVAILABLE,
+    "RetriesExceededError": FailureClass.STORAGE_UNAVAILABLE,
+    "NoCredentialsError": FailureClass.CONFIGURATION,
+    "NoRegionError": FailureClass.CONFIGURATION,
+    # Dagster
+    "DagsterUserCodeUnreachableError": FailureClass.CODE_SERVER_UNREACHABLE,
+    "DagsterUserCodeProcessError": FailureClass.CODE_SERVER_UNREACHABLE,
+    "DagsterCodeLocationLoadError": FailureClass.CODE_SERVER_UNREACHABLE,
+    # torch, Python
+    "OutOfMemoryError": FailureClass.GPU_OUT_OF_MEMORY,
+    "TimeoutError": FailureClass.TIMEOUT,
 }
-
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def classify(error: BaseException) -> FailureClass:
-    """The class of an exception: its own word, else its cause's, else what is known of libraries."""
+    """The class of an exception: as it or its causes name it, else as :data:`ERRORS` knows their types."""
     for link in _chain(error):
-        word = getattr(link, "failure_class", None)
-        if word is not None:
-            return FailureClass(word)
+        name = getattr(link, "failure_class", None)
+        if name is not None:
+            return FailureClass(name)
     for link in _chain(error):
-        if isinstance(link, TimeoutError):
-            return FailureClass.TIMEOUT
         if isinstance(link, OSError) and link.errno in _DISK_FULL:
             return FailureClass.DISK_FULL
-        if type(link).__name__ == "OutOfMemoryError":  # torch's, without importing torch
-            return FailureClass.GPU_OUT_OF_MEMORY
+        for kind in type(link).__mro__:
+            if kind.__name__ in ERRORS:
+                return ERRORS[kind.__name__]
     return FailureClass.INTERNAL
+
+
+def classify_recorded(error: SerializableErrorInfo) -> FailureClass | None:
+    """The class of an error that is on record; None if no link of its chain is known."""
+    known = _known_link(error)
+    return None if known is None else ERRORS[str(known.cls_name)]
+
+
+def recorded_sentence(error: SerializableErrorInfo) -> str:
+    """What an operator reads of an error on record: the link that names its class, else the innermost one.
+
+    The links around it are Dagster's, on the step or sensor in which it happened.
+    """
+    link = _known_link(error) or [*_recorded_chain(error)][-1]
+    text = " ".join(link.message.split())
+    # The record has the type's name before its words; a known error's words are a sentence without it.
+    name, _, words = text.partition(": ")
+    return words if link.cls_name in ERRORS and name.rpartition(".")[2] == link.cls_name else text
 
 
 def sentence(error: BaseException) -> str:
@@ -197,3 +253,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _known_link(error: SerializableErrorInfo) -> SerializableErrorInfo | None:
+    return next((link for link in _recorded_chain(error) if link.cls_name in ERRORS), None)
+
+
+def _recorded_chain(error: SerializableErrorInfo) -> Iterator[SerializableErrorInfo]:
+    link: SerializableErrorInfo | None = error
+    while link is not None:
+        yield link
+        link = link.cause or link.context

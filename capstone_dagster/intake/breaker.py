@@ -19,10 +19,8 @@ from capstone_dagster.failures.breaker_state import (
     Phase,
     Probe,
 )
-from capstone_dagster.failures.classes import POLICIES, SYSTEMIC, FailureClass
-
-# Every run, even one that only publishes, has shown that these are well again.
-_SHOWN_BY_ANY_RUN = frozenset({FailureClass.DATABASE_UNAVAILABLE, FailureClass.STORAGE_UNAVAILABLE})
+from capstone_dagster.failures.classes import POLICIES, SHOWN_BY_ANY_RUN, SYSTEMIC, FailureClass
+from capstone_dagster.failures.recent import EndedRun
 
 # 1, 2, 4 … 30 minutes: the first is as long as a failing run takes with its start; the last bounds how long
 # nobody notices that the cause is gone.
@@ -37,34 +35,6 @@ REEXECUTION_LOST_S = 60.0
 PROBE_PATIENCE_S = LONGEST_INTERVAL_S
 # Of runs that doubled GPU work the breaker reacts to each once; nobody has this many in a day.
 _REMEMBERED = 200
-
-
-@dataclass(frozen=True, slots=True)
-class EndedRun:
-    """A run that is over and that nobody starts again by himself. Times are seconds since 1970.
-
-    Attributes:
-        upload: what it was for; two runs of one upload count once.
-        failure: None if it succeeded.
-        started_at: when its worker began, else when it was given up.
-        whole: it had the pass over the pixels in it, and not only what follows.
-        own_model: its request named a model of its own, which says nothing of the configured one.
-    """
-
-    run_id: str
-    upload: str
-    failure: FailureClass | None
-    started_at: float
-    ended_at: float
-    whole: bool = True
-    own_model: bool = False
-
-    @property
-    def systemic(self) -> bool:
-        """Whether its failure says that others will fail likewise."""
-        if self.own_model and self.failure == FailureClass.MODEL_UNAVAILABLE:
-            return False
-        return self.failure in SYSTEMIC
 
 
 ProbeFate = EndedRun | Literal["missing", "under way", "canceled"]
@@ -256,7 +226,7 @@ def _closed(state: BreakerState, told: str, now: float) -> BreakerState:
 
 def _shows_recovery(state: BreakerState, seen: Seen, run: EndedRun) -> bool:
     """A run that began in the pause, met what had failed, and succeeded: be it the probe or another one."""
-    met = run.whole or state.cause in _SHOWN_BY_ANY_RUN
+    met = run.whole or state.cause in SHOWN_BY_ANY_RUN
     return run.failure is None and run.started_at >= state.since and met and run.run_id not in seen.duplicates
 
 
@@ -271,7 +241,7 @@ def _streak(cause: FailureClass, ended: Sequence[EndedRun], since: float) -> lis
             continue  # judged before the last pause ended
         if run.failure == cause and run.systemic:
             uploads.setdefault(run.upload, run.run_id)
-        elif run.systemic or (run.failure is None and (run.whole or cause in _SHOWN_BY_ANY_RUN)):
+        elif run.systemic or (run.failure is None and (run.whole or cause in SHOWN_BY_ANY_RUN)):
             break
     return list(uploads.values())
 

@@ -41,7 +41,7 @@ class Gate:
         seen = Seen(
             ended,
             duplicates,
-            fate_of(instance, before.probe) if before.probe is not None else None,
+            fate_of(instance, before.probe, ended) if before.probe is not None else None,
             _reachable(before, services),
         )
         state = advance(

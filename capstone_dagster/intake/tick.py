@@ -18,6 +18,7 @@ from capstone_dagster.catalog.metrics import (
 )
 from capstone_dagster.catalog.model import Metric
 from capstone_dagster.dagster_private import RUN_KEY_TAG
+from capstone_dagster.failures.left_messages import LeftMessages, write_left
 from capstone_dagster.intake.gate import Gate
 from capstone_dagster.intake.identity import run_key
 from capstone_dagster.intake.lines import of_message, of_request, of_upload, tell, warn
@@ -27,7 +28,6 @@ from capstone_dagster.intake.pending import Counts, Pending, write_cursor
 from capstone_dagster.intake.queue import QueueUnavailable, ReceivedMessage, UploadQueue
 from capstone_dagster.intake.runs import JOB_NAME, PARTITIONS_NAME, NewUpload, materialization, run_request
 from capstone_dagster.intake.tracing import record_uploads
-from capstone_dagster.metrics.left_messages import LeftMessages, write_left
 from capstone_dagster.services import Services
 from capstone_dagster.storage.database import RefusedByDatabase
 from capstone_dagster.storage.errors import (

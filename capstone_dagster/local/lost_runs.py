@@ -13,7 +13,7 @@ UNFINISHED = tuple(
 
 
 def end_lost_runs() -> int:
-    """Report each unfinished run of the instance as failed, so that `run_retries` tries it again."""
+    """Report each unfinished run of the instance as failed, so that it is started again."""
     with DagsterInstance.get() as instance:
         lost = instance.get_runs(RunsFilter(statuses=[DagsterRunStatus(status) for status in UNFINISHED]))
         for run in lost:

@@ -46,10 +46,12 @@ class Command:
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 10.0
     user: User | None = None
+    restart_after_s: float | None = None
+    """Start the command again when it ends by itself; what it started meanwhile goes on."""
 
 
 class ChildProcess:
-    """A running command. `pid` is the command's own, not that of its warden (see warden.py)."""
+    """A running command. `pid` is the first process's, not that of its warden (see warden.py)."""
 
     def __init__(self, command: Command, pid: int, warden: "subprocess.Popen[bytes]") -> None:
         self.name = command.name
@@ -120,6 +122,8 @@ def start(command: Command, keep_open: Sequence[int] = ()) -> ChildProcess:
     answer, report = os.pipe()
     options = ["--report-fd", str(report), "--stop-signal", str(int(command.stop_signal))]
     options += ["--grace", str(command.grace_s)]
+    if command.restart_after_s is not None:
+        options += ["--restart-after", str(command.restart_after_s)]
     if command.user is not None:
         options += ["--uid", str(command.user.uid), "--gid", str(command.user.gid)]
     with command.log.open("ab") as log:

@@ -133,18 +133,8 @@ def local_stack(
         write_environment(state, stack.environment)
         before_dagster(stack)
         if with_dagster:
+            ready_storage(stack, files, report)
             joined = join_environment(stack.environment)
-            if not postgres.has_tables(DAGSTER_DATABASE, STORAGE_TABLES):
-                create_storage(files.instance, joined)
-                report("Dagster's storage is made")
-            elif lost := postgres.count_runs(DAGSTER_DATABASE, ("STARTING", "STARTED", "CANCELING")):
-                end_lost_runs(files.instance, joined)
-                report(f"{lost} runs that an earlier stop cut off are marked as failed, to be tried again")
-            # dagster.yaml's own limit is one run at a time, which is right for a machine without a GPU.
-            places = max(1, gpu_count()) if joined["CAPSTONE_COMPUTE"] == "local" else None
-            if places != (postgres.pool_limit(DAGSTER_DATABASE, GPU_POOL) or 1):
-                set_gpu_pool(files.instance, joined)
-                report("The GPU pool's limit is set")
             # It stops after Dagster, whose last lines it sends, and starts after it: nobody waits for it.
             shipping = running.enter_context(ExitStack())
             stack.dagster = start_dagster(
@@ -162,6 +152,22 @@ def local_stack(
             yield stack
         finally:
             on_progress("Stopping")
+
+
+def ready_storage(stack: LocalStack, files: DagsterFiles, report: OnProgress) -> None:
+    """Bring Dagster's storage into the state that a daemon expects: tables, no lost runs, a pool limit."""
+    joined, postgres = join_environment(stack.environment), stack.postgres
+    if not postgres.has_tables(DAGSTER_DATABASE, STORAGE_TABLES):
+        create_storage(files.instance, joined)
+        report("Dagster's storage is made")
+    elif lost := postgres.count_runs(DAGSTER_DATABASE, ("STARTING", "STARTED", "CANCELING")):
+        end_lost_runs(files.instance, joined)
+        report(f"{lost} runs that an earlier stop cut off are marked as failed, to be tried again")
+    # dagster.yaml's own limit is one run at a time, which is right for a machine without a GPU.
+    places = max(1, gpu_count()) if joined["CAPSTONE_COMPUTE"] == "local" else None
+    if places != (postgres.pool_limit(DAGSTER_DATABASE, GPU_POOL) or 1):
+        set_gpu_pool(files.instance, joined)
+        report("The GPU pool's limit is set")
 
 
 def join_environment(environment: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:

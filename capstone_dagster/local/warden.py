@@ -48,11 +48,16 @@ def main(arguments: Sequence[str]) -> int:
     os.write(options.report_fd, f"pid {child}".encode())
     os.close(options.report_fd)
     ward = Ward(child, woken)
-    if not ward.ended_by_itself():
-        ward.send([child], options.stop_signal)
-        ward.wait(lambda: child in ward.codes, options.grace)
+    while ward.ended_by_itself():
+        if options.restart_after is None or ward.released(options.restart_after):
+            break
+        # What the command started goes on: a run outlives the code server that it was launched by.
+        ward.child = start(options)
+    else:
+        ward.send([ward.child], options.stop_signal)
+        ward.wait(lambda: ward.child in ward.codes, options.grace)
     ward.end_everything(min(LEFT_OVERS_GRACE_S, options.grace))
-    return ward.codes.get(child, 128 + signal.SIGKILL)
+    return ward.codes.get(ward.child, 128 + signal.SIGKILL)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -60,6 +65,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--report-fd", type=int, required=True, help="where the command's pid is written")
     parser.add_argument("--stop-signal", type=int, required=True)
     parser.add_argument("--grace", type=float, required=True, help="seconds between the signal and SIGKILL")
+    parser.add_argument(
+        "--restart-after", type=float, help="start a command that ends by itself again, after these seconds"
+    )
     parser.add_argument("--uid", type=int, help="run the command as this user")
     parser.add_argument("--gid", type=int)
     parser.add_argument("command", nargs=argparse.REMAINDER)
@@ -125,12 +133,25 @@ class Ward:
             self.reap()
             if self.child in self.codes:
                 return True
-            readable, _, _ = select.select([sys.stdin.fileno(), self.woken], [], [])
-            if sys.stdin.fileno() in readable:
+            if self._asked_to_stop(None):
                 return False
-            stop_asked = set(os.read(self.woken, 4096)) & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-            if stop_asked:
-                return False
+
+    def released(self, seconds: float) -> bool:
+        """Whether the owner lets go of the command within these seconds."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if self._asked_to_stop(left):
+                return True
+            self.reap()
+        return False
+
+    def _asked_to_stop(self, timeout_s: float | None) -> bool:
+        """Wait for one wake-up; whether it was the owner's end or a signal to stop."""
+        readable, _, _ = select.select([sys.stdin.fileno(), self.woken], [], [], timeout_s)
+        if sys.stdin.fileno() in readable:
+            return True
+        received = set(os.read(self.woken, 4096)) if self.woken in readable else set()
+        return bool(received & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
     def end_everything(self, grace_s: float) -> None:
         self.send(descendants(), signal.SIGTERM)

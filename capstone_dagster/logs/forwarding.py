@@ -26,9 +26,9 @@ import dagster as dg
 from dagster._core.scheduler.instigation import InstigatorTick, InstigatorType, TickStatus
 
 from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
-from capstone_dagster.failures.classes import ERRORS, POLICIES
+from capstone_dagster.failures.classes import POLICIES, classify_recorded
 from capstone_dagster.failures.cursors import known_fields
-from capstone_dagster.failures.failed_runs import failure_of
+from capstone_dagster.failures.verdicts import outcome_of
 from capstone_dagster.logs.json_lines import json_line, shared_spool, utc
 from capstone_dagster.logs.redaction import Redaction, known_secrets
 from capstone_dagster.logs.run_fields import (
@@ -42,7 +42,6 @@ from capstone_dagster.settings import Settings
 
 if TYPE_CHECKING:
     from dagster._core.storage.dagster_run import RunRecord
-    from dagster_shared.error import SerializableErrorInfo
 
 SENSOR_NAME = "run_events_forwarder"
 
@@ -263,9 +262,11 @@ def _event_line(
         fields["level"] = "DEBUG"
     if event.event_type_value in ENDINGS and record is not None and record.start_time is not None:
         fields["elapsed_s"] = round(entry.timestamp - record.start_time, 3)
-    if event.event_type_value == "PIPELINE_FAILURE" and run is not None and "failure_class" not in fields:
-        failure, cause = failure_of(instance, run)
-        fields |= {"failure_class": failure.value, "cause": cause, "remedy": POLICIES[failure].remedy}
+    if event.event_type_value == "PIPELINE_FAILURE" and record is not None and "failure_class" not in fields:
+        _, cause = outcome_of(instance, record)
+        if cause is not None:
+            fields |= {"failure_class": cause.failure.value, "cause": cause.sentence}
+            fields |= {"remedy": POLICIES[cause.failure].remedy}
     return fields
 
 
@@ -324,17 +325,8 @@ def _tick_line(tick: InstigatorTick) -> Fields:
     if data.error is not None:
         fields["message"] = f"A tick of {data.instigator_name} failed: {data.error.message.strip()}"
         fields["exception"] = error_text(data.error)
-        fields["failure_class"] = _failure_class(data.error)
+        fields["failure_class"] = classify_recorded(data.error)
     else:
         told = data.skip_reason or f"{len(data.run_ids)} runs asked for."
         fields["message"] = f"{data.instigator_name}: {told}"
     return fields
-
-
-def _failure_class(error: SerializableErrorInfo) -> str | None:
-    link: SerializableErrorInfo | None = error
-    while link is not None:
-        if link.cls_name is not None and link.cls_name in ERRORS:
-            return ERRORS[link.cls_name].value
-        link = link.cause or link.context
-    return None

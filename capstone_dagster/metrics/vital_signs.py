@@ -1,48 +1,34 @@
-"""The sensor `vital_signs`: what only an onlooker sees of runs, queues and sensors, as metrics.
+"""The sensor `vital_signs`: the gauges of what runs, waits, hangs or is given up.
 
-A worker that is killed, hangs or never starts says nothing of itself. This sensor looks at Dagster's own
-records and at SQS, never at the event store, which may be what has failed; what cannot be looked at is left
-out of a tick and does not hold up the rest. A tick whose cursor is not stored counts its runs once more.
+It looks at Dagster's own records and at SQS, never at the event store, which may be what has failed; what
+cannot be looked at is left out of a tick and does not hold up the rest. What ended is counted elsewhere, by
+the reader of ended runs (`metrics/runs.py`).
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import dagster as dg
-from dagster._core.event_api import RunStatusChangeEventType
 from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, TickStatus
 
 from capstone_dagster.catalog.metrics import (
     DEAD_LETTERS,
     INTAKE_PAUSED,
     LONGEST_RUN_OVER_LIMIT,
-    RUN_DURATION,
-    RUNS_FAILED,
     RUNS_QUEUED,
-    RUNS_STARTED,
-    RUNS_SUCCEEDED,
     SECONDS_WITHOUT_SUCCESS,
     SENSOR_TICK_DURATION,
     SENSOR_TICK_ERRORS,
 )
 from capstone_dagster.failures.breaker_state import read_breaker
 from capstone_dagster.failures.cursors import known_fields
-from capstone_dagster.failures.failed_runs import (
-    failure_of,
-    is_explained,
-    retry_is_decided,
-    starts_again,
-)
 from capstone_dagster.failures.limits import age_over_limit
-from capstone_dagster.failures.run_events import IsReady, Position, RunEvent, unread
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.waiting_messages import Queues, queues_at
 from capstone_dagster.settings import Settings
@@ -54,10 +40,8 @@ log = logging.getLogger("capstone.vital_signs")
 # Of one sensor's ticks between two looks: it ticks every few seconds. Dagster cuts one off after 60 s.
 _TICKS_AT_ONCE = 100
 _LONGEST_TICK_S = 90.0
-# Classifying a failed run takes some 5 ms. What is left is the next tick's.
-_BUDGET_S = 5.0
 
-# Not what was only put on record: whoever did that may have died before submitting it, and it stays for ever.
+# Not what was only put on record: it stays for ever if its submitter died before submitting it.
 _IN_PROGRESS = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.STARTING,
@@ -80,16 +64,12 @@ class Memory:
 
     Attributes:
         since: what happened before does not count.
-        read: event type → how far it was read.
         busy_since: since when there has been something to do; None while there is nothing.
-        last_success: when a run last ended well, as far as was seen.
         ticks: sensor → number of its last tick that was counted; ticks_read: when that was.
     """
 
     since: float
-    read: dict[str, Position] = field(default_factory=dict)
     busy_since: float | None = None
-    last_success: float = 0.0
     ticks: dict[str, int] = field(default_factory=dict)
     ticks_read: float = 0.0
 
@@ -98,10 +78,7 @@ class Memory:
         """What the last tick left, maybe of a later version, rolled back since; without it, now begins."""
         if cursor is None:
             return cls(since=now)
-        kept: dict[str, Any] = json.loads(cursor)
-        fields = known_fields(cls, kept)
-        read = {kind: Position.from_json(position) for kind, position in fields.pop("read").items()}
-        return cls(**fields, read=read)
+        return cls(**known_fields(cls, json.loads(cursor)))
 
     def to_cursor(self) -> str:
         return json.dumps(asdict(self))
@@ -109,11 +86,10 @@ class Memory:
 
 @dg.sensor(
     name=SENSOR_NAME,
-    minimum_interval_seconds=15,
+    minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={"services"},
-    description="Counts runs that started, succeeded and failed, and measures what waits, hangs or is given "
-    "up: the metrics that no worker can publish of itself.",
+    description="Measures what waits, hangs or is given up: the gauges that no worker can publish of itself.",
 )
 def vital_signs_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """See the module."""
@@ -142,7 +118,6 @@ def observe(
             metrics.add(DEAD_LETTERS, queues.dead_letters())
 
     looks: dict[str, Callable[[], None]] = {
-        "runs": lambda: _count_runs(instance, metrics, memory, now),
         "running runs": lambda: metrics.add(
             LONGEST_RUN_OVER_LIMIT, longest_over_limit(instance, settings, now)
         ),
@@ -171,40 +146,6 @@ def longest_over_limit(instance: dg.DagsterInstance, settings: Settings, now: fl
     return max((age_over_limit(record, settings, now) for record in running), default=0.0)
 
 
-def _count_runs(instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, now: float) -> None:
-    """Zeros too: the rate of failures needs them."""
-    over = time.monotonic() + _BUDGET_S
-    # If anything goes wrong on the way, nothing is counted and nothing is read.
-    read = copy.deepcopy(memory.read)
-
-    def unread_of(kind: RunStatusChangeEventType, is_ready: IsReady | None = None) -> Iterator[RunEvent]:
-        position = read.setdefault(kind.value, Position(memory.since))
-        return unread(instance, kind, position, now=now, is_ready=is_ready)
-
-    started = sum(1 for _ in unread_of(dg.DagsterEventType.RUN_START))
-    succeeded = list(unread_of(dg.DagsterEventType.RUN_SUCCESS))
-    ended = [event.record for event in succeeded]
-    failures: Counter[str] = Counter()
-    for event in unread_of(dg.DagsterEventType.RUN_FAILURE, _is_settled):
-        run = event.run
-        # An operator may have deleted it, or started it again and canceled it.
-        if run is not None and run.status == dg.DagsterRunStatus.FAILURE and not starts_again(run):
-            failure, _ = failure_of(instance, run)
-            failures[failure.value] += 1
-            ended.append(event.record)
-        if time.monotonic() > over:
-            break
-    memory.read = read
-    memory.last_success = max([memory.last_success, *(event.at for event in succeeded)])
-    metrics.add_all({RUNS_STARTED: started, RUNS_SUCCEEDED: len(succeeded)})
-    metrics.add(RUNS_FAILED, 0)
-    for failure_class, count in failures.items():
-        metrics.add(RUNS_FAILED, count, failure_class=failure_class)
-    for record in ended:
-        if record is not None and record.start_time is not None and record.end_time is not None:
-            metrics.add(RUN_DURATION, max(0.0, record.end_time - record.start_time))
-
-
 def _measure_idleness(
     instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, waiting: int | None, now: float
 ) -> None:
@@ -218,10 +159,17 @@ def _measure_idleness(
         memory.busy_since = memory.busy_since or now
     elif waiting is not None:
         memory.busy_since = None
-    since = None if memory.busy_since is None else max(memory.busy_since, memory.last_success)
+    since = None if memory.busy_since is None else max(memory.busy_since, _last_success(instance))
     metrics.add_all(
         {RUNS_QUEUED: queued, SECONDS_WITHOUT_SUCCESS: 0.0 if since is None else max(0.0, now - since)}
     )
+
+
+def _last_success(instance: dg.DagsterInstance) -> float:
+    """When a run last ended well, seconds since 1970; 0 if none has."""
+    wanted = dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])
+    newest = instance.get_run_records(wanted, limit=1, order_by="update_timestamp")
+    return max((record.end_time or 0.0 for record in newest), default=0.0)
 
 
 def _tell_pause(instance: dg.DagsterInstance, metrics: Metrics) -> None:
@@ -251,7 +199,3 @@ def _measure_ticks(instance: dg.DagsterInstance, metrics: Metrics, memory: Memor
                 metrics.add_all({SENSOR_TICK_DURATION: took, SENSOR_TICK_ERRORS: failed}, sensor=name)
         memory.ticks[name] = max([memory.ticks.get(name, 0), *(tick.tick_id for tick in ended)])
     memory.ticks_read = now
-
-
-def _is_settled(run: dg.DagsterRun, age_s: float) -> bool:
-    return retry_is_decided(run, age_s) and is_explained(run, age_s)

@@ -19,7 +19,6 @@ from typing import Any, cast
 import dagster as dg
 import sqlalchemy as sa
 
-from capstone_dagster.alerts.standing import SENSOR_NAME as ALERTS_SENSOR
 from capstone_dagster.dagster_private import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -44,6 +43,7 @@ from capstone_dagster.dagster_private import (
     deserialize_value,
     serialize_value,
 )
+from capstone_dagster.failures.ended_runs import SENSOR_NAME as ENDED_RUNS_SENSOR
 from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.removal import cursors
 from capstone_dagster.removal.names import DELETED, Names
@@ -215,7 +215,7 @@ class DagsterRecords:
                 for stored in connection.execute(sa.select(body)).scalars().all():
                     state = deserialize_value(stored, InstigatorState)
                     data, cursor = state.sensor_instigator_data, _cursor(state)
-                    long = state.instigator_name == ALERTS_SENSOR or cursors.is_compressed(cursor)
+                    long = state.instigator_name == ENDED_RUNS_SENSOR or cursors.is_compressed(cursor)
                     if data is None or not long or not cursors.remembers(cursor, names):
                         continue
                     counts["cursors of sensors"] += body.table is InstigatorsTable

@@ -205,15 +205,14 @@ class RetentionConfig(dg.Config):
 @dg.op(tags={"batch_gpu/compute": "cpu"})
 def remove_what_is_old(
     context: dg.OpExecutionContext, config: RetentionConfig, services: dg.ResourceParam[Services]
-) -> dict[str, int]:
-    """Remove what is older than its CAPSTONE_..._RETENTION_DAYS."""
+) -> None:
+    """Remove what is older than its CAPSTONE_..._RETENTION_DAYS; the counts are the output's metadata."""
     done = Retention(services, context.instance, config.most).apply(dry_run=config.dry_run)
     verb = "would go" if config.dry_run else "went"
     for each in done:
         context.log.info(f"{each.kind.name} {verb}: {each.told} ({each.kind.variable}).")
     counts = {each.kind.name: each.number for each in done}
     context.add_output_metadata({**counts, "dry_run": config.dry_run})
-    return counts
 
 
 @dg.job(

@@ -17,9 +17,8 @@ from dagster._core.storage.tags import (
     PRIORITY_TAG,
 )
 
-from capstone_dagster.failures.failed_runs import starts_again
 from capstone_dagster.failures.run_steps import PASS_STEP
-from capstone_dagster.run_tags import UPLOAD_TAG
+from capstone_dagster.run_tags import CANCELLED_TAG, UPLOAD_TAG
 from capstone_dagster.runs.lineage import Resumption, create_reexecution, reexecution_id
 from capstone_dagster.runs.queueing import Place, places
 from capstone_dagster.storage.database import Database
@@ -33,8 +32,6 @@ _UNFINISHED = [
     dg.DagsterRunStatus.CANCELING,
 ]
 _POLL_S = 0.5
-# A run that Dagster starts again by itself follows the failed one within some seconds, or never.
-_RETRIED_WITHIN_S = 60.0
 
 
 class Refused(Exception):
@@ -87,10 +84,9 @@ def cancel(
     give_up = time.monotonic() + deadline_s
     while runs := _unfinished(instance, video_id):
         for run in runs:
-            if run.run_id not in ended and run.status not in (
-                dg.DagsterRunStatus.NOT_STARTED,
-                dg.DagsterRunStatus.FAILURE,
-            ):
+            if run.run_id not in ended and run.status != dg.DagsterRunStatus.NOT_STARTED:
+                # First the intention: each retry asks for it, however the run ends.
+                instance.add_run_tags(run.run_id, {CANCELLED_TAG: run.run_id})
                 _end(instance, run.run_id)
                 ended[run.run_id] = run
         if time.monotonic() > give_up:
@@ -153,8 +149,6 @@ def restart_of(instance: dg.DagsterInstance, row: Mapping[str, Any]) -> Restart:
         raise Refused(f"The run of {video_id} is no longer on record: upload or request the video again.")
     if run.status != dg.DagsterRunStatus.FAILURE:
         raise Refused(f"Run {run_id} of {video_id} is {run.status.value}, not over yet: try again shortly.")
-    if starts_again(run):
-        raise Refused(f"Dagster itself starts run {run_id} of {video_id} again.")
     if run.tags.get(PARTITION_NAME_TAG) != video_id:
         raise Refused(
             f"Run {run_id} analysed other videos besides {video_id}: re-execute it in Dagster's pages, or "
@@ -180,10 +174,10 @@ def start_again(
 ) -> dg.DagsterRun:
     """Queue the run that goes on where a failed one stopped, with a new budget of tries of its own.
 
-    It is the same run that the sensor `reexecution` would make: of the two, one alone is started.
+    It is the same run that the sensor `ended_runs` would make: of the two, one alone is started.
 
     Raises:
-        Refused: somebody was quicker.
+        Refused: the system or another operator was quicker.
     """
     run = restart.run
     try:
@@ -201,16 +195,9 @@ def start_again(
 
 
 def _unfinished(instance: dg.DagsterInstance, video_id: str) -> list[dg.DagsterRun]:
-    """Runs of the video alone that are not over, and failed ones that Dagster is about to start again."""
-    runs: list[dg.DagsterRun] = []
-    for tags in _only(video_id):
-        runs += instance.get_runs(dg.RunsFilter(tags=tags, statuses=_UNFINISHED))
-        for record in instance.get_run_records(dg.RunsFilter(tags=tags), limit=1):
-            run, age_s = record.dagster_run, time.time() - (record.end_time or 0.0)
-            failed = run.status == dg.DagsterRunStatus.FAILURE
-            if failed and starts_again(run) and age_s < _RETRIED_WITHIN_S:
-                runs.append(run)
-    return runs
+    """Runs of the video alone that are not over."""
+    filters = [dg.RunsFilter(tags=tags, statuses=_UNFINISHED) for tags in _only(video_id)]
+    return [run for each in filters for run in instance.get_runs(each)]
 
 
 def _only(video_id: str) -> tuple[dict[str, str], ...]:

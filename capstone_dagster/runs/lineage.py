@@ -1,4 +1,4 @@
-"""A run that goes on where a failed one stopped: how it is made, and whose request it serves.
+"""How to make the run that goes on where a failed one stopped.
 
 Dagster's own way (`dagster._core.instance.create_reexecuted_run`) takes a workspace, which a sensor's process
 has not; what it does with one is done here with the sensor's own definitions.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from uuid import UUID, uuid5
 
 import dagster as dg
-from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.execution.plan.state import KnownExecutionState
@@ -21,29 +20,25 @@ from dagster._core.storage.tags import (
     BACKFILL_TAGS,
     PARENT_RUN_ID_TAG,
     RESUME_RETRY_TAG,
-    RETRY_NUMBER_TAG,
     ROOT_RUN_ID_TAG,
     TAGS_TO_MAYBE_OMIT_ON_RETRY,
 )
 
 from capstone_dagster.failures.breaker_state import PROBE_TAGS
+from capstone_dagster.failures.requests import attempts, request_run_id
 from capstone_dagster.run_tags import (
     FAILURE_TAG,
     PROBE_TAG,
     REEXECUTION_OF_TAG,
     REEXECUTION_TAG,
     REQUEST_RUN_TAG,
-    UPLOAD_TAG,
 )
 
-# What the upload sensor starts, and what Dagster calls the runs of a backfill of assets.
-UPLOAD_JOB = "analyze_upload"
-JOBS = (UPLOAD_JOB, IMPLICIT_ASSET_JOB_NAME)
 # Any constant will do; it makes ids that nobody else makes.
 _NAMESPACE = UUID("6d1f6a0e-3f0f-4c3b-9a57-8f6f6f1f2a55")
 # What a failed run's tags say of itself alone; of batch_gpu's, these two are wishes, all others its job's.
 _OWN_TAGS = {FAILURE_TAG, PROBE_TAG}
-_LAUNCHER_PREFIX = "batch_gpu/"
+_LAUNCHER_PREFIXES = ("batch_gpu/", ".dagster/batch_gpu/")
 _LAUNCHER_WISHES = {"batch_gpu/compute", "batch_gpu/config"}
 
 
@@ -70,35 +65,6 @@ def reexecution_id(run_id: str) -> str:
     return str(uuid5(_NAMESPACE, run_id))
 
 
-def attempts(tags: Mapping[str, str]) -> int:
-    """How often the system has started a run's request again; somebody's own re-execution begins anew."""
-    return int(tags.get(REEXECUTION_TAG, 0)) if _by_the_system(tags) else 0
-
-
-def request_run_id(run_id: str, tags: Mapping[str, str]) -> str:
-    """The run that somebody asked for: this one, or the one that the system or Dagster tries again in it."""
-    if not _by_the_system(tags):
-        return run_id
-    return tags.get(REQUEST_RUN_TAG) or tags[ROOT_RUN_ID_TAG]
-
-
-def is_kept_going(run: dg.DagsterRun) -> bool:
-    """Whether a run is the system's to start again: one for an upload, or a backfill's, and its later tries.
-
-    What somebody else has started is his.
-    """
-    if run.job_name not in JOBS:
-        return False
-    # A try of a backfill's run is none of the backfill's, once that is over.
-    later = REEXECUTION_OF_TAG in run.tags and _by_the_system(run.tags)
-    return later or BACKFILL_ID_TAG in run.tags or (run.job_name == UPLOAD_JOB and UPLOAD_TAG in run.tags)
-
-
-def is_later_try(tags: Mapping[str, str]) -> bool:
-    """Whether the system or Dagster, and nobody else, has started what a run of these tags does again."""
-    return _by_the_system(tags)
-
-
 def create_reexecution(
     instance: dg.DagsterInstance,
     repository: dg.RepositoryDefinition,
@@ -115,7 +81,7 @@ def create_reexecution(
 
     Args:
         probe: it is to go before all that wait.
-        anew: it is somebody's order: the system's tries of the request are counted from here.
+        anew: an operator ordered it: the system's tries of the request are counted from here.
 
     Raises:
         DagsterRunAlreadyExists: it is on record already.
@@ -173,12 +139,6 @@ def create_reexecution(
     )
 
 
-def _by_the_system(tags: Mapping[str, str]) -> bool:
-    # The UI copies a run's tags to its re-execution: only the parent's id tells whose doing a run is.
-    ours = tags.get(REEXECUTION_OF_TAG)
-    return RETRY_NUMBER_TAG in tags or (ours is not None and ours == tags.get(PARENT_RUN_ID_TAG))
-
-
 def _of_backfill(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> dict[str, str]:
     """As Dagster's own retries have it: a run belongs to a backfill as long as that is not over.
 
@@ -197,5 +157,5 @@ def _inherited(tags: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in tags.items()
-        if name not in left_out and (name in _LAUNCHER_WISHES or not name.startswith(_LAUNCHER_PREFIX))
+        if name not in left_out and (name in _LAUNCHER_WISHES or not name.startswith(_LAUNCHER_PREFIXES))
     }

@@ -1,17 +1,15 @@
-"""The sensor that starts failed runs again from the step that failed, where that can help.
+"""Start failed runs again from the step that failed, as the verdicts on them decided.
 
-What waits stands in its cursor. A run is started again at most once, whatever dies in between: the new run's
-id is made from the failed one's.
+What waits stands in the cursor of the reader of ended runs. A run is started again at most once, whatever
+dies in between: the new run's id is made from the failed one's.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -19,32 +17,26 @@ from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_BACKFILL_ID_TAG, PARENT_RUN_ID_TAG
 
 from capstone_dagster.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
-from capstone_dagster.failures.breaker_state import read_breaker, read_offers, write_offers
+from capstone_dagster.failures.breaker_state import BreakerState, read_offers, write_offers
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.cursors import known_fields
-from capstone_dagster.failures.failed_runs import class_of, starts_again
-from capstone_dagster.failures.run_steps import PASS_STEP
-from capstone_dagster.run_tags import PROBE_TAG, SETTLED_TAG, UPLOAD_TAG, VIDEO_TAG
-from capstone_dagster.runs.lineage import (
-    JOBS,
-    UPLOAD_JOB,
-    Resumption,
-    attempts,
-    create_reexecution,
-    is_kept_going,
-    reexecution_id,
-)
-from capstone_dagster.runs.retry_policy import (
+from capstone_dagster.failures.requests import UPLOAD_JOB, attempts, is_cancelled
+from capstone_dagster.failures.retry_policy import (
     Budget,
+    Decision,
     FailedRun,
     Leave,
     Start,
-    Verdict,
     Wait,
     failed_for_good,
     judge,
 )
+from capstone_dagster.failures.run_steps import PASS_STEP
+from capstone_dagster.failures.verdicts import Verdict, failed_run
+from capstone_dagster.run_tags import PROBE_TAG, SETTLED_TAG, UPLOAD_TAG, VIDEO_TAG
+from capstone_dagster.runs.lineage import Resumption, create_reexecution, reexecution_id
 from capstone_dagster.services import Services
+from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.video_status import (
     add_outlook,
@@ -54,14 +46,8 @@ from capstone_dagster.storage.video_status import (
     uploads_failed_in,
 )
 
-SENSOR_NAME = "reexecution"
-
-# A tick may take 60 s; what it does not reach, the next one does.
-_BUDGET_S = 20.0
-# Runs whose records are written at one time may become visible a little out of order.
-_OVERLAP_S = 30.0
-# A first tick looks at what failed while nobody could start it again, and not at all that ever failed.
-_FIRST_LOOK_S = 3600.0
+# Of the 60 s that a tick may take; what it does not reach, the next one does.
+_BUDGET_S = 15.0
 # The upload's row says that it failed within seconds; if it never does, another run has it.
 _TELL_FOR_S = 120.0
 _OFFERED_AT_ONCE = 20
@@ -78,127 +64,134 @@ _log = logging.getLogger("capstone.reactions")
 
 
 @dataclass(slots=True)
-class _Waiting:
+class WaitingRun:
     """A failed run that may be started again.
 
     Attributes:
-        told: its upload's status says what follows, or need not.
+        announced: its upload's status says what follows, or need not.
         refused: that a budget held it up was counted.
         errors: how often starting it again went wrong.
     """
 
     run: FailedRun
-    told: bool = False
+    announced: bool = False
     refused: bool = False
     errors: int = 0
 
 
 @dataclass(slots=True)
-class _Cursor:
+class Memory:
     """What one tick leaves to the next; times are seconds since 1970.
 
     Attributes:
-        seen: runs that were written to before this time have been looked at.
         waiting: by run id.
         started: when runs that take the GPU were started in the last hour.
     """
 
-    seen: float
-    waiting: dict[str, _Waiting] = field(default_factory=dict)
+    waiting: dict[str, WaitingRun] = field(default_factory=dict)
     started: list[float] = field(default_factory=list)
 
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Memory:
+        """What :meth:`to_json` made, be it of a later version that was rolled back."""
+        waiting = {}
+        for each in kept["waiting"]:
+            failure = FailureClass(each["run"]["failure"])
+            run = FailedRun(**known_fields(FailedRun, each["run"]) | {"failure": failure})
+            waiting[run.run_id] = WaitingRun(**known_fields(WaitingRun, each) | {"run": run})
+        return cls(waiting, kept["started"])
 
-@dg.sensor(
-    name=SENSOR_NAME,
-    minimum_interval_seconds=5,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Starts failed runs again from the step that failed: after causes that pass by themselves, "
-    "within a budget for each video and hour, and once what had failed them all is over.",
-)
-def reexecution_sensor(
-    context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-) -> dg.SkipReason:
-    """See the module."""
-    tick = _Tick(context, services)
-    tick.look_for_failures()
-    tick.decide()
-    context.update_cursor(_dump(tick.cursor))
-    return dg.SkipReason(tick.account())
+    def to_json(self) -> dict[str, Any]:
+        started = budget_of(None, self.started).lately(time.time())
+        return {"waiting": [asdict(each) for each in self.waiting.values()], "started": started}
+
+    def enter(self, instance: dg.DagsterInstance, verdicts: Iterable[Verdict]) -> None:
+        """Put runs that failed on the list of those that may be started again."""
+        for verdict in verdicts:
+            if verdict.cause is None or verdict.run_id in self.waiting:
+                continue
+            run = instance.get_run_by_id(verdict.run_id)
+            if run is None or run.tags.get(SETTLED_TAG) == run.run_id:
+                continue
+            failed = failed_run(run, verdict.cause.failure, verdict.ended_at)
+            if failed.kept_going or not isinstance(verdict.decision, Leave):
+                self.waiting[run.run_id] = WaitingRun(failed)
+
+
+def budget_of(settings: Settings | None, started: Sequence[float]) -> Budget:
+    """How much the settings let the system start again."""
+    if settings is None:
+        return Budget(0, 0, tuple(started))
+    return Budget(settings.reexecutions_per_video, settings.reexecutions_per_hour, tuple(started))
+
+
+def retry(
+    instance: dg.DagsterInstance,
+    repository: dg.RepositoryDefinition,
+    services: Services,
+    memory: Memory,
+    breaker: BreakerState,
+    *,
+    store_answers: bool = True,
+) -> str:
+    """Start what is due, offer what may be a probe, say of the rest what it waits for.
+
+    Args:
+        store_answers: the event store is worth asking.
+
+    Returns:
+        The account in a sentence.
+    """
+    return _Tick(instance, repository, services, memory, breaker, store_answers).decide()
 
 
 class _Tick:
-    """One look at what failed."""
+    """One look at what may be started again."""
 
-    def __init__(self, context: dg.SensorEvaluationContext, services: Services) -> None:
-        assert context.repository_def is not None
-        self._context = context
-        self._repository = context.repository_def
-        self._instance = context.instance
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        repository: dg.RepositoryDefinition,
+        services: Services,
+        memory: Memory,
+        breaker: BreakerState,
+        store_answers: bool,
+    ) -> None:
+        self._instance = instance
+        self._repository = repository
         self._services = services
+        self._memory = memory
+        self._breaker = breaker
         self._now = time.time()
         self._over = time.monotonic() + _BUDGET_S
-        self._breaker = read_breaker(self._instance)
-        self._store_answers = True
+        self._store_answers = store_answers
         self._started = 0
-        self.cursor = _load(context.cursor, self._now)
 
-    def look_for_failures(self) -> None:
-        """Put runs that failed since the last look on the list of those that may be started again."""
-        after = datetime.fromtimestamp(self.cursor.seen - _OVERLAP_S, UTC)
-        failed = [dg.DagsterRunStatus.FAILURE]
-        records = [
-            record
-            for job in JOBS
-            for record in self._instance.get_run_records(
-                dg.RunsFilter(job_name=job, statuses=failed, updated_after=after)
-            )
-        ]
-        for record in records:
-            run = record.dagster_run
-            self.cursor.seen = max(self.cursor.seen, record.update_timestamp.timestamp())
-            if run.run_id in self.cursor.waiting or run.tags.get(SETTLED_TAG) == run.run_id:
-                continue
-            if not is_kept_going(run) or starts_again(run):
-                continue  # somebody's own run, or Dagster's to start again
-            self.cursor.waiting[run.run_id] = _Waiting(self._failed(record))
-
-    def decide(self) -> None:
-        """Start what is due, offer what may be a probe, say of the rest what it waits for."""
+    def decide(self) -> str:
         offers: dict[str, str] = {}
-        for waiting in sorted(self.cursor.waiting.values(), key=lambda each: each.run.ended_at):
+        for waiting in sorted(self._memory.waiting.values(), key=lambda each: each.run.ended_at):
             if time.monotonic() > self._over:
                 break
-            verdict = self._verdict(waiting.run)
-            if isinstance(verdict, Start):
-                verdict = self._try_to_start(waiting, verdict)
-            if isinstance(verdict, Leave):
-                self._leave(waiting, verdict)
-            elif isinstance(verdict, Wait):
-                self._wait(waiting, verdict)
-                if verdict.offered and len(offers) < _OFFERED_AT_ONCE:
+            decision = self._judge(waiting.run)
+            if isinstance(decision, Start):
+                decision = self._try_to_start(waiting, decision)
+            if isinstance(decision, Leave):
+                self._leave(waiting, decision)
+            elif isinstance(decision, Wait):
+                self._wait(waiting, decision)
+                if decision.offered and len(offers) < _OFFERED_AT_ONCE:
                     offers[waiting.run.run_id] = waiting.run.failure.value
         if offers != read_offers(self._instance):
             write_offers(self._instance, offers)
+        waiting_runs = len(self._memory.waiting)
+        return f"{self._started} failed runs were started again, {waiting_runs} wait for their time."
 
-    def account(self) -> str:
-        """The tick in a sentence."""
-        waiting = len(self.cursor.waiting)
-        return f"{self._started} failed runs were started again, {waiting} wait for their time."
-
-    def _failed(self, record: dg.RunRecord) -> FailedRun:
-        run = record.dagster_run
-        ended_at = record.end_time or record.update_timestamp.timestamp()
-        failure = class_of(self._instance, run)
-        return FailedRun(run.run_id, run.tags.get(UPLOAD_TAG), failure, ended_at, attempts(run.tags))
-
-    def _verdict(self, failed: FailedRun) -> Verdict:
-        settings = self._services.settings
-        budget = Budget(
-            settings.reexecutions_per_video, settings.reexecutions_per_hour, tuple(self.cursor.started)
+    def _judge(self, failed: FailedRun) -> Decision:
+        return judge(
+            failed, self._breaker, budget_of(self._services.settings, self._memory.started), self._now
         )
-        return judge(failed, self._breaker, budget, self._now)
 
-    def _try_to_start(self, waiting: _Waiting, start: Start) -> Verdict:
+    def _try_to_start(self, waiting: WaitingRun, start: Start) -> Decision:
         """As :meth:`_start`; one run that cannot be started must not hold up the others."""
         try:
             return self._start(waiting, start)
@@ -206,20 +199,19 @@ class _Tick:
             waiting.errors += 1
             run_id = waiting.run.run_id
             told = f"Run {run_id} could not be started again: {type(error).__name__}: {error}"
-            self._context.log.exception(told)
             _log.exception(told, extra={"action": "reexecution.failed", "run_id": run_id})
             return Wait() if waiting.errors < _ERRORS else Leave()
 
-    def _start(self, waiting: _Waiting, start: Start) -> Verdict:
+    def _start(self, waiting: WaitingRun, start: Start) -> Decision:
         """Start a run again, unless a look at the records says otherwise: then what follows instead."""
         failed = waiting.run
         run = self._instance.get_run_by_id(failed.run_id)
-        if run is None or run.status != dg.DagsterRunStatus.FAILURE or starts_again(run):
+        if run is None or run.status != dg.DagsterRunStatus.FAILURE or is_cancelled(run):
             return Leave()
         children = self._instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}))
         again = next((child for child in children if child.run_id == reexecution_id(run.run_id)), None)
         if children and (again is None or again.status != dg.DagsterRunStatus.NOT_STARTED):
-            return Leave()  # somebody was quicker, or an earlier tick died after it had done this
+            return Leave()  # an operator was quicker, or an earlier tick died after it had done this
         if self._backfill_is_ended(run):
             return Leave()
         if (instead := self._overtaken(run)) is not None:
@@ -228,17 +220,15 @@ class _Tick:
             resumption = Resumption.of(self._instance, run)
             if not resumption.steps:
                 return Leave()
-            # Why a worker was told to stop may have become known since.
-            failure = class_of(self._instance, run)
-            waiting.run = failed = replace(failed, failure=failure, gpu=PASS_STEP in resumption.steps)
-            if not isinstance(verdict := self._verdict(failed), Start):
-                return verdict
+            waiting.run = failed = replace(failed, gpu=PASS_STEP in resumption.steps)
+            if not isinstance(decision := self._judge(failed), Start):
+                return decision
             again = create_reexecution(self._instance, self._repository, run, resumption, probe=start.probe)
         self._submit(run, again, failed)
         return Leave()
 
     def _backfill_is_ended(self, run: dg.DagsterRun) -> bool:
-        """Whether somebody has ended or deleted the run's backfill, or has what is left of it done anew."""
+        """Whether an operator has ended or deleted the run's backfill, or had the rest of it done anew."""
         backfill_id = run.tags.get(BACKFILL_ID_TAG)
         if backfill_id is None:
             return False
@@ -249,7 +239,7 @@ class _Tick:
         anew = dg.RunsFilter(tags={PARENT_BACKFILL_ID_TAG: backfill_id})
         return bool(self._instance.get_runs(anew, limit=1))
 
-    def _overtaken(self, run: dg.DagsterRun) -> Verdict | None:
+    def _overtaken(self, run: dg.DagsterRun) -> Decision | None:
         """What follows instead where the upload needs no other try, or not yet; None if it does."""
         upload_id = run.tags.get(UPLOAD_TAG)
         if upload_id is None:
@@ -272,7 +262,7 @@ class _Tick:
             return Wait()
         return self._unless_in(ended | {"done", "superseded"}, upload_id)
 
-    def _unless_in(self, states: Set[str | None], upload_id: str) -> Verdict | None:
+    def _unless_in(self, states: Set[str | None], upload_id: str) -> Decision | None:
         """None, unless the upload is in one of these states, or nobody can tell."""
         if not self._store_answers:
             return Wait()
@@ -299,7 +289,7 @@ class _Tick:
         self._instance.report_engine_event(f"Started again as run {again.run_id}.", run)
         self._started += 1
         if failed.gpu and PROBE_TAG not in again.tags:
-            self.cursor.started.append(self._now)
+            self._memory.started.append(self._now)
         self._services.metrics.add(REEXECUTIONS, failure_class=failed.failure.value)
         _log.info(
             f"Run {run.run_id} failed for {failed.failure} and goes on as run {again.run_id}.",
@@ -327,16 +317,16 @@ class _Tick:
         rows = self._services.database.transact(uploads_failed_in, [failed.run_id])
         return [row["upload_id"] for row in rows if not failed_for_good(row["failure_class"])]
 
-    def _leave(self, waiting: _Waiting, verdict: Leave) -> None:
+    def _leave(self, waiting: WaitingRun, decision: Leave) -> None:
         failed = waiting.run
-        self._count_refusal(waiting, verdict)
-        if verdict.told and not self._has_told(waiting, verdict.told):
+        self._count_refusal(waiting, decision)
+        if decision.told and not self._has_told(waiting, decision.told):
             return  # until its status can say so
         if not self._has_given_up(failed):
             return  # until the event store answers
         if self._instance.has_run(failed.run_id):
             self._instance.add_run_tags(failed.run_id, {SETTLED_TAG: failed.run_id})
-        del self.cursor.waiting[failed.run_id]
+        del self._memory.waiting[failed.run_id]
 
     def _has_given_up(self, failed: FailedRun) -> bool:
         """Where a notice has promised another try and none follows, another one says so.
@@ -356,22 +346,22 @@ class _Tick:
             return False
         return True
 
-    def _wait(self, waiting: _Waiting, verdict: Wait) -> None:
-        self._count_refusal(waiting, verdict)
-        if verdict.told and not waiting.told:
-            waiting.told = self._has_told(waiting, verdict.told)
+    def _wait(self, waiting: WaitingRun, decision: Wait) -> None:
+        self._count_refusal(waiting, decision)
+        if decision.told and not waiting.announced:
+            waiting.announced = self._has_told(waiting, decision.told)
 
-    def _count_refusal(self, waiting: _Waiting, verdict: Wait | Leave) -> None:
-        if not verdict.refused or waiting.refused:
+    def _count_refusal(self, waiting: WaitingRun, decision: Wait | Leave) -> None:
+        if not decision.refused or waiting.refused:
             return
         waiting.refused = True
         failed = waiting.run
         self._services.metrics.add(REEXECUTIONS_REFUSED)
         extra = {"action": "reexecution.refused", "run_id": failed.run_id, "upload_id": failed.upload_id}
         extra["failure_class"] = failed.failure.value
-        _log.warning(f"Run {failed.run_id} failed for {failed.failure}. {verdict.told}", extra=extra)
+        _log.warning(f"Run {failed.run_id} failed for {failed.failure}. {decision.told}", extra=extra)
 
-    def _has_told(self, waiting: _Waiting, told: str) -> bool:
+    def _has_told(self, waiting: WaitingRun, told: str) -> bool:
         """Add to the upload's status what follows; whether it says so, or never will."""
         failed = waiting.run
         if not self._store_answers:
@@ -383,25 +373,3 @@ class _Tick:
             self._store_answers = False
             return False
         return (bool(said) and all(said)) or self._now - failed.ended_at > _TELL_FOR_S
-
-
-def _load(cursor: str | None, now: float) -> _Cursor:
-    if not cursor:
-        return _Cursor(seen=now - _FIRST_LOOK_S)
-    kept: dict[str, Any] = json.loads(cursor)
-    waiting = [
-        _Waiting(
-            FailedRun(
-                **known_fields(FailedRun, each["run"]) | {"failure": FailureClass(each["run"]["failure"])}
-            ),
-            **{name: each[name] for name in ("told", "refused", "errors")},
-        )
-        for each in kept["waiting"]
-    ]
-    return _Cursor(kept["seen"], {each.run.run_id: each for each in waiting}, kept["started"])
-
-
-def _dump(cursor: _Cursor) -> str:
-    lately: Sequence[float] = Budget(0, 0, cursor.started).lately(time.time())
-    waiting = [asdict(each) for each in cursor.waiting.values()]
-    return json.dumps({"seen": cursor.seen, "waiting": waiting, "started": lately})

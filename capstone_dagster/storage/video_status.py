@@ -120,12 +120,6 @@ def mark_waiting(connection: sa.Connection, upload_id: str, run_id: str, reason:
     return _change(connection, *conditions, state="waiting-for-compute", message=reason) is not None
 
 
-def hand_over(connection: sa.Connection, upload_id: str, run_id: str, successor: str) -> bool:
-    """The run that retries another one takes its unfinished upload over; whether the row changed."""
-    conditions = _unfinished(upload_id, run_id)
-    return _change(connection, *conditions, state="queued", message=None, run_id=successor) is not None
-
-
 def upload_states(connection: sa.Connection, upload_ids: Collection[str]) -> dict[str, str]:
     """Upload id → state, of those uploads that are known."""
     statement = sa.select(video_status.c.upload_id, video_status.c.state).where(

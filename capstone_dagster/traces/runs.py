@@ -4,13 +4,13 @@ along. What happens within a step is recorded by the worker, as children of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from capstone_dagster.run_tags import EXTERNAL_ID_TAG, FAILURE_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
 
 from .context import TraceContext, parse_traceparent, upload_context
-from .tracer import Span
+from .tracer import Span, Tracer
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -28,6 +28,23 @@ _COPIED_TAGS = {
     "dagster/parent_run_id": "dagster.parent_run_id",
     "dagster/root_run_id": "dagster.root_run_id",
 }
+
+
+def record_runs(instance: dg.DagsterInstance, tracer: Tracer, records: Iterable[dg.RunRecord]) -> int:
+    """Record ended runs as spans, if a collector is named; returns how many were.
+
+    The same run's spans are the same each time, under the same ids.
+    """
+    if not tracer.enabled:
+        return 0
+    count = 0
+    for record in records:
+        run = record.dagster_run
+        stats, steps = instance.get_run_stats(run.run_id), instance.get_run_step_stats(run.run_id)
+        for span in spans_of_run(run, stats, steps):
+            tracer.record(span)
+        count += 1
+    return count
 
 
 def trace_of(tags: Mapping[str, str]) -> TraceContext | None:

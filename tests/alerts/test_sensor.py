@@ -1,4 +1,4 @@
-"""The sensor `alerts` over real SNS and SQS of both emulators, and Dagster's own records."""
+"""Notices of ended runs and troubles, over real SNS and SQS of both emulators and Dagster's own records."""
 
 import json
 import re
@@ -26,28 +26,30 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import serializable_error_info_from_exc_info
 
-from capstone_dagster.alerts import reading
+from capstone_dagster import reactions
+from capstone_dagster.alerts import alerting, troubles
 from capstone_dagster.alerts.inbox import Received, look_into
-from capstone_dagster.alerts.notices import CALM_S
-from capstone_dagster.alerts.sensor import alerts_sensor
+from capstone_dagster.alerts.incidents import CALM_S
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
 from capstone_dagster.commands import channels
-from capstone_dagster.failures import run_events
+from capstone_dagster.failures import ended_runs
 from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
+from capstone_dagster.failures.left_messages import LeftMessages, write_left
 from capstone_dagster.intake.queue import UploadQueue
-from capstone_dagster.metrics.left_messages import LeftMessages, write_left
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable, StorageUnavailable
 from tests.conftest import Aws
+from tests.support.ended_runs import Reader
 
 NOWHERE = "http://127.0.0.1:9"
+NOTHING = dg.Definitions().get_repository_def()
 
 
 @dataclass
 class Office:
-    """The sensor with its cursor, a clock that can be put forward, and the inbox of whoever is on call."""
+    """The sensor with its cursor, a clock that can be put forward, and the inbox of an operator."""
 
     aws: Aws
     instance: dg.DagsterInstance
@@ -57,15 +59,11 @@ class Office:
     cursor: str | None = None
 
     def tick(self) -> str:
-        """One tick; its sentence."""
-        with dg.build_sensor_context(
-            self.instance, cursor=self.cursor, resources={"services": self.services}
-        ) as context:
-            result = alerts_sensor(context)
-        assert isinstance(result, dg.SensorResult)
-        self.cursor = result.cursor
-        assert result.skip_reason is not None
-        return str(result.skip_reason.skip_message)
+        """One tick; its account."""
+        reader = Reader(self.instance, self.services, NOTHING, self.cursor)
+        told = reader.tick()
+        self.cursor = reader.cursor
+        return told
 
     def inbox(self) -> list[Received]:
         return look_into(self.aws.client("sqs"), self.aws.resources.alert_inbox_url)
@@ -77,7 +75,7 @@ class Office:
             self.instance,
             job_name="analyze_upload",
             status=dg.DagsterRunStatus.STARTED,
-            tags={"capstone/video_id": "gate-1a2b3c4d", "dagster/will_retry": "false", **tags},
+            tags={"capstone/video_id": "gate-1a2b3c4d", **tags},
         )
         told = {"failure_class": dg.MetadataValue.text(failure), "cause": dg.MetadataValue.text(cause)}
         data = StepFailureData(error=None, user_failure_data=UserFailureData("failure", cause, told))
@@ -100,6 +98,10 @@ def office(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
     def put_forward(seconds: float) -> None:
         ahead[0] += seconds
 
+    # Alerts alone: there is no event store, and nothing is started again.
+    monkeypatch.setattr(reactions.video_status, "reconcile", lambda *_: "")
+    monkeypatch.setattr(reactions.reexecution, "retry", lambda *_, **__: "")
+    monkeypatch.setattr(alerting, "LOOK_INTERVAL_S", 0.0)
     services = Services(settings_for(aws))
     with dg.DagsterInstance.ephemeral() as instance:
         office = Office(aws, instance, services, put_forward)
@@ -128,7 +130,7 @@ def test_an_alert_says_everything_that_whoever_is_on_call_needs(office: Office) 
     run = office.fails(
         "storage-unavailable",
         "S3 does not answer for s3://raw/a.mp4. Password=hunter22secret was used.",
-        **{"capstone/external_id": "84", "batch_gpu/job_id": "job-7"},
+        **{"capstone/external_id": "84", "batch_gpu/job_id": "job-7", "capstone/upload_id": "u1"},
     )
 
     office.tick()
@@ -140,7 +142,7 @@ def test_an_alert_says_everything_that_whoever_is_on_call_needs(office: Office) 
         "Cause: S3 does not answer for s3://raw/a.mp4.",
         "Class: storage-unavailable",
         "Video: gate-1a2b3c4d (external id 84)",
-        "Attempt: 1. It is started again from the failed step by itself",
+        "Attempt: 1. It is tried again at ",
         "What to do: Check S3",
         f"Run: http://dagster.example/runs/{run.run_id}",
         "Job: job-7",
@@ -175,13 +177,13 @@ def test_500_failures_are_one_alert_with_a_count(office: Office) -> None:
 
     told = office.tick()
 
-    assert told == "500 new failures. 1 notices sent."
+    assert "500 runs ended. 1 notices sent." in told
     [notice] = office.inbox()
     assert "(500 runs)" in notice.subject
     assert len(str(office.cursor)) < 50_000
-    office.clock(run_events.OVERLAP_S + 1)
-    assert office.tick() == "0 new failures. Nothing to tell."
-    assert len(str(office.cursor)) < 3_000
+    office.clock(ended_runs.OVERLAP_S + 1)
+    assert "0 runs ended. No notice is due." in office.tick()
+    assert len(str(office.cursor)) < 30_000
 
 
 def test_alerts_that_sns_did_not_take_arrive_when_it_is_back(
@@ -201,7 +203,7 @@ def test_alerts_that_sns_did_not_take_arrive_when_it_is_back(
 
     monkeypatch.delenv("AWS_ENDPOINT_URL_SNS")
     office.clock(60)
-    assert office.tick() == "0 new failures. 2 notices sent."
+    assert "0 runs ended. 2 notices sent." in office.tick()
 
     assert [notice.attributes["class"] for notice in office.inbox()] == [
         "model-unavailable",
@@ -215,8 +217,8 @@ def test_an_outage_of_days_stops_no_alerts(office: Office, monkeypatch: pytest.M
     office.fails()
     office.tick()
     cursor = json.loads(str(office.cursor))
-    cursor["refusals"] = 5000
-    cursor["record"]["incidents"][0]["relapse"] = 5000
+    cursor["alerts"]["refusals"] = 5000
+    cursor["alerts"]["record"]["incidents"][0]["relapse"] = 5000
     office.cursor = json.dumps(cursor)
     office.clock(60)
 
@@ -236,12 +238,12 @@ def test_no_alert_is_lost_when_a_tick_is_cut_off_or_raises(
         raise ConnectionError("Dagster's storage is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "new_failures", broken)
+        patch.setattr(ended_runs, "read", broken)
         with pytest.raises(ConnectionError):
             office.tick()
     # As after a restart of the daemon: nothing is remembered but the cursor.
     assert "1 notices sent" in office.tick()
-    assert "Nothing to tell" in office.tick()
+    assert "No notice is due" in office.tick()
 
 
 def test_no_alert_is_lost_while_the_daemon_was_away(office: Office) -> None:
@@ -256,6 +258,7 @@ def test_a_failure_whose_record_is_committed_late_is_an_alert_too(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers are given before transactions end: a smaller one can appear behind a greater one."""
+    office.tick()
     late = office.fails("gpu-error")
     office.fails("undecodable-video")
     fetch = office.instance.fetch_run_status_changes
@@ -267,9 +270,9 @@ def test_a_failure_whose_record_is_committed_late_is_an_alert_too(
 
     with monkeypatch.context() as patch:
         patch.setattr(office.instance, "fetch_run_status_changes", without_the_late_one)
-        assert "1 new failures" in office.tick()
-    office.clock(60)
-    assert "1 new failures" in office.tick()
+        assert "1 runs ended" in office.tick()
+    office.clock(30)
+    assert "1 runs ended" in office.tick()
     assert {notice.attributes["class"] for notice in office.inbox()} == {"gpu-error", "undecodable-video"}
 
 
@@ -287,18 +290,25 @@ def test_an_alert_is_followed_by_one_of_its_end(office: Office) -> None:
     assert "1 run has failed because of it." in over.body
 
 
-def test_a_retry_by_dagster_and_its_place_are_in_the_alert(office: Office) -> None:
-    first = office.fails("worker-lost", "Its worker was lost.", **{"dagster/will_retry": "true"})
-    office.fails("internal", "It broke.", **{"dagster/root_run_id": first.run_id})
-    office.fails("timeout", "Its time was up.", **{"capstone/reexecution": "3"})
-    office.fails("model-unavailable")
+def test_what_is_decided_of_a_run_and_its_place_are_in_the_alert(office: Office) -> None:
+    upload = {"capstone/upload_id": "u1"}
+    first = office.fails("worker-lost", "Its worker was lost.", **upload)
+    office.fails("internal", "It broke.", **upload, **{"dagster/root_run_id": first.run_id})
+    tried = {"capstone/reexecution": "3", "capstone/reexecution_of": "p", "dagster/parent_run_id": "p"}
+    office.fails("timeout", "Its time was up.", **upload, **tried)
+    office.fails("model-unavailable", **upload)
+    office.fails("gpu-error", "Nobody starts it again.")  # somebody's own run
     office.tick()
 
     told = {notice.attributes["class"]: notice.body for notice in office.inbox()}
-    assert "Attempt: 1. Dagster starts it again by itself." in told["worker-lost"]
-    assert "Attempt: 2. It is not tried again by itself." in told["internal"]
-    assert "Attempt: 1. It is not tried again by itself." in told["timeout"]
-    assert "not tried again, unless intake pauses for it and resumes." in told["model-unavailable"]
+    for failure, sentence in {
+        "worker-lost": "Attempt: 1. It is tried again now.",
+        "internal": "Attempt: 2. It is not tried again.",
+        "timeout": "Attempt: 1. It is not tried again: CAPSTONE_REEXECUTIONS_PER_VIDEO (3) is used up.",
+        "model-unavailable": "Attempt: 1. It is not tried again, unless intake pauses for it and resumes.",
+        "gpu-error": "Attempt: 1. Runs of analyze_upload are not started again by the system.",
+    }.items():
+        assert sentence in told[failure]
 
 
 def test_a_worker_that_was_told_to_stop_is_waited_for_to_be_explained(office: Office) -> None:
@@ -309,12 +319,11 @@ def test_a_worker_that_was_told_to_stop_is_waited_for_to_be_explained(office: Of
         status=dg.DagsterRunStatus.STARTED,
         tags={
             "dagster/failure_reason": "UNEXPECTED_TERMINATION",
-            "dagster/will_retry": "true",
             "batch_gpu/job_id": "job-1",
         },
     )
     office.instance.report_run_failed(run)
-    assert office.tick() == "0 new failures. Nothing to tell."
+    assert "0 runs ended. No notice is due." in office.tick()
     office.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "timeout"})
     office.tick()
     assert [notice.attributes["class"] for notice in office.inbox()] == ["timeout"]
@@ -330,7 +339,7 @@ def test_no_alert_is_lost_that_waited_for_its_explanation_while_the_daemon_was_a
     assert [notice.attributes["class"] for notice in office.inbox()] == ["undecodable-video"]
 
     office.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "timeout"})
-    office.clock(10 * run_events.OVERLAP_S)
+    office.clock(10 * ended_runs.OVERLAP_S)
     office.tick()
     office.tick()
 
@@ -396,16 +405,16 @@ def test_an_event_store_that_is_away_is_an_alert_although_no_run_fails(office: O
     office.tick()
     assert office.inbox() == []  # one failed tick is not told
     failed_tick(office, "upload_sensor", away)
-    failed_tick(office, "video_status_sensor", away)
-    failed_tick(office, "video_status_sensor", away)
+    failed_tick(office, "outbox_sensor", away)
+    failed_tick(office, "outbox_sensor", away)
     office.tick()
 
     [notice] = office.inbox()
     assert notice.attributes["class"] == "database-unavailable"
     assert "Cause: The event store does not answer." in notice.body
-    assert "Concerned: sensor upload_sensor, sensor video_status_sensor." in notice.body
+    assert "Concerned: sensor upload_sensor, sensor outbox_sensor." in notice.body
 
-    for sensor in ("upload_sensor", "video_status_sensor"):
+    for sensor in ("upload_sensor", "outbox_sensor"):
         failed_tick(office, sensor, None)
     office.tick()
     office.clock(CALM_S)
@@ -486,8 +495,8 @@ def test_alerts_know_a_retry_as_dagster_records_it() -> None:
     @dg.op(retry_policy=dg.RetryPolicy(max_retries=1))
     def stores(context: dg.OpExecutionContext) -> None:
         if context.retry_number:
-            seen.extend(reading.retrying_runs(context.instance, now=time.time() + 60))
-        raise as_failure(StorageUnavailable("S3 failed. Try it.")) from OSError("cut")
+            seen.extend(troubles.retrying_runs(context.instance, now=time.time() + 60))
+        raise as_failure(StorageUnavailable("S3 failed. Try it."))
 
     @dg.job
     def a_job() -> None:
@@ -532,7 +541,6 @@ def test_a_step_that_is_tried_again_for_long_is_an_alert(office: Office, ends_we
 
     office.clock(90)
     event = DagsterEvent("PIPELINE_SUCCESS" if ends_well else "PIPELINE_FAILURE", run.job_name)
-    office.instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
     office.instance.report_dagster_event(event, run.run_id)
     office.tick()
     office.clock(CALM_S)
@@ -549,7 +557,7 @@ def test_runs_that_wait_long_for_a_machine_are_an_alert(office: Office) -> None:
     office.instance.report_dagster_event(DagsterEvent("PIPELINE_STARTING", run.job_name), run.run_id)
     office.tick()
     assert office.inbox() == []
-    office.clock(reading.WAITS_LONG_S + 1)
+    office.clock(troubles.WAITS_LONG_S + 1)
     office.tick()
 
     [notice] = office.inbox()
@@ -630,7 +638,7 @@ def stored(office: Office) -> None:
     """As Dagster's daemon stores it after a tick."""
     data = SensorInstigatorData(cursor=office.cursor, last_tick_timestamp=time.time())
     state = InstigatorState(
-        _origin("alerts", dg.Definitions().get_repository_def()),
+        _origin("ended_runs", dg.Definitions().get_repository_def()),
         InstigatorType.SENSOR,
         InstigatorStatus.DECLARED_IN_CODE,
         data,

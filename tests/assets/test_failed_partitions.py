@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.failures.classes import POLICIES, FailureClass
+from capstone_dagster.runs.video_status import reconcile
 from capstone_dagster.storage.uploads import VideoUpload
 from capstone_dagster.storage.video_status import mark_running
 from tests.assets import recovery_job, test_backfill
@@ -97,9 +97,7 @@ def test_a_lost_worker_is_shown_though_it_said_nothing(pipeline: Pipeline) -> No
     pipeline.services.database.transact(mark_running, upload.upload_id, run.run_id)
     pipeline.instance.report_run_failed(run, "The machine is gone.")
 
-    video_status_sensor(
-        dg.build_sensor_context(instance=pipeline.instance, resources={"services": pipeline.services})
-    )
+    reconcile(pipeline.instance, pipeline.services)
 
     told = shown(pipeline, upload)
     assert set(told) == set(ASSETS)

@@ -10,8 +10,8 @@ import pytest
 
 from capstone_dagster.assets import ops
 from capstone_dagster.assets.analyze import detect
-from capstone_dagster.assets.failing import video_status_sensor
 from capstone_dagster.run_tags import FAILURE_TAG
+from capstone_dagster.runs.video_status import reconcile
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
@@ -125,7 +125,7 @@ def rows(pipeline: Pipeline, upload: VideoUpload) -> dict[str, Any]:
 
 
 def tick(pipeline: Pipeline, services: Services) -> None:
-    video_status_sensor(dg.build_sensor_context(instance=pipeline.instance, resources={"services": services}))
+    reconcile(pipeline.instance, services)
 
 
 def test_status_catches_up_with_a_run_that_failed_while_the_database_was_away(
@@ -211,43 +211,24 @@ def test_a_worker_given_up_for_lost_does_not_speak_for_the_run_that_followed(
     assert (row["state"], row["run_id"]) == ("running", "the-next-run")
 
 
-def test_a_run_that_will_be_retried_has_not_failed(pipeline: Pipeline) -> None:
-    upload = pipeline.upload("gate/a.mp4", b"x")
-    run_id = lost_run(pipeline, upload)
-    run = pipeline.instance.get_run_by_id(run_id)
-    assert run is not None
-    pipeline.instance.report_run_failed(run)
-    pipeline.instance.add_run_tags(run_id, {"dagster/will_retry": "true"})
-
-    tick(pipeline, pipeline.services)
-
-    assert rows(pipeline, upload)["state"] == "running"
-
-
 def launched(pipeline: Pipeline, status: dg.DagsterRunStatus, tags: dict[str, str]) -> dg.DagsterRun:
     """A run that a launcher has, and no worker yet."""
     recovery_job.services.append(pipeline.services)
     return pipeline.instance.create_run_for_job(recovery_job.recoverable_job(), status=status, tags=tags)
 
 
-def test_a_retry_that_fails_before_it_begins_has_the_last_word(pipeline: Pipeline) -> None:
+def test_a_run_that_fails_before_it_begins_has_failed(pipeline: Pipeline) -> None:
     upload = pipeline.upload("gate/a.mp4", b"x")
-    first = launched(pipeline, dg.DagsterRunStatus.FAILURE, {"dagster/will_retry": "true"})
-    pipeline.services.database.transact(mark_queued, {upload.upload_id: first.run_id})
-    tick(pipeline, pipeline.services)
-    assert rows(pipeline, upload)["run_id"] == first.run_id
+    cause = "No machine of that kind came within an hour."
+    tags = {"batch_gpu/failure": "capacity", ".dagster/batch_gpu/cause": cause}
+    run = launched(pipeline, dg.DagsterRunStatus.STARTING, tags)
+    pipeline.services.database.transact(mark_queued, {upload.upload_id: run.run_id})
 
-    told = {"dagster/parent_run_id": first.run_id, "batch_gpu/failure": "capacity"}
-    retry = launched(pipeline, dg.DagsterRunStatus.STARTING, told)
+    pipeline.instance.report_run_failed(run, "Dagster's own words.")
     tick(pipeline, pipeline.services)
-    row = rows(pipeline, upload)
-    assert (row["state"], row["run_id"]) == ("queued", retry.run_id)
 
-    pipeline.instance.report_run_failed(retry, "No machine of that kind came within an hour.")
-    tick(pipeline, pipeline.services)
     row = rows(pipeline, upload)
-    assert (row["state"], row["failure_class"]) == ("failed", "capacity")
-    assert "No machine of that kind" in row["message"]
+    assert (row["state"], row["failure_class"], row["message"]) == ("failed", "capacity", cause)
 
 
 def test_waiting_for_a_machine_is_told_with_its_reason(pipeline: Pipeline) -> None:

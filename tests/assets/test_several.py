@@ -14,7 +14,7 @@ from capstone_dagster.assets.ops import events, raw_videos, video_analysis
 from capstone_dagster.assets.references import ReferenceIOManager
 from capstone_dagster.assets.several import analyze_videos, requested_at
 from capstone_dagster.failures.classes import FailureClass
-from capstone_dagster.failures.failed_runs import failure_of
+from capstone_dagster.failures.verdicts import Cause, Outcome, outcome_of
 from capstone_dagster.services import Services
 from capstone_dagster.storage.erasures import begin_erasure
 from capstone_dagster.storage.errors import StorageError
@@ -79,10 +79,11 @@ def test_a_bad_video_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path
     told = failure.step_failure_data.user_failure_data.description or ""
     assert f"2 of 4 videos could not be analysed: {bad.video_id} (undecodable-video)" in told
     assert "never-uploaded-00000000 (source-missing)" in told
-    record = pipeline.instance.get_run_by_id(result.run_id)
+    record = pipeline.instance.get_run_record_by_id(result.run_id)
     assert record is not None
-    # Whoever is told hears of the videos, not of a defect.
-    assert failure_of(pipeline.instance, record) == (FailureClass.SOURCE_MISSING, told)
+    # The notice names the videos, not a defect.
+    expected = Outcome.FAILED, Cause(FailureClass.SOURCE_MISSING, told)
+    assert outcome_of(pipeline.instance, record) == expected
     assert len(loads) == 1
     good = {first.video_id, last.video_id}
     # Each is judged as in a run of its own.

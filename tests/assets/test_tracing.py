@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from capstone_dagster.traces.context import upload_context
-from capstone_dagster.traces.sensor import record_ended
+from capstone_dagster.traces.runs import record_runs
 from tests.assets.conftest import Pipeline
 from tests.traces.collector import Collector, collector
 
@@ -32,9 +32,8 @@ def test_a_run_is_one_trace_from_its_steps_to_the_database(
     upload = pipeline.upload("gate/walk.mp4", clip.read_bytes())
 
     assert pipeline.run(upload, configured=configured).success
-    cursor, told = record_ended(pipeline.instance, pipeline.services.tracer, None)
-    assert told == 1
-    assert record_ended(pipeline.instance, pipeline.services.tracer, cursor)[1] == 0
+    runs = pipeline.instance.get_run_records()
+    assert record_runs(pipeline.instance, pipeline.services.tracer, runs) == 1
     pipeline.services.tracer.flush()
 
     trace = upload_context(upload.upload_id)
@@ -62,7 +61,7 @@ def test_a_failed_step_is_an_error_with_its_class(pipeline: Pipeline, receiving:
     upload = pipeline.upload("gate/broken.mp4", b"no video at all")
 
     assert not pipeline.run(upload).success
-    record_ended(pipeline.instance, pipeline.services.tracer, None)
+    record_runs(pipeline.instance, pipeline.services.tracer, pipeline.instance.get_run_records())
     pipeline.services.tracer.flush()
 
     run = next(span for span in receiving.spans if span.name.startswith("run "))

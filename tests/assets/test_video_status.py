@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from capstone_dagster.assets.failing import video_status_sensor
+from capstone_dagster.runs.video_status import reconcile
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import publish_analysis
@@ -37,7 +37,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def tick(instance: dg.DagsterInstance, database: Database) -> None:
     url = database.engine.url.render_as_string(hide_password=False)
     services = Services(read_settings(database_url=url))
-    video_status_sensor(dg.build_sensor_context(instance=instance, resources={"services": services}))
+    reconcile(instance, services)
     services.database.close()
 
 

@@ -11,15 +11,16 @@ import dagster as dg
 import pytest
 from dagster._core.launcher.base import LaunchRunContext
 
-from capstone_dagster.assets.failing import tried_again, video_status_sensor
 from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.commands import operating as command
 from capstone_dagster.failures.classes import POLICIES, FailureClass
+from capstone_dagster.failures.requests import attempts
+from capstone_dagster.failures.retry_policy import will_try_again
+from capstone_dagster.failures.verdicts import failed_run
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.runs import by_hand
-from capstone_dagster.runs.lineage import attempts, reexecution_id
+from capstone_dagster.runs.lineage import reexecution_id
 from capstone_dagster.runs.queueing import ordinal, places
-from capstone_dagster.runs.reexecution import reexecution_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import publish_analysis
@@ -28,6 +29,7 @@ from capstone_dagster.storage.video_status import current_status, mark_failed, m
 from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, notices
 from tests.support.command_line import Capstone
+from tests.support.ended_runs import Reader
 from tests.support.origin import CODE_ORIGIN, REMOTE_ORIGIN
 
 QUEUED, STARTED = dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED
@@ -141,8 +143,7 @@ def test_cancel_ends_a_run_at_every_stage(
     operations.database.transact(
         mark_failed, "u1", run.run_id, failure_class="internal", message="It was interrupted."
     )
-    _tick(operations, video_status_sensor)
-    _tick(operations, reexecution_sensor)
+    _tick(operations)
     assert operations.row(1) == row
     assert len(operations.instance.get_runs()) == 1
     assert notices(operations.database) == ["video.received"]
@@ -165,32 +166,14 @@ def test_a_run_that_intake_has_not_acknowledged_yet_is_cancelled_too(
 
 def test_cancel_keeps_what_failed_from_being_tried_again(operations: Operations, capstone: Capstone) -> None:
     operations.failed(1)
-    _tick(operations, reexecution_sensor)
+    _tick(operations)
     assert "It is tried again at" in operations.row(1)["message"]
 
     assert capstone("cancel", "v1").out == "v1 is cancelled; 0 runs ended.\n"
 
-    _tick(operations, reexecution_sensor, after_s=31)
+    _tick(operations, after_s=31)
     assert operations.row(1)["state"] == "cancelled"
     assert len(operations.instance.get_runs()) == 1
-
-
-def test_cancel_waits_for_the_run_that_dagster_starts_again(
-    operations: Operations, capstone: Capstone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed = operations.run(1, STARTED)
-    operations.instance.report_run_failed(failed)
-    operations.instance.add_run_tags(failed.run_id, {"dagster/will_retry": "true"})
-    retried: list[dg.DagsterRun] = []
-
-    def start_retry(_: float) -> None:
-        if not retried:
-            retried.append(operations.run(1, dagster__parent_run_id=failed.run_id))
-
-    monkeypatch.setattr(time, "sleep", start_retry)
-
-    assert capstone("cancel", "v1").out == "v1 is cancelled; 1 run ended.\n"
-    assert operations.fresh(retried[0]).status == dg.DagsterRunStatus.CANCELED
 
 
 def test_a_worker_that_does_not_answer_needs_force(
@@ -305,7 +288,7 @@ def test_retry_goes_on_from_the_failed_step(operations: Operations, capstone: Ca
         "It is tried again by kim.",
     )
     # The sensor that starts runs again sees that somebody has.
-    _tick(operations, reexecution_sensor, after_s=31)
+    _tick(operations, after_s=31)
     assert len(operations.instance.get_runs()) == 2
     second = capstone("retry", "v1")
     assert second.code == 1
@@ -351,20 +334,17 @@ def test_retry_refuses_what_it_does_not_understand(
     assert told in " ".join(outcome.err.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("why", ["pruned", "retried by Dagster", "started again", "shared", "still ending"])
+@pytest.mark.parametrize("why", ["pruned", "started again", "shared", "still ending"])
 def test_retry_says_why_it_leaves_one_alone(operations: Operations, capstone: Capstone, why: str) -> None:
     run = operations.failed(1)
     told = {
         "pruned": "is no longer on record",
-        "retried by Dagster": "Dagster itself starts run",
         "started again": "was started again already, as run",
         "shared": "analysed other videos besides v1",
         "still ending": "not over yet",
     }[why]
     if why == "pruned":
         operations.instance.delete_run(run.run_id)
-    elif why == "retried by Dagster":
-        operations.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
     elif why == "started again":
         operations.run(1, dagster__parent_run_id=run.run_id)
     elif why == "shared":
@@ -388,7 +368,7 @@ def test_a_run_that_a_dying_sensor_left_is_started(
     with monkeypatch.context() as dying:
         dying.setattr("capstone_dagster.runs.reexecution.requeue", _die)
         with pytest.raises(KeyboardInterrupt):
-            _tick(operations, reexecution_sensor, after_s=31)
+            _tick(operations, after_s=31)
 
     assert "1 run started again" in capstone("retry", "v1").out
 
@@ -414,15 +394,16 @@ def test_a_notice_says_whether_the_system_tries_again(failure: FailureClass) -> 
     tags = {"capstone/upload_id": "u1"}
 
     def again(job: str, tags: dict[str, str]) -> bool:
-        return tried_again(failure, dg.DagsterRun(job_name=job, run_id="r", tags=tags), 3)
+        run = dg.DagsterRun(job_name=job, run_id="r", tags=tags)
+        return will_try_again(failed_run(run, failure, 0.0), 3)
 
     assert again("analyze_upload", tags) is POLICIES[failure].transient
     assert again("__ASSET_JOB", {"dagster/backfill": "b"}) is POLICIES[failure].transient
-    assert not again("analyze_upload", {})
-    assert not again("__ASSET_JOB", tags)  # somebody's own
-    assert not again("analyze_videos", tags)
-    assert not again("analyze_upload", tags | {"capstone/reexecution": "3", "dagster/retry_number": "1"})
-    assert not tried_again(failure, None, 3)
+    # Of runs that a person has started only a lost worker is replaced.
+    for job, theirs in (("analyze_upload", {}), ("__ASSET_JOB", tags), ("analyze_videos", tags)):
+        assert again(job, theirs) is (failure == FailureClass.WORKER_LOST)
+    third = {"capstone/reexecution": "3", "capstone/reexecution_of": "p", "dagster/parent_run_id": "p"}
+    assert not again("analyze_upload", tags | third)
 
 
 @pytest.mark.parametrize(
@@ -437,14 +418,8 @@ def _die(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _tick(operations: Operations, sensor: dg.SensorDefinition, after_s: float = 0.0) -> None:
+def _tick(operations: Operations, after_s: float = 0.0) -> None:
     with pytest.MonkeyPatch.context() as patched:
         now = time.time() + after_s
-        if sensor is reexecution_sensor:
-            patched.setattr("capstone_dagster.runs.reexecution.time.time", lambda: now)
-        context = dg.build_sensor_context(
-            instance=operations.instance,
-            resources={"services": operations.services},
-            repository_def=_definitions.get_repository_def(),
-        )
-        sensor(context)
+        patched.setattr(time, "time", lambda: now)
+        Reader(operations.instance, operations.services, _definitions.get_repository_def()).tick()

@@ -15,7 +15,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
-from capstone_dagster.storage.database import Database, ping
+from capstone_dagster.storage.database import Database
 from tests.infra.stacks import template
 from tests.infra.test_environment import given
 from tests.support.waiting import scaled
@@ -127,7 +127,7 @@ def test_the_container_that_prepares_makes_everything_and_may_do_so_again(
         assert limit == (1000,), "with AWS Batch its environments bound the GPUs"
     url = f"postgresql+psycopg://{events}:of%2Fthe%20event%40store@{dagster.host}:{dagster.port}/{events}"
     database = Database(url)
-    ping(database.engine)
+    database.ping()
     database.close()
 
 

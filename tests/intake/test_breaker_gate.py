@@ -20,6 +20,7 @@ from capstone_dagster.intake.orders import give_order
 from capstone_dagster.run_tags import DUPLICATE_TAG, FAILURE_TAG, PROBE_TAG
 from capstone_dagster.services import Services
 from tests.intake.conftest import Intake
+from tests.support.ended_runs import judge
 from tests.support.waiting import wait_for
 
 NOWHERE = {"database_url": None, "postgres_host": "127.0.0.1", "postgres_port": 1}
@@ -37,16 +38,17 @@ def runs(intake: Intake) -> list[dg.DagsterRun]:
     return list(reversed(intake.instance.get_runs()))
 
 
-def fail(intake: Intake, run: dg.DagsterRun, failure: str, *, retried: bool = False) -> None:
-    """Fail a run as its op and, right afterwards, Dagster do."""
-    tags = {FAILURE_TAG: failure, "dagster/will_retry": str(retried).lower()}
-    intake.instance.add_run_tags(run.run_id, tags)
+def fail(intake: Intake, run: dg.DagsterRun, failure: str) -> None:
+    """Fail a run as its op and, right afterwards, Dagster do; it is judged at once."""
+    intake.instance.add_run_tags(run.run_id, {FAILURE_TAG: failure})
     intake.instance.report_run_failed(run)
+    judge(intake.instance, run.run_id)
 
 
 def succeed(intake: Intake, run: dg.DagsterRun) -> None:
     event = dg.DagsterEvent(dg.DagsterEventType.PIPELINE_SUCCESS.value, run.job_name)
     intake.instance.report_dagster_event(event, run_id=run.run_id)
+    judge(intake.instance, run.run_id)
 
 
 def uploaded(intake: Intake, number: int) -> list[dg.DagsterRun]:
@@ -264,10 +266,3 @@ def test_an_operators_orders_go_before_the_breakers_own(quick: Intake) -> None:
     assert "kim: the model is changed" in told
     assert "capstone intake resume" in told
     assert len(quick.requests) == 3
-
-
-def test_runs_that_dagster_starts_again_are_no_failures_yet(quick: Intake) -> None:
-    for run in uploaded(quick, 2):
-        fail(quick, run, "container-start", retried=True)
-    quick.tick()
-    assert not read_breaker(quick.instance).paused

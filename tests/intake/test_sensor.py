@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 from sqlalchemy.engine import make_url
 
-from capstone_dagster.metrics.left_messages import read_left
+from capstone_dagster.failures.left_messages import read_left
 from capstone_dagster.removal.retention import retention
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
@@ -270,7 +270,8 @@ def test_pruning_old_partitions_runs_nothing_again(intake: Intake) -> None:
             resources={"services": Services(settings)},
             instance=intake.instance,
         )
-        return int(result.output_for_node("remove_what_is_old")["partitions"])
+        [output] = [each for each in result.all_events if each.is_successful_output]
+        return int(str(output.step_output_data.metadata["partitions"].value))
 
     assert prune(-1) == 0  # its run is not over
     intake.services.database.transact(

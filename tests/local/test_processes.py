@@ -101,6 +101,20 @@ def test_the_grandchildren_of_a_process_that_ended_by_itself_end_too(tmp_path: P
     process.stop()
 
 
+def test_a_process_that_is_to_be_restarted_leaves_its_children_running(tmp_path: Path, family: Path) -> None:
+    argv = [sys.executable, str(tmp_path / "family.py"), str(family), "parent"]
+    log = tmp_path / "family.log"
+    process = start(Command("family", argv, log, {}, grace_s=0.2, restart_after_s=0.1))
+    [child] = set(both_pids(family)) - {process.pid}
+    os.kill(process.pid, signal.SIGKILL)
+    # The second parent has a child of its own.
+    pids = wait_for("another parent", lambda: pids if len(pids := os.listdir(family)) == 4 else None)
+    assert psutil.pid_exists(child)
+    process.check()
+    process.stop()
+    assert not any(psutil.pid_exists(int(pid)) for pid in pids)
+
+
 def test_the_end_of_a_process_is_told_with_its_last_lines(tmp_path: Path) -> None:
     process = ended_after(start(command(tmp_path, "import sys; print('the disk is full'); sys.exit(3)")))
     with pytest.raises(ProcessEndedError, match=r"(?s)exit code 3.*worker\.log.*the disk is full"):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,24 @@ def post(url: str, query: str) -> Any:
         return json.load(answer)["data"]
 
 
+def launched(url: str, pid_file: Path) -> int:
+    """The pid of another endless run; 0 if the code server does not answer."""
+    pid_file.unlink(missing_ok=True)
+    try:
+        answer = post(url, LAUNCH)["launchRun"]
+    except urllib.error.HTTPError:
+        return 0
+    if answer["__typename"] != "LaunchRunSuccess":
+        return 0
+    return int(wait_for("the run", lambda: pid_file.read_text() if pid_file.exists() else None))
+
+
+def code_servers(state: Path) -> list[int]:
+    """Processes that serve code over gRPC, without their wardens."""
+    users = [user for user in users_of(state) if "'grpc'" in user and "--restart-after" not in user]
+    return [int(user.split()[0]) for user in users]
+
+
 def users_of(state: Path) -> list[str]:
     """Processes whose command line, working directory or environment names this state directory."""
     found = []
@@ -97,11 +116,12 @@ def users_of(state: Path) -> list[str]:
 
 
 def test_the_stack_starts_tells_its_environment_notices_a_death_and_leaves_nothing(
-    state: Path, dagster_project: Project, monkeypatch: pytest.MonkeyPatch
+    state: Path, tmp_path: Path, dagster_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPSTONE_SAMPLE_FPS", "2")
     monkeypatch.setenv("CAPSTONE_RAW_BUCKET", "the-users-production-bucket")
     monkeypatch.setenv("AWS_PROFILE", "production")
+    monkeypatch.setenv("RUN_PID_FILE", str(tmp_path / "run.pid"))
     steps: list[str] = []
     seen: list[bool] = []
 
@@ -141,6 +161,14 @@ def test_the_stack_starts_tells_its_environment_notices_a_death_and_leaves_nothi
         with pytest.raises(StateInUseError, match=str(os.getpid())), local_stack(state, with_dagster=False):
             pass
         assert len(users_of(state)) >= 4, "the check for left-overs must be able to fail"
+
+        run = launched(stack.dagster.url, tmp_path / "run.pid")
+        [server] = code_servers(state)
+        os.kill(server, signal.SIGKILL)
+        assert psutil.pid_exists(run), "a run outlives the code server that it was launched by"
+        wait_for("another code server", lambda: launched(stack.dagster.url, tmp_path / "run.pid"))
+        assert len(code_servers(state)) == 1
+        stack.check()
 
         daemon = stack.dagster.daemon
         os.kill(daemon.pid, signal.SIGKILL)
@@ -201,8 +229,7 @@ def test_an_owner_killed_outright_leaves_no_process_not_even_a_run(
     owner = run_owner(state, files, RUN_PID_FILE=str(run_pid))
     assert owner.stdout is not None
     url = owner.stdout.readline().strip()
-    assert post(url, LAUNCH)["launchRun"]["__typename"] == "LaunchRunSuccess"
-    pid = int(wait_for("the run", lambda: run_pid.read_text() if run_pid.exists() else None))
+    pid = launched(url, run_pid)
     assert psutil.pid_exists(pid)
 
     owner.kill()

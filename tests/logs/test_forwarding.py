@@ -153,7 +153,7 @@ def test_a_launcher_error_is_in_the_logs_with_its_run_and_without_its_secrets(of
     assert "hidden-password" not in json.dumps(office.written())
     failed = lines["run.failed"]
     assert (failed["run_id"], failed["video_id"], failed["level"]) == (run.run_id, "gate-0a1b2c3d", "ERROR")
-    assert failed["failure_class"] == "worker-lost"
+    assert failed["failure_class"] == "container-start"
     assert failed["remedy"].endswith(".")
 
 

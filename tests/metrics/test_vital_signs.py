@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.events import DagsterEvent, RunFailureReason
+from dagster._core.events import DagsterEvent
 from dagster._core.remote_origin import (
     InProcessCodeLocationOrigin,
     RemoteInstigatorOrigin,
@@ -25,7 +25,6 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 
-from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.catalog import metrics as declared
 from capstone_dagster.catalog.model import Metric
 from capstone_dagster.definitions import defs
@@ -36,12 +35,10 @@ from capstone_dagster.metrics.vital_signs import Memory, observe, vital_signs_se
 from capstone_dagster.metrics.waiting_messages import Queues
 from capstone_dagster.run_tags import VIDEO_SECONDS_TAG
 from capstone_dagster.settings import Settings, read_settings
-from capstone_dagster.storage.errors import DatabaseUnavailable
 from tests.conftest import Aws
 from tests.support.moto import moto_server
 from tests.support.published import Published
 
-RETRIED, FINAL = {"dagster/will_retry": "true"}, {"dagster/will_retry": "false"}
 EMPTY = dg.JobDefinition(name="analyze_upload", graph_def=dg.GraphDefinition(name="empty"))
 NOWHERE = "http://127.0.0.1:1/000000000000/no-such-queue"
 
@@ -79,17 +76,6 @@ class Onlooker:
     def run(self, status: dg.DagsterRunStatus, tags: dict[str, str] | None = None) -> dg.DagsterRun:
         return self.instance.create_run_for_job(EMPTY, status=status, tags=tags)
 
-    def fail(
-        self, tags: dict[str, str], reason: RunFailureReason = RunFailureReason.UNEXPECTED_TERMINATION
-    ) -> dg.DagsterRun:
-        """A run that ended without a word of its own."""
-        run = self.run(dg.DagsterRunStatus.STARTED, tags)
-        self.instance.report_dagster_event(
-            DagsterEvent.job_failure(run.job_name, "The worker is gone.", failure_reason=reason),
-            run.run_id,
-        )
-        return run
-
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
@@ -103,16 +89,6 @@ def onlooker(instance: dg.DagsterInstance, tmp_path: Path) -> Onlooker:
 
 
 @dg.op
-def away() -> None:
-    raise as_failure(DatabaseUnavailable("The event store does not answer."))
-
-
-@dg.op
-def broken() -> None:
-    raise KeyError("a defect")
-
-
-@dg.op
 def fine() -> None:
     pass
 
@@ -121,7 +97,7 @@ def execute(onlooker: Onlooker, *ops: dg.OpDefinition) -> None:
     """One run of each."""
     for op in ops:
         job = dg.GraphDefinition(name=f"runs_{op.name}", node_defs=[op]).to_job()
-        job.execute_in_process(instance=onlooker.instance, raise_on_error=False, tags=FINAL)
+        job.execute_in_process(instance=onlooker.instance, raise_on_error=False)
 
 
 def test_metrics_outlive_a_version_that_was_rolled_back(onlooker: Onlooker) -> None:
@@ -135,9 +111,6 @@ def test_metrics_of_no_runs_are_zeros(onlooker: Onlooker) -> None:
     onlooker.look()
     assert onlooker.unseen == []
     zeros = (
-        declared.RUNS_STARTED,
-        declared.RUNS_SUCCEEDED,
-        declared.RUNS_FAILED,
         declared.RUNS_QUEUED,
         declared.LONGEST_RUN_OVER_LIMIT,
         declared.SECONDS_WITHOUT_SUCCESS,
@@ -145,82 +118,6 @@ def test_metrics_of_no_runs_are_zeros(onlooker: Onlooker) -> None:
     )
     for metric in zeros:
         assert onlooker.values(metric) == [0], metric.name
-    assert onlooker.values(declared.RUN_DURATION) == []
-
-
-def test_metrics_count_each_run_once_and_failures_by_class(onlooker: Onlooker) -> None:
-    execute(onlooker, fine, away, fine, broken)
-    onlooker.look()
-    execute(onlooker, fine)
-    # All of it is looked at again, because what is written late may stand before what was read.
-    for after_s in (20, 30, 200, 300):
-        onlooker.look(after_s=after_s)
-    assert onlooker.values(declared.RUNS_STARTED) == [4, 1, 0, 0, 0]
-    assert onlooker.values(declared.RUNS_SUCCEEDED) == [2, 1, 0, 0, 0]
-    assert onlooker.values(declared.RUNS_FAILED, FailureClass="database-unavailable") == [1]
-    assert onlooker.values(declared.RUNS_FAILED, FailureClass="internal") == [1]
-    assert sum(onlooker.values(declared.RUNS_FAILED)) == 2
-    assert onlooker.values(declared.RUNS_FAILED).count(0) == 5  # the total's, each time
-    durations = onlooker.values(declared.RUN_DURATION)
-    assert len(durations) == 5
-    assert all(0 <= seconds < 60 for seconds in durations)
-
-
-FAILURES: list[tuple[dict[str, str], RunFailureReason, str]] = [
-    ({}, RunFailureReason.UNEXPECTED_TERMINATION, "worker-lost"),
-    ({"batch_gpu/failure": "container-start"}, RunFailureReason.UNKNOWN, "container-start"),
-    ({}, RunFailureReason.START_TIMEOUT, "capacity"),
-    ({}, RunFailureReason.JOB_INITIALIZATION_FAILURE, "internal"),
-    ({"batch_gpu/failure": "none"}, RunFailureReason.RUN_WORKER_RESTART, "worker-lost"),
-    # Anybody may write a tag: a sensor that raised for it would raise at each tick.
-    ({"batch_gpu/failure": "no-such-class"}, RunFailureReason.UNKNOWN, "internal"),
-]
-
-
-@pytest.mark.parametrize(("tags", "reason", "failure_class"), FAILURES)
-def test_metrics_of_a_run_that_says_nothing_name_its_class(
-    onlooker: Onlooker, tags: dict[str, str], reason: RunFailureReason, failure_class: str
-) -> None:
-    onlooker.fail(tags | FINAL, reason)
-    onlooker.look()
-    assert onlooker.values(declared.RUNS_FAILED, FailureClass=failure_class) == [1]
-    assert sum(onlooker.values(declared.RUNS_FAILED)) == 1
-
-
-def test_metrics_leave_out_runs_that_dagster_starts_again(onlooker: Onlooker) -> None:
-    run = onlooker.fail({})
-    onlooker.look(after_s=2)  # not decided yet
-    assert sum(onlooker.values(declared.RUNS_FAILED)) == 0
-    onlooker.instance.add_run_tags(run.run_id, RETRIED)
-    onlooker.look(after_s=30)
-    assert sum(onlooker.values(declared.RUNS_FAILED)) == 0
-
-
-def test_metrics_wait_for_the_launcher_to_explain_a_lost_worker(onlooker: Onlooker) -> None:
-    run = onlooker.fail({"batch_gpu/job_id": "j1"} | FINAL)
-    onlooker.look(after_s=10)
-    assert sum(onlooker.values(declared.RUNS_FAILED)) == 0
-    onlooker.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "capacity"})
-    onlooker.look(after_s=20)
-    assert onlooker.values(declared.RUNS_FAILED, FailureClass="capacity") == [1]
-
-
-def test_metrics_count_a_run_that_waited_to_be_explained_while_nobody_looked(onlooker: Onlooker) -> None:
-    run = onlooker.fail({"batch_gpu/job_id": "j1"} | FINAL)
-    onlooker.fail(FINAL)
-    onlooker.look(after_s=10)
-    assert sum(onlooker.values(declared.RUNS_FAILED)) == 1
-    onlooker.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "capacity"})
-    for after_s in (600, 700):  # the daemon was away for longer than what was read is remembered
-        onlooker.look(after_s=after_s)
-    assert onlooker.values(declared.RUNS_FAILED, FailureClass="capacity") == [1]
-    assert sum(onlooker.values(declared.RUNS_FAILED)) == 2
-
-
-def test_metrics_do_not_wait_for_an_explanation_for_ever(onlooker: Onlooker) -> None:
-    onlooker.fail({"batch_gpu/job_id": "j1"} | FINAL)
-    onlooker.look(after_s=40)
-    assert onlooker.values(declared.RUNS_FAILED, FailureClass="worker-lost") == [1]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +139,9 @@ def test_metrics_see_a_hung_run(onlooker: Onlooker, video_s: str | None, age_s: 
     assert onlooker.values(declared.LONGEST_RUN_OVER_LIMIT) == [pytest.approx(ratio, rel=0.01)]
 
 
-def test_metrics_say_for_how_long_nothing_succeeded(onlooker: Onlooker) -> None:
+def test_metrics_say_for_how_long_nothing_succeeded(
+    onlooker: Onlooker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seconds = declared.SECONDS_WITHOUT_SUCCESS
     onlooker.look(after_s=1000)
     assert onlooker.values(seconds)[-1] == 0  # there was nothing to do
@@ -255,11 +154,13 @@ def test_metrics_say_for_how_long_nothing_succeeded(onlooker: Onlooker) -> None:
     assert onlooker.values(seconds)[-1] == 0  # nobody has waited yet
     onlooker.look(after_s=5600)
     assert onlooker.values(seconds)[-1] == 3600
-    memory = Memory.of_cursor(onlooker.cursor, 0)
-    memory.last_success = onlooker.started + 5000
-    onlooker.cursor = memory.to_cursor()
     onlooker.look(after_s=6000)
-    assert onlooker.values(seconds)[-1] == 1000
+    assert onlooker.values(seconds)[-1] == 4000
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: onlooker.started + 5000)
+        execute(onlooker, fine)
+    onlooker.look(after_s=6000)
+    assert onlooker.values(seconds)[-1] == pytest.approx(1000, abs=5)
     onlooker.instance.report_run_canceled(stuck)
     onlooker.look(after_s=7000)
     assert onlooker.values(seconds)[-1] == 0
@@ -344,23 +245,16 @@ def test_metrics_of_sensors_ticks(onlooker: Onlooker) -> None:
 def test_metrics_of_one_source_do_not_hold_up_the_others(
     onlooker: Onlooker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    execute(onlooker, fine)
-
     def fails(*arguments: Any, **named: Any) -> Any:
         raise OSError("storage hiccup")
 
     with monkeypatch.context() as patch:
-        patch.setattr(onlooker.instance, "fetch_run_status_changes", fails)
+        patch.setattr(onlooker.instance, "get_runs_count", fails)
         onlooker.look()
-    assert onlooker.unseen == ["runs"]
-    assert onlooker.values(declared.RUNS_STARTED) == []
-    assert onlooker.values(declared.RUNS_QUEUED) == [0]
+    assert onlooker.unseen == ["work"]
+    assert onlooker.values(declared.RUNS_QUEUED) == []
+    assert onlooker.values(declared.INTAKE_PAUSED) == [0]
     assert "storage hiccup" in caplog.text
-    with monkeypatch.context() as patch:
-        patch.setattr(onlooker.instance, "get_run_records", fails)
-        onlooker.look()
-    onlooker.look()  # nothing is lost by it
-    assert onlooker.values(declared.RUNS_SUCCEEDED) == [1]
 
 
 def test_metrics_are_published_by_the_sensor_while_event_store_and_queue_are_away(
@@ -379,8 +273,6 @@ def test_metrics_are_published_by_the_sensor_while_event_store_and_queue_are_awa
         )
 
     first = tick(None)
-    execute(onlooker, fine, away)
     second = tick(first.cursor)
     assert "queues" in str(second.skip_message)
-    assert onlooker.values(declared.RUNS_SUCCEEDED) == [0, 1]
-    assert onlooker.values(declared.RUNS_FAILED, FailureClass="database-unavailable") == [1]
+    assert onlooker.values(declared.RUNS_QUEUED) == [0, 0]

@@ -28,19 +28,20 @@ from capstone_dagster.failures.breaker_state import (
     write_breaker,
 )
 from capstone_dagster.failures.classes import POLICIES, SYSTEMIC, FailureClass
-from capstone_dagster.run_tags import FAILURE_TAG, PROBE_TAG
-from capstone_dagster.runs.lineage import Resumption, attempts, reexecution_id, request_run_id
-from capstone_dagster.runs.reexecution import reexecution_sensor
-from capstone_dagster.runs.retry_policy import (
+from capstone_dagster.failures.requests import attempts, request_run_id
+from capstone_dagster.failures.retry_policy import (
     DELAYS_S,
     Budget,
+    Decision,
     FailedRun,
     Leave,
     Start,
-    Verdict,
     Wait,
+    delay_s,
     judge,
 )
+from capstone_dagster.run_tags import CANCELLED_TAG, FAILURE_TAG, PROBE_TAG
+from capstone_dagster.runs.lineage import Resumption, reexecution_id
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.database import Database
@@ -53,6 +54,7 @@ from capstone_dagster.storage.video_status import (
 )
 from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import UPLOAD, dump, notices
+from tests.support.ended_runs import Reader
 
 DATABASE, MODEL, WORKER = (
     FailureClass.DATABASE_UNAVAILABLE,
@@ -91,11 +93,15 @@ def test_only_what_passes_by_itself_is_started_again_unless_it_was_mended(failur
     assert kind(failed) == ("Start" if POLICIES[failure].transient else "Leave")
     # Intake may still pause for it; until that is known, it is not settled.
     soon = kind(failed, now=1010.0)
-    assert soon == ("Wait" if POLICIES[failure].transient or failure in SYSTEMIC else "Leave")
+    if failure == WORKER:  # its machine is gone: there is nothing to wait for
+        assert soon == "Start"
+    else:
+        assert soon == ("Wait" if POLICIES[failure].transient or failure in SYSTEMIC else "Leave")
     assert kind(failed, paused_for(failure)) == "Wait"
     mended = BreakerState(since=2000.0, cause=failure)
     assert kind(failed, mended, now=2000.0) == "Start"
-    assert kind(replace(failed, ended_at=2001.0), mended, now=2002.0) != "Start"
+    later = replace(failed, ended_at=2001.0)
+    assert (kind(later, mended, now=2002.0) == "Start") == (failure == WORKER)
 
 
 def test_while_intake_is_paused_for_it_only_the_probe_goes() -> None:
@@ -160,13 +166,13 @@ def test_no_start_exceeds_a_budget_or_meets_what_is_not_over(
     failed = FailedRun("r", "u", failure, now - age_s, attempt, gpu)
     breaker = BreakerState(phase if cause else Phase.CLOSED, since=since, cause=cause)
     budget = Budget(3, 2, tuple(started))
-    verdict: Verdict = judge(failed, breaker, budget, now)
+    verdict: Decision = judge(failed, breaker, budget, now)
     if isinstance(verdict, Start):
         assert attempt < 3
         assert not (gpu and budget.spent(now))
         assert not (breaker.paused and breaker.cause in (failure, OPERATOR, DUPLICATE_JOB))
         mended = cause == failure and since > failed.ended_at
-        assert mended or (POLICIES[failure].transient and age_s >= DELAYS_S[min(attempt, 2)])
+        assert mended or (POLICIES[failure].transient and age_s >= delay_s(failed))
     if isinstance(verdict, Wait) and verdict.until is not None:
         assert now < verdict.until <= failed.ended_at + max(DELAYS_S)
 
@@ -177,12 +183,7 @@ def test_no_start_exceeds_a_budget_or_meets_what_is_not_over(
         ({}, 0, "own"),
         ({"capstone/reexecution": "2", "capstone/reexecution_of": "p", "dagster/parent_run_id": "p",
           "capstone/request_run_id": "first", "dagster/root_run_id": "first"}, 2, "first"),
-        # Dagster's own retry of a lost worker goes on counting.
-        ({"capstone/reexecution": "2", "capstone/reexecution_of": "p", "dagster/parent_run_id": "q",
-          "capstone/request_run_id": "first", "dagster/root_run_id": "first", "dagster/retry_number": "1"},
-         2, "first"),
-        ({"dagster/retry_number": "1", "dagster/parent_run_id": "p", "dagster/root_run_id": "p"}, 0, "p"),
-        # Somebody's re-execution in the UI takes all tags along, and is a request of its own.
+        # A person's re-execution in the UI takes all tags along, and is a request of its own.
         ({"capstone/reexecution": "3", "capstone/reexecution_of": "p", "dagster/parent_run_id": "q",
           "capstone/request_run_id": "first", "dagster/root_run_id": "first"}, 0, "own"),
     ],
@@ -206,17 +207,11 @@ class Sensor:
     def tick(self, after_s: float = 0.0) -> str:
         now = time.time() + after_s
         with self.monkeypatch.context() as patched:
-            patched.setattr("capstone_dagster.runs.reexecution.time.time", lambda: now)
-            context = dg.build_sensor_context(
-                instance=self.instance,
-                cursor=self.cursor,
-                resources={"services": self.services},
-                repository_def=_definitions.get_repository_def(),
-            )
-            told = reexecution_sensor(context)
-        assert isinstance(told, dg.SkipReason)
-        self.cursor = context.cursor
-        return str(told.skip_message)
+            patched.setattr(time, "time", lambda: now)
+            reader = Reader(self.instance, self.services, _definitions.get_repository_def(), self.cursor)
+            told = reader.tick()
+        self.cursor = reader.cursor
+        return told
 
     @property
     def submitted(self) -> list[str]:
@@ -358,19 +353,20 @@ def test_failures_of_a_request_are_counted_until_its_budget_is_used_up(sensor: S
 
 @pytest.mark.parametrize(
     "why",
-    ["retried by Dagster", "re-executed by somebody", "a later run succeeded", "superseded", "cancelled",
-     "done", "of no upload", "undecodable"],
+    ["cancelled before it began", "re-executed by somebody", "a later run succeeded", "superseded",
+     "cancelled", "done", "of no upload", "undecodable"],
 )  # fmt: skip
 def test_what_is_left_alone(sensor: Sensor, why: str) -> None:
     failure = "undecodable-video" if why == "undecodable" else "storage-unavailable"
     if why == "of no upload":
-        run = sensor.instance.create_run_for_job(_definitions.resolve_job_def("analyze_upload"))
+        job = _definitions.resolve_job_def("analyze_upload")
+        run = sensor.instance.create_run_for_job(job, tags={FAILURE_TAG: failure})
         sensor.instance.report_run_failed(run)
     else:
         run = sensor.failed(failure)
     database = sensor.services.database
-    if why == "retried by Dagster":
-        sensor.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
+    if why == "cancelled before it began":  # Dagster reports such a run as failed
+        sensor.instance.add_run_tags(run.run_id, {CANCELLED_TAG: run.run_id})
     elif why == "re-executed by somebody":
         sensor.run(dg.DagsterRunStatus.CANCELED, dagster__parent_run_id=run.run_id)
     elif why == "a later run succeeded":
@@ -545,7 +541,7 @@ def test_while_the_event_store_is_away_failed_runs_wait_and_the_tick_goes_on(
     sensor.services = Services(there.settings.model_copy(update=nowhere))
     assert "1 wait for their time" in sensor.tick(31)
     sensor.services = there
-    sensor.tick(32)
+    sensor.tick(40)
     assert len(sensor.submitted) == 1
 
 

@@ -111,7 +111,6 @@ def database_refuses(world: World, during: slice) -> None:
     paused_from = intake_pauses(world, during, "database-unavailable")
     # No runs, no connections: but for the trials nobody tries any more.
     world.change(own.DATABASE_CONNECTION_FAILURES, slice(paused_from + 5, during.stop), SILENT)
-    world.change(own.SENSOR_TICK_ERRORS, during, 2, Sensor="video_status_sensor")
     outbox_unread(world, during)
 
 

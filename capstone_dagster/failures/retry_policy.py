@@ -1,4 +1,7 @@
-"""Which failed runs are started again, when, and which are left alone. Pure."""
+"""Which failed runs are started again, when, and which are left alone. Pure.
+
+The decision is made here and nowhere else: notices and statuses quote it.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,15 @@ _HOUR_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class FailedRun:
-    """A run that failed and that neither Dagster nor anybody else has started again.
+    """A run that failed.
 
     Attributes:
         upload_id: None where it is a backfill's, of several videos maybe.
         ended_at: seconds since 1970.
         attempts: how often the system has started its request again before.
-        gpu: what is left to do takes the GPU; None as long as nobody has looked.
+        gpu: what is left to do takes the GPU; None as long as that is unknown.
+        job: its name in Dagster.
+        kept_going: the system finishes its work; of other runs only lost workers are replaced.
     """
 
     run_id: str
@@ -35,6 +40,8 @@ class FailedRun:
     ended_at: float
     attempts: int
     gpu: bool | None = None
+    job: str = ""
+    kept_going: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ class Leave:
     refused: bool = False
 
 
-Verdict = Start | Wait | Leave
+Decision = Start | Wait | Leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +118,40 @@ def failed_for_good(failure_class: str | None) -> bool:
     return not POLICIES[failure].transient and failure not in SYSTEMIC
 
 
-def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) -> Verdict:
+def will_try_again(failed: FailedRun, per_video: int) -> bool:
+    """Whether the system starts a failed run's request again, sooner or later, as far as that is known."""
+    kept = failed.kept_going or failed.failure == FailureClass.WORKER_LOST
+    return kept and POLICIES[failed.failure].transient and failed.attempts < per_video
+
+
+def delay_s(failed: FailedRun) -> float:
+    """How long after its failure a run is started again."""
+    if failed.failure == FailureClass.WORKER_LOST and failed.attempts == 0:
+        return 0.0  # its machine is gone: waiting mends nothing
+    return DELAYS_S[min(failed.attempts, len(DELAYS_S) - 1)]
+
+
+def outlook(decision: Decision, failure: FailureClass) -> str:
+    """What happens next, in one sentence."""
+    if isinstance(decision, Start):
+        return "It is tried again now."
+    if decision.told:
+        return decision.told
+    if isinstance(decision, Wait):
+        return "It is not tried again, unless intake pauses for it and resumes."
+    if failure == FailureClass.SOURCE_CHANGED:
+        return "It is not tried again: the newer upload has a run of its own."
+    return "It is not tried again."
+
+
+def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) -> Decision:
     """What becomes of a failed run.
 
     Args:
         now: seconds since 1970.
     """
+    if not failed.kept_going and failed.failure != FailureClass.WORKER_LOST:
+        return Leave(f"Runs of {failed.job} are not started again by the system.")
     paused_for_it = breaker.paused and breaker.cause == failed.failure
     # The pause for its class has ended since it failed: what it failed of is mended.
     mended = not breaker.paused and breaker.cause == failed.failure and breaker.since > failed.ended_at
@@ -126,7 +161,7 @@ def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) 
         return Leave()
     if failed.attempts >= budget.per_video:
         allowed = f"CAPSTONE_REEXECUTIONS_PER_VIDEO ({budget.per_video})"
-        return Leave(f"It is not tried again by itself any more: {allowed} is used up.", refused=True)
+        return Leave(f"It is not tried again: {allowed} is used up.", refused=True)
     which = f"attempt {failed.attempts + 1} of {budget.per_video}"
     if paused_for_it:
         if breaker.probe is not None and breaker.probe.reexecutes == failed.run_id:
@@ -134,7 +169,7 @@ def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) 
         return Wait(told=f"It is tried again once {failed.failure} is over ({which}).", offered=True)
     if breaker.paused and breaker.cause in (OPERATOR, DUPLICATE_JOB):
         return Wait(told=f"It is tried again when intake resumes ({which}).")
-    due = failed.ended_at + DELAYS_S[min(failed.attempts, len(DELAYS_S) - 1)]
+    due = failed.ended_at + delay_s(failed)
     if now < due and not mended:
         clock = datetime.fromtimestamp(due, UTC).strftime("%H:%M:%S UTC")
         return Wait(due, told=f"It is tried again at {clock} ({which}).")

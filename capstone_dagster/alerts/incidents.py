@@ -1,8 +1,9 @@
-"""From failures to notices: what belongs together, what is told at once, later, or not at all. Pure.
+"""From verdicts to incidents: what belongs together, and which notice is sent at once, later, or never. Pure.
 
-An incident is one cause and everything that failed of it. Its first failure is told at once; what follows is
-counted and told at growing intervals; its end is told with how long it lasted and how much it met. A cause
-that comes and goes is told each time, but each time its end is believed later, so that it floods nobody.
+An incident is one cause and everything that failed because of it. The first failure is sent at once; what
+follows is counted and sent at growing intervals; the end is sent with how long it lasted and how much it hit.
+A cause that comes and goes is sent each time, but each time its end is believed later, so that it floods
+nobody.
 """
 
 from __future__ import annotations
@@ -14,16 +15,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from capstone_dagster.failures.classes import SYSTEMIC, FailureClass
+from capstone_dagster.failures.classes import SHOWN_BY_ANY_RUN, SYSTEMIC, FailureClass
+from capstone_dagster.failures.verdicts import Cause, Outcome, Verdict
 
 Kind = Literal["failure", "update", "recovery"]
-Retry = Literal["dagster", "reexecution", "no"]
-
 # A cause that meets whatever runs: any later run that ends well shows that it is gone. Capacity and the right
 # to read the videos are so too, though no reason to pause intake.
 ENDS_WITH_ANY_RUN = SYSTEMIC | {FailureClass.SOURCE_FORBIDDEN, FailureClass.CAPACITY}
-# Of these even a run that only publishes shows that they are over.
-_SHOWN_BY_ANY_RUN = frozenset({FailureClass.DATABASE_UNAVAILABLE, FailureClass.STORAGE_UNAVAILABLE})
 # Of these the class is no cause yet: two permissions are two incidents.
 _SEVERAL_CAUSES = frozenset(
     {FailureClass.PERMISSION_DENIED, FailureClass.CONFIGURATION, FailureClass.INTERNAL}
@@ -46,43 +44,8 @@ MAX_INCIDENTS = 60
 _MAX_VIDEOS = 50
 _MAX_TRYING = 20
 _MAX_CAUSE = 400
-
-
-@dataclass(frozen=True, slots=True)
-class RunFailure:
-    """A run that failed.
-
-    Attributes:
-        at: when, seconds since 1970; so are all times here.
-        attempt: 1 for the first run of an upload; a run started again after a failure counts on.
-        retry: who starts it again: Dagster, the re-execution sensor, or nobody.
-        job_id: the job of AWS Batch, where there was one; `log_stream` its log's name.
-    """
-
-    run_id: str
-    failure: FailureClass
-    cause: str
-    at: float
-    video_id: str | None = None
-    external_id: str | None = None
-    attempt: int = 1
-    retry: Retry = "no"
-    job_id: str | None = None
-    log_stream: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RunSuccess:
-    """A run that ended well.
-
-    Attributes:
-        whole: the pass over the pixels was part of it.
-    """
-
-    started: float
-    video_id: str | None
-    whole: bool = True
-    run_id: str = ""
+# Of the first run that failed, for the notice.
+_QUOTED = ("run_id", "video_id", "external_id", "attempt", "outlook", "job_id", "log_stream", "ended_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +53,7 @@ class Trouble:
     """Something that is wrong with the system now, although no run need fail of it.
 
     Attributes:
-        name: what it is, the same as long as it lasts; its first word is the source that told of it, as in
+        name: what it is, the same as long as it lasts; its first word is the source that reported it, as in
             `sensor upload_sensor`.
         cause: one sentence with the facts.
         page: anchor of its page in the runbook.
@@ -114,7 +77,7 @@ class Incident:
 
     Attributes:
         id: names it in every notice of it.
-        runs: how many runs failed; `told` how much of it the last notice told.
+        runs: how many runs failed; `told` the extent that the last notice gave.
         videos: those whose runs failed and did not end well since; what is beyond the bound is not followed.
         troubles: name → count, of those that last.
         had_troubles: there was one whose end is the incident's end, unless a run fails after that.
@@ -199,8 +162,7 @@ class Record:
 def observe(
     record: Record,
     *,
-    failures: Iterable[RunFailure] = (),
-    successes: Iterable[RunSuccess] = (),
+    verdicts: Iterable[Verdict] = (),
     troubles: Collection[Trouble] = (),
     unseen: Collection[str] = (),
     now: float,
@@ -211,11 +173,14 @@ def observe(
         troubles: all that last now.
         unseen: sources that could not be looked at this time: what they told last is taken to last.
     """
-    for failure in failures:
-        _add_failure(record, failure, now)
+    ended = list(verdicts)
+    for verdict in ended:
+        if verdict.cause is not None:
+            _add_failure(record, verdict, verdict.cause, now)
     _compare_troubles(record, troubles, unseen, now)
-    for success in successes:
-        _add_success(record, success, now)
+    for verdict in ended:
+        if verdict.outcome == Outcome.SUCCEEDED and verdict.video_id is not None:
+            _add_success(record, verdict, now)
     for incident in record.incidents:
         _decide(incident, now)
     _put_away(record, now)
@@ -250,21 +215,20 @@ def fingerprint(cause: str) -> str:
     return hashlib.sha256(re.sub(r"\s+", " ", text)[:200].encode()).hexdigest()[:8]
 
 
-def _add_failure(record: Record, failure: RunFailure, now: float) -> None:
-    incident = _incident_for(record, _key(record, failure.failure, failure.cause), now, failure.at)
+def _add_failure(record: Record, verdict: Verdict, cause: Cause, now: float) -> None:
+    incident = _incident_for(record, _key(record, cause.failure, cause.sentence), now, verdict.ended_at)
     if incident.example is None:
-        incident.failure = failure.failure.value
-        incident.page = failure.failure.value
-        incident.cause = incident.cause or _cut(failure.cause)
-        incident.example = asdict(failure) | {"cause": _cut(failure.cause)}
+        incident.failure = incident.page = cause.failure.value
+        incident.cause = incident.cause or _cut(cause.sentence)
+        incident.example = {name: getattr(verdict, name) for name in _QUOTED}
     incident.runs += 1
-    incident.last = max(incident.last, failure.at)
+    incident.last = max(incident.last, verdict.ended_at)
     # What failed before the trouble ended, and is only read now, does not make it last.
-    ended_after = incident.had_troubles and failure.at <= (incident.well_since or 0.0)
+    ended_after = incident.had_troubles and verdict.ended_at <= (incident.well_since or 0.0)
     incident.well_since = incident.well_since if ended_after else None
-    if failure.video_id is not None and failure.video_id not in incident.videos:
+    if verdict.video_id is not None and verdict.video_id not in incident.videos:
         if len(incident.videos) < _MAX_VIDEOS:
-            incident.videos.append(failure.video_id)
+            incident.videos.append(verdict.video_id)
         else:
             incident.more_videos = True
 
@@ -297,15 +261,15 @@ def _compare_troubles(
                 incident.well_since = now
 
 
-def _add_success(record: Record, success: RunSuccess, now: float) -> None:
+def _add_success(record: Record, success: Verdict, now: float) -> None:
     for incident in record.incidents:
         if incident.closed is not None or (incident.had_troubles and incident.troubles):
             continue
         if success.run_id in incident.trying and not incident.runs:
             over = True  # what it tried again went well, and nothing else has failed
         elif incident.systemic:
-            shown = success.whole or incident.failure in _SHOWN_BY_ANY_RUN
-            over = shown and success.started > incident.last
+            shown = success.whole or incident.failure in SHOWN_BY_ANY_RUN
+            over = shown and success.started_at > incident.last
         else:
             if success.video_id in incident.videos:
                 incident.videos.remove(success.video_id)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstone_dagster.alerts.notices import (
+from capstone_dagster.alerts.incidents import (
     CALM_S,
     ENDS_WITH_ANY_RUN,
     MAX_INCIDENTS,
@@ -17,8 +17,6 @@ from capstone_dagster.alerts.notices import (
     Incident,
     Kind,
     Record,
-    RunFailure,
-    RunSuccess,
     Trouble,
     due,
     fingerprint,
@@ -26,14 +24,28 @@ from capstone_dagster.alerts.notices import (
     sent,
 )
 from capstone_dagster.failures.classes import FailureClass
+from capstone_dagster.failures.verdicts import Cause, Outcome, Verdict
 
 DATABASE = FailureClass.DATABASE_UNAVAILABLE
 START = 1_000_000.0
 
 
-def failure(number: int = 0, kind: FailureClass = DATABASE, at: float = START, **more: str) -> RunFailure:
-    fields = {"cause": "It does not answer.", "video_id": f"video-{number}", **more}
-    return RunFailure(f"run-{number}", kind, at=at, **fields)  # type: ignore[arg-type]
+def failure(
+    number: int = 0, kind: FailureClass = DATABASE, at: float = START, cause: str = "It does not answer."
+) -> Verdict:
+    return Verdict(
+        f"run-{number}",
+        "analyze_upload",
+        Outcome.FAILED,
+        started_at=at,
+        ended_at=at,
+        cause=Cause(kind, cause),
+        video_id=f"video-{number}",
+    )
+
+
+def success(started_at: float, video_id: str) -> Verdict:
+    return Verdict("well", "analyze_upload", Outcome.SUCCEEDED, started_at, started_at + 1, video_id=video_id)
 
 
 def tell(record: Record, now: float) -> list[tuple[str, Kind, int]]:
@@ -52,7 +64,7 @@ def stored(record: Record) -> Record:
 
 def test_alerts_outlive_a_version_that_was_rolled_back() -> None:
     record = Record()
-    observe(record, failures=[failure()], now=START)
+    observe(record, verdicts=[failure()], now=START)
     kept = record.to_json()
     kept["incidents"][0]["of_a_later_version"] = 1
 
@@ -62,7 +74,7 @@ def test_alerts_outlive_a_version_that_was_rolled_back() -> None:
 def test_500_failures_for_one_reason_make_one_alert_with_a_count() -> None:
     record = Record()
 
-    observe(record, failures=[failure(number) for number in range(500)], now=START)
+    observe(record, verdicts=[failure(number) for number in range(500)], now=START)
 
     assert tell(record, START) == [("database-unavailable", "failure", 500)]
     observe(record, now=START + 3600)
@@ -73,7 +85,7 @@ def test_alerts_of_what_follows_come_at_growing_intervals() -> None:
     record, told_at = Record(), []
 
     for second in range(0, 2 * 3600, 5):  # one more failure with each tick
-        observe(record, failures=[failure(second, at=START + second)], now=START + second)
+        observe(record, verdicts=[failure(second, at=START + second)], now=START + second)
         if tell(record, START + second):
             told_at.append(second)
 
@@ -86,34 +98,34 @@ def test_alerts_of_what_follows_come_at_growing_intervals() -> None:
 @pytest.mark.parametrize("kind", FailureClass)
 def test_an_alert_of_each_class_comes_at_once_and_its_end_is_told(kind: FailureClass) -> None:
     record = Record()
-    observe(record, failures=[failure(1, kind)], now=START + 1)
+    observe(record, verdicts=[failure(1, kind)], now=START + 1)
     [(key, first, _)] = tell(record, START + 1)
     assert (key.split()[0], first) == (kind.value, "failure")
 
     # Another video's success ends what meets every run, and says nothing about one video.
-    other = RunSuccess(START + 10, "another")
-    observe(record, successes=[other], now=START + 20 + CALM_S)
+    other = success(START + 10, "another")
+    observe(record, verdicts=[other], now=START + 20 + CALM_S)
     is_over = bool(tell(record, START + 20 + CALM_S))
     assert is_over == (kind in ENDS_WITH_ANY_RUN)
 
-    observe(record, successes=[RunSuccess(START + 60, "video-1")], now=START + 70 + CALM_S)
+    observe(record, verdicts=[success(START + 60, "video-1")], now=START + 70 + CALM_S)
     told = tell(record, START + 70 + CALM_S)
     assert told == ([] if is_over else [(key, "recovery", 1)])
 
 
 def test_an_alert_is_not_over_by_a_run_that_had_begun_before_the_failure() -> None:
     record = Record()
-    observe(record, failures=[failure(at=START)], now=START)
-    observe(record, successes=[RunSuccess(START - 5, "another")], now=START + 3600)
+    observe(record, verdicts=[failure(at=START)], now=START)
+    observe(record, verdicts=[success(START - 5, "another")], now=START + 3600)
 
     assert [kind for _, kind in due(record)] == ["failure"]
 
 
 def test_an_alert_is_over_only_after_a_calm() -> None:
     record = Record()
-    observe(record, failures=[failure()], now=START)
-    observe(record, successes=[RunSuccess(START + 1, "another")], now=START + 2)
-    observe(record, failures=[failure(2, at=START + 3)], now=START + 4)
+    observe(record, verdicts=[failure()], now=START)
+    observe(record, verdicts=[success(START + 1, "another")], now=START + 2)
+    observe(record, verdicts=[failure(2, at=START + 3)], now=START + 4)
     observe(record, now=START + 4 + CALM_S)
 
     assert "recovery" not in [kind for _, kind in due(record)]
@@ -126,8 +138,11 @@ def test_alerts_of_what_comes_and_goes_become_seldom() -> None:
         at = START + second
         observe(
             record,
-            failures=[failure(second, at=at)] if second % 120 == 0 else (),
-            successes=[RunSuccess(at - 1, "another")] if second % 120 == 60 else (),
+            verdicts=[failure(second, at=at)]
+            if second % 120 == 0
+            else [success(at - 1, "another")]
+            if second % 120 == 60
+            else [],
             now=at,
         )
         told.update(kind for _, kind, _ in tell(record, at))
@@ -142,7 +157,7 @@ def test_one_cause_seen_by_sensors_and_runs_is_one_alert() -> None:
         Trouble(f"sensor {name}", "It does not answer.", DATABASE.value, DATABASE) for name in ("a", "b")
     ]
     observe(record, troubles=ticks, now=START)
-    observe(record, troubles=ticks, failures=[failure()], now=START + 1)
+    observe(record, troubles=ticks, verdicts=[failure()], now=START + 1)
     assert tell(record, START + 1) == [("database-unavailable", "failure", 1)]
 
     observe(record, troubles=ticks[:1], now=START + 100)
@@ -159,10 +174,10 @@ def test_an_alert_ends_although_a_run_is_seen_to_have_failed_after_its_trouble_w
     record = Record()
     observe(record, troubles=[trouble], now=START)
     observe(record, now=START + 10)
-    observe(record, failures=[failure(at=START + 10 + after_s)], now=START + 20)
+    observe(record, verdicts=[failure(at=START + 10 + after_s)], now=START + 20)
     tell(record, START + 20)
 
-    observe(record, successes=[RunSuccess(START + 30, "video-9")], now=START + 60)
+    observe(record, verdicts=[success(START + 30, "video-9")], now=START + 60)
     observe(record, now=START + 60 + CALM_S)
 
     assert ("database-unavailable", "recovery", 1) in tell(record, START + 60 + CALM_S)
@@ -204,7 +219,7 @@ def test_alerts_are_grouped_by_what_causes_have_in_common(one: str, other: str, 
     assert (fingerprint(one) == fingerprint(other)) == same
     record = Record()
     kind = FailureClass.PERMISSION_DENIED
-    observe(record, failures=[failure(1, kind, cause=one), failure(2, kind, cause=other)], now=START)
+    observe(record, verdicts=[failure(1, kind, cause=one), failure(2, kind, cause=other)], now=START)
     assert len(tell(record, START)) == (1 if same else 2)
 
 
@@ -215,7 +230,7 @@ def test_nobody_is_flooded_by_alerts_of_causes_that_are_all_different() -> None:
         failure(number, FailureClass.INTERNAL, cause=f"{one} {other} broke")
         for number, (one, other) in enumerate((one, other) for one in words for other in words)
     ]
-    observe(record, failures=different, now=START)
+    observe(record, verdicts=different, now=START)
 
     told = tell(record, START)
     assert len(told) <= 5
@@ -224,7 +239,7 @@ def test_nobody_is_flooded_by_alerts_of_causes_that_are_all_different() -> None:
 
 def test_a_broken_file_is_put_away_without_a_word() -> None:
     record = Record()
-    observe(record, failures=[failure(1, FailureClass.UNDECODABLE_VIDEO)], now=START)
+    observe(record, verdicts=[failure(1, FailureClass.UNDECODABLE_VIDEO)], now=START)
     tell(record, START)
     observe(record, now=START + 7 * 3600)
 
@@ -292,8 +307,7 @@ def test_no_failure_is_left_out_of_the_alerts_whatever_happens(ticks: list) -> N
             new.append(replace(failure(number, kind, at=now, cause=cause), video_id=f"v{video}"))
         observe(
             record,
-            failures=new,
-            successes=[RunSuccess(now - 1, f"v{video}") for video in well],
+            verdicts=[*new, *(success(now - 1, f"v{video}") for video in well)],
             troubles=[Trouble(name, "It fails.", "sensor-failing") for name in names],
             now=now,
         )

@@ -1,0 +1,183 @@
+"""Turn verdicts and troubles into incidents, and hand the notices that are due to SNS.
+
+Nothing here raises because of what it looks at or where it sends: what SNS does not take stays in the memory
+and is sent later. It does not use the tick's own log, which Dagster stores in S3 when the tick ends, with
+more patience than a tick has time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+import dagster as dg
+
+from capstone_dagster.alerts import troubles
+from capstone_dagster.alerts.incidents import Trouble, due, observe, sent
+from capstone_dagster.alerts.memory import Memory
+from capstone_dagster.alerts.sending import NotSent, Topic
+from capstone_dagster.alerts.wording import Place, compose
+from capstone_dagster.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
+from capstone_dagster.failures.verdicts import Cause, Verdict
+from capstone_dagster.logs.redaction import Redaction, known_secrets
+from capstone_dagster.metrics.emission import Metrics
+from capstone_dagster.metrics.waiting_messages import queues_at
+from capstone_dagster.settings import Settings
+
+log = logging.getLogger("capstone.alerts")
+
+# Of the 60 s that a tick may take; a notice to SNS takes some 20 ms.
+_SEND_BUDGET_S = 15.0
+# Looking for troubles asks for every sensor's ticks and every running run's steps: it may be that old.
+LOOK_INTERVAL_S = 10.0
+# The number of dead letters takes three requests and a client.
+_LETTERS_INTERVAL_S = 20.0
+# SNS is tried again with the next tick, then less often.
+_AGAIN_S = 5.0
+_AGAIN_LIMIT_S = 60.0
+
+_Look = Callable[[], list[Trouble]]
+
+
+class Needs(Protocol):
+    """What alerts use of what the code location shares."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def metrics(self) -> Metrics: ...
+
+
+def enter(
+    instance: dg.DagsterInstance,
+    services: Needs,
+    memory: Memory,
+    verdicts: Sequence[Verdict],
+    more: Sequence[Trouble] = (),
+) -> None:
+    """Enter verdicts and what is wrong now into the incidents.
+
+    Args:
+        more: troubles that the caller has seen itself.
+    """
+    now = time.time()
+    clean = Redaction(known_secrets(services.settings)).text
+    found, unseen = _look(instance, services.settings, memory, clean, now)
+    observe(
+        memory.record,
+        verdicts=[_cleaned(verdict, clean) for verdict in verdicts],
+        troubles=[*found, *(replace(each, cause=clean(each.cause)) for each in more)],
+        unseen=unseen,
+        now=now,
+    )
+
+
+def send_due(services: Needs, memory: Memory) -> str:
+    """Send what is due; returns what was done in a sentence."""
+    arn = services.settings.alert_topic_arn
+    if arn is None:
+        return "CAPSTONE_ALERT_TOPIC_ARN is not set: no notice is sent."
+    topic = Topic(arn)
+    place = place_of(services.settings, arn)
+    waiting = list(due(memory.record))
+    over = time.monotonic() + _SEND_BUDGET_S
+    count = 0
+    if waiting and time.time() >= memory.try_again:
+        for incident, kind in waiting:
+            if time.monotonic() > over:
+                break
+            message = compose(incident, kind, place, given_up=memory.record.given_up)
+            try:
+                topic.publish(message)
+            except NotSent as error:
+                _note_refusal(services, memory, error)
+                break
+            sent(memory.record, incident, kind, time.time())
+            count += 1
+            memory.refusals, memory.refusal = 0, ""
+            _log_sent(message.subject, message.attributes)
+    if count:
+        services.metrics.add(NOTICES_SENT, count)
+    left = len(waiting) - count
+    if memory.refusal:
+        return f"{count} notices sent, {left} kept to be sent again: {memory.refusal}"
+    return f"{count} notices sent." if count or left else "No notice is due."
+
+
+def place_of(settings: Settings, topic_arn: str) -> Place:
+    """Where this deployment's links lead."""
+    region = None if settings.environment == "local" else topic_arn.split(":")[3]
+    return Place(settings.environment, settings.ui_url, settings.runbook_url, region)
+
+
+def _look(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    memory: Memory,
+    clean: Callable[[str], str],
+    now: float,
+) -> tuple[list[Trouble], set[str]]:
+    """What is wrong now, and the sources that were not looked at this time."""
+    sources: dict[str, _Look] = {
+        "sensor": partial(troubles.failing_sensors, instance, now=now, clean=clean),
+        "intake": partial(troubles.intake_pause, instance),
+        "lookup": partial(troubles.left_messages, instance, now=now, clean=clean),
+        "waiting": partial(troubles.waiting_runs, instance, now=now),
+        "retry": partial(troubles.retrying_runs, instance, now=now, clean=clean),
+        "overdue": partial(troubles.overdue_runs, instance, settings, now=now),
+    }
+    unseen = {"dead"}
+    if now - memory.looked < LOOK_INTERVAL_S:
+        return [], unseen | set(sources)
+    memory.looked = now
+    if settings.queue_url is not None and now - memory.letters_read >= _LETTERS_INTERVAL_S:
+        memory.letters_read = now
+        sources["dead"] = partial(troubles.dead_letters, queues_at(settings.queue_url))
+        unseen = set()
+    found = []
+    for source, look in sources.items():
+        try:
+            found += look()
+        except Exception as error:  # one source that cannot be looked at must not hide the others
+            unseen.add(source)
+            log.warning(
+                f"Trouble with {source} cannot be looked for: {type(error).__name__}: {error}",
+                extra={"action": "look.failed", "source": source},
+            )
+    return found, unseen
+
+
+def _cleaned(verdict: Verdict, clean: Callable[[str], str]) -> Verdict:
+    if verdict.cause is None:
+        return verdict
+    return replace(verdict, cause=Cause(verdict.cause.failure, clean(verdict.cause.sentence)))
+
+
+def _note_refusal(services: Needs, memory: Memory, error: NotSent) -> None:
+    now = time.time()
+    if memory.refusals == 0:
+        memory.refused_since = now
+    memory.refusals += 1
+    memory.refusal = str(error)
+    # An exponent that grew with an outage of days would be too large for a float.
+    memory.try_again = now + min(_AGAIN_S * 2 ** min(memory.refusals - 1, 10), _AGAIN_LIMIT_S)
+    services.metrics.add(NOTICES_FAILED)
+    log.error(
+        f"A notice was not sent: {error}", extra={"action": "notice.failed", "refusals": memory.refusals}
+    )
+
+
+def _log_sent(subject: str, attributes: Mapping[str, str]) -> None:
+    log.info(
+        subject,
+        extra={
+            "action": "notice.sent",
+            "notice": attributes["kind"],
+            "failure_class": attributes["class"],
+            "incident": attributes["incident"],
+        },
+    )
