@@ -120,16 +120,11 @@ class BatchApi:
         Were there several, the oldest is the one, and the others are ended: each would hold a machine
         only to find that the run has a worker.
         """
-        found: list[Mapping[str, Any]] = []
-        more: dict[str, str] = {}
-        while True:
-            page = self.call(
-                "batch", "list_jobs", jobQueue=queue, filters=[{"name": "JOB_NAME", "values": [name]}], **more
-            )
-            found += [each for each in page["jobSummaryList"] if each["jobName"] == name]
-            if not page.get("nextToken"):
-                break
-            more = {"nextToken": page["nextToken"]}
+        by_name = [{"name": "JOB_NAME", "values": [name]}]
+        listed = self.pages(
+            "batch", "list_jobs", "jobSummaryList", patient=False, jobQueue=queue, filters=by_name
+        )
+        found = [each for each in listed if each["jobName"] == name]
         if not found:
             return None
         first, *rest = sorted(found, key=lambda each: int(each.get("createdAt") or 0))
@@ -170,6 +165,31 @@ class BatchApi:
         )
         lines = [str(event["message"]).rstrip("\n") for event in answer["events"]]
         return [line for line in lines if _METRICS not in line][-count:]
+
+    def tagged_secrets(self, tag: str) -> dict[str, str]:
+        """ARNs of the secrets of Secrets Manager that have a tag of this key, by the tag's value."""
+        wanted = [{"Key": "tag-key", "Values": [tag]}]
+        # The filter finds keys that begin so.
+        return {
+            each["Value"]: str(secret["ARN"])
+            for secret in self.pages("secretsmanager", "list_secrets", "SecretList", Filters=wanted)
+            for each in secret.get("Tags", [])
+            if each["Key"] == tag
+        }
+
+    def pages(
+        self, service: str, operation: str, key: str, *, patient: bool = True, **parameters: Any
+    ) -> list[Mapping[str, Any]]:
+        """What all pages of an answer list under `key`; each page is requested `patiently`, or once."""
+        found: list[Mapping[str, Any]] = []
+        token = "NextToken" if service == "secretsmanager" else "nextToken"
+        more: dict[str, str] = {}
+        while True:
+            page = (self.patiently if patient else self.call)(service, operation, **parameters, **more)
+            found += page[key]
+            if not page.get(token):
+                return found
+            more = {token: page[token]}
 
     def patiently(self, service: str, operation: str, **parameters: Any) -> dict[str, Any]:
         """`call`, repeated until the deadline while AWS throttles or fails: for what may be done twice."""

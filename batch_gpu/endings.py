@@ -1,7 +1,7 @@
 """How a Batch job ends and what that means: AWS's reasons as failure classes, in one table.
 
-The reasons are those of AWS's user guide ("Job states", "Automated job retries", "Jobs stuck in RUNNABLE")
-and of Amazon ECS, whose agent runs the containers. Patterns begin at the start of the text.
+The reasons are those of AWS Batch's user guide ("Job states", "Automated job retries", "Jobs stuck in a
+RUNNABLE status") and of Amazon ECS, whose agent runs the containers. Patterns begin at the start of the text.
 """
 
 import re
@@ -47,7 +47,15 @@ class _Rule:
     transient: bool
     happened: str
     remedy: str
+    # How long a job may wait for this reason, which does not pass by waiting. None: as long as any job may.
+    patience_s: int | None = None
 
+
+_BY_THE_QUEUE = r"(Canceled by JobStateTimeLimit action due to reason: )?"
+# AWS's least time for an action of the queue: a change of the compute environment is over by then.
+SETTLING_S = 600
+# AWS does not say what is wrong, so that it may pass; another half an hour for the same seldom helps.
+UNDETERMINED_S = 1800
 
 # The first rule that matches decides. `status` is the job's statusReason, `container` its container's reason,
 # `exit` its exit code.
@@ -58,11 +66,22 @@ RULES: Sequence[_Rule] = (
           "See in the log where the time went; raise timeout_seconds for long work."),
     _Rule("status", r"MISCONFIGURATION:SERVICE_ROLE_PERMISSIONS", "permission-denied", False,
           "AWS Batch may not start machines",
-          "Give the compute environment's service role what AWS's page on jobs stuck in RUNNABLE names."),
-    _Rule("status", r"(Canceled by JobStateTimeLimit action due to reason: )?MISCONFIGURATION:",
+          "Give the compute environment's service role what AWS's page on jobs stuck in RUNNABLE names.", 0),
+    _Rule("status", _BY_THE_QUEUE + "MISCONFIGURATION:EC2_INSTANCE_CONFIGURATION_UNSUPPORTED",
+          "configuration", False, "EC2 does not start machines of these types in these zones",
+          "Choose instance types that the subnets' zones offer (aws ec2 describe-instance-type-offerings), "
+          "or subnets in other zones, and check the launch template.", SETTLING_S),
+    _Rule("status", _BY_THE_QUEUE + "MISCONFIGURATION:",
           "configuration", False, "No machine of the queue can ever run the job",
-          "Ask for fewer GPUs, vCPUs or MiB, or allow larger machines in the compute environment."),
-    _Rule("status", r"(Canceled by JobStateTimeLimit action due to reason: )?CAPACITY:", "capacity", True,
+          "Ask for fewer GPUs, vCPUs or MiB, or allow larger machines in the compute environment.", 0),
+    _Rule("status", "ACTION_REQUIRED", "configuration", False,
+          "All compute environments of the queue are invalid",
+          "Read the environments' statusReason (aws batch describe-compute-environments) and correct it.",
+          SETTLING_S),
+    _Rule("status", "UNDETERMINED", "capacity", True, "The queue is blocked, and AWS Batch does not know why",
+          "Look at the compute environment's status, its Auto Scaling group's activities and the account's "
+          "quotas.", UNDETERMINED_S),
+    _Rule("status", _BY_THE_QUEUE + "CAPACITY:", "capacity", True,
           "No machine came in time", "Wait, raise the quota, or allow more instance types."),
     _Rule("status", r"Container Overrides length", "configuration", False, "The command is too long for ECS",
           "Shorten the job's environment and the instance's configuration."),
@@ -82,21 +101,13 @@ RULES: Sequence[_Rule] = (
 
 def ending_of(job: Job) -> Ending:
     """The ending of a job whose status is one of `ENDED` although its run has not finished."""
-    status = str(job.get("statusReason") or "")
-    container = last_container(job)
-    exit_code = container.get("exitCode")
-    texts = {
-        "status": status,
-        "container": str(container.get("reason") or ""),
-        "exit": "" if exit_code is None else str(exit_code),
-    }
-    for rule in RULES:
-        if re.match(rule.pattern, texts[rule.where]):
-            return _ending(job, rule.failure, rule.transient, rule.happened, rule.remedy)
+    rule = _rule_of(job)
+    if rule is not None:
+        return _ending(job, rule.failure, rule.transient, rule.happened, rule.remedy)
     if job.get("isTerminated") or job.get("isCancelled"):
         happened = "The job was terminated in AWS Batch"
         return _ending(job, "worker-lost", False, happened, "Re-execute the run if it is still wanted.")
-    if exit_code == 0:
+    if last_container(job).get("exitCode") == 0:
         happened = "The worker ended without finishing the run"
     else:
         happened = "The worker ended by an error of its own"
@@ -137,12 +148,12 @@ def interrupted_by(job: Job) -> Ending | None:
     return ending_of({**job, "status": "FAILED", "statusReason": attempts[-1].get("statusReason")})
 
 
-def never_runs(job: Job) -> Ending | None:
-    """The ending of a job that waits although nothing that its queue has can run it."""
-    reason = str(job.get("statusReason") or "")
-    if job["status"] in WAITING and reason.startswith("MISCONFIGURATION:"):
-        return ending_of(job)
-    return None
+def blocked(job: Job, for_s: float) -> Ending | None:
+    """The ending of a job that has waited for `for_s` seconds for something that does not come by waiting."""
+    rule = _rule_of(job) if job["status"] in WAITING else None
+    if rule is None or rule.patience_s is None or for_s < rule.patience_s:
+        return None
+    return ending_of(job)
 
 
 def waited_too_long(job: Job, limit_s: int, now_ms: int) -> Ending | None:
@@ -166,6 +177,17 @@ def last_container(job: Job) -> Mapping[str, Any]:
         return dict(own)
     attempts = job.get("attempts") or []
     return dict(attempts[-1].get("container") or {}) if attempts else dict(own)
+
+
+def _rule_of(job: Job) -> _Rule | None:
+    container = last_container(job)
+    exit_code = container.get("exitCode")
+    texts = {
+        "status": str(job.get("statusReason") or ""),
+        "container": str(container.get("reason") or ""),
+        "exit": "" if exit_code is None else str(exit_code),
+    }
+    return next((rule for rule in RULES if re.match(rule.pattern, texts[rule.where])), None)
 
 
 def _ending(job: Job, failure: FailureClass, transient: bool, happened: str, remedy: str) -> Ending:

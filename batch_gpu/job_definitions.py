@@ -18,7 +18,7 @@ from batch_gpu.errors import ConfigurationError
 # How long a configured definition's content is believed: a deployment that registers a new revision reaches
 # the runs that vary it within this time.
 BASE_LIFETIME_S = 300.0
-# What DescribeJobDefinitions tells and RegisterJobDefinition takes.
+# What both DescribeJobDefinitions and RegisterJobDefinition have.
 _KEPT = (
     "type",
     "parameters",
@@ -39,6 +39,7 @@ class JobDefinitions:
         self._api = api
         self._clock = clock
         self._bases: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        self._tagged: dict[str, tuple[float, Mapping[str, str]]] = {}
         self._revisions: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -48,11 +49,14 @@ class JobDefinitions:
         Raises:
             ConfigurationError: the configured definition does not exist, or is not a single container's.
         """
-        assert job.job_definition is not None  # LauncherConfig.job has seen to it
-        if job.image is None and not job.secrets and job.shared_memory_mib is None:
-            return job.job_definition
+        definition = job.job_definition
+        assert definition is not None  # LauncherConfig.job has seen to it
+        if job.image is None and not (job.secrets or job.secrets_tag) and job.shared_memory_mib is None:
+            return definition
         with self._lock:
-            revision = varied(self._base(job.job_definition), job)
+            if job.secrets_tag is not None:
+                job = JobConfig(secrets=dict(self._secrets(job.secrets_tag))).merged(job)
+            revision = varied(self._base(definition), job)
             name = revision["jobDefinitionName"]
             if name not in self._revisions:
                 self._revisions[name] = self._find(name) or self._register(revision)
@@ -63,7 +67,7 @@ class JobDefinitions:
         if not base or self._clock() - read_at > BASE_LIFETIME_S:
             by_name = ":" not in configured
             wanted = {"jobDefinitionName": configured} if by_name else {"jobDefinitions": [configured]}
-            known = self._latest(status="ACTIVE", **wanted) if by_name else self._latest(**wanted)
+            known = self._latest(**({"status": "ACTIVE"} if by_name else {}), **wanted)
             if known is None:
                 raise ConfigurationError(
                     f"The job definition {configured!r} does not exist or is not active. Correct "
@@ -73,13 +77,21 @@ class JobDefinitions:
             self._bases[configured] = (self._clock(), base)
         return base
 
+    def _secrets(self, tag: str) -> Mapping[str, str]:
+        read_at, secrets = self._tagged.get(tag, (-BASE_LIFETIME_S, {}))
+        if self._clock() - read_at >= BASE_LIFETIME_S:
+            secrets = self._api.tagged_secrets(tag)
+            self._tagged[tag] = (self._clock(), secrets)
+        return secrets
+
     def _find(self, name: str) -> str | None:
         known = self._latest(jobDefinitionName=name, status="ACTIVE")
         return None if known is None else str(known["jobDefinitionArn"])
 
     def _latest(self, **wanted: Any) -> Mapping[str, Any] | None:
-        answer = self._api.patiently("batch", "describe_job_definitions", **wanted)
-        return max(answer["jobDefinitions"], key=lambda each: int(each["revision"]), default=None)
+        # An answer has at most 100 revisions, and their order is not documented.
+        revisions = self._api.pages("batch", "describe_job_definitions", "jobDefinitions", **wanted)
+        return max(revisions, key=lambda each: int(each["revision"]), default=None)
 
     def _register(self, revision: Mapping[str, Any]) -> str:
         answer = self._api.patiently("batch", "register_job_definition", **revision)

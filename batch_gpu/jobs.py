@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batch_gpu.compute import ComputeClass
-from batch_gpu.config import JobConfig
+from batch_gpu.config import JobConfig, merged
 from batch_gpu.errors import ConfigurationError
 
 JOB_NAME_TAG = "batch_gpu/job_name"
@@ -14,6 +14,8 @@ JOB_ID_TAG = "batch_gpu/job_id"
 JOB_QUEUE_TAG = "batch_gpu/job_queue"
 LOG_STREAM_TAG = "batch_gpu/log_stream"
 STATUS_TAG = "batch_gpu/status"
+STATUS_SINCE_TAG = "batch_gpu/status_since"
+"""When the status tag was written, Unix time in s."""
 FAILURE_TAG = "batch_gpu/failure"
 CAUSE_TAG = ".dagster/batch_gpu/cause"
 """The sentence that belongs to the failure; Dagster's pages hide tags of this prefix."""
@@ -26,9 +28,13 @@ RUN_ID_VARIABLE = "BATCH_GPU_RUN_ID"
 OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG, CAUSE_TAG)
 
 DEFAULT_ATTEMPTS = 3
-# What ECS, which runs the container, accepts as overrides, written as JSON. Batch itself takes the job and
-# lets it fail minutes later ("Container Overrides length must be at most 8192").
-LONGEST_OVERRIDES = 8192
+# ECS, which runs the container, takes overrides of 8192 characters as JSON (ECS API reference, "RunTask").
+# Batch accepts longer ones and lets the job fail minutes later ("Container Overrides length must be at most
+# 8192"). Batch adds variables of its own, so that others met the limit at 7,680; this stays below that.
+LONGEST_OVERRIDES = 7500
+# What a tag of AWS takes; other characters become underscores (Batch user guide, "Tag restrictions").
+_NOT_IN_A_TAG = re.compile(r"[^\w .:/=+\-@]")
+_LONGEST_TAG = 256
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
 
@@ -66,11 +72,13 @@ def submit_request(
     command: Sequence[str],
     run_id: str,
     dagster_job: str,
+    run_tags: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """SubmitJob's parameters.
 
     Args:
         job_definition: as configured, or the revision that was made for this run.
+        run_tags: the run's tags that become tags of the job.
 
     Raises:
         ConfigurationError: the overrides are longer than ECS takes.
@@ -80,21 +88,20 @@ def submit_request(
     overrides["resourceRequirements"] = [
         {"type": kind, "value": str(amount)} for kind, amount in requirements.items() if amount is not None
     ]
-    environment = {RUN_ID_VARIABLE: run_id, "DAGSTER_RUN_JOB_NAME": dagster_job, **(job.environment or {})}
+    environment = {RUN_ID_VARIABLE: run_id, "DAGSTER_RUN_JOB_NAME": dagster_job, **job.environment}
     overrides["environment"] = [{"name": key, "value": value} for key, value in environment.items()]
-    length = len(json.dumps(overrides))
-    if length > LONGEST_OVERRIDES:
-        raise ConfigurationError(
-            f"The job's command and environment are {length} characters long; ECS takes "
-            f"{LONGEST_OVERRIDES}. Move the environment into the job definition."
-        )
     request: dict[str, Any] = {
         "jobName": name,
         "jobQueue": job.job_queue,
         "jobDefinition": job_definition,
         "containerOverrides": overrides,
         "retryStrategy": retry_strategy(job.attempts or DEFAULT_ATTEMPTS),
-        "tags": {"dagster/run_id": run_id, "dagster/job": dagster_job, **(job.aws_tags or {})},
+        "tags": {
+            **{key: _NOT_IN_A_TAG.sub("_", value)[:_LONGEST_TAG] for key, value in (run_tags or {}).items()},
+            **job.aws_tags,
+            "dagster/run_id": run_id,
+            "dagster/job": dagster_job,
+        },
         "propagateTags": True,
     }
     if job.timeout_seconds is not None:
@@ -103,6 +110,14 @@ def submit_request(
         request["shareIdentifier"] = job.share_identifier
     if job.scheduling_priority is not None:
         request["schedulingPriorityOverride"] = job.scheduling_priority
+    request = merged(request, job.submit_job)
+    length = len(json.dumps(request["containerOverrides"]))
+    if length > LONGEST_OVERRIDES:
+        raise ConfigurationError(
+            f"The job's command and environment are {length} characters long. ECS takes 8192 with what AWS "
+            f"Batch adds, so at most {LONGEST_OVERRIDES} are submitted. Move the environment into the job "
+            "definition."
+        )
     return request
 
 

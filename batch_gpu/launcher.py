@@ -25,6 +25,7 @@ from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 from dagster._core.storage.tags import RUN_WORKER_ID_TAG, WILL_RETRY_TAG
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
+from dagster._time import get_current_timestamp
 
 from batch_gpu.aws import BatchApi, log_group
 from batch_gpu.compute import ComputeClass, compute_class
@@ -130,7 +131,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         try:
             name = job_name(self.config.job_name_prefix, run.run_id, resumed)
             known = run.tags
-            compute, job = self._job_of(run)
+            compute, job = self.job_of(run)
             if known.get(JOB_NAME_TAG) == name:
                 queue = known[JOB_QUEUE_TAG]
                 job_id = own_job_id(run.run_id, known) or self.api.find(queue, name)
@@ -144,7 +145,9 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
                 command=self._command(run, resuming=resumed > 0),
                 run_id=run.run_id,
                 dagster_job=run.job_name,
+                run_tags={tag: run.tags[tag] for tag in self.config.run_tags if tag in run.tags},
             )
+            request = {**self.customized(run, request), "jobName": name, "jobQueue": job.job_queue}
             inherited = {tag: NONE for tag in OUTCOME_TAGS if tag in known}
             self._instance.add_run_tags(
                 run.run_id, {**inherited, JOB_NAME_TAG: name, JOB_QUEUE_TAG: str(job.job_queue)}
@@ -159,10 +162,28 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         self._report(run, f"Submitted {summary(name, job, compute)}.", self._job_metadata(job_id))
         return job_id
 
-    def _job_of(self, run: DagsterRun) -> tuple[ComputeClass, JobConfig]:
+    def customized(self, run: DagsterRun, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """SubmitJob's parameters for a run, for subclasses to change.
+
+        The job's name and queue stay: the job is found again by them.
+        """
+        return request
+
+    def job_of(self, run: DagsterRun) -> tuple[ComputeClass, JobConfig]:
+        """What a run needs, and the configuration of its job.
+
+        Raises:
+            ConfigurationError: a tag, the code location's context or the configuration is not valid.
+        """
         steps, selected = self._plan(run.execution_plan_snapshot_id)
         compute = compute_class(steps, run.step_keys_to_execute or selected, run.tags)
-        return compute, self.config.job(compute, run.tags)
+        location = run.job_code_origin.repository_origin if run.job_code_origin else None
+        return compute, self.config.job(
+            compute,
+            run.tags,
+            image=location.container_image if location else None,
+            context=location.container_context if location else None,
+        )
 
     def _plan(self, snapshot_id: str | None) -> _Plan:
         """The steps of an execution plan with their tags, and those to execute."""
@@ -361,7 +382,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
     def _require_age(self, run: DagsterRun, missing: str) -> None:
         """What AWS answers about a new job may be older than the job."""
         record = self._instance.get_run_record_by_id(run.run_id)
-        if record and record.start_time and time.time() - record.start_time < LISTING_GRACE_S:
+        if record and record.start_time and get_current_timestamp() - record.start_time < LISTING_GRACE_S:
             raise JobNotListed(f"{missing} The run is too young for that to be believed: ask again.")
 
     def _is_local(self, run: DagsterRun) -> bool:

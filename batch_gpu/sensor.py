@@ -22,9 +22,9 @@ from dagster._core.events import RunFailureReason
 from dagster._core.launcher import WorkerStatus
 from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
-from batch_gpu.endings import ENDED, Ending, Job, ending_of, interrupted_by, never_runs, waited_too_long
+from batch_gpu.endings import ENDED, Ending, Job, blocked, ending_of, interrupted_by, waited_too_long
 from batch_gpu.errors import BatchGpuError
-from batch_gpu.jobs import FAILURE_TAG, JOB_QUEUE_TAG, NONE, STATUS_TAG, TERMINATED, own_job_id
+from batch_gpu.jobs import FAILURE_TAG, NONE, STATUS_SINCE_TAG, STATUS_TAG, TERMINATED, own_job_id
 from batch_gpu.launcher import BatchGpuRunLauncher
 
 # A launch may be under way in the daemon; only one that is older than all patience of a launch, and older
@@ -175,12 +175,14 @@ def _watch_job(
         assert ending is not None
         told = Ending(ending.failure, ending.transient, ending.message + launcher.last_lines(job))
         return _fail(instance, launcher, run, told)
-    limit_s = launcher.config.max_wait_seconds(run.tags.get(JOB_QUEUE_TAG), run.tags)
-    ending = never_runs(job) or (waited_too_long(job, limit_s, now_ms) if limit_s else None)
+    limit_s = launcher.job_of(run)[1].max_wait_seconds
+    same = run.tags.get(STATUS_TAG) == _status(job)
+    for_s = now_ms / 1000 - float(run.tags.get(STATUS_SINCE_TAG, now_ms / 1000)) if same else 0.0
+    ending = blocked(job, for_s) or (waited_too_long(job, limit_s, now_ms) if limit_s else None)
     if ending is not None:
         launcher.api.terminate(job_id, ending.message)
         return _fail(instance, launcher, run, ending)
-    telling.tell(run, job)
+    telling.tell(run, job, now_ms)
     return "waiting"
 
 
@@ -248,16 +250,21 @@ class _Telling:
         self.instance = instance
         self._left = TOLD_AT_ONCE
 
-    def tell(self, run: dg.DagsterRun, job: Job) -> None:
-        reason = str(job.get("statusReason") or "")
-        status = f"{job['status']}: {reason}" if reason else str(job["status"])
+    def tell(self, run: dg.DagsterRun, job: Job, now_ms: int) -> None:
+        status = _status(job)
         if run.tags.get(STATUS_TAG) == status or self._left == 0:
             return
         self._left -= 1
-        self.instance.add_run_tags(run.run_id, {STATUS_TAG: status})
+        since = str(now_ms // 1000)
+        self.instance.add_run_tags(run.run_id, {STATUS_TAG: status, STATUS_SINCE_TAG: since})
         told = {
             "RUNNABLE": "The job waits for a machine",
             "STARTING": "The job has a machine, its container starts",
             "RUNNING": "The container runs, its worker has not begun the run yet",
         }.get(str(job["status"]), "The job was accepted")
         self.instance.report_engine_event(f"{told} ({status}).", run, cls=BatchGpuRunLauncher)
+
+
+def _status(job: Job) -> str:
+    reason = str(job.get("statusReason") or "")
+    return f"{job['status']}: {reason}" if reason else str(job["status"])

@@ -11,7 +11,8 @@ What it models of AWS Batch, as its API reference and user guide tell it:
 * Retries with `evaluateOnExit` in order, ≤ 5 conditions, no match means retry; a job that was terminated or
   ran out of time is not retried.
 * A job too large for every machine of its queue waits with a MISCONFIGURATION status reason, one that finds
-  no machine at the head of its queue with a CAPACITY one; a queue's state time limits cancel them.
+  no machine at the head of its queue with a CAPACITY one, and one at the head of a queue that a test blocks
+  with the reason that the test gives; a queue's state time limits cancel them.
 * The container's command, environment (overrides win; AWS_BATCH_JOB_ID and its like) and secrets; exit codes,
   "OutOfMemoryError" containers, images that cannot be pulled, a host that is taken away, SIGTERM and SIGKILL.
 * ECS's limit of 8192 characters of overrides, which fails the job, not the request.
@@ -27,7 +28,7 @@ import re
 import threading
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,8 @@ class Queue:
     machines: Machines = Machines()
     time_limits: Sequence[TimeLimit] = ()
     fair_share: bool = False
+    blocked: str | None = None
+    """The status reason of the job at its head, none of which starts."""
 
 
 @dataclass(slots=True)
@@ -136,6 +139,7 @@ class _Job:
     reason: str | None = None
     container: Container | None = None
     stopping: tuple[str, bool] | None = None
+    reclaimed_at_ms: int | None = None
     terminated: bool = False
     cancelled: bool = False
     attempts: list[_Attempt] = field(default_factory=list)
@@ -153,6 +157,7 @@ class FakeBatch:
         cwd: the directory that commands run in.
         secrets: what the ARNs of `secrets` stand for.
         stop_grace_s: seconds (of real time) between SIGTERM and SIGKILL; ECS's default is 30.
+        start_container: what executes a command; a process of this machine unless a test plays the workers.
     """
 
     def __init__(
@@ -163,6 +168,7 @@ class FakeBatch:
         cwd: Path | None = None,
         secrets: Mapping[str, str] | None = None,
         stop_grace_s: float = 30.0,
+        start_container: Callable[..., Container] = Container,
     ) -> None:
         self.clock = FakeClock()
         self.queues = {queue.name: queue for queue in queues}
@@ -178,6 +184,7 @@ class FakeBatch:
         self._cwd = cwd
         self._secrets = dict(secrets or {})
         self.stop_grace_s = stop_grace_s
+        self._start_container = start_container
         self._lock = threading.RLock()
         self._jobs: dict[str, _Job] = {}
         self._definitions: dict[str, list[dict[str, Any]]] = {}
@@ -215,10 +222,20 @@ class FakeBatch:
         with self._lock:
             self.queues[queue].machines = machines
 
-    def reclaim_host(self, job_id: str) -> None:
-        """Take the machine of a starting or running job away, as EC2 does with spot machines."""
+    def reclaim_host(self, job_id: str, after_s: float = 0.0) -> None:
+        """Take the machine of a starting or running job away, as EC2 does with spot machines.
+
+        Args:
+            after_s: by the fake's clock; AWS gives two minutes' notice, often less.
+        """
         with self._lock:
             job = self._jobs[job_id]
+            job.reclaimed_at_ms = self.clock.now_ms() + round(after_s * 1000)
+            self._reclaim(job)
+
+    def _reclaim(self, job: _Job) -> None:
+        if job.reclaimed_at_ms is not None and job.reclaimed_at_ms <= self.clock.now_ms():
+            job.reclaimed_at_ms = None
             if job.container is not None:
                 job.container.kill()
             host = f"Host EC2 (instance i-{job.number:017x}) terminated."
@@ -370,7 +387,10 @@ class FakeBatch:
             every = [each for each in every if each["jobDefinitionName"] == name]
         if status := request.get("status"):
             every = [each for each in every if each["status"] == status]
-        return {"jobDefinitions": every}
+        # At most 100 revisions in an answer.
+        start = int(request.get("nextToken") or 0)
+        end = start + min(int(request.get("maxResults") or 100), 100)
+        return {"jobDefinitions": every[start:end]} | ({"nextToken": str(end)} if end < len(every) else {})
 
     def _describe_job_queues(self, request: Mapping[str, Any]) -> Answer:
         wanted = {each.rpartition("/")[2] for each in request.get("jobQueues") or self.queues}
@@ -408,6 +428,7 @@ class FakeBatch:
         """Move every job on as far as it goes now."""
         with self._lock:
             for job in list(self._jobs.values()):
+                self._reclaim(job)
                 if job.status == "SUBMITTED":
                     job.status = "RUNNABLE"
                 elif job.status == "RUNNING":
@@ -433,7 +454,11 @@ class FakeBatch:
         for job in waiting:
             demand = _demand(job)
             largest = {"GPU": machines.gpus, "VCPU": machines.vcpus, "MEMORY": machines.memory_mib}
-            if machines.count and any(demand[kind] > largest[kind] for kind in largest):
+            if queue.blocked:
+                if head:
+                    reason, _, detail = queue.blocked.partition(" - ")
+                    self._block(queue, job, reason, detail)
+            elif machines.count and any(demand[kind] > largest[kind] for kind in largest):
                 self._block(
                     queue, job, "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT", "no machine is large enough"
                 )
@@ -471,7 +496,9 @@ class FakeBatch:
         if image in self.unpullable:
             refused = f"CannotPullContainerError: Error response from daemon: manifest for {image} not found"
         else:
-            container = Container(self._command(job), self._variables(job), self._cwd, self.clock.now_ms)
+            container = self._start_container(
+                self._command(job), self._variables(job), self._cwd, self.clock.now_ms
+            )
             refused = container.start_error
         if refused is not None:
             job.stream = None
@@ -511,7 +538,7 @@ class FakeBatch:
         final = code == 0 or job.stopping is not None or job.terminated
         if not final and self._retried(job, status_reason, code, reason):
             job.status, job.stream, job.container = "RUNNABLE", None, None
-            job.started_ms = job.placed_ms = job.exit_code = job.reason = None
+            job.started_ms = job.placed_ms = job.exit_code = job.reason = job.reclaimed_at_ms = None
             return
         job.status = "SUCCEEDED" if code == 0 and job.stopping is None else "FAILED"
         job.stopped_ms = now

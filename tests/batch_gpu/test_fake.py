@@ -18,6 +18,7 @@ from batch_gpu.errors import ConfigurationError
 from batch_gpu.job_definitions import JobDefinitions
 from batch_gpu.testing import FakeBatchServer, Fault, Machines, Queue, TimeLimit, fake_batch_server
 from tests.batch_gpu.conftest import ROOT
+from tests.support.moto import moto_server
 from tests.support.waiting import scaled, wait_for
 
 
@@ -282,6 +283,43 @@ def test_a_new_revision_of_the_base_is_varied_afresh(server: FakeBatchServer) ->
     now[0] = 301.0
     after = definitions.for_job(job)
     assert before != after
+
+
+def test_the_latest_of_many_revisions_is_found(server: FakeBatchServer) -> None:
+    """AWS answers with at most a hundred of them."""
+    for number in range(120):
+        server.batch.define_job("job", image=f"deployed:{number}")
+    revision = JobDefinitions(BatchApi()).for_job(
+        JobConfig(job_queue="gpu", job_definition="job", shared_memory_mib=64)
+    )
+    [made] = client().describe_job_definitions(jobDefinitions=[revision])["jobDefinitions"]
+    assert made["containerProperties"]["image"] == "deployed:119"
+
+
+def test_secrets_are_found_by_their_tag(server: FakeBatchServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with moto_server() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", url)
+        secrets = boto3.client("secretsmanager")
+        arns = {
+            name: secrets.create_secret(Name=name, SecretString="s", Tags=[{"Key": key, "Value": variable}])[
+                "ARN"
+            ]
+            for name, key, variable in (
+                ("a", "dagster", "API_TOKEN"),
+                ("b", "dagster", "ANOTHER"),
+                ("c", "dagster-other", "NOT_THIS"),
+            )
+        }
+        revision = JobDefinitions(BatchApi()).for_job(
+            JobConfig(
+                job_queue="gpu", job_definition="job", secrets_tag="dagster", secrets={"ANOTHER": "arn:given"}
+            )
+        )
+    [made] = client().describe_job_definitions(jobDefinitions=[revision])["jobDefinitions"]
+    assert made["containerProperties"]["secrets"] == [
+        {"name": "ANOTHER", "valueFrom": "arn:given"},
+        {"name": "API_TOKEN", "valueFrom": arns["a"]},
+    ]
 
 
 def test_a_definition_that_does_not_exist_is_named(server: FakeBatchServer) -> None:

@@ -12,6 +12,7 @@ import pytest
 from dagster._core.launcher import WorkerStatus
 
 from batch_gpu.errors import AwsUnavailable, BatchGpuError, PermissionDenied, RequestRefused
+from batch_gpu.launcher import BatchGpuRunLauncher
 from batch_gpu.testing import Fault, Machines, TimeLimit
 from tests.batch_gpu.conftest import Cloud
 from tests.support.waiting import scaled, wait_for
@@ -95,6 +96,39 @@ def test_launching_twice_makes_one_job(cloud: Cloud, again: str) -> None:
         cloud.watch(LATER)
     assert len(cloud.batch.jobs()) == 1
     assert cloud.batch.calls["SubmitJob"] == 1
+
+
+def test_a_code_locations_image_and_settings_reach_its_jobs(cloud: Cloud) -> None:
+    """As dagster-aws' ECS launcher takes them; and the run's tags that are listed, for splitting costs."""
+    cloud.configure(launcher={"run_tags": ["team", "absent"]})
+    run = cloud.run(tags={"team": "vision", "not": "listed"})
+    origin = run.job_code_origin
+    assert origin is not None
+    context = {"batch_gpu": {"gpu": {"vcpus": 3, "environment": {"FROM": "the location"}}}}
+    location = origin.repository_origin._replace(container_image="code:2", container_context=context)
+
+    cloud.launch(run._replace(job_code_origin=origin._replace(repository_origin=location)))
+
+    cloud.until(run, "SUCCESS")
+    container, tags = cloud.job()["container"], cloud.job()["tags"]
+    assert container["image"] == "code:2"
+    assert {"name": "FROM", "value": "the location"} in container["environment"]
+    assert {"type": "VCPU", "value": "3"} in container["resourceRequirements"]
+    assert (tags["team"], tags["dagster/run_id"]) == ("vision", run.run_id)
+    assert not {"not", "absent"} & set(tags)
+
+
+def test_a_subclass_changes_the_request_but_not_how_the_job_is_found(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def customized(self: Any, run: dg.DagsterRun, request: Any) -> Any:
+        return {**request, "jobName": "lost", "tags": {**request["tags"], "job": run.job_name}}
+
+    monkeypatch.setattr(BatchGpuRunLauncher, "customized", customized)
+    run = cloud.run()
+    cloud.launch(run)
+    assert cloud.job()["tags"]["job"] == run.job_name
+    assert run.run_id in cloud.job()["jobName"]
 
 
 # --- lost workers ---
@@ -230,6 +264,41 @@ def test_a_job_that_no_machine_can_hold_is_refused_by_class(cloud: Cloud) -> Non
     assert "No machine of the queue can ever run the job" in cloud.messages(run)
     assert failed.tags["dagster/will_retry"] == "false", "trying again cannot help"
     assert cloud.job()["status"] == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("reason", "after_s", "failure"),
+    [
+        ("MISCONFIGURATION:EC2_INSTANCE_CONFIGURATION_UNSUPPORTED - unsupported", 600, "configuration"),
+        ("ACTION_REQUIRED - CE(s) associated with the job queue are invalid.", 600, "configuration"),
+        ("UNDETERMINED - Batch job is blocked, root cause is undetermined.", 1800, "capacity"),
+    ],
+)
+def test_a_job_at_the_head_of_a_blocked_queue_ends_when_the_reason_has_not_passed(
+    cloud: Cloud, reason: str, after_s: int, failure: str
+) -> None:
+    """Counted from when the reason was seen, not from the submission: others may have been in front of it."""
+    cloud.batch.queues["gpu"].blocked = reason
+    run = cloud.run(tags={"batch_gpu/config": json.dumps({"max_wait_seconds": 13_500})})
+    cloud.launch(run)
+    wait_for("AWS's word", lambda: reason == cloud.job().get("statusReason"))
+    assert cloud.watch(3600).waiting == 1
+    assert cloud.watch(3600 + after_s - 5).waiting == 1
+
+    assert cloud.watch(3600 + after_s + 1).failed == 1
+
+    assert cloud.fresh(run).tags["batch_gpu/failure"] == failure
+    assert cloud.job()["status"] == "FAILED"
+
+
+def test_a_queue_that_is_no_longer_blocked_starts_the_job(cloud: Cloud) -> None:
+    cloud.batch.queues["gpu"].blocked = "ACTION_REQUIRED - CE(s) associated with the job queue are invalid."
+    run = cloud.run()
+    cloud.launch(run)
+    wait_for("AWS's word", lambda: cloud.job().get("statusReason"))
+    assert cloud.watch().waiting == 1
+    cloud.batch.queues["gpu"].blocked = None
+    cloud.until(run, "SUCCESS")
 
 
 def test_a_job_that_the_queue_cancels_fails_the_run_by_class(cloud: Cloud) -> None:

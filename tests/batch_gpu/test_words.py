@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from batch_gpu.compute import compute_class
 from batch_gpu.config import JobConfig, LauncherConfig, config_schema, from_yaml, parse_tag
-from batch_gpu.endings import ending_of, lost_to_reclaim, never_runs, waited_too_long
+from batch_gpu.endings import blocked, ending_of, lost_to_reclaim, waited_too_long
 from batch_gpu.errors import ConfigurationError
 from batch_gpu.job_definitions import varied
-from batch_gpu.jobs import JOB_ID_TAG, JOB_NAME_TAG, job_name, own_job_id, submit_request
+from batch_gpu.jobs import JOB_ID_TAG, JOB_NAME_TAG, LONGEST_OVERRIDES, job_name, own_job_id, submit_request
 from batch_gpu.links import job_url, log_url
 from tests.batch_gpu.conftest import ROOT
 
@@ -61,21 +61,47 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-def test_the_runs_tag_wins_and_maps_are_merged() -> None:
-    tag = {"batch_gpu/config": json.dumps({"gpus": 4, "environment": {"B": "3"}})}
-    job = from_yaml(SECTIONS).job("gpu", tag)
-    assert (job.job_queue, job.gpus, job.environment) == ("gq", 4, {"A": "1", "B": "3"})
+@pytest.mark.parametrize(
+    ("tag", "location", "expected"),
+    [
+        ({}, {}, (1, None, {"A": "1", "B": "2"})),
+        ({}, {"image": "code:1"}, (1, "code:1", {"A": "1", "B": "2"})),
+        (
+            {},
+            {"image": "code:1", "context": {"batch_gpu": {"gpu": {"gpus": 2, "environment": {"B": "3"}}}}},
+            (2, "code:1", {"A": "1", "B": "3"}),
+        ),
+        ({}, {"context": {"k8s": {}, "batch_gpu": {"cpu": {"gpus": 2}}}}, (1, None, {"A": "1", "B": "2"})),
+        (
+            {"gpus": 4, "image": "run:1", "environment": {"B": "4"}},
+            {"image": "code:1", "context": {"batch_gpu": {"gpu": {"gpus": 2, "environment": {"C": "3"}}}}},
+            (4, "run:1", {"A": "1", "B": "4", "C": "3"}),
+        ),
+    ],
+)
+def test_the_code_location_and_then_the_run_take_precedence(
+    tag: dict[str, Any], location: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    job = from_yaml(SECTIONS).job("gpu", {"batch_gpu/config": json.dumps(tag)}, **location)
+    assert job.job_queue == "gq"
+    assert (job.gpus, job.image, job.environment) == expected
+
+
+def test_a_wrong_container_context_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match=r"container context, under batch_gpu .* gpu\.memory"):
+        from_yaml(SECTIONS).job("gpu", {}, context={"batch_gpu": {"gpu": {"memory": 1}}})
 
 
 @pytest.mark.parametrize(
     ("tag", "told"),
     [
-        ("{", "no JSON"),
-        ("[1]", "not what it should be"),
+        ("{", "not JSON"),
+        ("[1]", "expected an object"),
         ('{"memory": 1}', "memory"),
         ('{"gpus": "one"}', "gpus"),
         ('{"gpus": {"env": "SECRET"}}', "gpus"),
         ('{"environment": {"A": {"env": "SECRET"}}}', "environment"),
+        ('{"submit_job": {"jobName": "another"}}', "jobName cannot be set"),
     ],
 )
 def test_a_wrong_tag_is_refused_by_name(tag: str, told: str) -> None:
@@ -88,8 +114,8 @@ def test_a_wrong_tag_is_refused_by_name(tag: str, told: str) -> None:
     [
         ({**SECTIONS, "compute": "cloud"}, "expected local or batch"),
         ({"gpu": SECTIONS["gpu"]}, r"run_launcher\.config\.cpu\.job_queue"),
-        ({**SECTIONS, "cpu": {**SECTIONS["cpu"], "timeout_seconds": 59}}, "timeout_seconds is 59"),
-        ({**SECTIONS, "gpu": {**SECTIONS["gpu"], "attempts": 11}}, "attempts is 11"),
+        ({**SECTIONS, "cpu": {**SECTIONS["cpu"], "timeout_seconds": 59}}, "cpu.timeout_seconds is 59"),
+        ({**SECTIONS, "gpu": {**SECTIONS["gpu"], "attempts": 11}}, "gpu.attempts is 11"),
     ],
 )
 def test_a_wrong_configuration_is_refused_at_start(config: dict[str, Any], told: str) -> None:
@@ -103,16 +129,16 @@ def test_locally_no_queue_is_needed() -> None:
 
 def test_every_field_is_documented_where_it_is_configured() -> None:
     schema = config_schema()
-    assert set(schema) == set(LauncherConfig.__dataclass_fields__)
+    assert set(schema) == set(LauncherConfig.model_fields)
     manual = (ROOT / "docs" / "batch_gpu.md").read_text()
-    for name in [*schema, *JobConfig.__dataclass_fields__]:
+    for name in [*schema, *JobConfig.model_fields]:
         assert f"`{name}`" in manual, name
 
 
 RUN = "3f0c5a3e-8a52-4d5c-9f0e-0f3a7d6f2b11"
 
 
-def request(**job: Any) -> dict[str, Any]:
+def request(run_tags: dict[str, str] | None = None, **job: Any) -> dict[str, Any]:
     return submit_request(
         name=job_name("dagster", RUN),
         job=JobConfig(job_queue="q", **job),
@@ -120,6 +146,7 @@ def request(**job: Any) -> dict[str, Any]:
         command=["dagster", "api", "execute_run", "{}"],
         run_id=RUN,
         dagster_job="analyze",
+        run_tags=run_tags,
     )
 
 
@@ -137,6 +164,10 @@ def test_botocore_accepts_everything_that_can_be_asked_for() -> None:
         scheduling_priority=7,
         environment={"A": "1"},
         aws_tags={"team": "vision"},
+        submit_job={
+            "dependsOn": [{"jobId": "another"}],
+            "containerOverrides": {"instanceType": "g6.xlarge"},
+        },
     )
     model = botocore.session.get_session().get_service_model("batch").operation_model("SubmitJob")
     assert ParamValidator().validate(asked, model.input_shape).generate_report() == ""
@@ -153,8 +184,35 @@ def test_no_gpu_is_asked_for_where_none_is_needed() -> None:
 
 
 def test_what_is_too_long_for_ecs_is_refused_before_it_is_submitted() -> None:
-    with pytest.raises(ConfigurationError, match="ECS takes 8192"):
-        request(environment={"A": "x" * 9000})
+    """With room for what Batch itself adds: others met the limit of 8192 at 7,680."""
+    free = LONGEST_OVERRIDES - len(json.dumps(request(environment={"A": ""})["containerOverrides"]))
+    assert len(json.dumps(request(environment={"A": "x" * free})["containerOverrides"])) <= 7_680 - 128
+    for job in (
+        {"environment": {"A": "x" * (free + 1)}},
+        {"submit_job": {"containerOverrides": {"x": "y" * LONGEST_OVERRIDES}}},
+    ):
+        with pytest.raises(ConfigurationError, match="ECS takes 8192"):
+            request(**job)
+
+
+def test_raw_parameters_are_merged_over_the_request() -> None:
+    raw = {"propagateTags": False, "containerOverrides": {"instanceType": "g6.xlarge"}}
+    plain, asked = request(), request(submit_job=raw)
+    assert asked["propagateTags"] is False
+    assert asked["containerOverrides"] == {**plain["containerOverrides"], "instanceType": "g6.xlarge"}
+
+
+def test_a_jobs_tags_are_those_that_aws_takes_and_name_its_run() -> None:
+    """Permissions to end jobs look at the run's tag, so that nothing else may set it."""
+    run_tags = {"team": "시각 (vision)", "camera": "x" * 300, "dagster/run_id": "another"}
+    tags = request(run_tags, aws_tags={"dagster/job": "another", "stage": "prod"})["tags"]
+    assert tags == {
+        "team": "시각 _vision_",
+        "camera": "x" * 256,
+        "stage": "prod",
+        "dagster/run_id": RUN,
+        "dagster/job": "analyze",
+    }
 
 
 @given(st.text(max_size=120))
@@ -293,11 +351,44 @@ def test_a_run_is_lost_with_the_attempt_that_began_it(
     assert (lost_to_reclaim(job(status, attempts=attempts), started_ms) is not None) == lost
 
 
-def test_only_waiting_jobs_wait_too_long_or_never_run() -> None:
-    stuck = {"createdAt": 0, "statusReason": "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - none"}
-    assert never_runs(job("RUNNABLE", **stuck)) is not None
-    assert never_runs(job("RUNNING", **stuck)) is None
-    assert never_runs(job("RUNNABLE", statusReason="CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY")) is None
+@pytest.mark.parametrize(
+    ("reason", "patience_s", "failure", "transient", "remedy"),
+    [
+        # As AWS words them (user guide, "Jobs stuck in a RUNNABLE status").
+        ("MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE - CE(s) associated with the job queue cannot meet"
+         " the CPU requirement of the job.", 0, "configuration", False, "larger machines"),
+        ("MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - The job resource requirement (vCPU/memory/GPU) is"
+         " higher than that can be met by the CE(s) attached to the job queue.", 0, "configuration", False,
+         "fewer"),
+        ("MISCONFIGURATION:SERVICE_ROLE_PERMISSIONS – Batch service role has a permission issue.", 0,
+         "permission-denied", False, "service role"),
+        ("MISCONFIGURATION:EC2_INSTANCE_CONFIGURATION_UNSUPPORTED - Your compute environment associated with"
+         " this job queue has an unsupported instance type configuration.", 600, "configuration", False,
+         "describe-instance-type-offerings"),
+        ("ACTION_REQUIRED - CE(s) associated with the job queue are invalid.", 600, "configuration", False,
+         "describe-compute-environments"),
+        ("UNDETERMINED - Batch job is blocked, root cause is undetermined.", 1800, "capacity", True,
+         "quotas"),
+        ("CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY - Service cannot fulfill the capacity requested for"
+         " instance type [g6.xlarge]", None, "capacity", True, "quota"),
+    ],
+)  # fmt: skip
+def test_a_job_that_waits_for_what_does_not_come_is_ended_in_time_with_its_own_remedy(
+    reason: str, patience_s: int | None, failure: str, transient: bool, remedy: str
+) -> None:
+    stuck = job("RUNNABLE", createdAt=0, statusReason=reason)
+    ending = blocked(stuck, 10**6)
+    assert (ending is not None) == (patience_s is not None)
+    if patience_s is not None:
+        assert blocked(stuck, patience_s) == ending
+        assert blocked(stuck, patience_s - 1) is None
+    assert blocked({**stuck, "status": "RUNNING"}, 10**6) is None
+    told = ending_of(stuck)
+    assert (told.failure, told.transient) == (failure, transient)
+    assert remedy in told.message
+
+
+def test_only_waiting_jobs_wait_too_long() -> None:
     assert waited_too_long(job("RUNNABLE", createdAt=0), 60, 60_001) is not None
     assert waited_too_long(job("RUNNABLE", createdAt=0), 60, 60_000) is None
     assert waited_too_long(job("STARTING", createdAt=0), 60, 90_000) is None

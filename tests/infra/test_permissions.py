@@ -50,6 +50,7 @@ PERMISSIONS = {
 ONLY_LOCAL = {
     "logs:CreateLogGroup": "logs.yaml declares them; the shipper makes those that an emulator forgot",
     "cloudwatch:PutMetricData": "CAPSTONE_METRICS=emf: awslogs carries metrics",
+    "secretsmanager:ListSecrets": "the launcher's secrets_tag, which dagster.yaml does not use",
 }
 # Permissions that no call of ours in the code asks for, by role.
 WITHOUT_A_CALL = {
@@ -115,7 +116,7 @@ def granted(role: str) -> set[str]:
 def operations() -> dict[str, set[str]]:
     """Method name → `service:Operation`, of the services that the code has clients for."""
     session, found = botocore.session.get_session(), dict[str, set[str]]()
-    for service in ("s3", "sqs", "sns", "batch", "logs", "cloudwatch"):
+    for service in ("s3", "sqs", "sns", "batch", "logs", "cloudwatch", "secretsmanager"):
         for operation in session.get_service_model(service).operation_names:
             found.setdefault(xform_name(operation), set()).add(f"{service}:{operation}")
     return found
@@ -128,7 +129,7 @@ def calls(path: Path) -> set[str]:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
         texts = [each.value for each in node.args if isinstance(each, ast.Constant)]
-        if node.func.attr in ("call", "patiently") and len(texts) >= 2:
+        if node.func.attr in ("call", "patiently", "pages") and len(texts) >= 2:
             service, name = str(texts[0]), str(texts[1])
             found |= {each for each in operations()[name] if each.startswith(f"{service}:")}
         elif node.func.attr == "get_paginator":
