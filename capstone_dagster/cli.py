@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
-from rich.markup import escape
 
-from capstone_dagster import terminal
 from capstone_dagster.commands import (
     alerts,
     analyses,
@@ -27,22 +25,25 @@ from capstone_dagster.commands import (
     system,
     videos,
 )
+from capstone_dagster.commands.sections import Sections
 from capstone_dagster.commands.sentences import sentence_of, usage_sentence
 
 if TYPE_CHECKING:  # what a command needs it imports itself, so that --help stays quick
     from collections.abc import Iterator
     from types import FrameType
 
+
 app = typer.Typer(
     name="capstone",
+    cls=Sections,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Uploaded videos become persisted events.\n\n"
-    "Begin with **capstone demo**, which shows the whole way on this machine. **capstone dev** keeps the "
-    "same stack running; then **submit** videos and watch **status** and **events** from another terminal. "
-    "Settings are environment variables, listed in docs/reference.md; **doctor** checks them.\n\n"
+    "Begin with `capstone demo`, which shows the whole way on this machine. `capstone dev` keeps the "
+    "same stack running; then `submit` videos and watch `status` and `events` from another terminal. "
+    "Settings are environment variables, listed in docs/reference.md; `doctor` checks them.\n\n"
     "Exit codes: 0, it is done; 1, it failed or was refused, and one sentence says why; 2, it was typed "
     "wrongly or names what nobody knows; 130, Ctrl-C.",
 )
@@ -77,20 +78,27 @@ def main() -> None:
         with _signals_end_cleanly():
             code = app(prog_name="capstone", standalone_mode=False)
     except typer.Abort:
-        terminal.err.print("Nothing was done.")
+        typer.echo("Nothing was done.", err=True)
         sys.exit(1)
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own class, or in other versions click's
-            if type(error).__name__ != "NoArgsIsHelpError":  # which has shown the help
-                terminal.err.print(f"[bold red]Error:[/] {escape(usage_sentence(error))}", soft_wrap=True)
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(error.format_message())
+            else:
+                _say_error(usage_sentence(error))
             sys.exit(2)
         told = sentence_of(error)
         if told is None:
             traceback.print_exc()
             told = f"{type(error).__name__}: {error}. This is a defect: please report the lines above."
-        terminal.err.print(f"[bold red]Error:[/] {escape(told)}", soft_wrap=True)
+        _say_error(told)
         sys.exit(1)
     sys.exit(code or 0)
+
+
+def _say_error(sentence: str) -> None:
+    typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(sentence, err=True)
 
 
 @contextmanager

@@ -5,6 +5,9 @@ A run that is started again takes its parent's tags along, so one that is true o
 that run's id, or is taken off on the way (`runs/lineage.py`).
 """
 
+# Dagster's own, named here for what must not import it.
+PRIORITY_TAG = "dagster/priority"
+
 # Whose run it is: the video, the upload that announced it, its name in the product's back end, its object.
 VIDEO_TAG = "capstone/video_id"
 UPLOAD_TAG = "capstone/upload_id"

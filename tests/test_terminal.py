@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from capstone_dagster import terminal
+from capstone_dagster.commands import tables
 
 NOW = datetime(2026, 1, 22, 5, 23, 15, tzinfo=UTC)
 # A closing tag that opens nothing, a style, an emoji code, an escape.
@@ -48,16 +49,16 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Console:
 
 @pytest.mark.parametrize("nasty", NASTY)
 def test_tables_show_names_as_they_are(shown: Console, nasty: str) -> None:
-    tables = {
-        "event's label": terminal.events_table([EVENT | {"label": nasty}]),
-        "event's video": terminal.events_table([EVENT, EVENT | {"video_id": nasty}]),
+    rendered = {
+        "event's label": tables.events_table([EVENT | {"label": nasty}]),
+        "event's video": tables.events_table([EVENT, EVENT | {"video_id": nasty}]),
         **{
-            name: terminal.status_table([STATUS | {name: nasty}])
+            name: tables.status_table([STATUS | {name: nasty}])
             for name in ("video_id", "external_id", "camera", "message")
         },
-        **{name: terminal.dead_letters_table([LETTER | {name: nasty}]) for name in ("reason", "body")},
+        **{name: tables.dead_letters_table([LETTER | {name: nasty}]) for name in ("reason", "body")},
     }
-    for what, table in tables.items():
+    for what, table in rendered.items():
         shown.file = io.StringIO()
         shown.print(table)
         assert nasty in shown.file.getvalue(), what

@@ -10,12 +10,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.text import Text
 
 from capstone_dagster import terminal
 from capstone_dagster.clients import aws_client
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack
-from capstone_dagster.settings import read_settings
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack, read_settings
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -90,6 +88,8 @@ def _follow(look: Callable[[], list[Received]], known: set[str], form: str) -> N
 
 
 def _show(notice: Received, form: str) -> None:
+    from rich.text import Text
+
     if form == "json":
         print(json.dumps(asdict(notice) | {"at": notice.at.isoformat()}), flush=True)
         return

@@ -27,9 +27,9 @@ from capstone_dagster.commands.joining import (
     dagster_instance,
     object_store,
     open_database,
+    read_settings,
 )
 from capstone_dagster.commands.writing import appearing, check_file
-from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
     from capstone_dagster.analysis.comparison import Comparison
@@ -53,11 +53,13 @@ def analyses(video: VideoArgument, form: FormatOption = "table", state: StateOpt
 
     Example: `capstone analyses 84`
     """
+    from capstone_dagster.commands import tables
+
     database = open_database(state)
     found = [
         {name: row[name] for name in _COLUMNS} for row in find_analyses(database, find_video(database, video))
     ]
-    terminal.print_rows(found, form, terminal.analyses_table(found), columns=_COLUMNS)
+    terminal.print_rows(found, form, tables.analyses_table, columns=_COLUMNS)
 
 
 def compare(
@@ -90,6 +92,7 @@ def compare(
     """
     from capstone_dagster.analysis import Event
     from capstone_dagster.analysis.comparison import compare_events
+    from capstone_dagster.commands import tables
     from capstone_dagster.storage.events import events_of
 
     if html is not None:
@@ -125,7 +128,7 @@ def compare(
     terminal.out.print(told, markup=False, soft_wrap=True)
     terminal.out.print(comparison.told, markup=False, soft_wrap=True)
     if not comparison.identical:
-        terminal.out.print(terminal.comparison_table(comparison))
+        terminal.out.print(tables.comparison_table(comparison))
 
 
 def rollback(

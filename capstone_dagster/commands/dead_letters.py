@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, FormatOption, StateOption, join_local_stack
-from capstone_dagster.settings import read_settings
+from capstone_dagster.commands.joining import (
+    DEFAULT_STATE,
+    FormatOption,
+    StateOption,
+    join_local_stack,
+    read_settings,
+)
+from capstone_dagster.commands.sections import Sections
 
 if TYPE_CHECKING:
     from capstone_dagster.intake.queue import DeadLetter, UploadQueue
 
 app = typer.Typer(
+    cls=Sections,
     no_args_is_help=True,
     help="Look at messages that could not be understood, or were delivered too often, and send them again.",
 )
@@ -29,6 +36,7 @@ def dlq_list(form: FormatOption = "table", state: StateOption = DEFAULT_STATE) -
 
     Example: `capstone dlq list --format json`
     """
+    from capstone_dagster.commands import tables
     from capstone_dagster.intake.queue import DeadLetter
 
     # The receipt is of no use once the command has ended.
@@ -38,7 +46,7 @@ def dlq_list(form: FormatOption = "table", state: StateOption = DEFAULT_STATE) -
     if not rows and form == "table":
         terminal.err.print("There are no dead letters.")
         return
-    terminal.print_rows(rows, form, terminal.dead_letters_table(rows), columns=shown)
+    terminal.print_rows(rows, form, tables.dead_letters_table, columns=shown)
 
 
 @app.command("show")

@@ -11,8 +11,13 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, join_local_stack
-from capstone_dagster.settings import read_settings
+from capstone_dagster.commands.joining import (
+    DEFAULT_STATE,
+    StateOption,
+    dagster_instance,
+    join_local_stack,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from capstone_dagster.removal.erasure import Plan
@@ -38,6 +43,7 @@ def delete(
 
     Example: `capstone delete 84 --dry-run`
     """
+    from capstone_dagster.commands import tables
     from capstone_dagster.removal.erasure import VideoErasure
     from capstone_dagster.services import Services
 
@@ -53,7 +59,7 @@ def delete(
             _tell(video_id, plan, counts, form, done=False)
             return
         if not yes:
-            terminal.err.print(terminal.counts_table(counts, "what", "there is"))
+            terminal.err.print(tables.counts_table(counts, "what", "there is"))
             typer.confirm(f"Delete {video_id} for good?", abort=True, err=True)
         with terminal.progress(f"Deleting {video_id}") as report:
             removed = eraser.erase(video_id, by=by or getpass.getuser(), report=report)
@@ -85,12 +91,14 @@ def _known(services: Services, video: str) -> str:
 def _tell(
     video_id: str, plan: Plan, counts: Mapping[str, int], form: Literal["table", "json"], *, done: bool
 ) -> None:
+    from capstone_dagster.commands import tables
+
     if form == "json":
         about = {"video_id": video_id, "deleted": done, "counts": dict(counts), "kept": sorted(plan.kept)}
         cancelled = {} if done else {"runs_to_end": list(plan.cancel), "obstacle": plan.obstacle}
         print(json.dumps({**about, **cancelled, "cannot_be_deleted": list(_LEFT)}, indent=2))
         return
-    terminal.out.print(terminal.counts_table(counts, "what", "deleted" if done else "would be deleted"))
+    terminal.out.print(tables.counts_table(counts, "what", "deleted" if done else "would be deleted"))
     for kept in sorted(plan.kept):
         told = f"Detections {kept} stay: another video of the same bytes rests on them."
         terminal.out.print(told, markup=False, soft_wrap=True)

@@ -15,9 +15,15 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import current_of, find_analyses, find_analysis, find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, object_store, open_database
+from capstone_dagster.commands.joining import (
+    DEFAULT_STATE,
+    StateOption,
+    object_store,
+    open_database,
+    read_settings,
+)
+from capstone_dagster.commands.sections import Sections
 from capstone_dagster.commands.writing import appearing
-from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +35,9 @@ OutOption = Annotated[
     typer.Option("--out", help="The file to write, in place of one there; it appears when it is complete."),
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Write events and detections to files that other tools read.")
+app = typer.Typer(
+    cls=Sections, no_args_is_help=True, help="Write events and detections to files that other tools read."
+)
 
 
 @app.command()
@@ -63,14 +71,13 @@ def events(
 
     Example: `capstone export events --camera gate --since 2026-01-01 --out january.csv`
     """
+    began, ended = _moment(since), _moment(until)
+
     from capstone_dagster.storage.events import EventFilter, stream_events
 
     database = open_database(state)
     which = EventFilter(
-        video=None if video is None else find_video(database, video),
-        camera=camera,
-        since=_moment(since),
-        until=_moment(until),
+        video=None if video is None else find_video(database, video), camera=camera, since=began, until=ended
     )
     write = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}[form]
     with appearing(out) as partial, database.transaction() as connection:

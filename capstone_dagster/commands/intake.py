@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, join_local_stack
+from capstone_dagster.commands.sections import Sections
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from capstone_dagster.failures.breaker_state import BreakerState
-    from capstone_dagster.intake.breaker import Order
+    from capstone_dagster.intake.orders import Order
 
 # A tick that waits for messages takes 20 s, and the next one begins some seconds later.
 _FOLLOWED_WITHIN_S = 45.0
 _POLL_S = 0.5
 
 app = typer.Typer(
+    cls=Sections,
     no_args_is_help=True,
     help="Whether uploads are taken from the queue. Intake pauses itself while runs fail for one systemic "
     "reason, and resumes by itself; an operator's word goes before that.",
@@ -42,12 +44,11 @@ def intake_status(
 
     Example: `capstone intake status --format json`
     """
-    from capstone_dagster.failures.breaker_state import read_breaker
-    from capstone_dagster.intake.breaker import describe
-    from capstone_dagster.intake.orders import last_order
+    from capstone_dagster.commands.dagster_tables import read_intake
+    from capstone_dagster.failures.breaker_state import describe
 
-    with dagster_instance(state) as instance:
-        breaker, order = read_breaker(instance), last_order(instance)
+    join_local_stack(state)
+    breaker, order = read_intake()
     if form == "json":
         print(json.dumps({**asdict(breaker), "paused": breaker.paused}))
         return
@@ -75,7 +76,7 @@ def intake_resume(why: Why = "no reason given", by: By = None, state: StateOptio
 
 
 def _order(wanted: Literal["pause", "resume"], why: str, by: str | None, state: Path) -> None:
-    from capstone_dagster.intake.breaker import describe
+    from capstone_dagster.failures.breaker_state import describe
     from capstone_dagster.intake.orders import give_order
 
     with dagster_instance(state) as instance:

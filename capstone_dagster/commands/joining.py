@@ -1,4 +1,7 @@
-"""How a command finds the stack that it works with: the environment's, else the one that runs here."""
+"""How a command finds the stack that it works with: the environment's, else the one that runs here.
+
+What is imported here is imported for each `--help`: the rest where it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-
-from capstone_dagster.settings import NotConfigured, read_settings
 
 if TYPE_CHECKING:
     import dagster as dg
 
+    from capstone_dagster.settings import Settings
     from capstone_dagster.storage.database import Database
     from capstone_dagster.storage.objects import ObjectStore
 
@@ -28,6 +30,17 @@ StateOption = Annotated[
 FormatOption = Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="How to print.")]
 START_STACK = "Locally: start the stack with `make dev`, and try again from a second terminal."
 _SUFFICIENT = ("CAPSTONE_DATABASE_URL", "POSTGRES_HOST", "CAPSTONE_QUEUE_URL")
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """The settings of the environment; `join_local_stack` comes first.
+
+    Raises:
+        ConfigurationError: one is wrong.
+    """
+    from capstone_dagster.settings import read_settings
+
+    return read_settings(**overrides)
 
 
 def join_local_stack(state: Path) -> Mapping[str, str] | None:
@@ -63,6 +76,8 @@ def dagster_instance(state: Path) -> Iterator[dg.DagsterInstance]:
     Raises:
         NotConfigured: DAGSTER_HOME is not set.
     """
+    from capstone_dagster.settings import NotConfigured
+
     join_local_stack(state)
     if not os.environ.get("DAGSTER_HOME"):
         raise NotConfigured(

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.text import Text
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, open_database
-from capstone_dagster.settings import NotConfigured, read_settings
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, open_database, read_settings
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from capstone_dagster.logs.video_log import LogLine, Reading, Subject
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
@@ -50,6 +50,8 @@ def logs(
 
     Example: `capstone logs 84 --level WARNING --tail 20`
     """
+    from rich.text import Text
+
     from capstone_dagster.logs.video_log import at_least, logs_client, read_story
 
     subject, since_ms = _subject(video, state)
@@ -89,6 +91,7 @@ def logs(
 def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
     """What lines may call the video, and from when on there can be any; None if nobody knows."""
     from capstone_dagster.logs.video_log import Subject, subject_of
+    from capstone_dagster.settings import NotConfigured
     from capstone_dagster.storage.errors import StorageError
     from capstone_dagster.storage.video_status import current_status
     from capstone_dagster.storage.videos import first_seen
@@ -167,6 +170,8 @@ def _follow(
 
 def _told(line: LogLine, *, with_traceback: bool) -> Text:
     """A line for people, coloured by its level."""
+    from rich.text import Text
+
     colour = _COLOURS.get(line.level, "default")
     at = datetime.fromtimestamp(line.time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     fields = line.fields
@@ -185,4 +190,4 @@ def _told(line: LogLine, *, with_traceback: bool) -> Text:
 
 
 def _warn(sentence: str) -> None:
-    terminal.err.print(Text(sentence, style="yellow"), soft_wrap=True)
+    terminal.err.print(sentence, style="yellow", markup=False, soft_wrap=True)

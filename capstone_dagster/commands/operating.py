@@ -96,12 +96,13 @@ def retry(
 
     Example: `capstone retry --class database-unavailable --since 2h --dry-run`
     """
-    from capstone_dagster.runs import by_hand
-
     if not videos and failure is None and since is None:
         raise typer.BadParameter("name videos, or choose by --class or --since")
     _check_class(failure)
     after = datetime.now(UTC) - duration(since) if since is not None else None
+
+    from capstone_dagster.runs import by_hand  # seconds
+
     database = open_database(state)
     rows = _chosen(database, videos or [], failure, after)
     who = by or getpass.getuser()

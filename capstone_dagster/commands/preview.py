@@ -9,9 +9,8 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_analyses, find_analysis, find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, open_database
+from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, open_database, read_settings
 from capstone_dagster.commands.writing import check_file
-from capstone_dagster.settings import read_settings
 
 
 def preview(

@@ -13,9 +13,14 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, open_database
+from capstone_dagster.commands.joining import (
+    DEFAULT_STATE,
+    StateOption,
+    dagster_instance,
+    open_database,
+    read_settings,
+)
 from capstone_dagster.commands.operating import duration
-from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
     from capstone_dagster.commands.estimating import Estimate

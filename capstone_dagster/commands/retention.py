@@ -8,8 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, join_local_stack
-from capstone_dagster.settings import read_settings
+from capstone_dagster.commands.joining import (
+    DEFAULT_STATE,
+    StateOption,
+    dagster_instance,
+    join_local_stack,
+    read_settings,
+)
 
 
 def retention(
@@ -27,6 +32,7 @@ def retention(
 
     Example: `capstone retention --dry-run`
     """
+    from capstone_dagster.commands import tables
     from capstone_dagster.removal.retention import MOST_A_NIGHT, Retention
     from capstone_dagster.services import Services
 
@@ -50,4 +56,4 @@ def retention(
     if form == "json":
         print(json.dumps({"dry_run": dry_run, "kinds": rows}, indent=2))
         return
-    terminal.out.print(terminal.retention_table(rows, "would go" if dry_run else "went"))
+    terminal.out.print(tables.retention_table(rows, "would go" if dry_run else "went"))

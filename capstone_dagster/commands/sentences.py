@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from capstone_dagster.commands.joining import START_STACK
-from capstone_dagster.settings import NotConfigured
 
 
 def sentence_of(error: Exception) -> str | None:
     """What went wrong and what to do about it; None if it is not known to happen."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
     from capstone_dagster.local.errors import LocalStackError
+    from capstone_dagster.settings import NotConfigured
 
     if isinstance(error, NotConfigured):
         return f"{error} {START_STACK}"
     if hasattr(error, "failure_class") or isinstance(error, LocalStackError):
         return str(error)
+
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
     if isinstance(error, ClientError):
         return f"AWS refused: {error}. `capstone doctor` tells which permission or name is wrong."
     if isinstance(error, (BotoCoreError, Boto3Error)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typer
-from rich.markup import escape
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack, open_database
@@ -14,6 +13,8 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
 
     Exits 1 if something needed is missing; what is merely absent is a warning.
     """
+    from rich.markup import escape
+
     from capstone_dagster.commands.examination import MARKS, examine
 
     join_local_stack(state)

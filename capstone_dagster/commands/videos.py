@@ -17,10 +17,10 @@ from capstone_dagster.commands.joining import (
     StateOption,
     join_local_stack,
     open_database,
+    read_settings,
 )
 from capstone_dagster.commands.sentences import sentence_of
 from capstone_dagster.commands.waiting import WAITING_COLUMNS, with_waiting
-from capstone_dagster.settings import read_settings
 
 if TYPE_CHECKING:
     from capstone_dagster.storage.database import Database
@@ -43,13 +43,14 @@ def submit(
 
     Example: `capstone submit video.mp4 --camera gate --external-id 84`
     """
-    from capstone_dagster.clients import aws_client
-    from capstone_dagster.submit import submit_video
-
     if external_id is not None and len(videos) > 1:
         raise typer.BadParameter("an external id names one video; submit them one by one")
     if recorded_at is not None:
         _iso_time(recorded_at)
+
+    from capstone_dagster.clients import aws_client
+    from capstone_dagster.submit import submit_video
+
     joined = join_local_stack(state)
     settings = read_settings()
     s3 = aws_client("s3")
@@ -86,6 +87,7 @@ def status(
 
     Example: `capstone status 84`
     """
+    from capstone_dagster.commands import tables
     from capstone_dagster.storage.video_status import current_status
 
     database = open_database(state)
@@ -100,7 +102,7 @@ def status(
         terminal.err.print("No video was uploaded yet. Upload one with `capstone submit FILE`.")
         return
     columns = [*_columns(database, "current_status"), *WAITING_COLUMNS]
-    terminal.print_rows(rows, form, terminal.status_table(rows), columns=columns)
+    terminal.print_rows(rows, form, tables.status_table, columns=columns)
 
 
 def events(
@@ -112,6 +114,7 @@ def events(
 
     Example: `capstone events --video 84 --format json`
     """
+    from capstone_dagster.commands import tables
     from capstone_dagster.storage.events import current_events
 
     database = open_database(state)
@@ -122,7 +125,7 @@ def events(
         terminal.err.print("There are no events" + (f" of {video}." if video else " yet."), markup=False)
         return
     columns = _columns(database, "current_events")
-    terminal.print_rows(rows, form, terminal.events_table(rows), columns=columns)
+    terminal.print_rows(rows, form, tables.events_table, columns=columns)
 
 
 def analyze(

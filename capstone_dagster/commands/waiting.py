@@ -18,11 +18,12 @@ def with_waiting(rows: Sequence[Mapping[str, Any]], *, ask: bool) -> tuple[list[
     Without Dagster's storage the columns are null, but for a reason that the row itself gives.
 
     Args:
-        ask: also where no row waits; opening Dagster's storage takes a second.
+        ask: also where no row waits, for intake's pause.
     """
     told: dict[str, Any] = {}
     paused = None
-    if os.environ.get("DAGSTER_HOME") and (ask or any(row["state"] in _WAITING for row in rows)):
+    has_dagster = any(os.environ.get(name) for name in ("DAGSTER_HOME", "DAGSTER_POSTGRES_URL"))
+    if has_dagster and (ask or any(row["state"] in _WAITING for row in rows)):
         try:
             told, paused = _ask_dagster(rows)
         except Exception as error:  # whatever its storage raises: the event store's word stands without it
@@ -36,12 +37,11 @@ def with_waiting(rows: Sequence[Mapping[str, Any]], *, ask: bool) -> tuple[list[
 
 
 def _ask_dagster(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str | None]:
-    import dagster as dg
-
+    from capstone_dagster.commands.dagster_tables import read_queue
     from capstone_dagster.runs.queueing import intake_pause, waits
 
-    with dg.DagsterInstance.get() as instance:
-        return waits(instance, rows), intake_pause(instance)
+    queue = read_queue()
+    return waits(queue, rows), intake_pause(queue)
 
 
 def _columns(row: Mapping[str, Any], waiting: Any) -> dict[str, Any]:

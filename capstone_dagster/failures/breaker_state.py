@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
-
-import dagster as dg
-from dagster._core.storage.tags import PRIORITY_TAG
+from typing import TYPE_CHECKING, Any
 
 from capstone_dagster.failures.cursors import known_fields
-from capstone_dagster.run_tags import PROBE_TAG
+from capstone_dagster.run_tags import PRIORITY_TAG, PROBE_TAG
 
-_KEY = "capstone/intake/breaker"
+if TYPE_CHECKING:
+    import dagster as dg
+
+BREAKER_KEY = "capstone/intake/breaker"
 _OFFERS_KEY = "capstone/reexecution/offers"
 # What pauses intake beside failure classes, in the place of one.
 DUPLICATE_JOB = "duplicate-job"
@@ -90,9 +91,37 @@ class BreakerState:
         return self.phase is not Phase.CLOSED
 
 
+def describe(state: BreakerState) -> str:
+    """The state in sentences, for the tick and for `capstone intake status`."""
+    if not state.paused:
+        if state.cause is None:
+            return "Intake runs."
+        return f"Intake runs. It was paused for {state.cause} until {_clock(state.since)}: {state.told}"
+    said = f"Intake is paused since {_clock(state.since)} for {state.cause}: {state.told}"
+    if state.cause == OPERATOR:
+        return f"{said} Messages stay in the queue until `capstone intake resume`."
+    if state.probe is not None:
+        what = "a re-execution" if state.probe.reexecutes else "an upload"
+        since = _clock(state.probe.released_at)
+        return f"{said} Messages stay in the queue. A probe, {what}, is out since {since}."
+    return (
+        f"{said} Messages stay in the queue. The next probe is due at {_clock(state.next_probe_at)} "
+        f"({state.probes} so far)."
+    )
+
+
 def read_breaker(instance: dg.DagsterInstance) -> BreakerState:
     """The breaker as intake's last tick left it; closed if there was none yet."""
-    known = known_fields(BreakerState, _read(instance, _KEY))
+    return _breaker(_read(instance, BREAKER_KEY))
+
+
+def breaker_of(kept: str | None) -> BreakerState:
+    """The breaker as it is kept under `BREAKER_KEY`."""
+    return _breaker(json.loads(kept or "{}"))
+
+
+def _breaker(kept: Mapping[str, Any]) -> BreakerState:
+    known = known_fields(BreakerState, kept)
     if "phase" in known:
         known["phase"] = Phase(known["phase"])
     if known.get("probe") is not None:
@@ -104,7 +133,7 @@ def read_breaker(instance: dg.DagsterInstance) -> BreakerState:
 
 def write_breaker(instance: dg.DagsterInstance, state: BreakerState) -> None:
     """Keep the breaker's state; for intake's tick only."""
-    _write(instance, _KEY, asdict(state))
+    _write(instance, BREAKER_KEY, asdict(state))
 
 
 def read_offers(instance: dg.DagsterInstance) -> dict[str, str]:
@@ -124,3 +153,7 @@ def _read(instance: dg.DagsterInstance, key: str) -> dict[str, Any]:
 
 def _write(instance: dg.DagsterInstance, key: str, value: Mapping[str, Any]) -> None:
     instance.daemon_cursor_storage.set_cursor_values({key: json.dumps(value)})
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -8,8 +8,7 @@ through; its success ends the pause.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from capstone_dagster.failures.breaker_state import (
@@ -21,6 +20,7 @@ from capstone_dagster.failures.breaker_state import (
 )
 from capstone_dagster.failures.classes import POLICIES, SHOWN_BY_ANY_RUN, SYSTEMIC, FailureClass
 from capstone_dagster.failures.recent import EndedRun
+from capstone_dagster.intake.orders import Order
 
 # 1, 2, 4 … 30 minutes: the first is as long as a failing run takes with its start; the last bounds how long
 # nobody notices that the cause is gone.
@@ -55,20 +55,6 @@ class Seen:
     duplicates: Sequence[str] = ()
     probe: ProbeFate | None = None
     reachable: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What an operator wants: it goes before whatever the breaker would do, until the next order.
-
-    Attributes:
-        at: when it was given, seconds since 1970.
-    """
-
-    wanted: Literal["pause", "resume"]
-    by: str
-    why: str
-    at: float = field(default=0.0)
 
 
 def advance(
@@ -117,25 +103,6 @@ def probe_is_due(state: BreakerState, seen: Seen, now: float) -> bool:
 def release(state: BreakerState, probe: Probe) -> BreakerState:
     """The breaker with its probe out."""
     return replace(state, phase=Phase.HALF_OPEN, probe=probe, probes=state.probes + 1)
-
-
-def describe(state: BreakerState) -> str:
-    """The state in sentences, for the tick and for `capstone intake status`."""
-    if not state.paused:
-        if state.cause is None:
-            return "Intake runs."
-        return f"Intake runs. It was paused for {state.cause} until {_clock(state.since)}: {state.told}"
-    said = f"Intake is paused since {_clock(state.since)} for {state.cause}: {state.told}"
-    if state.cause == OPERATOR:
-        return f"{said} Messages stay in the queue until `capstone intake resume`."
-    if state.probe is not None:
-        what = "a re-execution" if state.probe.reexecutes else "an upload"
-        since = _clock(state.probe.released_at)
-        return f"{said} Messages stay in the queue. A probe, {what}, is out since {since}."
-    return (
-        f"{said} Messages stay in the queue. The next probe is due at {_clock(state.next_probe_at)} "
-        f"({state.probes} so far)."
-    )
 
 
 def _ordered(state: BreakerState, order: Order, now: float) -> BreakerState:
@@ -244,7 +211,3 @@ def _streak(cause: FailureClass, ended: Sequence[EndedRun], since: float) -> lis
         elif run.systemic or (run.failure is None and (run.whole or cause in SHOWN_BY_ANY_RUN)):
             break
     return list(uploads.values())
-
-
-def _clock(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

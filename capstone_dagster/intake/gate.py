@@ -11,12 +11,13 @@ import dagster as dg
 from capstone_dagster.failures.breaker_state import (
     BreakerState,
     Probe,
+    describe,
     read_breaker,
     read_offers,
     write_breaker,
 )
 from capstone_dagster.failures.classes import FailureClass
-from capstone_dagster.intake.breaker import Seen, advance, describe, probe_is_due, release
+from capstone_dagster.intake.breaker import Seen, advance, probe_is_due, release
 from capstone_dagster.intake.evidence import fate_of, last_runs
 from capstone_dagster.intake.orders import last_order
 from capstone_dagster.services import Services

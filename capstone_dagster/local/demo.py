@@ -17,6 +17,7 @@ from rich.markup import escape
 from capstone_dagster import terminal
 from capstone_dagster.analysis import PyTorchMissing
 from capstone_dagster.clients import aws_client
+from capstone_dagster.commands.tables import events_table
 from capstone_dagster.local import clip as clips
 from capstone_dagster.local.dagster_services import UI_PORT_VARIABLE
 from capstone_dagster.local.detector import DEMO_SCORE
@@ -409,7 +410,7 @@ def _show(outcome: Outcome, files: Path, *, is_clip: bool, running: RunningStack
     count = len(outcome.events)
     say(f"\n[bold]{count} event{'' if count == 1 else 's'}[/], as consumers read them from current_events")
     if outcome.events:
-        say(terminal.events_table(outcome.events))
+        say(events_table(outcome.events))
     if is_clip:
         _compare_with_truth(outcome.events)
     say("\n[bold]Where the results are[/] (copies of what lies in the local S3)")

@@ -20,7 +20,7 @@ from dagster._core.storage.tags import (
 from capstone_dagster.failures.run_steps import PASS_STEP
 from capstone_dagster.run_tags import CANCELLED_TAG, UPLOAD_TAG
 from capstone_dagster.runs.lineage import Resumption, create_reexecution, reexecution_id
-from capstone_dagster.runs.queueing import Place, places
+from capstone_dagster.runs.queueing import Place, QueuedRun, places
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.video_status import cancel_upload, requeue
 
@@ -128,8 +128,17 @@ def prioritize(instance: dg.DagsterInstance, row: Mapping[str, Any], priority: i
         raise Refused(_nothing_queued(row, runs))
     for run in queued:
         instance.add_run_tags(run.run_id, {PRIORITY_TAG: str(priority)})
-    found = places(instance)
+    found = _places(instance)
     return {run.run_id: found[run.run_id] for run in queued if run.run_id in found}
+
+
+def _places(instance: dg.DagsterInstance) -> dict[str, Place]:
+    waiting = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), ascending=True)
+    under_way = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    queued = [
+        QueuedRun(run.run_id, run.tags.get(PRIORITY_TAG, "0"), run.tags.get(UPLOAD_TAG)) for run in waiting
+    ]
+    return places(queued, instance.get_runs_count(dg.RunsFilter(statuses=under_way)))
 
 
 def restart_of(instance: dg.DagsterInstance, row: Mapping[str, Any]) -> Restart:

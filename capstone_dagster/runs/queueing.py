@@ -1,4 +1,7 @@
-"""Where runs that wait stand in Dagster's queue, and what they wait for."""
+"""Where runs that wait stand in Dagster's queue, and what they wait for.
+
+Pure; `commands/dagster_tables.py` reads the queue.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dagster as dg
-from dagster._core.storage.tags import PRIORITY_TAG
-
-from capstone_dagster.failures.breaker_state import read_breaker
-from capstone_dagster.run_tags import UPLOAD_TAG
+from capstone_dagster.failures.breaker_state import BreakerState
 
 WAITING_STATES = ("received", "queued", "waiting-for-compute")
-# The daemon that starts queued runs says every 30 s that it lives.
-_DEQUEUER = "QUEUED_RUN_COORDINATOR"
 _SILENT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedRun:
+    """A run that waits.
+
+    Attributes:
+        priority: its tag, whatever that holds.
+        upload_id: what it is for; None if it was started in Dagster's pages.
+    """
+
+    run_id: str
+    priority: str
+    upload_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Dagster's queue at a moment.
+
+    Attributes:
+        waiting: in the order of their creation.
+        running: how many runs are started and not over.
+        daemon_seen_at: when the daemon that starts runs last said that it lives, seconds since 1970; None if
+            it never did.
+        intake: whether new uploads are taken from the queue of messages.
+    """
+
+    waiting: tuple[QueuedRun, ...]
+    running: int
+    daemon_seen_at: float | None
+    intake: BreakerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,42 +81,28 @@ class Waiting:
     reason: str
 
 
-def priority_of(tags: Mapping[str, str]) -> int:
-    """What Dagster's queue makes of a run's tag; 0 if it is none."""
-    try:
-        return int(tags.get(PRIORITY_TAG, "0"))
-    except ValueError:
-        return 0
-
-
-def places(instance: dg.DagsterInstance) -> dict[str, Place]:
+def places(waiting: Sequence[QueuedRun], running: int) -> dict[str, Place]:
     """Run id → place, in the order in which Dagster's queue takes them: higher priority, then older ones."""
-    waiting = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), ascending=True)
-    if not waiting:
-        return {}
-    under_way = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-    running = instance.get_runs_count(dg.RunsFilter(statuses=under_way))
-    ordered = sorted(waiting, key=lambda run: priority_of(run.tags), reverse=True)
+    ordered = sorted(waiting, key=_priority, reverse=True)
     return {
-        run.run_id: Place(position, len(ordered), running, run.tags.get(UPLOAD_TAG))
+        run.run_id: Place(position, len(ordered), running, run.upload_id)
         for position, run in enumerate(ordered, start=1)
     }
 
 
-def waits(instance: dg.DagsterInstance, rows: Sequence[Mapping[str, Any]]) -> dict[str, Waiting]:
+def waits(queue: Queue, rows: Sequence[Mapping[str, Any]]) -> dict[str, Waiting]:
     """Upload id → what it waits for, of those uploads that wait.
 
     Args:
         rows: of `current_status`.
     """
-    concerned = [row for row in rows if row["state"] in WAITING_STATES]
-    if not concerned:
-        return {}
-    found = places(instance)
+    found = places(queue.waiting, queue.running)
     by_upload = {place.upload_id: place for place in found.values()}
-    stopped = held_up(instance)
+    stopped = held_up(queue)
     told = {}
-    for row in concerned:
+    for row in rows:
+        if row["state"] not in WAITING_STATES:
+            continue
         place = found.get(row["run_id"]) or by_upload.get(row["upload_id"])
         if row["state"] == "waiting-for-compute":
             reason = row["message"] or "a machine"
@@ -95,26 +110,33 @@ def waits(instance: dg.DagsterInstance, rows: Sequence[Mapping[str, Any]]) -> di
             reason = stopped or str(place)
             reason += f". {row['message']}" if row["message"] else ""
         elif row["state"] == "received":
-            reason = row["message"] or stopped or intake_pause(instance) or "its run is being asked for"
+            reason = row["message"] or stopped or intake_pause(queue) or "its run is being asked for"
         else:
             reason = "its worker starts"
         told[row["upload_id"]] = Waiting(place, reason)
     return told
 
 
-def held_up(instance: dg.DagsterInstance) -> str | None:
+def held_up(queue: Queue) -> str | None:
     """Why no queued run starts, whatever its place; None if nothing is known to hold them up."""
-    heartbeat = instance.get_daemon_heartbeats().get(_DEQUEUER)
-    if heartbeat is None:
+    if queue.daemon_seen_at is None:
         return "Dagster's daemon has not run yet"
-    silent_s = time.time() - heartbeat.timestamp
+    silent_s = time.time() - queue.daemon_seen_at
     return f"Dagster's daemon has been silent for {silent_s:,.0f} s" if silent_s > _SILENT_S else None
 
 
-def intake_pause(instance: dg.DagsterInstance) -> str | None:
+def intake_pause(queue: Queue) -> str | None:
     """Why new uploads are not taken from the queue of messages; None if they are."""
-    state = read_breaker(instance)
+    state = queue.intake
     return f"intake is paused for {state.cause}: {state.told}" if state.paused else None
+
+
+def _priority(run: QueuedRun) -> int:
+    """What Dagster's queue makes of the tag; 0 if it is no number."""
+    try:
+        return int(run.priority)
+    except ValueError:
+        return 0
 
 
 def ordinal(number: int) -> str:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
-
 
 class StorageError(Exception):
     """Base of this room's errors; `failure_class` is the contract's word for it."""
@@ -71,6 +68,10 @@ def explained(url: str, *, source: bool = False) -> Iterator[None]:
         url: the object, named in the message.
         source: it is an uploaded video, for which missing, forbidden and changed have their own classes.
     """
+    # Here, because whoever reads the database alone needs none of it.
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
         yield
     except (ClientError, BotoCoreError, Boto3Error) as error:
@@ -79,6 +80,8 @@ def explained(url: str, *, source: bool = False) -> Iterator[None]:
 
 def _real_error(error: BaseException) -> BaseException:
     """What boto3's transfers wrap: S3's answer, or why there was none; the wrapper if it has neither."""
+    from boto3.exceptions import Boto3Error
+
     link: BaseException | None = error
     while isinstance(link, Boto3Error):
         # RetriesExceededError keeps the last try's error to itself; the others were raised while handling it.
@@ -87,6 +90,8 @@ def _real_error(error: BaseException) -> BaseException:
 
 
 def _in_our_words(error: BaseException, url: str, *, source: bool) -> StorageError:
+    from botocore.exceptions import BotoCoreError, ClientError
+
     if isinstance(error, BotoCoreError):
         return StorageUnavailable(
             f"S3 cannot be reached for {url}: {error}. Check AWS_ENDPOINT_URL, AWS_REGION, credentials and "

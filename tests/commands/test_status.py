@@ -40,9 +40,16 @@ def database(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
 
 
 @pytest.fixture
-def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+def instance(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
+    """On PostgreSQL, whose tables `capstone status` reads without Dagster."""
+    (tmp_path / "dagster.yaml").write_text(
+        "telemetry: {enabled: false}\nstorage: {postgres: {postgres_url: {env: DAGSTER_POSTGRES_URL}}}\n"
+    )
+    url = database.engine.url.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
     with dg.DagsterInstance.get() as instance:
         alive(instance)
         yield instance
@@ -155,7 +162,7 @@ def test_without_dagsters_records_the_event_stores_word_stands(
     database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
     assert told(capstone, 1) == ("done", None, None, None)
 
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"sqlite:///{tmp_path}/nowhere/runs.db")
     outcome = capstone("status")
     assert outcome.code == 0
     assert "Dagster's storage cannot be asked" in outcome.err

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from capstone_dagster.failures.breaker_state import DUPLICATE_JOB, OPERATOR, BreakerState, Phase, Probe
+from capstone_dagster.failures.breaker_state import (
+    DUPLICATE_JOB,
+    OPERATOR,
+    BreakerState,
+    Phase,
+    Probe,
+    describe,
+)
 from capstone_dagster.failures.classes import SYSTEMIC, FailureClass
 from capstone_dagster.intake.breaker import (
     FIRST_INTERVAL_S,
@@ -16,14 +23,13 @@ from capstone_dagster.intake.breaker import (
     REEXECUTION_LOST_S,
     UPLOAD_LOST_S,
     EndedRun,
-    Order,
     ProbeFate,
     Seen,
     advance,
-    describe,
     probe_is_due,
     release,
 )
+from capstone_dagster.intake.orders import Order
 
 PAUSE_AFTER = 3
 DATABASE, MODEL, GPU = (

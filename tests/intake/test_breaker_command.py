@@ -19,9 +19,10 @@ from tests.support.command_line import Capstone
 
 @pytest.fixture
 def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    """Dagster's storage as the command finds it: by DAGSTER_HOME."""
+    """Dagster's storage as the command finds it: by DAGSTER_HOME, or by SQL."""
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"sqlite:///{tmp_path}/history/runs.db")
     with dg.DagsterInstance.get() as instance:
         yield instance
 
@@ -101,6 +102,7 @@ def test_an_order_that_no_tick_follows_is_kept_and_said_to_be(
 
 
 def test_without_dagsters_storage_it_says_what_to_set(capstone: Capstone) -> None:
-    said = capstone("intake", "status")
-    assert said.code == 1
-    assert "DAGSTER_HOME is not set" in said.err
+    for word, variable in (("status", "DAGSTER_POSTGRES_URL"), ("pause", "DAGSTER_HOME")):
+        said = capstone("intake", word)
+        assert said.code == 1
+        assert f"{variable} is not set" in said.err

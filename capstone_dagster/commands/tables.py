@@ -1,0 +1,153 @@
+"""What the commands show as tables, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from capstone_dagster.terminal import clock, local_time, move_told, settings_told
+
+if TYPE_CHECKING:
+    from capstone_dagster.analysis.comparison import Comparison
+
+
+def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
+    """Events for people: when, what, how sure, and whether a face was seen."""
+    several = len({event["video_id"] for event in events}) > 1
+    names = ["video"] if several else []
+    table = _table(*names, "start", "end", "what", "track", "seen", "best", "face", "cut off", "wall clock")
+    for event in events:
+        cut = "".join(
+            word
+            for word, is_cut in ((" start", event["truncated_start"]), (" end", event["truncated_end"]))
+            if is_cut
+        )
+        cells = [Text(event["video_id"])] if several else []
+        table.add_row(
+            *cells,
+            clock(event["start_ms"]),
+            clock(event["end_ms"]),
+            Text(event["label"]),
+            str(event["track_id"]),
+            f"{event['detections']}×",
+            f"{event['best_score']:.2f}",
+            "" if event["face_score"] is None else f"{event['face_score']:.2f}",
+            cut.strip(),
+            local_time(event["started_at"]),
+        )
+    return table
+
+
+def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Videos and how far each is; below them, in full, why some failed and what others wait for."""
+    table = _table("video", "external id", "camera", "state", "progress", "updated")
+    colours = {"done": "green", "failed": "red", "running": "cyan"}
+    for row in rows:
+        colour = colours.get(row["state"], "default")
+        table.add_row(
+            Text(row["video_id"]),
+            Text(row["external_id"] or ""),
+            Text(row["camera"]),
+            Text(row["state"], style=colour),
+            f"{row['progress']:.0%}",
+            local_time(row["updated_at"]),
+        )
+    reasons = [
+        Text.assemble("\n", (row["video_id"], "bold"), f" {told}")
+        for row in rows
+        if (told := _reason(row)) is not None
+    ]
+    return Group(table, *reasons)
+
+
+def _reason(row: Mapping[str, Any]) -> str | None:
+    """Why a video failed, or what it waits for, where that is known."""
+    if row["failure_class"]:
+        return f"failed ({row['failure_class']}): {row['message']}"
+    return f"waits: {row['waiting_for']}" if row.get("waiting_for") else None
+
+
+def analyses_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Analyses of one video, by what they were made with; the current one is marked."""
+    table = _table("", "analysis", "model", "settings", "events", "published")
+    for row in rows:
+        table.add_row(
+            Text("current" if row["is_current"] else "", style="green"),
+            Text(row["analysis_id"][:12]),
+            Text(row["model"]),
+            Text(settings_told(row["settings"])),
+            str(row["events"]),
+            local_time(row["published_at"]),
+        )
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """What appeared, vanished and moved, in order of time."""
+    table = _table("", "start", "end", "what", "track", "best", "how")
+    rows = [("vanished", event, "") for event in comparison.vanished]
+    rows += [("appeared", event, "") for event in comparison.appeared]
+    rows += [("moved", pair.before, move_told(pair)) for pair in comparison.moved]
+    colours = {"vanished": "red", "appeared": "green", "moved": "yellow"}
+    for kind, event, how in sorted(rows, key=lambda row: (row[1].start_ms, row[0], row[1].track_id)):
+        table.add_row(
+            Text(kind, style=colours[kind]),
+            clock(event.start_ms),
+            clock(event.end_ms),
+            Text(event.label),
+            str(event.track_id),
+            f"{event.best_score:.2f}",
+            Text(how),
+        )
+    return table
+
+
+def dead_letters_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Messages that were given up."""
+    table = _table("message", "since", "reason", "text")
+    for row in rows:
+        since = datetime.fromtimestamp(row["sent_ms"] / 1000).astimezone()
+        text = row["body"] if len(row["body"]) <= 60 else row["body"][:59] + "…"
+        table.add_row(
+            Text(row["message_id"][:8]),
+            local_time(since),
+            Text(row["reason"] or "delivered too often"),
+            Text(text),
+        )
+    return table
+
+
+def counts_table(counts: Mapping[str, int], *header: str) -> Table:
+    """Names and numbers, in their order."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(header[0])
+    table.add_column(header[1], justify="right")
+    for name, number in counts.items():
+        table.add_row(Text(name), f"{number:,}")
+    return table
+
+
+def retention_table(rows: Sequence[Mapping[str, Any]], verb: str) -> Table:
+    """What went of each kind, and by which setting."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("what", "setting", "days", verb):
+        table.add_column(name, justify="right" if name in ("days", verb) else "left")
+    for row in rows:
+        number = f"{row['number']:,}{' or more' if row['more'] else ''}"
+        kept = not row["days"]
+        cells = ("for ever", "") if kept else (str(row["days"]), number)
+        table.add_row(row["kind"], row["setting"], *cells)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    right = {"start", "end", "track", "seen", "best", "face", "progress", "events"}
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
