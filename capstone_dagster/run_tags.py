@@ -29,6 +29,9 @@ FAILURE_TAG = "capstone/failure"
 # Takes the place of a failure that is a parent's, not its own.
 NO_FAILURE = "none"
 
+# What it tries a step again for (`failures/step_retries.py`); Dagster's pages hide tags of this prefix.
+RETRYING_TAG = ".dagster/capstone/retrying"
+
 # On a run that an operator cancels, before it is ended: its own id, because later runs take its tags along.
 CANCELLED_TAG = "capstone/cancelled"
 

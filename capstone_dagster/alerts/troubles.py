@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, InstigatorType, TickStatus
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster_shared.error import SerializableErrorInfo
@@ -17,6 +16,8 @@ from capstone_dagster.failures.breaker_state import DUPLICATE_JOB, OPERATOR, rea
 from capstone_dagster.failures.classes import FailureClass, classify_recorded, recorded_sentence
 from capstone_dagster.failures.left_messages import read_left
 from capstone_dagster.failures.limits import age_over_limit
+from capstone_dagster.failures.step_retries import retry_of
+from capstone_dagster.failures.verdicts import named
 from capstone_dagster.metrics.waiting_messages import Queues
 from capstone_dagster.run_tags import VIDEO_TAG
 from capstone_dagster.settings import Settings
@@ -28,7 +29,6 @@ _TICKS_OF_LAST_S = 300.0
 # A step is tried again after some 5 and 10 s; what passes within the first of these is no news.
 _RETRIES_FOR_S = 10.0
 _RETRYING_AT_ONCE = 50
-_STEP_ENDINGS = {dg.DagsterEventType.STEP_UP_FOR_RETRY, dg.DagsterEventType.STEP_SUCCESS}
 # The upload queue's visibility time-out is 180 s: what is left comes again, and is left again, within that.
 _LEFT_FOR_S = 240.0
 # A GPU machine starts and pulls its image in some ten minutes; whoever waits longer waits for capacity.
@@ -115,20 +115,11 @@ def retrying_runs(
     causes: dict[FailureClass, str] = {}
     runs: dict[FailureClass, list[str]] = {}
     for run in running:
-        since, data = None, None
-        for record in instance.get_records_for_run(run.run_id, of_type=_STEP_ENDINGS).records:
-            event = record.event_log_entry.dagster_event
-            if event is None or not event.is_step_up_for_retry:
-                since = None  # a step went well: so did what was tried again before
-                continue
-            since = since or record.event_log_entry.timestamp
-            data = event.event_specific_data
-        if since is None or now - since < _RETRIES_FOR_S or not isinstance(data, StepRetryData):
+        retry = retry_of(run.run_id, run.tags)
+        if retry is None or now - retry.since < _RETRIES_FOR_S:
             continue
-        failure = classify_recorded(data.error) if data.error is not None else None
-        if data.error is None or failure is None:
-            continue
-        causes.setdefault(failure, clean(recorded_sentence(data.error)))
+        failure = named(retry.failure)
+        causes.setdefault(failure, clean(retry.cause))
         runs.setdefault(failure, []).append(run.run_id)
     return [
         Trouble(f"retry of a step ({failure})", causes[failure], failure.value, failure, len(ids), tuple(ids))

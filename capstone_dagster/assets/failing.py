@@ -13,6 +13,7 @@ from dagster._core.storage.tags import PARTITION_NAME_TAG
 from capstone_dagster.assets.story import Story
 from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.failures.retry_policy import will_try_again
+from capstone_dagster.failures.step_retries import clear_retry, note_retry, retry_of
 from capstone_dagster.failures.verdicts import failed_run
 from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE, UPLOAD_TAG
 from capstone_dagster.runs.failed_partitions import report_failed_partitions
@@ -48,14 +49,11 @@ def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.
     """
     failure = classify(error)
     policy, told = POLICIES[failure], sentence(error)
-    raised = dg.Failure(
+    return dg.Failure(
         description=f"{failure.value}: {told} What to do: {policy.remedy}",
         metadata={"failure_class": failure.value, "cause": told, "remedy": policy.remedy},
         allow_retries=policy.transient and failure not in final,
     )
-    # On record, the types of a chain say what a step is retried for.
-    raised.__cause__ = error
-    return raised
 
 
 @contextmanager
@@ -75,6 +73,7 @@ def explained(
     subject = FailureSubject(story)
     if tags.get(FAILURE_TAG, NO_FAILURE) != NO_FAILURE:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: NO_FAILURE})
+    retry = retry_of(context.run_id, tags)
     try:
         yield subject
     except Exception as error:
@@ -85,9 +84,12 @@ def explained(
             upload_id = subject.story.upload_id if subject.story else tags.get(UPLOAD_TAG)
             record_failure(context, services, upload_id, classify(error), sentence(error))
             raise failure from error
+        note_retry(context.instance, context.run_id, retry, classify(error), sentence(error))
         raise dg.RetryRequested(
             RETRY.max_retries, RETRY.calculate_delay(context.retry_number + 1)
         ) from failure
+    if retry is not None:
+        clear_retry(context.instance, context.run_id)
 
 
 def tell_failure(

@@ -260,7 +260,9 @@ def _known_link(error: SerializableErrorInfo) -> SerializableErrorInfo | None:
 
 
 def _recorded_chain(error: SerializableErrorInfo) -> Iterator[SerializableErrorInfo]:
-    link: SerializableErrorInfo | None = error
-    while link is not None:
-        yield link
-        link = link.cause or link.context
+    """The error, its causes, and then what was being handled: Python records each link at one place alone."""
+    yield error
+    if error.cause is not None:
+        yield from _recorded_chain(error.cause)
+    if error.context is not None:
+        yield from _recorded_chain(error.context)

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent
-from dagster._core.execution.plan.objects import StepFailureData, StepRetryData, UserFailureData
+from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
 from dagster._core.scheduler.instigation import (
     InstigatorState,
     InstigatorStatus,
@@ -30,12 +30,15 @@ from capstone_dagster import reactions
 from capstone_dagster.alerts import alerting, troubles
 from capstone_dagster.alerts.inbox import Received, look_into
 from capstone_dagster.alerts.incidents import CALM_S
-from capstone_dagster.assets.failing import as_failure
+from capstone_dagster.assets import failing
+from capstone_dagster.assets.failing import explained
 from capstone_dagster.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
 from capstone_dagster.commands import channels
 from capstone_dagster.failures import ended_runs
 from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
+from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.left_messages import LeftMessages, write_left
+from capstone_dagster.failures.step_retries import note_retry, retry_of
 from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, read_settings
@@ -489,24 +492,32 @@ def test_uploads_that_may_not_be_looked_up_are_an_alert(office: Office) -> None:
     assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
 
 
-def test_alerts_know_a_retry_as_dagster_records_it() -> None:
+def test_alerts_know_what_a_step_is_tried_again_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failing, "RETRY", dg.RetryPolicy(max_retries=2, delay=0))
     seen = []
 
-    @dg.op(retry_policy=dg.RetryPolicy(max_retries=1))
+    @dg.op
     def stores(context: dg.OpExecutionContext) -> None:
-        if context.retry_number:
-            seen.extend(troubles.retrying_runs(context.instance, now=time.time() + 60))
-        raise as_failure(StorageUnavailable("S3 failed. Try it."))
+        seen.append(troubles.retrying_runs(context.instance, now=time.time() + 60))
+        with explained(context, Services(read_settings())):
+            if context.retry_number < 2:
+                raise StorageUnavailable("S3 failed. Try it.") from OSError("cut")
 
     @dg.job
     def a_job() -> None:
         stores()
 
     with dg.DagsterInstance.ephemeral() as instance:
-        a_job.execute_in_process(instance=instance, raise_on_error=False)
+        result = a_job.execute_in_process(instance=instance, raise_on_error=False)
+        assert result.success
+        run = instance.get_run_by_id(result.run_id)
 
-    [trouble] = seen
-    assert (trouble.failure, trouble.cause) == ("storage-unavailable", "S3 failed. Try it.")
+    assert run is not None
+    assert retry_of(run.run_id, run.tags) is None, "it went well after all"
+    first, second, third = seen
+    assert first == []
+    for [trouble] in (second, third):
+        assert (trouble.failure, trouble.cause) == ("storage-unavailable", "S3 failed. Try it.")
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
@@ -516,19 +527,8 @@ def test_a_step_that_is_tried_again_for_long_is_an_alert(office: Office, ends_we
         office.instance, job_name="analyze_upload", tags={"capstone/video_id": "gate-1a2b3c4d"}
     )
     office.instance.report_dagster_event(DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
-    try:
-        raise dg.RetryRequested() from as_failure(
-            StorageUnavailable("S3 failed PutObject on s3://derived/a. It said SlowDown.")
-        )
-    except dg.RetryRequested:  # as a step with a retry policy ends
-        error = serializable_error_info_from_exc_info(sys.exc_info())
-    retry = DagsterEvent(
-        "STEP_UP_FOR_RETRY",
-        run.job_name,
-        step_key="video_analysis.analyze_video",
-        event_specific_data=StepRetryData(error, 5),
-    )
-    office.instance.report_dagster_event(retry, run.run_id)
+    told = "S3 failed PutObject on s3://derived/a. It said SlowDown."
+    note_retry(office.instance, run.run_id, None, FailureClass.STORAGE_UNAVAILABLE, told)
     office.tick()
     assert office.inbox() == []  # it may pass at once
     office.clock(11)
