@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from capstone_dagster.analysis.errors import GpuError, GpuOutOfMemory
-from capstone_dagster.assets import analyze
+from capstone_dagster.assets.steps import detection
 from capstone_dagster.definitions import defs as defs
 
-_load_detector = analyze.load_detector
+_load_detector = detection.load_detector
 
 
 def load_or_fail(*arguments: Any, **options: Any) -> Any:
@@ -36,4 +36,4 @@ def load_or_fail(*arguments: Any, **options: Any) -> Any:
     return _load_detector(*arguments, **options)
 
 
-analyze.load_detector = load_or_fail
+detection.load_detector = load_or_fail

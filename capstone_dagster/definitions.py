@@ -6,13 +6,11 @@ A wrong setting stops the code location from loading, with the variable's name.
 import dagster as dg
 
 from batch_gpu.sensor import build_batch_runs_sensor
-from capstone_dagster.assets.activity import activity_sensor, daily_activity
-from capstone_dagster.assets.checking import check_videos
-from capstone_dagster.assets.checks import detections_checks, events_checks
-from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
-from capstone_dagster.assets.previews import preview_video
-from capstone_dagster.assets.references import ReferenceIOManager
-from capstone_dagster.assets.several import analyze_videos
+from capstone_dagster.assets.declared.checks import detections_checks, events_checks
+from capstone_dagster.assets.declared.daily_activity import activity_sensor, daily_activity
+from capstone_dagster.assets.declared.jobs import analyze_videos, check_videos, preview_video
+from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
+from capstone_dagster.assets.steps.references import ReferenceIOManager
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.logs.forwarding import run_events_forwarder
 from capstone_dagster.logs.json_lines import configure_logging

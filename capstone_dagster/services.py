@@ -18,6 +18,7 @@ from capstone_dagster.model_files import locate_model
 from capstone_dagster.settings import Settings
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.objects import ObjectStore, open_object_store
+from capstone_dagster.storage.written_objects import WrittenObjects
 from capstone_dagster.traces.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Services:
     @cached_property
     def objects(self) -> ObjectStore:
         """Derived objects, under CAPSTONE_DERIVED_URL."""
-        return open_object_store(self.settings.required("derived_url"), lambda: self.s3)
+        return WrittenObjects(open_object_store(self.settings.required("derived_url"), lambda: self.s3))
 
     @cached_property
     def database(self) -> Database:

@@ -13,7 +13,7 @@ from typing import Any
 import catalog_tables
 from from_code import assets, automation, command_list, commands, example
 
-from capstone_dagster.assets.checks import SEVERITIES, detections_checks, events_checks
+from capstone_dagster.assets.declared.checks import SEVERITIES, detections_checks, events_checks
 from capstone_dagster.catalog.alarms import ALARMS, ANOMALY_ALARMS
 from capstone_dagster.catalog.dashboard import DASHBOARDS, OPERATIONS
 from capstone_dagster.catalog.log_groups import LOG_GROUPS

@@ -25,7 +25,7 @@ import pytest
 
 from capstone_dagster.alerts.sending import Topic
 from capstone_dagster.alerts.wording import Message
-from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
+from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.commands import alerts, operating, reanalysis
 from capstone_dagster.commands import intake as intake_commands

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from capstone_dagster.analysis import DETECTIONS_SCHEMA, EventRules, load_detector
-from capstone_dagster.assets import analyze
+from capstone_dagster.assets.steps import detection
 from capstone_dagster.testing import Analyzed, Pipeline, SquareDetector, Visit, detections_of, events_of
 
 PACKAGE = Path(__file__).resolve().parent.parent / "capstone_dagster"
@@ -41,10 +41,10 @@ class TestTheStandIn:
     """In this order: the second would meet it if it stayed."""
 
     def test_is_used_where_it_is_asked_for(self, stand_in_detector: SquareDetector) -> None:
-        assert analyze.load_detector is not load_detector
+        assert detection.load_detector is not load_detector
 
     def test_is_gone_afterwards(self) -> None:
-        assert analyze.load_detector is load_detector
+        assert detection.load_detector is load_detector
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from capstone_dagster.assets.story import Story
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog
 from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.failures.retry_policy import will_try_again
 from capstone_dagster.failures.step_retries import clear_retry, note_retry, retry_of
@@ -38,7 +38,7 @@ _CANNOT_WORK = {
 class FailureSubject:
     """Whose failure it would be; an op that has to look for its upload knows only afterwards."""
 
-    story: Story | None
+    story: AnalysisLog | None
 
 
 def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.Failure:
@@ -60,7 +60,7 @@ def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.
 def explained(
     context: dg.OpExecutionContext,
     services: Services,
-    story: Story | None = None,
+    story: AnalysisLog | None = None,
     *,
     final: Collection[FailureClass] = (),
 ) -> Iterator[FailureSubject]:
@@ -94,7 +94,7 @@ def explained(
 
 def tell_failure(
     context: dg.OpExecutionContext,
-    story: Story | None,
+    story: AnalysisLog | None,
     error: Exception,
     *,
     tries_left: int = 0,
@@ -116,7 +116,7 @@ def tell_failure(
         told = f"Video analysis failed: {failure.value}: {cause} What to do: {remedy}"
         fields["remedy"] = remedy
     if story is not None:
-        story.say(told, action=action, level=level, **fields)
+        story.write(told, action=action, level=level, **fields)
     else:
         known = {"video_id": video_id} if video_id else {}
         context.log.log(level, told, extra={"action": action, **fields, **known})

@@ -185,7 +185,7 @@ def rollback(
 
 
 def _show_in_dagster(target: Mapping[str, Any], done: Rollback, by: str, state: Path) -> None:
-    from capstone_dagster.assets.rollbacks import report_rollback
+    from capstone_dagster.assets.shown.rollbacks import report_rollback
     from capstone_dagster.failures.classes import sentence
     from capstone_dagster.services import Services
 

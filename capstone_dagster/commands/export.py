@@ -112,7 +112,7 @@ def detections(
     Example: `capstone export detections 84 --format mot --out mot.txt`
     """
     from capstone_dagster.analysis.formats import write_coco, write_mot
-    from capstone_dagster.assets.analyze import read_summary
+    from capstone_dagster.assets.steps.detection import read_summary
 
     database = open_database(state)
     video_id = find_video(database, video)

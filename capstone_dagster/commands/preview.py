@@ -39,7 +39,7 @@ def preview(
     analysis_id = None if analysis is None else find_analysis(found, analysis)["analysis_id"]
 
     # What brings Dagster along comes after what is refused at once.
-    from capstone_dagster.assets.previews import store_preview
+    from capstone_dagster.assets.steps.previews import store_preview
     from capstone_dagster.services import Services
 
     services = Services(read_settings())

@@ -72,7 +72,7 @@ def reanalyze(
 
     Example: `capstone reanalyze --camera gate --dry-run`
     """
-    from capstone_dagster.assets import backfills
+    from capstone_dagster.assets.declared import backfills
     from capstone_dagster.services import Services
     from capstone_dagster.storage.videos import videos_with_models
 

@@ -116,7 +116,7 @@ class Pipeline:
         """
         import dagster as dg
 
-        from capstone_dagster.assets.ops import events, raw_videos, video_analysis
+        from capstone_dagster.assets.declared.videos import events, raw_videos, video_analysis
 
         result = dg.materialize(
             [raw_videos, video_analysis, events, asset],
@@ -172,8 +172,8 @@ class Pipeline:
         """`analyze_upload` over these services."""
         import dagster as dg
 
-        from capstone_dagster.assets.checks import detections_checks, events_checks
-        from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
+        from capstone_dagster.assets.declared.checks import detections_checks, events_checks
+        from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 
         definitions = dg.Definitions(
             assets=[raw_videos, video_analysis, events],
@@ -185,7 +185,7 @@ class Pipeline:
         return definitions.resolve_job_def("analyze_upload")
 
     def _resources(self, services: Services) -> dict[str, object]:
-        from capstone_dagster.assets.references import ReferenceIOManager
+        from capstone_dagster.assets.steps.references import ReferenceIOManager
 
         return {"services": services, "io_manager": ReferenceIOManager(services.objects)}
 
@@ -240,7 +240,7 @@ def pipeline(aws: Aws, services: Services) -> Iterator[Pipeline]:
 @pytest.fixture
 def stand_in_detector(monkeypatch: pytest.MonkeyPatch) -> SquareDetector:
     """Analyses of this test use a `SquareDetector` in place of the model, which takes no time to load."""
-    from capstone_dagster.assets import analyze
+    from capstone_dagster.assets.steps import detection
 
     detector = SquareDetector()
 
@@ -250,9 +250,9 @@ def stand_in_detector(monkeypatch: pytest.MonkeyPatch) -> SquareDetector:
         stand_in.batches = detector.batches
         return stand_in
 
-    monkeypatch.setattr(analyze, "load_detector", load)
+    monkeypatch.setattr(detection, "load_detector", load)
     # The detector that this process keeps for later runs: neither is taken for the other.
-    monkeypatch.setattr(analyze, "_loaded", None)
+    monkeypatch.setattr(detection, "_loaded", None)
     return detector
 
 

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from capstone_dagster.assets.partitions import videos
+from capstone_dagster.assets.declared.partitions import videos
 from capstone_dagster.services import Services
 from capstone_dagster.storage.events import current_events
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import dagster as dg
 
-from capstone_dagster.assets.checks import detections_checks, events_checks
-from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
-from capstone_dagster.assets.references import ReferenceIOManager
+from capstone_dagster.assets.declared.checks import detections_checks, events_checks
+from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
+from capstone_dagster.assets.steps.references import ReferenceIOManager
 from capstone_dagster.services import Services
 
 services: list[Services] = []

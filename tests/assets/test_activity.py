@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import dagster as dg
 import pytest
 
-from capstone_dagster.assets.activity import ACTIVITY_FILE, daily_activity
+from capstone_dagster.assets.declared.daily_activity import ACTIVITY_FILE, daily_activity
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import publish_analysis

@@ -9,10 +9,10 @@ import pytest
 
 from batch_gpu.compute import compute_class
 from capstone_dagster.analysis import analyze_video
-from capstone_dagster.assets import analyze, several
-from capstone_dagster.assets.analyze import AnalysisOrder
-from capstone_dagster.assets.partitions import VIDEOS_PER_RUN
-from capstone_dagster.assets.references import DetectionsReference
+from capstone_dagster.assets.declared.partitions import VIDEOS_PER_RUN
+from capstone_dagster.assets.steps import detection, video_by_video
+from capstone_dagster.assets.steps.detection import AnalysisOrder
+from capstone_dagster.assets.steps.references import DetectionsReference
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import StorageUnavailable
 from capstone_dagster.storage.uploads import VideoUpload
@@ -46,8 +46,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         loaded.append(model)
         return SquareDetector(sha256=expected_sha256)
 
-    monkeypatch.setattr(analyze, "load_detector", counting)
-    monkeypatch.setattr(analyze, "_loaded", None)
+    monkeypatch.setattr(detection, "load_detector", counting)
+    monkeypatch.setattr(detection, "_loaded", None)
     return loaded
 
 
@@ -61,7 +61,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append(video.name)
         return real(video, *arguments, **options)
 
-    monkeypatch.setattr(analyze, "analyze_video", counting)
+    monkeypatch.setattr(detection, "analyze_video", counting)
     return made
 
 
@@ -162,7 +162,7 @@ def test_a_backfill_of_events_alone_works_on_the_cpu_and_looks_at_no_pixel(
     one, never, other = uploads(pipeline, clip, "one", "bad", "other")
     assert not backfill(pipeline, one, other).success
     del passes[:]
-    monkeypatch.setattr(analyze, "load_detector", None)
+    monkeypatch.setattr(detection, "load_detector", None)
 
     result = backfill(pipeline, one, other, "events")
 
@@ -217,7 +217,7 @@ def test_a_forced_backfill_does_finished_work_again_and_keeps_what_was(
 
 def s3_silent_for(upload: VideoUpload) -> Callable[..., DetectionsReference]:
     """The pass, but for one upload."""
-    real: Callable[..., DetectionsReference] = analyze.detect
+    real: Callable[..., DetectionsReference] = detection.detect
 
     def detect(order: AnalysisOrder, *arguments: Any, **options: Any) -> DetectionsReference:
         if order.upload == upload:
@@ -233,7 +233,7 @@ def test_an_interrupted_backfill_goes_on_with_what_is_left(
     one, two, three = uploads(pipeline, clip, "one", "two", "three")
     forced = {"capstone/force": "true"}
     with monkeypatch.context() as broken:
-        broken.setattr(several, "detect", s3_silent_for(two))
+        broken.setattr(video_by_video, "detect", s3_silent_for(two))
         # Each try would wait for some seconds.
         broken.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
         stopped = backfill(pipeline, one, three, tags=forced)
@@ -261,7 +261,7 @@ def test_a_later_try_of_a_backfills_run_leaves_out_what_failed_for_good(
 ) -> None:
     one, bad, three = uploads(pipeline, clip, "one", "bad", "three")
     with monkeypatch.context() as broken:
-        broken.setattr(several, "detect", s3_silent_for(three))
+        broken.setattr(video_by_video, "detect", s3_silent_for(three))
         broken.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
         stopped = backfill(pipeline, one, three)
     told = notices(pipeline.services.database)

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 
 from capstone_dagster.analysis import DETECTIONS_SCHEMA, FRAMES_SCHEMA
-from capstone_dagster.assets.checks import detections_checks, events_checks, judge_detections, judge_events
-from capstone_dagster.assets.references import DetectionsReference, PublishedAnalysis
+from capstone_dagster.assets.declared.checks import detections_checks, events_checks
+from capstone_dagster.assets.steps.judging import judge_detections, judge_events
+from capstone_dagster.assets.steps.references import DetectionsReference, PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageUnavailable
 from capstone_dagster.storage.events import current_events, events_of
@@ -121,7 +122,7 @@ def test_each_check_sees_what_it_is_there_for(pipeline: Pipeline, clip: Path, tm
         return {each.check: each.severity.value for each in judged if not each.passed}
 
     def wrong_events(using: Services = services) -> dict[str, str]:
-        return {each.check: each.told for each in judge_events(published, using) if not each.passed}
+        return {each.check: each.reason for each in judge_events(published, using) if not each.passed}
 
     assert wrong() == {}
     assert wrong_events() == {}

@@ -8,8 +8,8 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.analysis import DETECTIONS_SCHEMA
-from capstone_dagster.assets.checking import check_videos
-from capstone_dagster.assets.references import DetectionsReference
+from capstone_dagster.assets.declared.jobs import check_videos
+from capstone_dagster.assets.steps.references import DetectionsReference
 from capstone_dagster.storage.uploads import VideoUpload
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline

@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 
 from capstone_dagster.analysis import Event
-from capstone_dagster.assets.comparing import of_comparison
-from capstone_dagster.assets.references import PublishedAnalysis
+from capstone_dagster.assets.shown.changes import of_comparison
+from capstone_dagster.assets.steps.references import PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import publish_analysis

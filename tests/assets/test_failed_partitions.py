@@ -75,7 +75,7 @@ def test_what_fails_all_is_shown_of_all_that_are_left_until_they_are_made(
         raise Forbidden("This role may not write.")
 
     with monkeypatch.context() as away:
-        away.setattr("capstone_dagster.assets.several.publish", refuse)
+        away.setattr("capstone_dagster.assets.steps.video_by_video.publish", refuse)
         test_backfill.backfill(pipeline, one, other)
 
     # Of the first all but the events is there; the second never had its turn.

@@ -8,7 +8,8 @@ import dagster as dg
 import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from capstone_dagster.assets import analyze, ops
+from capstone_dagster.assets.declared import videos
+from capstone_dagster.assets.steps import detection
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import StorageUnavailable
 from capstone_dagster.testing import MakeClip, SquareDetector
@@ -26,9 +27,9 @@ def instance(pipeline: Pipeline, tmp_path: Path) -> Iterator[dg.DagsterInstance]
 @pytest.mark.parametrize(
     ("room", "what", "step"),
     [
-        (analyze, "analyze_video", "video_analysis.analyze_video"),
-        (ops, "derive", "events.derive_events"),
-        (ops, "publish", "events.persist_events"),
+        (detection, "analyze_video", "video_analysis.analyze_video"),
+        (videos, "derive", "events.derive_events"),
+        (videos, "publish", "events.persist_events"),
     ],
 )
 def test_an_operators_end_of_a_run_is_not_tried_again(
@@ -77,7 +78,7 @@ def test_a_transient_failure_is_tried_twice_more(
         tried.append("again")
         raise StorageUnavailable("S3 does not answer.")
 
-    monkeypatch.setattr(ops, "derive", fail)
+    monkeypatch.setattr(videos, "derive", fail)
     monkeypatch.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
 
     result = execute(pipeline, upload, pipeline.services, run_config=pipeline.configured(upload))

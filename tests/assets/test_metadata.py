@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from capstone_dagster.analysis import Event, shrunk
-from capstone_dagster.assets import metadata
-from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
+from capstone_dagster.assets.shown import metadata
+from capstone_dagster.assets.steps.references import DetectionsReference, EventsReference, PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.uploads import VideoUpload
@@ -192,8 +192,8 @@ def test_a_picture_is_made_as_small_as_asked(most_bytes: int) -> None:
 
 
 def test_assets_say_whose_they_are_and_where_their_code_stands() -> None:
-    from capstone_dagster.assets.activity import daily_activity
-    from capstone_dagster.assets.ops import events, raw_videos, video_analysis
+    from capstone_dagster.assets.declared.daily_activity import daily_activity
+    from capstone_dagster.assets.declared.videos import events, raw_videos, video_analysis
 
     for definition in (raw_videos, *video_analysis.specs, *events.specs, *daily_activity.specs):
         assert definition.owners == ["team:video-pipeline"]

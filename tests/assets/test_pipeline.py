@@ -10,12 +10,12 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.analysis import EventRules, read_events
-from capstone_dagster.assets.analyze import AnalysisOrder, detect
-from capstone_dagster.assets.ops import persist_events
-from capstone_dagster.assets.passes import Passes
-from capstone_dagster.assets.publish import IntegrityViolation, check_integrity, derive, publish
-from capstone_dagster.assets.references import DetectionsReference, EventsReference, ReferenceIOManager
-from capstone_dagster.assets.story import Story
+from capstone_dagster.assets.declared.videos import persist_events
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog
+from capstone_dagster.assets.steps.detection import AnalysisOrder, detect
+from capstone_dagster.assets.steps.duplicate_passes import Passes
+from capstone_dagster.assets.steps.publication import IntegrityViolation, check_integrity, derive, publish
+from capstone_dagster.assets.steps.references import DetectionsReference, EventsReference, ReferenceIOManager
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
@@ -37,6 +37,22 @@ def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
 def status(pipeline: Pipeline, video_id: str) -> dict[str, Any]:
     [row] = pipeline.services.database.transact(current_status, video_id)
     return row
+
+
+def test_a_run_fetches_none_of_its_own_files(pipeline: Pipeline, clip: Path) -> None:
+    upload = pipeline.upload("gate/20250526_193726.mp4", clip.read_bytes())
+    fetched: list[str] = []
+
+    def note(params: Any, **_: Any) -> None:
+        fetched.append(params["Key"])
+
+    pipeline.services.s3.meta.events.register("provide-client-params.s3.GetObject", note)
+    assert pipeline.run(upload).success
+
+    [analysis] = pipeline.services.database.transact(analyses_of, upload.video_id)
+    assert analysis["events"] > 0
+    # The video, and the question whether its detections exist already.
+    assert sorted(fetched) == [f"detections/{analysis['detection_id']}/manifest.json", upload.key]
 
 
 def test_an_upload_becomes_events_exactly_once(pipeline: Pipeline, clip: Path, tmp_path: Path) -> None:
@@ -145,10 +161,10 @@ def test_a_bad_upload_fails_with_its_reason_and_leaves_nothing(
 
 def _published(pipeline: Pipeline, clip: Path) -> tuple[DetectionsReference, EventsReference]:
     upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
-    story = Story(logging.getLogger("test"), "r", upload)
+    story = AnalysisLog(logging.getLogger("test"), "r", upload)
     order = AnalysisOrder(upload)
     passes = Passes(pipeline.instance, "r", pipeline.services)
-    detections = detect(order, pipeline.services, story=story, progress=lambda _: None, passes=passes)
+    detections = detect(order, pipeline.services, log=story, progress=lambda _: None, passes=passes)
     return detections, derive(detections, pipeline.services, EventRules())
 
 
@@ -174,8 +190,8 @@ def test_a_database_outage_fails_the_last_op_only_and_it_can_be_repeated(
 
 def test_publishing_refuses_events_that_cannot_be_true(pipeline: Pipeline, clip: Path) -> None:
     detections, derived = _published(pipeline, clip)
-    story = Story(logging.getLogger("test"), "r", detections.upload)
-    _, found = publish(derived, pipeline.services, run_id="r", requested_at=datetime.now(UTC), story=story)
+    story = AnalysisLog(logging.getLogger("test"), "r", detections.upload)
+    _, found = publish(derived, pipeline.services, run_id="r", requested_at=datetime.now(UTC), log=story)
     summary = detections.summary
 
     check_integrity(found, expected=len(found), summary=summary)

@@ -9,7 +9,8 @@ import av
 import dagster as dg
 import pytest
 
-from capstone_dagster.assets.previews import NoSuchAnalysis, preview_video, store_preview
+from capstone_dagster.assets.declared.jobs import preview_video
+from capstone_dagster.assets.steps.previews import NoSuchAnalysis, store_preview
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import SourceChanged
 from capstone_dagster.storage.video_status import current_status

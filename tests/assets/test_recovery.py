@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from capstone_dagster.assets import ops
-from capstone_dagster.assets.analyze import detect
+from capstone_dagster.assets.declared import videos
+from capstone_dagster.assets.steps.detection import detect
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.runs.video_status import reconcile
 from capstone_dagster.services import Services
@@ -204,7 +204,7 @@ def test_a_worker_given_up_for_lost_does_not_speak_for_the_run_that_followed(
         database.transact(mark_running, upload.upload_id, "the-next-run")
         return detect(*arguments, **named)
 
-    monkeypatch.setattr(ops, "detect", given_up_meanwhile)
+    monkeypatch.setattr(videos, "detect", given_up_meanwhile)
     pipeline.run(upload)
 
     row = rows(pipeline, upload)

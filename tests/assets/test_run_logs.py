@@ -12,7 +12,7 @@ import yaml
 
 from capstone_dagster.analysis.detection import openvino_detector
 from capstone_dagster.analysis.detection.device import GpuState
-from capstone_dagster.assets.several import analyze_videos
+from capstone_dagster.assets.declared.jobs import analyze_videos
 from capstone_dagster.logs.spool import segments
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of

@@ -9,10 +9,12 @@ import dagster as dg
 import pytest
 from dagster._core.execution.backfill import PartitionBackfill
 
-from capstone_dagster.assets import analyze, failing
-from capstone_dagster.assets.ops import events, raw_videos, video_analysis
-from capstone_dagster.assets.references import ReferenceIOManager
-from capstone_dagster.assets.several import analyze_videos, requested_at
+from capstone_dagster.assets import failing
+from capstone_dagster.assets.declared.jobs import analyze_videos
+from capstone_dagster.assets.declared.videos import events, raw_videos, video_analysis
+from capstone_dagster.assets.steps import detection
+from capstone_dagster.assets.steps.references import ReferenceIOManager
+from capstone_dagster.assets.steps.video_by_video import requested_at
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.verdicts import Cause, Outcome, outcome_of
 from capstone_dagster.services import Services
@@ -29,14 +31,14 @@ ASSETS = ("extracted_frames", "detections", "events")
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The models that were loaded, one after the other."""
     loaded: list[Path] = []
-    real = analyze.load_detector
+    real = detection.load_detector
 
     def counting(model: Path, *arguments: Any, **options: Any) -> Any:
         loaded.append(model)
         return real(model, *arguments, **options)
 
-    monkeypatch.setattr(analyze, "load_detector", counting)
-    monkeypatch.setattr(analyze, "_loaded", None)
+    monkeypatch.setattr(detection, "load_detector", counting)
+    monkeypatch.setattr(detection, "_loaded", None)
     return loaded
 
 
@@ -136,11 +138,11 @@ def test_what_would_fail_every_video_ends_the_run_at_once(
 
     tried: list[str] = []
 
-    def away(order: analyze.AnalysisOrder, *arguments: Any, **options: Any) -> Any:
+    def away(order: detection.AnalysisOrder, *arguments: Any, **options: Any) -> Any:
         tried.append(order.upload.video_id)
         raise Away("S3 does not answer.")
 
-    monkeypatch.setattr("capstone_dagster.assets.several.detect", away)
+    monkeypatch.setattr("capstone_dagster.assets.steps.video_by_video.detect", away)
     monkeypatch.setattr(failing, "RETRY", dg.RetryPolicy(max_retries=1, delay=0))
     videos = [pipeline.upload(f"a/{name}.mp4", clip.read_bytes()).video_id for name in ("one", "two")]
     result = run(pipeline, *videos)

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.launcher.base import LaunchRunContext
 
-from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
+from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.commands import operating as command
 from capstone_dagster.commands.dagster_tables import read_queue
 from capstone_dagster.failures.classes import POLICIES, FailureClass

@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.analysis import detection_id
-from capstone_dagster.assets import backfills
-from capstone_dagster.assets.ops import events, raw_videos, video_analysis
+from capstone_dagster.assets.declared import backfills
+from capstone_dagster.assets.declared.videos import events, raw_videos, video_analysis
 from capstone_dagster.commands import reanalysis
 from capstone_dagster.model_files import analysis_settings
 from capstone_dagster.settings import read_settings

@@ -15,10 +15,10 @@ import pytest
 from botocore.awsrequest import AWSResponse
 
 from capstone_dagster.analysis import DetectionSummary
-from capstone_dagster.assets import analyze
-from capstone_dagster.assets.measures import failed_pass_measured, measure_pass
-from capstone_dagster.assets.passes import Passes
-from capstone_dagster.assets.story import Story
+from capstone_dagster.assets.steps import detection
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog
+from capstone_dagster.assets.steps.duplicate_passes import Passes
+from capstone_dagster.assets.steps.measurements import failed_pass_measured, measure_pass
 from capstone_dagster.catalog import metrics as declared
 from capstone_dagster.failures.duplicates import doubled_work
 from capstone_dagster.intake.sensor import upload_sensor
@@ -82,7 +82,7 @@ def published(tmp_path: Path) -> Published:
 def pipeline(
     aws: Aws, database: Database, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Pipeline]:
-    monkeypatch.setattr(analyze, "_loaded", None)
+    monkeypatch.setattr(detection, "_loaded", None)
     settings = read_settings(
         database_url=database.engine.url.render_as_string(hide_password=False),
         derived_url=aws.resources.derived_url,
@@ -122,7 +122,7 @@ def test_metrics_of_a_run_are_those_of_its_steps(
     )
     assert decoded / analyzed == pytest.approx(analysis["frames_decoded"] / analysis["frames_analyzed"])
     manifest = json.loads(
-        pipeline.services.objects.get_bytes(f"detections/{analysis['detection_id']}/{analyze.MANIFEST}")
+        pipeline.services.objects.get_bytes(f"detections/{analysis['detection_id']}/{detection.MANIFEST}")
     )
     [run] = pipeline.instance.get_runs()
     assert float(run.tags[VIDEO_SECONDS_TAG]) == pytest.approx(manifest["duration_ms"] / 1000, abs=0.5)
@@ -301,7 +301,7 @@ def begin_beside(
     of_other = {"root_run_id": other.run_id, "parent_run_id": other.run_id} if same_root else {}
     own = pipeline.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, **of_other)
     upload = pipeline.upload("gate/a.mp4", b"")
-    story = Story(logging.getLogger("capstone.analysis"), own.run_id, upload)
+    story = AnalysisLog(logging.getLogger("capstone.analysis"), own.run_id, upload)
     Passes(pipeline.instance, own.run_id, pipeline.services).begin("d1", video, story)
     after = pipeline.instance.get_run_by_id(own.run_id)
     assert after is not None
@@ -342,18 +342,18 @@ def test_metrics_count_a_pass_whose_results_were_there_before_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By a worker that was given up and went on: its run is of the same root, or has no tags at all."""
-    real = analyze.analyze_video
+    real = detection.analyze_video
 
     def overtaken(*arguments: Any, **named: Any) -> Any:
         done = real(*arguments, **named)
         [run] = pipeline.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-        key = f"detections/{run.tags[DETECTION_TAG]}/{analyze.MANIFEST}"
+        key = f"detections/{run.tags[DETECTION_TAG]}/{detection.MANIFEST}"
         pipeline.services.objects.put_bytes(key, json.dumps(asdict(done)).encode())
         for file in named.get("out", arguments[1]).glob("*.parquet"):
             pipeline.services.objects.put_file(f"{key.rpartition('/')[0]}/{file.name}", file)
         return done
 
-    monkeypatch.setattr(analyze, "analyze_video", overtaken)
+    monkeypatch.setattr(detection, "analyze_video", overtaken)
     run = analyses("gate/a.mp4")
     assert doubled_work(run)
     assert sum(published.values(declared.DUPLICATE_JOBS)) == 1

@@ -14,7 +14,7 @@ from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.scheduler.instigation import TickData, TickStatus
 
-from capstone_dagster.assets.several import analyze_videos
+from capstone_dagster.assets.declared.jobs import analyze_videos
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.intake.runs import NewUpload, materialization

@@ -16,8 +16,8 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstone_dagster.assets.backfills import request_backfill
-from capstone_dagster.assets.ops import analyze_upload, events, raw_videos, video_analysis
+from capstone_dagster.assets.declared.backfills import request_backfill
+from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.failures.breaker_state import (
     DUPLICATE_JOB,
     OPERATOR,

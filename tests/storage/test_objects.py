@@ -24,6 +24,7 @@ from capstone_dagster.storage.errors import (
 )
 from capstone_dagster.storage.objects import ObjectStore, open_object_store
 from capstone_dagster.storage.sources import download_source, head_source
+from capstone_dagster.storage.written_objects import WrittenObjects
 from tests.conftest import Aws
 
 
@@ -75,6 +76,33 @@ def test_files(tmp_path: Path) -> None:
     assert store.url("a/b") == (tmp_path / "with blank" / "a" / "b").as_uri()
     check_deletion(open_object_store((tmp_path / "other").as_uri(), never))  # type: ignore[arg-type]
     assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_what_was_written_is_not_fetched_back_within_a_bound(tmp_path: Path) -> None:
+    beneath = open_object_store(tmp_path.as_uri(), never)  # type: ignore[arg-type]
+    check_object_store(WrittenObjects(open_object_store((tmp_path / "a").as_uri(), never)), tmp_path)  # type: ignore[arg-type]
+    check_deletion(WrittenObjects(open_object_store((tmp_path / "b").as_uri(), never)))  # type: ignore[arg-type]
+    store = WrittenObjects(beneath, most_bytes=10)
+
+    def answered_from_memory(key: str) -> bool:
+        """What stands beneath changes, as it never does, to show which of the two answers."""
+        beneath.put_bytes(key, b"?")
+        return store.get_bytes(key) != b"?"
+
+    store.put_bytes("detections/d/1", b"four")
+    store.put_bytes("references/assets/events/v.json", b"x")
+    assert answered_from_memory("detections/d/1")
+    assert not answered_from_memory("references/assets/events/v.json")
+
+    store.put_bytes("analyses/a/2", b"seven b")
+    store.put_bytes("analyses/a/3", b"more than ten bytes")
+    assert answered_from_memory("analyses/a/2")
+    assert not answered_from_memory("detections/d/1")
+    assert not answered_from_memory("analyses/a/3")
+
+    store.delete("analyses/")
+    with pytest.raises(ObjectNotFound):
+        store.get_bytes("analyses/a/2")
 
 
 def test_s3(aws: Aws, tmp_path: Path) -> None:

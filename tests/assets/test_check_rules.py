@@ -22,8 +22,9 @@ from capstone_dagster.analysis import (
 )
 from capstone_dagster.analysis.detections import Detections
 from capstone_dagster.analysis.pictures import ContactSheet
-from capstone_dagster.assets import verdicts
-from capstone_dagster.assets.verdicts import HISTORY_FLOOR, DetectionFacts, FrameFacts, Severity, Verdict
+from capstone_dagster.assets.steps import check_rules
+from capstone_dagster.assets.steps.check_facts import DetectionFacts, FrameFacts
+from capstone_dagster.assets.steps.check_rules import HISTORY_FLOOR, Finding, Severity
 from capstone_dagster.storage.analysis_statistics import AnalysisFigures
 from capstone_dagster.testing.scenes import SquareDetector, square_clip
 from tests.assets.samples import SUMMARY
@@ -57,13 +58,13 @@ def detections(**columns: Any) -> pa.Table:
     return pa.table({**usual, **columns}, DETECTIONS_SCHEMA)
 
 
-def passes(verdict: Verdict) -> bool:
-    assert verdict.told.endswith("."), verdict.told
-    return verdict.passed
+def passes(finding: Finding) -> bool:
+    assert finding.reason.endswith("."), finding.reason
+    return finding.passed
 
 
 @pytest.mark.parametrize(
-    ("table", "summary", "severity", "told"),
+    ("table", "summary", "severity", "reason"),
     [
         pytest.param(
             {}, {"frames_decoded": 26}, "ERROR", "26 frames were decoded and 25 are", id="lost-rows"
@@ -81,33 +82,33 @@ def passes(verdict: Verdict) -> bool:
             {"pts_ms": [*range(0, 480, 40), *range(600, 1120, 40)]},
             {"duration_ms": 2000},
             "WARN",
-            "room for 28 frames: 3 lack (11%)",
+            "room for 28 frames: 3 are missing (11%)",
             id="a-gap",
         ),
     ],
 )
 def test_check_of_frames_says_what_is_missing(
-    table: Mapping[str, Any], summary: Mapping[str, Any], severity: str, told: str
+    table: Mapping[str, Any], summary: Mapping[str, Any], severity: str, reason: str
 ) -> None:
-    assert passes(verdicts.frames_complete(FrameFacts.of(frames()), SUMMARY))
+    assert passes(check_rules.frames_complete(FrameFacts.of(frames()), SUMMARY))
 
-    verdict = verdicts.frames_complete(FrameFacts.of(frames(**table)), replace(SUMMARY, **summary))
+    finding = check_rules.frames_complete(FrameFacts.of(frames(**table)), replace(SUMMARY, **summary))
 
-    assert not passes(verdict)
-    assert verdict.severity == severity
-    assert told in verdict.told
+    assert not passes(finding)
+    assert finding.severity == severity
+    assert reason in finding.reason
 
 
 def test_check_of_frames_lets_jitter_and_single_frames_pass() -> None:
     jitter = [0, *(40 * index + (5 if index % 2 else -5) for index in range(1, 25))]
-    assert passes(verdicts.frames_complete(FrameFacts.of(frames(pts_ms=jitter)), SUMMARY))
+    assert passes(check_rules.frames_complete(FrameFacts.of(frames(pts_ms=jitter)), SUMMARY))
     single = frames(frame_index=[0], pts_ms=[0], motion=[0.0], analyzed=[True], detections=[0])
     one = replace(SUMMARY, frames_decoded=1, frames_analyzed=1, detections=0, duration_ms=40)
-    assert passes(verdicts.frames_complete(FrameFacts.of(single), one))
+    assert passes(check_rules.frames_complete(FrameFacts.of(single), one))
 
 
 @pytest.mark.parametrize(
-    ("columns", "check", "told"),
+    ("columns", "check", "reason"),
     [
         pytest.param({"x2": [640.5] + [640.0] * 4}, "boxes_inside_frame", "1 boxes", id="right-of-it"),
         pytest.param({"y1": [-1.0] * 5}, "boxes_inside_frame", "5 boxes", id="above-it"),
@@ -119,27 +120,27 @@ def test_check_of_frames_lets_jitter_and_single_frames_pass() -> None:
     ],
 )
 def test_check_of_boxes_and_scores_finds_what_cannot_be(
-    columns: Mapping[str, Any], check: str, told: str
+    columns: Mapping[str, Any], check: str, reason: str
 ) -> None:
-    def judged(table: pa.Table) -> dict[str, Verdict]:
+    def judged(table: pa.Table) -> dict[str, Finding]:
         found = DetectionFacts.of(table, width=WIDTH, height=HEIGHT, min_score=0.25)
-        both = (verdicts.boxes_inside_frame(found, SUMMARY), verdicts.scores_in_range(found, 0.25))
-        return {verdict.check: verdict for verdict in both}
+        both = (check_rules.boxes_inside_frame(found, SUMMARY), check_rules.scores_in_range(found, 0.25))
+        return {finding.check: finding for finding in both}
 
-    assert all(passes(verdict) for verdict in judged(detections()).values())
+    assert all(passes(finding) for finding in judged(detections()).values())
 
     broken = judged(detections(**columns))
 
-    assert [name for name, verdict in broken.items() if not passes(verdict)] == [check]
+    assert [name for name, finding in broken.items() if not passes(finding)] == [check]
     assert broken[check].severity == Severity.ERROR
-    assert told in broken[check].told
+    assert reason in broken[check].reason
 
 
 def test_check_of_boxes_counts_detections() -> None:
     found = DetectionFacts.of(detections().slice(1), width=WIDTH, height=HEIGHT, min_score=0.25)
-    verdict = verdicts.boxes_inside_frame(found, SUMMARY)
-    assert not passes(verdict)
-    assert "5 detections were made and 4 are stored" in verdict.told
+    finding = check_rules.boxes_inside_frame(found, SUMMARY)
+    assert not passes(finding)
+    assert "5 detections were made and 4 are stored" in finding.reason
 
 
 @pytest.mark.parametrize(
@@ -155,17 +156,17 @@ def test_check_of_boxes_counts_detections() -> None:
 def test_check_of_the_model(
     name: str, sha256: str | None, requested: bool, passed: bool, severity: str
 ) -> None:
-    verdict = verdicts.configured_model(SUMMARY, name=name, sha256=sha256, requested=requested)
-    assert passes(verdict) is passed
-    assert verdict.severity == severity
-    assert ("request named" in verdict.told) is requested
+    finding = check_rules.configured_model(SUMMARY, name=name, sha256=sha256, requested=requested)
+    assert passes(finding) is passed
+    assert finding.severity == severity
+    assert ("request named" in finding.reason) is requested
 
 
 CLEAR = Visibility(brightness=0.8, contrast=0.2, blur=0.35)
 
 
 @pytest.mark.parametrize(
-    ("seen", "still", "duration_ms", "told"),
+    ("seen", "still", "duration_ms", "reason"),
     [
         pytest.param(CLEAR, 0.05, 60_000, None, id="clear"),
         pytest.param(CLEAR, 1.0, 2_000, None, id="too-short-to-be-frozen"),
@@ -175,11 +176,11 @@ CLEAR = Visibility(brightness=0.8, contrast=0.2, blur=0.35)
         pytest.param(CLEAR, 0.97, 60_000, "it is frozen (97%", id="frozen"),
     ],
 )
-def test_check_of_the_picture(seen: Visibility, still: float, duration_ms: int, told: str | None) -> None:
-    verdict = verdicts.picture_visible(seen, still, duration_ms)
-    assert passes(verdict) is (told is None)
-    assert verdict.severity == Severity.WARN
-    assert told is None or told in verdict.told
+def test_check_of_the_picture(seen: Visibility, still: float, duration_ms: int, reason: str | None) -> None:
+    finding = check_rules.picture_visible(seen, still, duration_ms)
+    assert passes(finding) is (reason is None)
+    assert finding.severity == Severity.WARN
+    assert reason is None or reason in finding.reason
 
 
 def sheet(picture: np.ndarray, tmp_path: Any) -> bytes:
@@ -204,7 +205,7 @@ def scene() -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         pytest.param(lambda picture: picture, None, id="as-it-is"),
         pytest.param(lambda picture: picture * 0 + 3, "dark", id="black"),
@@ -213,13 +214,13 @@ def scene() -> np.ndarray:
     ],
 )
 def test_check_of_the_picture_sees_it_on_the_contact_sheet(
-    change: Callable[[Any], Any], told: str | None, tmp_path: Any
+    change: Callable[[Any], Any], reason: str | None, tmp_path: Any
 ) -> None:
     jpeg = sheet(change(scene()), tmp_path)
     seen = look_at_sheet(jpeg, width=WIDTH, height=HEIGHT, frames=15)
-    verdict = verdicts.picture_visible(seen, 0.0, 60_000)
-    assert passes(verdict) is (told is None), (seen, verdict.told)
-    assert told is None or told in verdict.told
+    finding = check_rules.picture_visible(seen, 0.0, 60_000)
+    assert passes(finding) is (reason is None), (seen, finding.reason)
+    assert reason is None or reason in finding.reason
 
 
 @pytest.mark.parametrize(("noise", "frozen"), [(3.0, False), (0.0, True)], ids=["empty-room", "frozen"])
@@ -239,8 +240,8 @@ def test_check_of_the_picture_tells_a_frozen_one_from_an_empty_room(
     out = tmp_path / "out"
     done = analyze_video(clip, out, detector=SquareDetector(), settings=AnalysisSettings(sample_fps=1.0))
     still = FrameFacts.of(read_frames(out / "frames.parquet")).still
-    verdict = verdicts.picture_visible(CLEAR, still, done.duration_ms)
-    assert passes(verdict) is not frozen, verdict.told
+    finding = check_rules.picture_visible(CLEAR, still, done.duration_ms)
+    assert passes(finding) is not frozen, finding.reason
 
 
 def test_check_of_the_picture_refuses_another_videos_sheet(tmp_path: Any) -> None:
@@ -252,14 +253,14 @@ def test_check_of_the_picture_refuses_another_videos_sheet(tmp_path: Any) -> Non
 
 
 def test_check_of_the_device() -> None:
-    assert passes(verdicts.expected_device(SUMMARY))
-    verdict = verdicts.expected_device(replace(SUMMARY, cpu_fallback="no GPU was found", device="cpu"))
-    assert not passes(verdict)
-    assert "no GPU was found" in verdict.told
+    assert passes(check_rules.expected_device(SUMMARY))
+    finding = check_rules.expected_device(replace(SUMMARY, cpu_fallback="no GPU was found", device="cpu"))
+    assert not passes(finding)
+    assert "no GPU was found" in finding.reason
 
 
 def test_check_of_tracks_wants_them_to_last() -> None:
-    def judged(short: int, lasting: int) -> Verdict:
+    def judged(short: int, lasting: int) -> Finding:
         rows = [(track, pts) for track in range(short) for pts in (0, 900)]
         rows += [(short + track, pts) for track in range(lasting) for pts in (0, 1000)]
         count = len(rows)
@@ -271,7 +272,7 @@ def test_check_of_tracks_wants_them_to_last() -> None:
             score=[0.5] * count,
             **{name: [float(place)] * count for place, name in enumerate(("x1", "y1", "x2", "y2"))},
         )
-        return verdicts.tracks_lasting(DetectionFacts.of(table, width=9, height=9, min_score=0.25))
+        return check_rules.tracks_lasting(DetectionFacts.of(table, width=9, height=9, min_score=0.25))
 
     assert passes(judged(short=5, lasting=5))
     assert passes(judged(short=4, lasting=0))
@@ -307,19 +308,19 @@ def row(event: Event, **changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("stored", "told"),
+    ("stored", "reason"),
     [
         pytest.param([row(EVENT)], None, id="the-same"),
-        pytest.param([], "1 lack (e1)", id="lost"),
+        pytest.param([], "1 are missing (e1)", id="lost"),
         pytest.param([row(EVENT), row(EVENT, event_id="e2")], "1 were never derived (e2)", id="strange"),
         pytest.param([row(EVENT, end_ms=900)], "1 differ (e1)", id="changed"),
     ],
 )
-def test_check_of_stored_events(stored: list[dict[str, Any]], told: str | None) -> None:
-    verdict = verdicts.events_stored(stored, [EVENT])
-    assert passes(verdict) is (told is None)
-    assert verdict.severity == Severity.ERROR
-    assert told is None or told in verdict.told
+def test_check_of_stored_events(stored: list[dict[str, Any]], reason: str | None) -> None:
+    finding = check_rules.events_stored(stored, [EVENT])
+    assert passes(finding) is (reason is None)
+    assert finding.severity == Severity.ERROR
+    assert reason is None or reason in finding.reason
 
 
 @pytest.mark.parametrize(
@@ -333,9 +334,9 @@ def test_check_of_stored_events(stored: list[dict[str, Any]], told: str | None) 
     ],
 )
 def test_check_of_overlapping_events(second: Mapping[str, Any], overlaps: bool) -> None:
-    verdict = verdicts.events_apart([row(EVENT, **second), row(EVENT)])
-    assert passes(verdict) is not overlaps
-    assert not overlaps or "overlap 1 times (track 1 at" in verdict.told
+    finding = check_rules.events_apart([row(EVENT, **second), row(EVENT)])
+    assert passes(finding) is not overlaps
+    assert not overlaps or "overlap 1 times (track 1 at" in finding.reason
 
 
 def figures(detections: int, score: float | None = 0.7, model: str = "m") -> AnalysisFigures:
@@ -364,13 +365,13 @@ HISTORY = [figures(90 + number, 0.69 + number / 1000) for number in range(HISTOR
     ],
 )
 def test_check_of_what_is_usual(this: AnalysisFigures, history: Any, unusual: set[str]) -> None:
-    both = (verdicts.usual_detection_rate(this, history), verdicts.usual_confidence(this, history))
-    assert {verdict.check for verdict in both if not passes(verdict)} == unusual
-    assert {verdict.severity for verdict in both} == {Severity.WARN}
+    both = (check_rules.usual_detection_rate(this, history), check_rules.usual_confidence(this, history))
+    assert {finding.check for finding in both if not passes(finding)} == unusual
+    assert {finding.severity for finding in both} == {Severity.WARN}
 
 
 @pytest.mark.parametrize(
     ("latency_s", "first", "passed"), [(60, True, True), (1801, True, False), (90_000, False, True)]
 )
 def test_check_of_latency(latency_s: float, first: bool, passed: bool) -> None:
-    assert passes(verdicts.expected_latency(latency_s, limit_s=1800, first=first)) is passed
+    assert passes(check_rules.expected_latency(latency_s, limit_s=1800, first=first)) is passed

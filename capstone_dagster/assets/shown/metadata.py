@@ -19,9 +19,9 @@ import dagster as dg
 from batch_gpu.jobs import JOB_ID_TAG, LOG_STREAM_TAG
 from batch_gpu.links import DEFAULT_LOG_GROUP, job_url, log_url
 from capstone_dagster.analysis import Event, shrunk
-from capstone_dagster.assets.comparing import of_comparison
-from capstone_dagster.assets.measures import gpu_cost
-from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
+from capstone_dagster.assets.shown.changes import of_comparison
+from capstone_dagster.assets.steps.measurements import gpu_cost
+from capstone_dagster.assets.steps.references import DetectionsReference, EventsReference, PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.storage.events import events_of
 

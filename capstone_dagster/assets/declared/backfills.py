@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import dagster as dg
 
-from capstone_dagster.assets.partitions import VIDEOS_PER_RUN, videos
+from capstone_dagster.assets.declared.partitions import VIDEOS_PER_RUN, videos
 from capstone_dagster.dagster_private import PartitionBackfill, make_new_backfill_id
 from capstone_dagster.run_tags import FORCE_TAG
 

@@ -1,4 +1,4 @@
-"""What each video's run tells, in five steps with count and time, whether it does them or finds them done."""
+"""The log of one video's analysis: five steps with their counts and times, whether done now or found done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from capstone_dagster.analysis import DetectionSummary, Detector
-from capstone_dagster.assets.temporary import Removed
+from capstone_dagster.assets.steps.temporary_files import Removed
 from capstone_dagster.storage.uploads import VideoUpload
 
 _STEPS = {
@@ -18,13 +18,13 @@ _STEPS = {
 }
 _MIB_PER_GB = 1024
 
-# Which run's first three steps were told last in this process: a run that is re-executed from a later step
-# has them from an earlier run, and tells that.
-_told_of: tuple[str, str] | None = None
+# The run and upload whose first three steps this process logged last: a run that is re-executed from a later
+# step has them from an earlier run, and logs that.
+_first_steps_of: tuple[str, str] | None = None
 
 
-class Story:
-    """Tells one video's story in the log of the run that analyses it.
+class AnalysisLog:
+    """Writes the lines of one video's analysis to the log of its run, with the fields that find the video.
 
     Args:
         log: of the op.
@@ -36,11 +36,15 @@ class Story:
         self.upload_id = upload.upload_id
         self._log = log
         self._key = (run_id, upload.upload_id)
-        self._whose = upload.log_fields
+        self._fields = upload.log_fields
 
-    def say(self, message: str, *, action: str, level: int = logging.INFO, **fields: Any) -> None:
+    def write(self, message: str, *, action: str, level: int = logging.INFO, **fields: Any) -> None:
         """One line, with fields."""
-        self._log.log(level, message, extra={"action": action, **self._whose, **fields})
+        self._log.log(level, message, extra={"action": action, **self._fields, **fields})
+
+    def warn(self, message: str, *, action: str, **fields: Any) -> None:
+        """One line that an operator should see."""
+        self.write(message, action=action, level=logging.WARNING, **fields)
 
     def model_loaded(self, detector: Detector, elapsed_s: float) -> None:
         """Step 1, at its end."""
@@ -57,70 +61,44 @@ class Story:
             self._gpu_memory(state.memory_used_mb, state.memory_total_mb)
         if detector.missing_labels:
             missing = ", ".join(detector.missing_labels)
-            self.say(
+            self.warn(
                 f"The model {detector.name} has no label {missing}: not looked for.",
                 action="model.incomplete",
-                level=logging.WARNING,
                 labels=list(detector.missing_labels),
             )
 
     def analyzed(self, summary: DetectionSummary) -> None:
         """Steps 2 and 3, which overlap: each with the time that it was at work, which is not that it took."""
-        self._begin()
-        frames, analyzed = summary.frames_decoded, summary.frames_analyzed
-        took = {"pass_s": _seconds(summary.seconds)}
-        self._step(
-            "frame-extraction",
-            f"{frames} frames decoded, {analyzed} to be analysed",
+        pass_s = _seconds(summary.seconds)
+        self._frames(
+            summary,
+            "decoded",
+            "to be analysed",
             summary.decode_seconds,
-            frame_count=frames,
-            frames_analyzed=analyzed,
             decoder=summary.decoder,
-            **took,
+            pass_s=pass_s,
         )
-        detections, tracks = summary.detections, summary.tracks
-        self._step(
-            "person-detection",
-            f"{detections} detections in {analyzed} frames, {tracks} tracks",
+        self._detections(
+            summary,
+            f"in {summary.frames_analyzed} frames",
             summary.inference_seconds,
-            frame_count=analyzed,
-            detections=detections,
-            tracks=tracks,
             batch_size=summary.batch_size,
-            **took,
+            pass_s=pass_s,
         )
         if summary.gpu_memory_used_mb is not None and summary.gpu_memory_total_mb is not None:
             self._gpu_memory(summary.gpu_memory_used_mb, summary.gpu_memory_total_mb)
 
     def on_record(self, summary: DetectionSummary, why: str) -> None:
         """Steps 1 to 3 where they were done before; once for each run and video."""
-        if _told_of == self._key:
+        if _first_steps_of == self._key:
             return
-        self._begin()
         self._step("model-loading", f"not needed, {why}", 0.0, model=summary.model, reused=True)
-        frames, analyzed = summary.frames_decoded, summary.frames_analyzed
-        self._step(
-            "frame-extraction",
-            f"{frames} frames on record, {analyzed} of them analysed",
-            0.0,
-            frame_count=frames,
-            frames_analyzed=analyzed,
-            reused=True,
-        )
-        detections, tracks = summary.detections, summary.tracks
-        self._step(
-            "person-detection",
-            f"{detections} detections on record, {tracks} tracks",
-            0.0,
-            frame_count=analyzed,
-            detections=detections,
-            tracks=tracks,
-            reused=True,
-        )
+        self._frames(summary, "on record", "of them analysed", 0.0, reused=True)
+        self._detections(summary, "on record", 0.0, reused=True)
 
     def derived(self, events: int, detections: int) -> None:
         """Between steps 3 and 4: what the rules made of the detections."""
-        self.say(
+        self.write(
             f"{events} events derived from {detections} detections.",
             action="events.derived",
             events=events,
@@ -129,8 +107,8 @@ class Story:
 
     def saved(self, events: int, rows: int, elapsed_s: float) -> None:
         """Step 4; `rows` is 0 where the analysis was published before."""
-        told = f"{events} events" if rows or not events else f"{events} events were saved before"
-        self._step("database-saving", told, elapsed_s, events=events, rows=rows)
+        outcome = f"{events} events" if rows or not events else f"{events} events were saved before"
+        self._step("database-saving", outcome, elapsed_s, events=events, rows=rows)
 
     def cleaned_up(self, removed: Removed) -> None:
         """Step 5."""
@@ -143,8 +121,8 @@ class Story:
         )
 
     def completed(self, summary: DetectionSummary, events: int, rows: int, elapsed_s: float) -> None:
-        """The end, with everything that counts."""
-        self.say(
+        """The end, with all counts."""
+        self.write(
             f"Video analysis completed successfully in {elapsed_s:.1f} seconds",
             action="analysis.completed",
             elapsed_s=_seconds(elapsed_s),
@@ -160,13 +138,34 @@ class Story:
             gpu_memory_total_gb=_gigabytes(summary.gpu_memory_total_mb),
         )
 
-    def _begin(self) -> None:
-        global _told_of
-        _told_of = self._key
+    def _frames(
+        self, summary: DetectionSummary, decoded: str, analyzed: str, elapsed_s: float, **fields: Any
+    ) -> None:
+        global _first_steps_of
+        _first_steps_of = self._key
+        self._step(
+            "frame-extraction",
+            f"{summary.frames_decoded} frames {decoded}, {summary.frames_analyzed} {analyzed}",
+            elapsed_s,
+            frame_count=summary.frames_decoded,
+            frames_analyzed=summary.frames_analyzed,
+            **fields,
+        )
 
-    def _step(self, step: str, told: str, elapsed_s: float, **fields: Any) -> None:
-        self.say(
-            f"{_STEPS[step]}: {told}, {elapsed_s:.1f} s",
+    def _detections(self, summary: DetectionSummary, where: str, elapsed_s: float, **fields: Any) -> None:
+        self._step(
+            "person-detection",
+            f"{summary.detections} detections {where}, {summary.tracks} tracks",
+            elapsed_s,
+            frame_count=summary.frames_analyzed,
+            detections=summary.detections,
+            tracks=summary.tracks,
+            **fields,
+        )
+
+    def _step(self, step: str, outcome: str, elapsed_s: float, **fields: Any) -> None:
+        self.write(
+            f"{_STEPS[step]}: {outcome}, {elapsed_s:.1f} s",
             action="step.completed",
             step=step,
             elapsed_s=_seconds(elapsed_s),
@@ -175,7 +174,7 @@ class Story:
 
     def _gpu_memory(self, used_mb: float, total_mb: float) -> None:
         used, total = used_mb / _MIB_PER_GB, total_mb / _MIB_PER_GB
-        self.say(
+        self.write(
             f"CUDA memory: {used:.1f}GB / {total:.1f}GB",
             action="gpu.memory",
             used_gb=_gigabytes(used_mb),

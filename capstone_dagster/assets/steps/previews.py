@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import dagster as dg
 import pyarrow.compute as pc
 
 from capstone_dagster.analysis import read_frames
 from capstone_dagster.analysis.preview import render_preview
-from capstone_dagster.assets.failing import as_failure
-from capstone_dagster.assets.temporary import temporary_folder
+from capstone_dagster.assets.steps.temporary_files import temporary_folder
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import SourceChanged, SourceMissing
@@ -104,32 +102,3 @@ def store_preview(
         )
         services.objects.put_file(key, out)
     return StoredPreview(key, analysis["analysis_id"], made=True)
-
-
-class PreviewConfig(dg.Config):
-    """Which video to preview; `analysis`, an analysis's id, is by default the current one."""
-
-    video: str
-    analysis: str | None = None
-
-
-@dg.op(out=dg.Out(dg.Nothing), tags={"batch_gpu/compute": "cpu"})
-def render_video_preview(
-    context: dg.OpExecutionContext, config: PreviewConfig, services: dg.ResourceParam[Services]
-) -> None:
-    """Render the preview, or find that it is there; its address is in the run's log."""
-    try:
-        stored = store_preview(config.video, services, analysis_id=config.analysis)
-    except Exception as error:  # a missing preview is no failure of its video, whose status stays as it is
-        raise as_failure(error) from error
-    told = "was rendered" if stored.made else "was there already"
-    context.log.info(
-        f"The preview {told}: {services.objects.url(stored.key)}",
-        extra={"action": "preview.stored", "video_id": config.video},
-    )
-
-
-@dg.job(description="Renders the annotated preview of one video; name it in the configuration.")
-def preview_video() -> None:
-    """One op, on a CPU."""
-    render_video_preview()

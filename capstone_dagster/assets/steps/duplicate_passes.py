@@ -11,7 +11,7 @@ import logging
 import dagster as dg
 
 from capstone_dagster.analysis import VideoInfo
-from capstone_dagster.assets.story import Story
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog
 from capstone_dagster.catalog.metrics import DUPLICATE_JOBS
 from capstone_dagster.failures.duplicates import same_work
 from capstone_dagster.run_tags import (
@@ -24,7 +24,7 @@ from capstone_dagster.run_tags import (
 )
 from capstone_dagster.services import Services
 
-log = logging.getLogger("capstone.analysis")
+_logger = logging.getLogger("capstone.analysis")
 
 
 class Passes:
@@ -41,8 +41,8 @@ class Passes:
         """Note which detections this run goes by: deleting another video of the same bytes leaves them."""
         self._tag({USED_TAG: detection_id})
 
-    def begin(self, detection_id: str, video: VideoInfo, story: Story) -> None:
-        """Note that this run begins a pass, and tell if another one is at it or has finished it.
+    def begin(self, detection_id: str, video: VideoInfo, log: AnalysisLog) -> None:
+        """Note that this run begins a pass, and report if another one is at it or has finished it.
 
         The note comes first: of two that begin at the same moment one at least sees the other.
 
@@ -54,7 +54,7 @@ class Passes:
         others = self._others(detection_id)
         self._counted = bool(others)
         if others:
-            self._tell(detection_id, others[0], story)
+            self._report(detection_id, others[0], log)
         else:
             self._services.metrics.add(DUPLICATE_JOBS, 0)
 
@@ -62,11 +62,11 @@ class Passes:
         """Note that its results are stored."""
         self._tag({STORED_TAG: detection_id})
 
-    def overtaken(self, detection_id: str, story: Story) -> None:
-        """Tell that somebody else's results were there when this run's were ready."""
-        # Whoever began later has seen this run's note, and told of it.
+    def overtaken(self, detection_id: str, log: AnalysisLog) -> None:
+        """Report that another run's results were there when this run's were ready."""
+        # A run that began later has seen this run's note, and reported it.
         if not self._counted and not self._others(detection_id):
-            self._tell(detection_id, None, story)
+            self._report(detection_id, None, log)
 
     def _others(self, detection_id: str) -> list[dg.DagsterRun]:
         try:
@@ -75,9 +75,9 @@ class Passes:
             self._warn(f"Whether another run does the same is not known: {error!r}")
             return []
 
-    def _tell(self, detection_id: str, other: dg.DagsterRun | None, story: Story) -> None:
-        whose = "a worker that was given up, or nobody's run" if other is None else f"run {other.run_id}"
-        story.say(
+    def _report(self, detection_id: str, other: dg.DagsterRun | None, log: AnalysisLog) -> None:
+        whose = "a worker that was given up, or no run on record" if other is None else f"run {other.run_id}"
+        log.write(
             f"These detections are made twice: {whose} passes over the same pixels or did ({detection_id}). "
             "See whether its worker still runs, and whether the object store has lost what it stored.",
             action="analysis.duplicate",
@@ -97,5 +97,5 @@ class Passes:
         except Exception as error:  # as above
             self._warn(f"The run's tags could not be written: {error!r}")
 
-    def _warn(self, told: str) -> None:
-        log.warning(told, extra={"action": "look.failed", "source": "passes", "run_id": self._run_id})
+    def _warn(self, message: str) -> None:
+        _logger.warning(message, extra={"action": "look.failed", "source": "passes", "run_id": self._run_id})

@@ -1,4 +1,4 @@
-"""Which upload an op works on, and what is told of its progress while it does."""
+"""Which upload an op works on, and how its progress is reported while it does."""
 
 import logging
 import time
@@ -6,7 +6,7 @@ import time
 import dagster as dg
 
 from capstone_dagster.analysis import DetectionSummary, Progress
-from capstone_dagster.assets.story import Story
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog
 from capstone_dagster.failures.classes import classify
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import SourceMissing, StorageError
@@ -25,12 +25,12 @@ def known_upload(video_id: str, services: Services) -> VideoUpload:
     return upload
 
 
-# A pass of an hour leaves so many lines of progress; each is a row in Dagster's storage, too.
+# Each line of progress is a row in Dagster's storage, too: a pass of an hour leaves 120.
 _LINE_EVERY_S = 30.0
 
 
 class Watch:
-    """Follows the pass over the pixels: remembers when it began and ended, and tells the event store.
+    """Follows the pass over the pixels: notes when it began and ended, and reports to the event store.
 
     What consumers see of the progress is worth a try, not a failed analysis.
     """
@@ -39,8 +39,8 @@ class Watch:
         self._context = context
         self._services = services
         self._silent = False
-        self._told_at = time.monotonic()
-        self.story: Story | None = None
+        self._logged_at = time.monotonic()
+        self.log: AnalysisLog | None = None
         self.first_frame_at: float | None = None
         self.last_frame_at: float | None = None
 
@@ -48,9 +48,9 @@ class Watch:
         self.last_frame_at = time.time()
         self.first_frame_at = self.first_frame_at or self.last_frame_at
         self.report(progress.fraction)
-        if self.story is not None and time.monotonic() - self._told_at >= _LINE_EVERY_S:
-            self._told_at = time.monotonic()
-            self.story.say(
+        if self.log is not None and time.monotonic() - self._logged_at >= _LINE_EVERY_S:
+            self._logged_at = time.monotonic()
+            self.log.write(
                 f"{progress.frames_decoded} frames decoded, {progress.fraction:.0%} of the video",
                 action="analysis.progress",
                 level=logging.DEBUG,
@@ -61,17 +61,17 @@ class Watch:
             )
 
     def report(self, fraction: float) -> None:
-        """Tell the event store how far it is, 0–1."""
-        if self._silent or self.story is None:
+        """Report to the event store how far it is, 0–1."""
+        if self._silent or self.log is None:
             return
         try:
             # The last hundredth is publishing.
             self._services.database.transact(
-                mark_running, self.story.upload_id, self._context.run_id, min(fraction, 0.99)
+                mark_running, self.log.upload_id, self._context.run_id, min(fraction, 0.99)
             )
         except StorageError as error:
             self._silent = True
-            self.story.say(
+            self.log.write(
                 f"Progress is no longer reported: {error}",
                 action="progress.lost",
                 level=logging.WARNING,
@@ -88,12 +88,12 @@ class Watch:
         }
 
 
-def warn(summary: DetectionSummary, story: Story) -> None:
+def warn(summary: DetectionSummary, log: AnalysisLog) -> None:
     """Say what an operator should know of a finished pass."""
     damaged = summary.decode_errors or summary.corrupt_frames
     if summary.truncated or damaged:
         what = "ends before its stated end, or in an error" if summary.truncated else "is damaged"
-        story.say(
+        log.write(
             f"The video {what} ({summary.decode_errors} decoding errors, "
             f"{summary.corrupt_frames} damaged frames): what decodes, "
             f"{summary.frames_decoded} frames, was analysed.",
@@ -105,7 +105,7 @@ def warn(summary: DetectionSummary, story: Story) -> None:
             frame_count=summary.frames_decoded,
         )
     if summary.size_changes:
-        story.say(
+        log.write(
             f"The size of its pictures changes {summary.size_changes} times: those of another shape than "
             "the first were fitted into its size, on black.",
             action="video.resized",
@@ -113,15 +113,15 @@ def warn(summary: DetectionSummary, story: Story) -> None:
             size_changes=summary.size_changes,
         )
     if summary.track:
-        story.say(f"The video has several tracks: {summary.track}.", action="video.track")
+        log.write(f"The video has several tracks: {summary.track}.", action="video.track")
     if summary.cpu_fallback:
-        story.say(
+        log.write(
             f"Analysed on the CPU: {summary.cpu_fallback}. CAPSTONE_REQUIRE_GPU=true refuses this.",
             action="gpu.missing",
             level=logging.WARNING,
         )
     if summary.out_of_memory_backoffs:
-        story.say(
+        log.write(
             f"The GPU had no room for a batch {summary.out_of_memory_backoffs} times: batches were made "
             f"smaller, {summary.batch_size} pictures at the end.",
             action="gpu.out-of-memory",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from capstone_dagster.assets.failing import as_failure
-from capstone_dagster.assets.metadata import OWNERS, code_of
+from capstone_dagster.assets.shown.metadata import OWNERS, code_of
 from capstone_dagster.dagster_private import PRIORITY_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.events import hourly_activity

@@ -9,27 +9,27 @@ import dagster as dg
 
 from capstone_dagster.analysis import EventRules, build_events
 from capstone_dagster.analysis import analyze_video as analyze_video_file
-from capstone_dagster.assets import metadata
-from capstone_dagster.assets.analyze import AnalysisOrder, detect
+from capstone_dagster.assets.declared.partitions import backfill_policy, videos
 from capstone_dagster.assets.failing import explained, run_tags
-from capstone_dagster.assets.partitions import backfill_policy, videos
-from capstone_dagster.assets.passes import Passes
-from capstone_dagster.assets.progress import Watch, known_upload, warn
-from capstone_dagster.assets.publish import conclude, derive, publish
-from capstone_dagster.assets.references import (
+from capstone_dagster.assets.shown import metadata
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog
+from capstone_dagster.assets.steps.detection import AnalysisOrder, detect
+from capstone_dagster.assets.steps.duplicate_passes import Passes
+from capstone_dagster.assets.steps.progress import Watch, known_upload, warn
+from capstone_dagster.assets.steps.publication import conclude, derive, publish
+from capstone_dagster.assets.steps.references import (
     DetectionsReference,
     EventsReference,
     FramesReference,
     PublishedAnalysis,
 )
-from capstone_dagster.assets.several import (
+from capstone_dagster.assets.steps.tracing import step_trace
+from capstone_dagster.assets.steps.video_by_video import (
     analyze_in_turn,
     derive_in_turn,
     requested_at,
     several_partitions,
 )
-from capstone_dagster.assets.story import Story
-from capstone_dagster.assets.tracing import step_trace
 from capstone_dagster.dagster_private import RESUME_RETRY_TAG, ROOT_RUN_ID_TAG
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.requests import request_run_id
@@ -120,18 +120,18 @@ def analyze_video(
     watch = Watch(context, services)
     with explained(context, services) as failure:
         upload = config.upload.to_upload() if config.upload else known_upload(context.partition_key, services)
-        story = failure.story = watch.story = Story(context.log, context.run_id, upload)
+        log = failure.story = watch.log = AnalysisLog(context.log, context.run_id, upload)
         watch.report(0.0)
         order = AnalysisOrder(upload, config.sample_fps, config.model, nonce)
         with services.tracer.within(step_trace(context, upload)):
             done = detect(
                 order,
                 services,
-                story=story,
+                log=log,
                 progress=watch,
                 passes=Passes(context.instance, context.run_id, services),
             )
-        warn(done.summary, story)
+        warn(done.summary, log)
         tags = run_tags(context)
         frames_shown = metadata.of_frames(done, services, watch.times(), tags)
         detections_shown = metadata.of_detections(done, services, tags)
@@ -155,14 +155,14 @@ def derive_events(
         derive_in_turn(context, services, several_partitions(context), detections)
         return
     upload = detections.upload
-    story = Story(context.log, context.run_id, upload)
+    log = AnalysisLog(context.log, context.run_id, upload)
     with (
-        explained(context, services, story),
+        explained(context, services, log),
         services.tracer.within(step_trace(context, upload)),
     ):
-        story.on_record(detections.summary, "the detections were stored before")
+        log.on_record(detections.summary, "the detections were stored before")
         derived = derive(detections, services, EventRules())
-    story.derived(derived.events, detections.summary.detections)
+    log.derived(derived.events, detections.summary.detections)
     yield dg.Output(derived)
 
 
@@ -172,16 +172,16 @@ def persist_events(
 ) -> dg.Output[PublishedAnalysis]:
     """Publish the events in one transaction; what was published before only becomes current."""
     upload, summary = derived.detections.upload, derived.detections.summary
-    story = Story(context.log, context.run_id, upload)
+    log = AnalysisLog(context.log, context.run_id, upload)
     # Publishing has tried a database that is away for long enough already, and a machine is held meanwhile.
-    with explained(context, services, story, final={FailureClass.DATABASE_UNAVAILABLE}):
-        story.on_record(summary, "the detections were stored before")
+    with explained(context, services, log, final={FailureClass.DATABASE_UNAVAILABLE}):
+        log.on_record(summary, "the detections were stored before")
         asked_at = requested_at(context)
         with services.tracer.within(step_trace(context, upload)):
             published, events = publish(
-                derived, services, run_id=context.run_id, requested_at=asked_at, story=story
+                derived, services, run_id=context.run_id, requested_at=asked_at, log=log
             )
-    conclude(published, summary, story, elapsed_s=_seconds_since_start(context))
+    conclude(published, summary, log, elapsed_s=_seconds_since_start(context))
     shown = metadata.of_publication(published, events, derived, services, run_tags(context))
     return dg.Output(published, metadata=shown)
 

@@ -1,13 +1,18 @@
-"""Temporary files of a run, counted when they go: what `[5/5] Cleanup` tells."""
+"""Temporary files of a run, counted when they are removed: what `[5/5] Cleanup` reports."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from capstone_dagster.storage.objects import ObjectStore
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -28,7 +33,7 @@ _removed = Removed()
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of its own that goes at the end, whatever happens."""
+    """A new folder that is removed at the end, whatever happens."""
     with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
         try:
             yield Path(folder)
@@ -42,8 +47,16 @@ def temporary_folder() -> Iterator[Path]:
             _removed.elapsed_s += time.monotonic() - started
 
 
+def read_object(objects: ObjectStore, key: str, read: Callable[[Path], T]) -> T:
+    """What `read` makes of an object, as a file that exists meanwhile."""
+    with temporary_folder() as folder:
+        path = folder / PurePosixPath(key).name
+        objects.get_file(key, path)
+        return read(path)
+
+
 def take_removed() -> Removed:
-    """What this process has removed since it was last asked: its ops run one after the other."""
+    """What this process has removed since the last call: its ops run one after the other."""
     global _removed
     taken, _removed = _removed, Removed()
     return taken

@@ -28,10 +28,10 @@ from capstone_dagster.analysis import (
     read_events,
     write_events,
 )
-from capstone_dagster.assets.measures import measure_publication
-from capstone_dagster.assets.references import DetectionsReference, EventsReference, PublishedAnalysis
-from capstone_dagster.assets.story import Story
-from capstone_dagster.assets.temporary import take_removed, temporary_folder
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog
+from capstone_dagster.assets.steps.measurements import measure_publication
+from capstone_dagster.assets.steps.references import DetectionsReference, EventsReference, PublishedAnalysis
+from capstone_dagster.assets.steps.temporary_files import read_object, take_removed, temporary_folder
 from capstone_dagster.catalog.metrics import DATABASE_RETRIES, PERSIST_ERRORS
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import Analysis, Publication, publish_analysis
@@ -52,19 +52,18 @@ def derive(detections: DetectionsReference, services: Services, rules: EventRule
     summary, video_id = detections.summary, detections.upload.video_id
     identity = analysis_id(video_id=video_id, detection_id=detections.detection_id, rules=rules)
     prefix = f"analyses/{identity}/"
+    table = read_object(services.objects, detections.prefix + "detections.parquet", read_detections)
+    events = build_events(table, summary.coverage, analysis_id=identity, rules=rules)
     with temporary_folder() as folder:
-        path = folder / "detections.parquet"
-        services.objects.get_file(detections.prefix + path.name, path)
-        events = build_events(read_detections(path), summary.coverage, analysis_id=identity, rules=rules)
-        target = folder / EVENTS_FILE
-        write_events(target, events)
-        services.objects.put_file(prefix + EVENTS_FILE, target)
+        path = folder / EVENTS_FILE
+        write_events(path, events)
+        services.objects.put_file(prefix + EVENTS_FILE, path)
     recorded_at, source = _recorded_at(detections)
     return EventsReference(identity, prefix, len(events), recorded_at, source, detections)
 
 
 def publish(
-    derived: EventsReference, services: Services, *, run_id: str, requested_at: datetime, story: Story
+    derived: EventsReference, services: Services, *, run_id: str, requested_at: datetime, log: AnalysisLog
 ) -> tuple[PublishedAnalysis, list[Event]]:
     """Check the events and make them current, in one transaction; again changes nothing.
 
@@ -72,7 +71,7 @@ def publish(
     a machine meanwhile.
 
     Args:
-        story: is told of each retry, and of the step when it is done.
+        log: gets each retry, and the step when it is done.
 
     Raises:
         IntegrityViolation: events and detections contradict each other.
@@ -80,7 +79,7 @@ def publish(
     """
     started = time.monotonic()
     try:
-        publication, events = _publish(derived, services, run_id, requested_at, story)
+        publication, events = _publish(derived, services, run_id, requested_at, log)
     except Exception:
         services.metrics.add(PERSIST_ERRORS)
         raise
@@ -98,19 +97,16 @@ def publish(
         rows=len(events) if publication.inserted else 0,
         first=publication.first,
     )
-    story.saved(published.events, published.rows, seconds)
+    log.saved(published.events, published.rows, seconds)
     return published, events
 
 
 def _publish(
-    derived: EventsReference, services: Services, run_id: str, requested_at: datetime, story: Story
+    derived: EventsReference, services: Services, run_id: str, requested_at: datetime, log: AnalysisLog
 ) -> tuple[Publication, list[Event]]:
     detections, summary = derived.detections, derived.detections.summary
     upload = detections.upload
-    with temporary_folder() as folder:
-        path = folder / EVENTS_FILE
-        services.objects.get_file(derived.prefix + EVENTS_FILE, path)
-        events = read_events(path)
+    events = read_object(services.objects, derived.prefix + EVENTS_FILE, read_events)
     check_integrity(events, expected=derived.events, summary=summary)
     analysis = Analysis(
         analysis_id=derived.analysis_id,
@@ -149,7 +145,7 @@ def _publish(
         retry=retry_if_exception_type(DatabaseUnavailable),
         wait=wait_random_exponential(multiplier=1, max=4),
         stop=stop_after_attempt(4),
-        before_sleep=lambda state: _tell_retry(story, services, state),
+        before_sleep=lambda state: _log_retry(log, services, state),
         reraise=True,
     ):
         with attempt, services.tracer.span("publish", database="postgresql", rows=len(rows)):
@@ -158,18 +154,18 @@ def _publish(
 
 
 def conclude(
-    published: PublishedAnalysis, summary: DetectionSummary, story: Story, *, elapsed_s: float
+    published: PublishedAnalysis, summary: DetectionSummary, log: AnalysisLog, *, elapsed_s: float
 ) -> None:
-    """Tell the end of a video's story: what was cleaned up, and that all is done."""
+    """Tell the end of a video's log: what was cleaned up, and that all is done."""
     if not published.current:
-        story.say(
+        log.write(
             "An analysis of a newer upload, or one that was asked for later, is current; this one is stored "
             "beside it.",
             action="analysis.outdated",
             level=logging.WARNING,
         )
-    story.cleaned_up(take_removed())
-    story.completed(summary, published.events, published.rows, elapsed_s)
+    log.cleaned_up(take_removed())
+    log.completed(summary, published.events, published.rows, elapsed_s)
 
 
 def check_integrity(events: Sequence[Event], *, expected: int, summary: DetectionSummary) -> None:
@@ -196,10 +192,10 @@ def check_integrity(events: Sequence[Event], *, expected: int, summary: Detectio
         raise IntegrityViolation("Nothing was published: " + "; ".join(wrong[:10]) + ".")
 
 
-def _tell_retry(story: Story, services: Services, state: RetryCallState) -> None:
+def _log_retry(log: AnalysisLog, services: Services, state: RetryCallState) -> None:
     services.metrics.add(DATABASE_RETRIES)
     error = state.outcome.exception() if state.outcome else None
-    story.say(
+    log.write(
         f"The event store did not answer, attempt {state.attempt_number}: {error}",
         action="database.retry",
         level=logging.WARNING,

@@ -13,7 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from capstone_dagster.assets import metadata
+from capstone_dagster.assets.shown import metadata
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import Rollback
 

@@ -10,7 +10,7 @@ import dagster as dg
 
 from capstone_dagster.analysis import Event
 from capstone_dagster.analysis.comparison import Comparison, Pair, compare_events
-from capstone_dagster.assets.references import PublishedAnalysis
+from capstone_dagster.assets.steps.references import PublishedAnalysis
 from capstone_dagster.failures.classes import sentence
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of

@@ -22,11 +22,11 @@ from capstone_dagster.analysis import (
     load_detector,
     model_sha256,
 )
-from capstone_dagster.assets.measures import failed_pass_measured, measure_pass
-from capstone_dagster.assets.passes import Passes
-from capstone_dagster.assets.references import DetectionsReference
-from capstone_dagster.assets.story import Story
-from capstone_dagster.assets.temporary import temporary_folder
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog
+from capstone_dagster.assets.steps.duplicate_passes import Passes
+from capstone_dagster.assets.steps.measurements import failed_pass_measured, measure_pass
+from capstone_dagster.assets.steps.references import DetectionsReference
+from capstone_dagster.assets.steps.temporary_files import temporary_folder
 from capstone_dagster.catalog.metrics import MODEL_LOAD_TIME
 from capstone_dagster.model_files import analysis_settings
 from capstone_dagster.services import Services
@@ -57,7 +57,7 @@ def detect(
     order: AnalysisOrder,
     services: Services,
     *,
-    story: Story,
+    log: AnalysisLog,
     progress: Callable[[Progress], None],
     passes: Passes,
 ) -> DetectionsReference:
@@ -66,9 +66,9 @@ def detect(
     The manifest is written last: detections without one do not exist.
 
     Args:
-        story: is told each step.
+        log: gets each step.
         progress: called as the pass over the pixels goes on.
-        passes: is told when one begins and ends.
+        passes: records when a pass begins and ends.
 
     Raises:
         AnalysisError, StorageError: each with its failure class.
@@ -104,14 +104,14 @@ def detect(
     except ObjectNotFound:
         pass
     else:
-        return _reused(found, story, "exist already: nothing is analysed again", level=logging.INFO)
+        return _reused(found, log, "exist already: nothing is analysed again", level=logging.INFO)
 
     # Whatever is pinned or not: what is loaded must be what the id was made from.
     expected = _pin(order, services.settings) or sha256
     started = time.monotonic()
     with services.tracer.span("load the model", model=model.name):
-        detector = _detector(model, chosen, services, expected, story)
-    story.model_loaded(detector, time.monotonic() - started)
+        detector = _detector(model, chosen, services, expected, log)
+    log.model_loaded(detector, time.monotonic() - started)
     with temporary_folder() as folder:
         # The suffix tells some containers' demuxers what to try first.
         video = folder / f"video{Path(upload.key).suffix}"
@@ -126,7 +126,7 @@ def detect(
                 path=video,
             )
         took = time.monotonic() - started
-        story.say(
+        log.write(
             f"Fetched {upload.size_bytes:,} bytes in {took:.1f} s.",
             action="video.fetched",
             bytes=upload.size_bytes,
@@ -144,16 +144,16 @@ def detect(
                 settings=chosen,
                 name=upload.key,
                 hardware_decoding=services.settings.hardware_decoding,
-                opened=lambda info: passes.begin(identity, info, story),
+                opened=lambda info: passes.begin(identity, info, log),
                 progress=progress,
             )
         measure_pass(done, services)
-        story.analyzed(done)
+        log.analyzed(done)
         if services.objects.exists(prefix + MANIFEST):
             # Another run of the same bytes finished first: what it wrote stays as it is.
             found = reference(read_summary(services.objects, identity), reused=True)
-            passes.overtaken(identity, story)
-            return _reused(found, story, "were finished by another run meanwhile", level=logging.WARNING)
+            passes.overtaken(identity, log)
+            return _reused(found, log, "were finished by another run meanwhile", level=logging.WARNING)
         with services.tracer.span("store the results"):
             for file in sorted(path for path in out.rglob("*") if path.is_file()):
                 services.objects.put_file(prefix + file.relative_to(out).as_posix(), file)
@@ -173,14 +173,14 @@ def read_summary(objects: ObjectStore, detection_id: str) -> DetectionSummary:
     return TypeAdapter(DetectionSummary).validate_json(manifest)
 
 
-def _reused(reference: DetectionsReference, story: Story, why: str, *, level: int) -> DetectionsReference:
-    story.say(
+def _reused(reference: DetectionsReference, log: AnalysisLog, why: str, *, level: int) -> DetectionsReference:
+    log.write(
         f"Detections {reference.detection_id} {why}.",
         action="detections.reused",
         level=level,
         detection_id=reference.detection_id,
     )
-    story.on_record(reference.summary, "the detections exist already")
+    log.on_record(reference.summary, "the detections exist already")
     return reference
 
 
@@ -201,7 +201,7 @@ _loaded: _Loaded | None = None
 
 
 def _detector(
-    model: Path, chosen: AnalysisSettings, services: Services, sha256: str, story: Story
+    model: Path, chosen: AnalysisSettings, services: Services, sha256: str, log: AnalysisLog
 ) -> Detector:
     """Loading costs seconds: the videos of one process share the detector of the settings at hand."""
     global _loaded
@@ -216,7 +216,7 @@ def _detector(
             require_gpu=settings.require_gpu,
             expected_sha256=sha256,
             cache=Path(settings.model_cache),
-            say=lambda told: story.say(told, action="model.prepared"),
+            say=lambda message: log.write(message, action="model.prepared"),
         )
         services.metrics.add(MODEL_LOAD_TIME, detector.load_seconds)
         _loaded = _Loaded(key, detector)

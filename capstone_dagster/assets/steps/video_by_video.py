@@ -13,15 +13,6 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from capstone_dagster.analysis import EventRules
-from capstone_dagster.assets import metadata
-from capstone_dagster.assets.analyze import AnalysisOrder, detect
-from capstone_dagster.assets.checks import (
-    evaluations,
-    judge_detections,
-    judge_events,
-    refuse_contradictions,
-    tell_verdicts,
-)
 from capstone_dagster.assets.failing import (
     FailureSubject,
     explained,
@@ -29,11 +20,25 @@ from capstone_dagster.assets.failing import (
     run_tags,
     tell_failure,
 )
-from capstone_dagster.assets.passes import Passes
-from capstone_dagster.assets.progress import Watch, known_upload, warn
-from capstone_dagster.assets.publish import conclude, derive, publish
-from capstone_dagster.assets.references import DetectionsReference, FramesReference, Reference, keep_latest
-from capstone_dagster.assets.story import Story
+from capstone_dagster.assets.shown import metadata
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog
+from capstone_dagster.assets.steps.detection import AnalysisOrder, detect
+from capstone_dagster.assets.steps.duplicate_passes import Passes
+from capstone_dagster.assets.steps.judging import (
+    evaluations,
+    judge_detections,
+    judge_events,
+    log_findings,
+    refuse_contradictions,
+)
+from capstone_dagster.assets.steps.progress import Watch, known_upload, warn
+from capstone_dagster.assets.steps.publication import conclude, derive, publish
+from capstone_dagster.assets.steps.references import (
+    DetectionsReference,
+    FramesReference,
+    Reference,
+    keep_latest,
+)
 from capstone_dagster.dagster_private import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG, RESUME_RETRY_TAG
 from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.failures.requests import is_later_try, request_run_id
@@ -92,7 +97,7 @@ def analyze_in_turn(
         started = time.monotonic()
         upload = known_upload(video_id, services)
         turn = _Turn(context, services, upload, started)
-        subject.story = turn.story
+        subject.story = turn.log
         with services.tracer.within(upload_context(upload.upload_id, upload.traceparent)):
             done = turn.detect(order(upload), passes)
             if with_events:
@@ -120,8 +125,8 @@ def derive_in_turn(
         started = time.monotonic()
         done = detections[video_id]
         turn = _Turn(context, services, done.upload, started)
-        subject.story = turn.story
-        turn.story.on_record(done.summary, "the detections were stored before")
+        subject.story = turn.log
+        turn.log.on_record(done.summary, "the detections were stored before")
         with services.tracer.within(upload_context(done.upload.upload_id, done.upload.traceparent)):
             turn.publish(done)
 
@@ -134,7 +139,7 @@ class _Turn:
     def __init__(
         self, context: dg.OpExecutionContext, services: Services, upload: VideoUpload, started: float
     ) -> None:
-        self.story = Story(context.log, context.run_id, upload)
+        self.log = AnalysisLog(context.log, context.run_id, upload)
         self._context = context
         self._services = services
         self._video_id = upload.video_id
@@ -142,36 +147,36 @@ class _Turn:
 
     def detect(self, order: AnalysisOrder, passes: Passes) -> DetectionsReference:
         """Frames and detections, judged."""
-        services, story = self._services, self.story
+        services, log = self._services, self.log
         watch = Watch(self._context, services)
-        watch.story = story
+        watch.log = log
         watch.report(0.0)
-        done = detect(order, services, story=story, progress=watch, passes=passes)
-        warn(done.summary, story)
+        done = detect(order, services, log=log, progress=watch, passes=passes)
+        warn(done.summary, log)
         frames = FramesReference(done.detection_id, done.prefix)
         tags = run_tags(self._context)
         self._materialize("extracted_frames", frames, metadata.of_frames(done, services, watch.times(), tags))
         self._materialize("detections", done, metadata.of_detections(done, services, tags))
-        judged = judge_detections(done, services)
-        tell_verdicts(story, judged)
-        self._log(*evaluations("detections", self._video_id, judged))
-        refuse_contradictions(judged)
+        findings = judge_detections(done, services)
+        log_findings(log, findings)
+        self._log(*evaluations("detections", self._video_id, findings))
+        refuse_contradictions(findings)
         return done
 
     def publish(self, done: DetectionsReference) -> None:
         """Events, published and judged."""
-        context, services, story = self._context, self._services, self.story
+        context, services, log = self._context, self._services, self.log
         derived = derive(done, services, EventRules())
-        story.derived(derived.events, done.summary.detections)
+        log.derived(derived.events, done.summary.detections)
         published, events = publish(
-            derived, services, run_id=context.run_id, requested_at=requested_at(context), story=story
+            derived, services, run_id=context.run_id, requested_at=requested_at(context), log=log
         )
-        conclude(published, done.summary, story, elapsed_s=time.monotonic() - self._started)
+        conclude(published, done.summary, log, elapsed_s=time.monotonic() - self._started)
         shown = metadata.of_publication(published, events, derived, services, run_tags(context))
         self._materialize("events", published, shown)
-        judged = judge_events(published, services)
-        tell_verdicts(story, judged)
-        self._log(*evaluations("events", self._video_id, judged))
+        findings = judge_events(published, services)
+        log_findings(log, findings)
+        self._log(*evaluations("events", self._video_id, findings))
 
     def _materialize(self, asset: str, reference: Reference, shown: metadata.Metadata) -> None:
         """Each as soon as it is true."""
@@ -180,7 +185,7 @@ class _Turn:
 
     def _log(self, *events: dg.AssetMaterialization | dg.AssetCheckEvaluation) -> None:
         for event in events:
-            # Dagster takes evaluations as well, and forgets to say so.
+            # Dagster takes evaluations as well; its annotation lacks them.
             self._context.log_event(event)  # type: ignore[arg-type]
 
 
@@ -226,9 +231,9 @@ def _in_turn(
                 if failure not in _OF_ONE_VIDEO and not isinstance(error, ErasureUnderWay):
                     raise
                 # Taken before it is set again below.
-                story = subject.story
-                tell_failure(context, story, error, video_id=video_id)
-                upload_id = story.upload_id if story is not None else None
+                log = subject.story
+                tell_failure(context, log, error, video_id=video_id)
+                upload_id = log.upload_id if log is not None else None
                 record_failure(context, services, upload_id, failure, sentence(error), video_id=video_id)
                 failed[video_id] = failure
     if failed:
@@ -304,36 +309,3 @@ def requested_at(context: dg.OpExecutionContext) -> datetime:
         if backfill is not None:
             return datetime.fromtimestamp(backfill.backfill_timestamp, UTC)
     return record.create_timestamp.astimezone(UTC)
-
-
-class AnalyzeVideosConfig(dg.Config):
-    """Which videos to analyse again, and what to want other than usual.
-
-    `videos` are partition keys; of each the latest upload is analysed. Detections that exist already are
-    reused; `nonce`, any text, has the work done again.
-    """
-
-    videos: list[str]
-    sample_fps: float | None = None
-    model: str | None = None
-    nonce: str | None = None
-
-
-@dg.op(pool="gpu", out=dg.Out(dg.Nothing), tags={"batch_gpu/compute": "gpu"})
-def analyze_each(
-    context: dg.OpExecutionContext, config: AnalyzeVideosConfig, services: dg.ResourceParam[Services]
-) -> None:
-    """Analyse the latest upload of each video and publish its events, one after the other."""
-    analyze_in_turn(
-        context,
-        services,
-        config.videos,
-        lambda upload: AnalysisOrder(upload, config.sample_fps, config.model, config.nonce),
-        with_events=True,
-    )
-
-
-@dg.job(description="Analyses many videos in one run, with one loaded model; name them in the configuration.")
-def analyze_videos() -> None:
-    """One op, so that one process does it all."""
-    analyze_each()

@@ -1,0 +1,1 @@
+"""What ops do: plain functions from an upload to published events."""
