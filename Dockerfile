@@ -91,7 +91,7 @@ EXPOSE 3000
 # By the role that process 1 plays. ECS does not read it: infra/application.yaml says its own.
 HEALTHCHECK --interval=60s --timeout=45s --start-period=180s --retries=3 \
     CMD ["python", "/app/healthcheck.py"]
-# No entry point, so that a command is run as it is; in AWS the supervisor stands before it (docs/container.md).
+# No entry point, so that a command is run as it is.
 CMD ["capstone", "--help"]
 
 FROM shipped AS services

@@ -8,7 +8,8 @@ here afterwards. A run that the UI forces to be canceled before it has begun, or
 for, leaves its job behind without a word to the launcher: it is ended here.
 
 Add `batch_runs_sensor` to the code location's `Definitions`; a code location that reads ended runs by itself
-adds `build_batch_runs_sensor(look_back=False)` and calls `settle_ended` with each of them.
+adds `build_batch_runs_sensor(look_back=False)` and calls `settle_ended` with each of them. `on_changes` is a
+hook for the jobs' history.
 """
 
 import time
@@ -24,6 +25,7 @@ from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from batch_gpu.endings import ENDED, Ending, Job, blocked, ending_of, interrupted_by, waited_too_long
 from batch_gpu.errors import BatchGpuError
+from batch_gpu.history import OnChanges, report_changes
 from batch_gpu.jobs import FAILURE_TAG, NONE, STATUS_SINCE_TAG, STATUS_TAG, TERMINATED, own_job_id
 from batch_gpu.launcher import BatchGpuRunLauncher
 
@@ -108,12 +110,15 @@ def watch_runs(
     return Watched(**counts, explained=explained, ended=ended)
 
 
-def build_batch_runs_sensor(*, look_back: bool = True) -> dg.SensorDefinition:
+def build_batch_runs_sensor(
+    *, look_back: bool = True, on_changes: OnChanges | None = None
+) -> dg.SensorDefinition:
     """The sensor; does nothing with another run launcher.
 
     Args:
         look_back: look for runs that ended lately, too. A code location that reads ended runs by itself
             leaves this out, and calls :func:`settle_ended` with each.
+        on_changes: called with the jobs that started or ended since the last tick; may fail.
     """
 
     @dg.sensor(
@@ -130,6 +135,8 @@ def build_batch_runs_sensor(*, look_back: bool = True) -> dg.SensorDefinition:
         if launcher.config.compute == "local":
             launcher.local.warm_up()
         watched = watch_runs(context.instance, launcher, say=context.log.warning, look_back=look_back)
+        if on_changes is not None and launcher.config.compute == "batch":
+            report_changes(context, launcher, on_changes)
         return dg.SkipReason(str(watched))
 
     return batch_gpu_runs

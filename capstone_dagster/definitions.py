@@ -3,6 +3,8 @@
 A wrong setting stops the code location from loading, with the variable's name.
 """
 
+from functools import partial
+
 import dagster as dg
 
 from batch_gpu.sensor import build_batch_runs_sensor
@@ -13,6 +15,7 @@ from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_
 from capstone_dagster.assets.steps.references import ReferenceIOManager
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.logs.forwarding import run_events_forwarder
+from capstone_dagster.logs.job_history import write_job_history
 from capstone_dagster.logs.json_lines import configure_logging
 from capstone_dagster.metrics.vital_signs import vital_signs_sensor
 from capstone_dagster.outbox.sensor import outbox_sensor
@@ -39,7 +42,10 @@ defs = dg.Definitions(
         upload_sensor,
         activity_sensor,
         ended_runs_sensor,
-        build_batch_runs_sensor(look_back=False),
+        build_batch_runs_sensor(
+            look_back=False,
+            on_changes=partial(write_job_history, lambda: services.logs, services.settings.job_log_group),
+        ),
         run_events_forwarder,
         vital_signs_sensor,
         outbox_sensor,

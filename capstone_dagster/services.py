@@ -22,6 +22,7 @@ from capstone_dagster.storage.written_objects import WrittenObjects
 from capstone_dagster.traces.tracer import Tracer
 
 if TYPE_CHECKING:
+    from mypy_boto3_logs import CloudWatchLogsClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sqs import SQSClient
 
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 class Services:
     """One of each per process; nothing is connected before it is used."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self.settings = settings
-        # Made at once: it holds on to the standard output that there is before a step begins.
-        self.metrics = Metrics(settings)
+        # Made at once: it duplicates standard output before a step redirects it.
+        self.metrics = metrics or Metrics(settings)
 
     @cached_property
     def s3(self) -> S3Client:
@@ -59,6 +60,11 @@ class Services:
     def sqs(self) -> SQSClient:
         """The SQS client."""
         return aws_client("sqs")
+
+    @cached_property
+    def logs(self) -> CloudWatchLogsClient:
+        """The CloudWatch Logs client."""
+        return aws_client("logs")
 
     @cached_property
     def tracer(self) -> Tracer:

@@ -158,20 +158,15 @@ class Settings(BaseSettings):
         description="Log lines on standard output: `json`, one object a line; `text` for people; `auto` is "
         "text on a terminal and JSON elsewhere.",
     )
-    log_spool: str | None = Field(
-        default=None,
-        description="Directory where log lines wait on disk until the shipper has sent them to CloudWatch; "
-        "without it none are sent.",
-    )
-    log_spool_mb: int = Field(
-        default=256,
-        ge=1,
-        description="Most megabytes that wait there; what comes beyond is dropped, and counted.",
-    )
-    metrics: Literal["off", "emf", "put"] = Field(
+    metrics: Literal["off", "emf"] = Field(
         default="off",
-        description="How metrics travel: `emf`, embedded in lines of standard output, where awslogs carries "
-        "it to CloudWatch; `put`, through the spool and PutMetricData; `off`, not at all.",
+        description="`emf` writes metrics to standard output in CloudWatch's embedded metric format, which "
+        "awslogs carries there; `off` writes none.",
+    )
+    job_log_group: str = Field(
+        default="/aws/batch/job",
+        pattern=r"^[\w./#-]+$",
+        description="Log group of the jobs' history: start, end, reason and resources of each AWS Batch job.",
     )
     ui_url: str | None = Field(default=None, description="Address of Dagster's pages, for links in alerts.")
     runbook_url: str = Field(

@@ -30,7 +30,6 @@ from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.commands import alerts, operating, reanalysis
 from capstone_dagster.commands import intake as intake_commands
 from capstone_dagster.local.detector import MODEL_PATH
-from capstone_dagster.logs.spool import Spool
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.video_status import current_status, mark_failed, mark_queued, mark_running
@@ -77,7 +76,6 @@ class Desk:
     pipeline: Pipeline
     intake: Intake
     make_clip: MakeClip
-    spool: Path
     first: Analyzed | None = None
 
     @property
@@ -177,12 +175,16 @@ class Desk:
 
     def _log(self, video: str) -> None:
         [row] = self._status(video)
+        logs = self.pipeline.aws.client("logs")
+        with suppress(logs.exceptions.ResourceAlreadyExistsException):
+            logs.create_log_stream(logGroupName=VIDEO_ANALYSIS.name, logStreamName="shown")
         for level in ("INFO", "WARNING"):
             line = {
                 "timestamp": datetime.now(UTC).isoformat(), "level": level, "component": "analysis",
                 "message": "Something was seen.", "video_id": row["video_id"],
             }  # fmt: skip
-            Spool(self.spool, 10**6).append(VIDEO_ANALYSIS.name, json.dumps(line))
+            event: Any = {"timestamp": round(time.time() * 1000), "message": json.dumps(line)}
+            logs.put_log_events(logGroupName=VIDEO_ANALYSIS.name, logStreamName="shown", logEvents=[event])
 
 
 @pytest.fixture
@@ -194,8 +196,8 @@ def desk(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Desk]:
-    home, folder, spool = (tmp_path / name for name in ("dagster", "reader", "spool"))
-    for each in (home, folder, spool):
+    home, folder = tmp_path / "dagster", tmp_path / "reader"
+    for each in (home, folder):
         each.mkdir()
     (home / "dagster.yaml").write_text(
         "telemetry: {enabled: false}\n"
@@ -210,7 +212,6 @@ def desk(
         "CAPSTONE_QUEUE_URL": settings.required("queue_url"),
         "CAPSTONE_RAW_BUCKET": settings.required("raw_bucket"),
         "CAPSTONE_ALERT_TOPIC_ARN": aws.resources.alert_topic_arn,
-        "CAPSTONE_LOG_SPOOL": spool,
     }.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.chdir(folder)
@@ -224,7 +225,7 @@ def desk(
         monkeypatch.setattr(
             intake_commands, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: intake.tick())
         )
-        yield Desk(Pipeline(aws, services, instance), intake, make_clip, spool)
+        yield Desk(Pipeline(aws, services, instance), intake, make_clip)
 
 
 def _interrupt(_: float) -> None:

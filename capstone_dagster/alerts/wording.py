@@ -11,7 +11,7 @@ from urllib.parse import quote
 from batch_gpu.links import job_url, log_url
 from capstone_dagster.alerts.conditions import CONDITIONS, Condition
 from capstone_dagster.alerts.incidents import ENDS_WITH_ANY_RUN, Incident, Kind
-from capstone_dagster.catalog.log_groups import BATCH_JOB, VIDEO_ANALYSIS
+from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.catalog.model import Severity
 from capstone_dagster.failures.classes import POLICIES, FailureClass, Policy
 
@@ -171,7 +171,7 @@ def _links(example: Mapping[str, object], place: Place) -> list[str]:
             lines.append(f"Logs: capstone logs {video}")
         return lines
     if stream is not None:
-        lines.append(f"Container's log: {log_url(place.region, BATCH_JOB.name, str(stream))}")
+        lines.append(f"Container's log: {log_url(place.region, VIDEO_ANALYSIS.name, str(stream))}")
     at_ms = int(float(str(example["ended_at"])) * 1000)
     lines.append(f"Logs at that time: {_logs_url(place.region, str(example['run_id']), at_ms)}")
     return lines

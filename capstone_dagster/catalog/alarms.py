@@ -35,7 +35,7 @@ from .model import Alarm, AnomalyAlarm, AwsMetric, Metric, MissingData, Series
 PIPELINE = "video pipeline"
 PLATFORM = "platform"
 
-# Values of the metrics' dimension `Service`: what the supervisor of each container calls itself.
+# Values of the metrics' dimension `Service`.
 WEBSERVER = "webserver"
 DAEMON = "daemon"
 
@@ -559,13 +559,13 @@ TELEMETRY_DROPPED = Alarm(
     (_sum("dropped", own.TELEMETRY_DROPPED),),
     expression="FILL(dropped, 0)",
     threshold=0,
-    period_s=_HOUR,  # it is told again when the spool is full again: no notice for each
+    period_s=_HOUR,  # a reader that stops comes back within minutes: no notice for each time
     severity="ticket",
     owner=PLATFORM,
     runbook="telemetry-dropped",
     look_at=(
-        "`capstone doctor`: which service refuses, and why",
-        "IAM: logs:PutLogEvents and cloudwatch:PutMetricData",
+        "`capstone doctor`: its lines `log lines` and `traces`",
+        "CloudWatch Logs: throttling of PutLogEvents in this account",
     ),
 )
 

@@ -1,4 +1,7 @@
-"""Where log lines go, from which level on, and for how long they are kept."""
+"""Where log lines go, from which level on, and how long they are kept.
+
+awslogs carries a container's whole standard output into one group, so the group follows from the container.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,27 @@ INTAKE = LogGroup(
     "/capstone/intake",
     "INFO",
     7,
-    "shipper",
-    "What the upload sensor did with each message: received, ignored, refused, asked for a run.",
+    "awslogs",
+    "Standard output of the code location: what the upload sensor did with each message (received, ignored, "
+    "refused, run requested), the other sensors, and what Dagster records outside of runs.",
 )
 BATCH_JOB = LogGroup(
     "/aws/batch/job",
     "INFO",
     14,
-    "awslogs",
-    "Standard output of the jobs' containers: start, end, resources, and what runs say from INFO up.",
+    "sensor",
+    "Start, end, reason and resources of each job, written by the sensor that watches jobs.",
 )
 VIDEO_ANALYSIS = LogGroup(
     "/capstone/video-analysis",
     "DEBUG",
     30,
-    "shipper",
-    "The whole story of each run: steps, assets, what monitoring and the launcher report, sensor ticks.",
+    "awslogs",
+    "Standard output of the jobs' containers: each run with its steps, assets, retries and failures.",
 )
 WEBSERVER = LogGroup(
-    "/ecs/capstone-webserver", "WARNING", 7, "awslogs", "What Dagster's web server complains about."
+    "/ecs/capstone-webserver", "WARNING", 7, "awslogs", "Warnings and errors of Dagster's web server."
 )
-DAEMON = LogGroup("/ecs/capstone-daemon", "WARNING", 7, "awslogs", "What Dagster's daemon complains about.")
+DAEMON = LogGroup("/ecs/capstone-daemon", "WARNING", 7, "awslogs", "Warnings and errors of Dagster's daemon.")
 
 LOG_GROUPS = (INTAKE, BATCH_JOB, VIDEO_ANALYSIS, WEBSERVER, DAEMON)

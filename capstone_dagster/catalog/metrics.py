@@ -117,7 +117,12 @@ PERSIST_ERRORS = Metric("PersistErrors", "Count", "counter", "Analyses whose pub
 
 # --- the system itself ---
 HEARTBEAT = Metric(
-    "Heartbeat", "Count", "counter", "1 a minute from outside each service that answers.", ("Service",)
+    "Heartbeat",
+    "Count",
+    "counter",
+    "At least 1 a minute from each service that works: by the web server's health check, and by the sensor "
+    "vital_signs for the daemon.",
+    ("Service",),
 )
 SENSOR_TICK_DURATION = Metric(
     "SensorTickDuration", "Seconds", "measure", "How long a sensor's tick took.", ("Sensor",)
@@ -139,7 +144,7 @@ TELEMETRY_DROPPED = Metric(
     "TelemetryDropped",
     "Count",
     "counter",
-    "Log lines, metrics and spans given up: the spool was full, or what they were for cannot be reached.",
+    "Lines of standard output that found no reader, and spans that found no collector.",
     ("Channel",),
 )
 

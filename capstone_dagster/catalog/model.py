@@ -28,13 +28,14 @@ class LogGroup:
 
     Attributes:
         level: the least that is written there.
-        carrier: who carries lines there: `awslogs` (a container's stdout) or `shipper` (the spool).
+        carrier: what carries lines there: `awslogs` (a container's standard output), or a `sensor` that
+            writes them itself.
     """
 
     name: str
     level: Level
     retention_days: int
-    carrier: Literal["awslogs", "shipper"]
+    carrier: Literal["awslogs", "sensor"]
     meaning: str
 
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 from .log_groups import BATCH_JOB, DAEMON, INTAKE, VIDEO_ANALYSIS, WEBSERVER
 from .model import SavedQuery
 
-# What the operator puts his video's id or external id in place of.
+# Operators replace this by a video's id or external id.
 VIDEO_PLACEHOLDER = "VIDEO"
 
 _STORY = (INTAKE.name, VIDEO_ANALYSIS.name, BATCH_JOB.name)
 _EVERYTHING = (*_STORY, WEBSERVER.name, DAEMON.name)
-_RUNS = (VIDEO_ANALYSIS.name,)
-
-# What a process prints and what it gives to the shipper are in two groups the same: where several groups are
-# asked, each line counts once, by its text.
+# A run that ends without its worker, because that was killed, ends in the code location's lines.
+_RUNS = (INTAKE.name, VIDEO_ANALYSIS.name)
+# Dagster's web server and daemon write their own JSON: `error` for ERROR, and the message as `event`.
+_IS_ERROR = 'level in ["ERROR", "CRITICAL", "error", "critical"]'
 ONE_VIDEO = SavedQuery(
     "one-video",
     f"One video's whole story, from its upload on. Put its id or external id for {VIDEO_PLACEHOLDER}.",
     _STORY,
     f"""\
 filter video_id = "{VIDEO_PLACEHOLDER}" or external_id = "{VIDEO_PLACEHOLDER}"
-| stats count_distinct(@log) as groups
-    by timestamp, level, component, action, step, message, elapsed_s, failure_class, run_id
 | sort timestamp asc
 | display timestamp, level, component, action, step, message, elapsed_s, failure_class, run_id
 | limit 10000""",
@@ -33,21 +31,19 @@ RECENT_ERRORS = SavedQuery(
     "recent-errors",
     "What went wrong last, wherever it did.",
     _EVERYTHING,
-    """\
-filter level in ["ERROR", "CRITICAL"]
-| stats count_distinct(@log) as groups
-    by timestamp, level, component, action, failure_class, message, video_id, run_id
+    f"""\
+filter {_IS_ERROR}
 | sort timestamp desc
-| display timestamp, level, component, action, failure_class, message, video_id, run_id
+| display timestamp, level, component, action, failure_class, message, event, video_id, run_id
 | limit 50""",
 )
 ERRORS_BY_COMPONENT = SavedQuery(
     "errors-by-component",
     "Errors of each component in a quarter of an hour.",
     _EVERYTHING,
-    """\
-filter level in ["ERROR", "CRITICAL"]
-| stats count_distinct(@message) as errors by component, bin(15m) as since
+    f"""\
+filter {_IS_ERROR}
+| stats count(*) as errors by component, bin(15m) as since
 | sort since desc""",
 )
 ERROR_RATE = SavedQuery(
@@ -71,7 +67,7 @@ filter action = "run.failed"
 )
 RUN_DURATIONS = SavedQuery(
     "run-durations",
-    "How long runs took that ended well, hour by hour.",
+    "How long successful runs took, hour by hour.",
     _RUNS,
     """\
 filter action = "run.succeeded"
@@ -106,7 +102,6 @@ DATABASE_FAILURES = SavedQuery(
     _EVERYTHING,
     """\
 filter failure_class = "database-unavailable"
-| stats count_distinct(@log) as groups by timestamp, level, component, action, message, video_id, run_id
 | sort timestamp desc
 | display timestamp, level, component, action, message, video_id, run_id
 | limit 100""",
@@ -117,7 +112,7 @@ S3_ACCESS_DENIED = SavedQuery(
     _EVERYTHING,
     """\
 filter failure_class in ["source-forbidden", "permission-denied"]
-| stats count_distinct(@message) as times, latest(message) as said by component, bucket, key
+| stats count(*) as times, latest(message) as said by component, bucket, key
 | sort times desc
 | limit 100""",
 )
@@ -133,11 +128,11 @@ filter action = "gpu.memory"
 )
 REQUESTS_BY_COMPONENT = SavedQuery(
     "requests-by-component",
-    "How many uploads each component had to do with in an hour, and how much it said of them.",
+    "How many uploads each component had to do with in an hour, and how many lines it wrote of them.",
     _EVERYTHING,
     """\
 filter ispresent(upload_id)
-| stats count_distinct(upload_id) as uploads, count_distinct(@message) as lines by component, bin(1h) as since
+| stats count_distinct(upload_id) as uploads, count(*) as lines by component, bin(1h) as since
 | sort since desc""",
 )
 

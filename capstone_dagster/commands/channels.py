@@ -7,15 +7,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 
-from capstone_dagster.catalog.log_groups import LOG_GROUPS
+from capstone_dagster.catalog.log_groups import BATCH_JOB, INTAKE, LOG_GROUPS
 from capstone_dagster.clients import aws_client
 from capstone_dagster.services import Services
-from capstone_dagster.settings import Settings
 
-# A shipper that lives says so every 10 s.
+# A sensor or an outbox that is silent for longer is worth a look.
 _SILENT_S = 60.0
+# CloudWatch shows a line some seconds after it has taken it; a restart of the code location takes a minute.
+_QUIET_S = 300.0
 _TIMEOUT_S = 5.0
 
 
@@ -34,46 +34,42 @@ def cloudwatch() -> str:
     return f"answers in {client.meta.region_name}"
 
 
-def log_groups() -> str:
-    """Whether the groups of the list exist, and are kept for as long as it says."""
+def log_groups(job_group: str) -> str:
+    """Whether the groups of the list exist, and are kept for as long as it says.
+
+    Args:
+        job_group: CAPSTONE_JOB_LOG_GROUP, the one whose name a deployment may choose.
+    """
     client = aws_client("logs")
+    wanted = {job_group if group == BATCH_JOB else group.name: group.retention_days for group in LOG_GROUPS}
     found = {
         group["logGroupName"]: group.get("retentionInDays")
-        for prefix in ("/capstone/", "/aws/batch/job", "/ecs/capstone-")
+        for prefix in ("/capstone/", job_group, "/ecs/capstone-")
         for group in client.describe_log_groups(logGroupNamePrefix=prefix)["logGroups"]
     }
     remedy = "Deploy the stack of log groups (docs/deploy.md); locally, `make dev` makes them."
-    if missing := [group.name for group in LOG_GROUPS if group.name not in found]:
+    if missing := [name for name in wanted if name not in found]:
         raise Wrong(f"there is no log group {', '.join(missing)}", remedy)
-    for group in LOG_GROUPS:
-        if found[group.name] != group.retention_days:
-            kept = f"{found[group.name]} days" if found[group.name] else "for ever"
-            raise Wrong(f"{group.name} is kept {kept}, the list says {group.retention_days} days", remedy)
-    return f"{len(LOG_GROUPS)} groups, kept for 7 to 30 days"
+    for name, days in wanted.items():
+        if found[name] != days:
+            kept = f"{found[name]} days" if found[name] else "for ever"
+            raise Wrong(f"{name} is kept {kept}, the list says {days} days", remedy)
+    return f"{len(wanted)} groups, kept for 7 to 30 days"
 
 
-def shipping(settings: Settings) -> str:
-    """Whether lines and metrics get away, as the shipper itself said last."""
-    from capstone_dagster.logs.shipping.shipper_status import read_status
-
-    if settings.log_spool is None:
+def log_lines() -> str:
+    """Whether lines reach CloudWatch: the code location alone publishes metrics several times a minute."""
+    client = aws_client("logs")
+    since = round((time.time() - _QUIET_S) * 1000)
+    pages = client.get_paginator("filter_log_events").paginate(logGroupName=INTAKE.name, startTime=since)
+    newest = max((event["timestamp"] for page in pages for event in page["events"]), default=None)
+    if newest is None:
         raise Wrong(
-            "CAPSTONE_LOG_SPOOL is not set: log lines stay on standard output", "Set it to a directory."
+            f"no line has reached {INTAKE.name} for {_QUIET_S:.0f} s",
+            "Locally `capstone dev` carries them. On AWS: does the code location's container run, with "
+            "awslogs as its log driver?",
         )
-    status = read_status(Path(settings.log_spool))
-    if status is None or time.time() - status.updated > _SILENT_S:
-        since = f"for {time.time() - status.updated:,.0f} s" if status else "yet"
-        raise Wrong(
-            f"no shipper has reported {since} in {settings.log_spool}: lines wait there",
-            "`capstone dev` starts one; in a container the supervisor does: is it the container's entry?",
-        )
-    for name, channel in sorted(status.channels.items()):
-        if channel.last_error is not None:
-            raise Wrong(f"{name}: {channel.last_error}", channel.remedy or "")
-    dropped = status.lost + sum(channel.dropped for channel in status.channels.values())
-    sent = sum(channel.sent for channel in status.channels.values())
-    told = f"{sent:,} sent, {status.waiting_bytes:,} bytes wait in {settings.log_spool}"
-    return told + (f"; {dropped:,} were given up since it began" if dropped else "")
+    return f"the newest in {INTAKE.name} is {max(0.0, time.time() - newest / 1000):.0f} s old"
 
 
 def notices() -> str:

@@ -66,8 +66,8 @@ def examine() -> Iterator[Finding]:
     yield _look("notices", channels.notices, otherwise="warn")
     yield _look("outbox", lambda: channels.outbox(services), otherwise="warn")
     yield _look("cloudwatch", channels.cloudwatch, otherwise="warn")
-    yield _look("log groups", channels.log_groups, otherwise="warn")
-    yield _look("shipping", lambda: channels.shipping(settings), otherwise="warn")
+    yield _look("log groups", lambda: channels.log_groups(settings.job_log_group), otherwise="warn")
+    yield _look("log lines", channels.log_lines, otherwise="warn")
     yield _look("traces", lambda: channels.traces(ENDPOINT_VARIABLES), otherwise="warn")
 
 

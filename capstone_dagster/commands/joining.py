@@ -49,6 +49,8 @@ def join_local_stack(state: Path) -> Mapping[str, str] | None:
     Returns:
         The variables of that stack; None if the environment's settings count, or no stack runs.
     """
+    # A command's standard output is its result, which no line of metrics may stand between.
+    os.environ["CAPSTONE_METRICS"] = "off"
     if any(os.environ.get(name) for name in _SUFFICIENT):
         return None
     # Packages of the local stack, which an installation for the cloud goes without.
@@ -57,7 +59,7 @@ def join_local_stack(state: Path) -> Mapping[str, str] | None:
 
     environment = read_environment(state.resolve())
     if environment is not None:
-        enter_environment(environment)
+        enter_environment({**environment, "CAPSTONE_METRICS": "off"})
     return environment
 
 

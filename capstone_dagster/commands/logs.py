@@ -1,4 +1,4 @@
-"""`capstone logs`: one video's story, from its upload to its last line, wherever that was written."""
+"""`capstone logs`: one video's story, from its upload to its last line."""
 
 from __future__ import annotations
 
@@ -43,53 +43,53 @@ def logs(
     ] = "text",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Show one video's story in the logs: intake, its runs, what its machines said.
+    """Show one video's story in the logs: intake, its runs, their jobs.
 
-    From CloudWatch, and from the lines of this machine that are not sent yet. Where CloudWatch cannot be
-    read, Dagster's own records fill in.
+    The lines come from CloudWatch. Where it cannot be read, or has none, Dagster's own records fill in.
 
     Example: `capstone logs 84 --level WARNING --tail 20`
     """
     from rich.text import Text
 
-    from capstone_dagster.logs.video_log import at_least, logs_client, read_story
+    from capstone_dagster.logs.video_log import GROUPS, at_least, logs_client, read_story
 
     subject, since_ms = _subject(video, state)
-    settings = read_settings()
-    spool = Path(settings.log_spool) if settings.log_spool else None
     client = cache(logs_client)
+    groups = (*GROUPS[:-1], read_settings().job_log_group)
 
     def read(since_ms: int | None) -> Reading:
         nonlocal subject
-        reading = read_story(subject, client=client, spool=spool, since_ms=since_ms)
+        reading = read_story(subject, client=client, groups=groups, since_ms=since_ms)
         subject = reading.subject
         return reading
 
     def show(lines: Iterable[LogLine]) -> None:
         for line in lines:
-            told = Text(line.text) if form == "json" else _told(line, with_traceback=level == "DEBUG")
-            terminal.out.print(told, soft_wrap=True)
+            shown = Text(line.text) if form == "json" else _in_text(line, with_traceback=level == "DEBUG")
+            terminal.out.print(shown, soft_wrap=True)
 
     with terminal.progress("Reading the logs") if terminal.err.is_terminal else nullcontext():
         reading = read(since_ms)
     lines = list(reading.lines)
     for trouble in reading.troubles:
         _warn(trouble)
-    if not reading.has_cloudwatch:
-        lines = _with_dagsters_records(lines, subject)
+    if not lines:
+        lines = _dagsters_records(subject)
     wanted = at_least(level, lines)
     show(wanted[-tail:] if tail else wanted)
     if follow:
         _follow(read, lines, lambda new: show(at_least(level, new)))
     elif not wanted:
         some = f" of level {level} or above; there are {len(lines)} below" if lines else ""
-        told = f"There is no line about {video}{some}; `capstone status {video}` tells whether it is known."
-        terminal.err.print(told, markup=False, soft_wrap=True)
+        sentence = (
+            f"There is no line about {video}{some}; `capstone status {video}` shows whether it is known."
+        )
+        terminal.err.print(sentence, markup=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
 def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
-    """What lines may call the video, and from when on there can be any; None if nobody knows."""
+    """What lines may call the video, and since when there can be any; None if that is not known."""
     from capstone_dagster.logs.video_log import Subject, subject_of
     from capstone_dagster.settings import NotConfigured
     from capstone_dagster.storage.errors import StorageError
@@ -102,7 +102,7 @@ def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
         rows = database.transact(current_status, video)
         began = database.transact(first_seen, [row["video_id"] for row in rows])
     except NotConfigured:
-        if not _can_look_elsewhere():
+        if not _names_a_region():
             raise
         return asked, None
     except StorageError as error:
@@ -112,49 +112,48 @@ def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
     return subject_of(rows).and_also(asked), since_ms
 
 
-def _can_look_elsewhere() -> bool:
-    """Whether the environment names an account or a spool, though no event store."""
+def _names_a_region() -> bool:
+    """Whether the environment names an AWS region, though no event store."""
     import boto3
 
-    return boto3.Session().region_name is not None or read_settings().log_spool is not None
+    return boto3.Session().region_name is not None
 
 
-def _with_dagsters_records(lines: Sequence[LogLine], subject: Subject) -> list[LogLine]:
-    """The lines that wait here, and what Dagster has recorded beside them."""
+def _dagsters_records(subject: Subject) -> list[LogLine]:
+    """What Dagster itself has recorded of the video's runs."""
     import dagster as dg
 
-    from capstone_dagster.logs.video_log import merge, read_dagster
+    from capstone_dagster.logs.video_log import read_dagster
 
     if "DAGSTER_HOME" not in os.environ:
         _warn("Dagster's own records could fill in: set DAGSTER_HOME and DAGSTER_POSTGRES_URL for that.")
-        return list(lines)
+        return []
     try:
         with dg.DagsterInstance.get() as instance:
             recorded = read_dagster(subject, instance)
     except Exception as error:  # its storage raises whatever its driver does
-        said = str(error).strip().partition("\n")[0]
-        _warn(f"Dagster's own records cannot be read either: {type(error).__name__}: {said}")
-        return list(lines)
-    _warn("What follows is what waits on this machine and what Dagster has recorded itself.")
-    known = {(line.fields.get("run_id"), line.fields.get("message")) for line in lines}
-    new = [line for line in recorded if (line.fields["run_id"], line.fields["message"]) not in known]
-    return merge([lines, new])
+        reason = str(error).strip().partition("\n")[0]
+        _warn(f"Dagster's own records cannot be read either: {type(error).__name__}: {reason}")
+        return []
+    if recorded:
+        _warn("CloudWatch has no line of it. What follows is what Dagster has recorded itself.")
+    return recorded
 
 
 def _follow(
     read: Callable[[int | None], Reading], shown: Sequence[LogLine], show: Callable[[list[LogLine]], None]
 ) -> None:
-    """Show new lines as they come; what cannot be read is told once, and tried again."""
+    """Show new lines as they come; a failed read is reported once, and tried again."""
     known = Counter(line.text for line in shown)
-    told: set[str] = set()
+    reported: set[str] = set()
     latest_ms = max((line.time_ms for line in shown), default=round(time.time() * 1000))
     try:
         while True:
             time.sleep(_POLL_S)
             reading = read(latest_ms - _OVERLAP_MS)
-            for trouble in {*reading.troubles} - told:
+            for trouble in {*reading.troubles} - reported:
                 _warn(trouble)
-            told = {*reading.troubles}
+            reported = {*reading.troubles}
             met: Counter[str] = Counter()
             new = []
             for line in reading.lines:
@@ -165,17 +164,17 @@ def _follow(
             latest_ms = max((latest_ms, *(line.time_ms for line in new)))
             show(new)
     except KeyboardInterrupt:
-        return  # this is how it is meant to end
+        return  # the ordinary end
 
 
-def _told(line: LogLine, *, with_traceback: bool) -> Text:
+def _in_text(line: LogLine, *, with_traceback: bool) -> Text:
     """A line for people, coloured by its level."""
     from rich.text import Text
 
     colour = _COLOURS.get(line.level, "default")
     at = datetime.fromtimestamp(line.time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     fields = line.fields
-    told = Text.assemble(
+    text = Text.assemble(
         (f"[{at}] ", "dim"),
         (line.level, colour),
         f" {fields.get('component', line.group)} - ",
@@ -185,8 +184,8 @@ def _told(line: LogLine, *, with_traceback: bool) -> Text:
     if below and not with_traceback:
         below = [f"({len(below)} lines of traceback: --level DEBUG shows them)"]
     for following in below:
-        told.append(f"\n    {following}", style="dim")
-    return told
+        text.append(f"\n    {following}", style="dim")
+    return text
 
 
 def _warn(sentence: str) -> None:

@@ -17,6 +17,7 @@ from capstone_dagster.local.aws import (
     create_resources,
     ministack_server,
 )
+from capstone_dagster.local.awslogs import start_awslogs
 from capstone_dagster.local.dagster_services import (
     STORAGE_TABLES,
     UI_PORT,
@@ -31,7 +32,6 @@ from capstone_dagster.local.dagster_services import (
 from capstone_dagster.local.errors import LocalStackError
 from capstone_dagster.local.postgres import DAGSTER_DATABASE, EVENT_DATABASE, PostgresServer, postgres_server
 from capstone_dagster.local.processes import LOOPBACK, free_port
-from capstone_dagster.local.shipping import SPOOL_FOLDER, start_shipper
 from capstone_dagster.local.state import clear_state, own_state, remove_environment, write_environment
 
 STATE_FOLDER = ".capstone"
@@ -135,8 +135,8 @@ def local_stack(
         if with_dagster:
             ready_storage(stack, files, report)
             joined = join_environment(stack.environment)
-            # It stops after Dagster, whose last lines it sends, and starts after it: nobody waits for it.
-            shipping = running.enter_context(ExitStack())
+            # Stops after Dagster, whose last lines it carries, and starts after it: nothing waits for it.
+            carrying = running.enter_context(ExitStack())
             stack.dagster = start_dagster(
                 files.workspace,
                 joined,
@@ -147,7 +147,7 @@ def local_stack(
             )
             running.callback(stack.dagster.stop)
             report(f"Dagster is ready at {stack.dagster.url}")
-            shipping.callback(start_shipper(stack.dagster.url, joined, stack.logs, [lock]).stop)
+            carrying.callback(start_awslogs(joined, stack.logs, [lock]).stop)
         try:
             yield stack
         finally:
@@ -216,7 +216,7 @@ def _environment(
     """The stack's variables, over the CAPSTONE_* ones that the user exported to tune it."""
     exported = {name: value for name, value in os.environ.items() if name.startswith("CAPSTONE_")}
     return {
-        "CAPSTONE_METRICS": "put",
+        "CAPSTONE_METRICS": "emf",
         **exported,
         **aws_environment(aws.endpoint_url),
         "CAPSTONE_ENVIRONMENT": "local",
@@ -235,7 +235,6 @@ def _environment(
         "DAGSTER_POSTGRES_URL": postgres.url(DAGSTER_DATABASE, "psycopg2"),
         "DAGSTER_HOME": str(home),
         "CAPSTONE_LOG_BUCKET": DERIVED_BUCKET,
-        "CAPSTONE_LOG_SPOOL": str(home.parent / SPOOL_FOLDER),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "PYTHONUNBUFFERED": "1",  # logs are complete even when a process is killed
     }

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,11 +26,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import dagster as dg
 from dagster._core.scheduler.instigation import InstigatorTick, InstigatorType, TickStatus
 
-from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.failures.classes import POLICIES, classify_recorded
 from capstone_dagster.failures.cursors import known_fields
 from capstone_dagster.failures.verdicts import outcome_of
-from capstone_dagster.logs.json_lines import json_line, shared_spool, utc
+from capstone_dagster.logs.json_lines import json_line, style_of, utc
 from capstone_dagster.logs.redaction import Redaction, known_secrets
 from capstone_dagster.logs.run_fields import (
     ENDINGS,
@@ -38,6 +38,7 @@ from capstone_dagster.logs.run_fields import (
     event_fields,
     run_fields,
 )
+from capstone_dagster.logs.standard_output import standard_output
 from capstone_dagster.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,10 +76,10 @@ class Needs(Protocol):
     def settings(self) -> Settings: ...
 
 
-class Lines(Protocol):
-    """Where lines go; :class:`~capstone_dagster.logs.spool.Spool` is one."""
+class Output(Protocol):
+    """Where lines go; :class:`~capstone_dagster.logs.standard_output.StandardOutput` is one."""
 
-    def append(self, group_name: str, line: str) -> bool: ...
+    def write(self, line: str) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -116,17 +117,16 @@ class Position:
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={"services"},
     description="Forwards what Dagster records outside of runs (queueing, launching, run monitoring, ticks) "
-    "to the log group of the runs, where CAPSTONE_LOG_SPOOL is set.",
+    "to the log lines of the code location.",
 )
 def run_events_forwarder(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """See the module."""
     settings = cast(Needs, context.resources.services).settings
-    spool = shared_spool(settings)
-    if spool is None:
-        return dg.SkipReason("CAPSTONE_LOG_SPOOL is not set: nothing is forwarded.")
+    if style_of(settings, sys.stdout) != "json":
+        return dg.SkipReason("Log lines are text, for people: nothing is forwarded.")
     position = Position.read(context.cursor) if context.cursor else beginning(context.instance)
     redaction = Redaction(known_secrets(settings))
-    told = forward(context.instance, position, spool, redaction, budget_s=_BUDGET_S)
+    told = forward(context.instance, position, standard_output(), redaction, budget_s=_BUDGET_S)
     context.update_cursor(position.write())
     return dg.SkipReason(told)
 
@@ -140,14 +140,15 @@ def beginning(instance: dg.DagsterInstance) -> Position:
 def forward(
     instance: dg.DagsterInstance,
     position: Position,
-    lines: Lines,
+    output: Output,
     redaction: Redaction,
     *,
     budget_s: float = _BUDGET_S,
 ) -> str:
     """Forward what is new, as far as it comes in the time; returns a sentence that says what it was.
 
-    `position` moves on with what was taken. What the spool has no room for is tried again.
+    `position` moves on with what was taken. What standard output does not take is tried again. DEBUG lines
+    are left out: skipped ticks alone would be 50 MB a day.
     """
     over = time.monotonic() + budget_s
     taken = {"events": 0, "ticks": 0}
@@ -155,7 +156,9 @@ def forward(
 
     def write(kind: str, fields: Fields) -> bool:
         nonlocal is_full
-        is_full = is_full or not lines.append(VIDEO_ANALYSIS.name, json_line(fields, redaction))
+        if fields["level"] == "DEBUG":
+            return True
+        is_full = is_full or not output.write(json_line(fields, redaction))
         taken[kind] += not is_full
         return not is_full
 
@@ -183,7 +186,7 @@ def forward(
             if is_all or time.monotonic() > over:
                 break
     told = f"{taken['events']} events and {taken['ticks']} ticks forwarded."
-    return f"{told} The spool takes no more: the rest waits." if is_full else told
+    return f"{told} Standard output takes no more: the rest waits." if is_full else told
 
 
 def _unforwarded(

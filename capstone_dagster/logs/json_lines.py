@@ -1,13 +1,13 @@
-"""Log lines: one JSON object each, or one line for a person; into the spool, and to standard output.
+"""Log lines: one JSON object each, or one line of text for people, on standard output.
 
 Code logs by the standard library, on loggers `capstone.<component>`, with fields in `extra`; an op by
-`context.log`. Levels mean: DEBUG, for developing; INFO, a normal step; WARNING, a retry, a degradation, a
-duplicate prevented; ERROR, a failure that can be recovered from; CRITICAL, something that is needed to work
-is not there.
+`context.log`. DEBUG is for development; INFO a normal step; WARNING a retry, a degradation or a duplicate
+prevented; ERROR a failure that the system recovers from; CRITICAL something missing that work depends on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -17,20 +17,16 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from capstone_dagster.catalog.log_groups import INTAKE, VIDEO_ANALYSIS
-from capstone_dagster.catalog.model import LogGroup
 from capstone_dagster.logs.redaction import HIDDEN, Redaction, known_secrets
 from capstone_dagster.logs.run_fields import ENDINGS, Fields, event_fields, run_fields, trace_id
-from capstone_dagster.logs.spool import Spool
 from capstone_dagster.logs.standard_output import standard_output
 from capstone_dagster.settings import ConfigurationError, Settings, read_settings
 
 Style = Literal["json", "text"]
 
-# These stand first in a line, in this order, where they are known; whatever else there is, behind them.
+# These come first in a line, in this order, where they are known; other fields follow.
 STABLE_FIELDS = (
     "timestamp",
     "level",
@@ -49,13 +45,16 @@ STABLE_FIELDS = (
     "elapsed_s",
     "trace_id",
 )
-# A whole traceback fits; a page of HTML that a proxy answered with is cut. A line may have 256 KiB.
-_LONGEST_TEXT = 32_000
+# Docker splits what is longer than 16 KiB into several events, of which none is JSON (moby,
+# daemon/logger/copier.go). Bytes of UTF-8, with room for the line break.
+MAX_LINE_BYTES = 16_000
+# A field that is no longer than this is never cut.
+_ALWAYS_KEPT = 400
 _DEEPEST = 6
 _MOST_ITEMS = 200
-# What the standard library puts on every record: the rest came in by `extra`.
+# What the standard library puts on every record; everything else came by `extra`.
 _RECORD_ATTRIBUTES = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"}
-# Dagster's own, which run_lines.py reads.
+# Dagster's own, which run_fields.py reads.
 _DAGSTER_ATTRIBUTES = {"dagster_meta", "dagster_event", "dagster_event_batch_metadata"}
 _COMPONENTS = {"dagster": "dagster", "batch_gpu": "launcher"}
 
@@ -77,7 +76,7 @@ class JsonFormatter(logging.Formatter):
         return json_line(self.fields(record), self._redaction)
 
     def fields(self, record: logging.LogRecord) -> Fields:
-        """Everything that a record says, not yet redacted."""
+        """Everything that a record carries, not yet redacted."""
         found: Fields = {
             "timestamp": utc(record.created),
             "level": record.levelname,
@@ -95,7 +94,7 @@ class JsonFormatter(logging.Formatter):
             for name, value in record.__dict__.items()
             if name not in _RECORD_ATTRIBUTES and name not in _DAGSTER_ATTRIBUTES
         }
-        # A run of many videos, or from the UI, has no tag that would tell.
+        # A run of many videos, or from the UI, has no tag that names it.
         if "trace_id" not in found and (trace := trace_id(found.get("upload_id"), None)):
             found["trace_id"] = trace
         if record.exc_info and record.exc_info[0] is not None:
@@ -114,23 +113,27 @@ class TerminalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", None)
-        told = str(meta["orig_message"]) if isinstance(meta, Mapping) else _message(record)
+        message = str(meta["orig_message"]) if isinstance(meta, Mapping) else _message(record)
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        line = f"[{when}] {record.levelname} {record.name} - {told}"
+        line = f"[{when}] {record.levelname} {record.name} - {message}"
         if record.exc_info and record.exc_info[0] is not None:
             line += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
         return self._redaction.text(line)
 
 
 def json_line(fields: Mapping[str, Any], redaction: Redaction) -> str:
-    """Fields as one line of JSON: the stable ones first, nothing that is None, nothing secret."""
+    """Fields as one line of JSON, of at most MAX_LINE_BYTES: stable ones first, no None, no secret."""
     ordered = {name: fields[name] for name in STABLE_FIELDS if name in fields} | dict(fields)
     plain = {
         str(name): HIDDEN if redaction.is_secret(str(name)) else _plain(value, redaction, _DEEPEST)
         for name, value in ordered.items()
         if value is not None
     }
-    return json.dumps(plain, ensure_ascii=False, separators=(", ", ": "))
+    line = _dump(plain)
+    while (size := len(line.encode())) > MAX_LINE_BYTES:
+        plain = _shorter(plain, size - MAX_LINE_BYTES)
+        line = _dump(plain)
+    return line
 
 
 def utc(timestamp: float) -> str:
@@ -148,20 +151,16 @@ def component_of(logger_name: str) -> str | None:
     return _COMPONENTS.get(first)
 
 
-def group_of(logger_name: str) -> LogGroup:
-    """Which log group a logger's lines belong to."""
-    return INTAKE if component_of(logger_name) == "intake" else VIDEO_ANALYSIS
-
-
 class LineHandler(logging.Handler):
-    """Writes each record into the spool and to a stream; whatever happens, no caller notices.
+    """Writes each record as one line; no failure reaches the caller.
 
     Args:
         component: of records whose logger does not name one.
-        settings: None where they cannot be read: then there is no spool.
-        stream: where lines for people or awslogs go; None is the process's own standard output, which
-            Dagster's capture of a step's output leaves alone.
-        stream_style: None writes nothing to it.
+        settings: None where they cannot be read.
+        stream: None is the process's own standard output, which Dagster's capture of a step's output leaves
+            alone.
+        style: `json`, `text`, or None to write nothing.
+        least: the level below which a record outside of a run is dropped; a run's are all written.
     """
 
     def __init__(
@@ -170,49 +169,37 @@ class LineHandler(logging.Handler):
         settings: Settings | None,
         *,
         stream: TextIO | None = None,
-        stream_style: Style | None = "json",
-        stream_level: int = logging.INFO,
+        style: Style | None = "json",
+        least: int = logging.INFO,
     ) -> None:
         super().__init__(logging.DEBUG)
-        redaction = Redaction(known_secrets(settings))
-        self._json = JsonFormatter(component, redaction)
-        self._text = TerminalFormatter(redaction)
-        self._redaction = redaction
-        self._spool = shared_spool(settings)
-        # Now, not at the first line: that may be said when a step's output is already being captured.
+        self._redaction = Redaction(known_secrets(settings))
+        self._json = JsonFormatter(component, self._redaction)
+        self._text = TerminalFormatter(self._redaction)
+        # Duplicated now: at the first line, a step's output may be captured already.
         self._output = standard_output() if stream is None else None
         self._stream = stream
-        self._stream_style = stream_style
-        self._stream_level = stream_level
+        self._style = style
+        self._least = least
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._write(record)
+            if self._style is not None and self.is_ours(record) and record.levelno >= self._level_now():
+                self._show(self._line(record) if self._style == "json" else self._text.format(record))
         except Exception as error:  # law: a line is never worth a failure, whatever is wrong with it
             self._write_apology(record, error)
 
     def is_ours(self, record: logging.LogRecord) -> bool:
-        """Whether nobody else writes this record."""
+        """Whether no other handler writes this record."""
         if getattr(record, "dagster_meta", None) is not None:
             return False  # a run's or a sensor's own, with handlers of its own
         return not (component_of(record.name) == "dagster" and logging.getLogger("dagster").handlers)
 
-    def _write(self, record: logging.LogRecord) -> None:
-        if not self.is_ours(record):
-            return
-        group = group_of(record.name)
-        spool = self._spool if record.levelno >= logging.getLevelName(group.level) else None
-        streamed = self._stream_style if record.levelno >= self._stream_level else None
-        if spool is None and streamed is None:
-            return
-        line = self._line(record)
-        if spool is not None:
-            spool.append(group.name, line)
-        if streamed is not None:
-            self._show(line if streamed == "json" else self._text.format(record))
+    def _level_now(self) -> int:
+        return logging.DEBUG if _run and self._style == "json" else self._least
 
     def _line(self, record: logging.LogRecord) -> str:
-        return json_line({**_current_run(), **self._json.fields(record)}, self._redaction)
+        return json_line({**_run, **self._json.fields(record)}, self._redaction)
 
     def _show(self, line: str) -> None:
         if self._output is not None:
@@ -222,47 +209,50 @@ class LineHandler(logging.Handler):
             self._stream.flush()
 
     def _write_apology(self, record: logging.LogRecord, error: Exception) -> None:
-        try:
-            fields = {
-                "timestamp": utc(record.created),
-                "level": record.levelname,
-                "component": component_of(record.name) or "capstone",
-                "action": "log.failed",
-                "message": f"A line could not be written: {type(error).__name__} in {record.pathname}:"
-                f"{record.lineno}.",
-                **_current_run(),
-            }
-            line = json_line(fields, self._redaction)
-            if self._spool is not None:
-                self._spool.append(group_of(record.name).name, line)
-            if self._stream_style == "json":
-                self._show(line)
-        except Exception:
-            pass  # there is nobody left to tell
+        if self._style != "json":
+            return
+        fields = {
+            "timestamp": utc(record.created),
+            "level": record.levelname,
+            "component": component_of(record.name) or "capstone",
+            "action": "log.failed",
+            "message": f"A line could not be written: {type(error).__name__} in {record.pathname}:"
+            f"{record.lineno}.",
+            **_run,
+        }
+        with contextlib.suppress(Exception):
+            self._show(json_line(fields, self._redaction))
 
 
 class RunLogHandler(LineHandler):
-    """What dagster.yaml gives each run: everything that the run says and Dagster says of it.
+    """What dagster.yaml gives each run: everything that a run logs and that Dagster logs about it.
 
-    Into the spool from DEBUG up; as JSON to standard output from INFO up, if that is JSON: text is what
-    Dagster's own console writes, which then keeps silent. Dagster makes one of these at least twice a run.
+    From DEBUG up and as JSON. Where text is asked for, Dagster's own console writes it, and this handler
+    writes nothing. Dagster makes at least two of these in each run.
+
+    Args:
+        stream: in place of the process's own standard output.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         settings: Settings | None = None
-        style: Style | None = "json"
-        try:
+        style: Style = "json"
+        with contextlib.suppress(ConfigurationError):  # the code location reports it, by the variable's name
             settings = read_settings()
-            style = "json" if style_of(settings, sys.stdout) == "json" else None
-        except ConfigurationError:
-            pass  # the code location tells of it, by name; what it says goes to standard output
-        super().__init__("analysis", settings, stream_style=style)
+            style = style_of(settings, stream or sys.stdout)
+        super().__init__(
+            "analysis",
+            settings,
+            stream=stream,
+            style="json" if style == "json" else None,
+            least=logging.DEBUG,
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
-        if self._stream_style == "json":
-            # Dagster hands the record to its console next, which would write it once more, as text: what has
-            # no level is below every console's.
+        if self._style == "json":
+            # Dagster hands the record to its console next, which would write it once more, as text: a record
+            # without a level is below every console's.
             record.levelno = logging.NOTSET
 
     def is_ours(self, record: logging.LogRecord) -> bool:
@@ -275,7 +265,7 @@ class RunLogHandler(LineHandler):
             _remember_run(meta["run_id"], meta["job_tags"], record.created)
         line = super()._line(record)
         if event is not None and event.event_type_value in ENDINGS:
-            _forget_run()
+            _run.clear()
         return line
 
 
@@ -287,14 +277,14 @@ def configure_logging(
     stream: TextIO | None = None,
     style: Style | None = None,
 ) -> None:
-    """Give this process its log lines: of `capstone` and `batch_gpu` all, of libraries warnings.
+    """Give this process its log lines: all of `capstone` and `batch_gpu`, warnings of libraries.
 
-    A process is configured once; what calls this later changes nothing.
+    A process is configured once; a later call changes nothing.
 
     Args:
         settings: None where they cannot be read.
-        component: of lines whose logger does not name one: `code-location`, `shipper`.
-        level: the least that goes to the stream; the spool's levels are its groups'.
+        component: of lines whose logger does not name one, as in `code-location`.
+        level: the least that is written outside of runs.
         stream: None is standard output, which a command whose output is its result must not choose.
         style: what CAPSTONE_LOG_FORMAT says, unless it is given.
     """
@@ -303,15 +293,13 @@ def configure_logging(
         if any(isinstance(handler, LineHandler) for handler in root.handlers):
             return
         style = style or (style_of(settings, stream or sys.stdout) if settings is not None else "json")
-        root.addHandler(
-            LineHandler(component, settings, stream=stream, stream_style=style, stream_level=level)
-        )
+        root.addHandler(LineHandler(component, settings, stream=stream, style=style, least=level))
         for name in ("capstone", "batch_gpu"):
             logging.getLogger(name).setLevel(logging.DEBUG)
 
 
 def style_of(settings: Settings, stream: TextIO) -> Style:
-    """`json` or `text`, as CAPSTONE_LOG_FORMAT says, or as the stream asks for."""
+    """`json` or `text`: what CAPSTONE_LOG_FORMAT says, or what suits the stream."""
     if settings.log_format != "auto":
         return settings.log_format
     try:
@@ -320,20 +308,8 @@ def style_of(settings: Settings, stream: TextIO) -> Style:
         return "json"  # closed, or none
 
 
-def shared_spool(settings: Settings | None) -> Spool | None:
-    """This process's spool, where CAPSTONE_LOG_SPOOL names one: handlers and metrics share its files."""
-    if settings is None or settings.log_spool is None:
-        return None
-    key = (str(Path(settings.log_spool).expanduser()), settings.log_spool_mb * 1024 * 1024)
-    with _configuring:
-        if key not in _spools:
-            _spools[key] = Spool(Path(key[0]), key[1])
-        return _spools[key]
-
-
 _configuring = threading.RLock()
-_spools: dict[tuple[str, int], Spool] = {}
-# The run that this process executes, if it does: lines of libraries and threads are the run's, too.
+# The run that this process executes, if any: lines of libraries and threads are the run's, too.
 _run: Fields = {}
 _run_started: dict[str, float] = {}
 
@@ -347,21 +323,13 @@ def _remember_run(run_id: str, tags: Mapping[str, str], now: float) -> None:
         _run.update(run_fields(run_id, tags))
 
 
-def _forget_run() -> None:
-    _run.clear()
-
-
-def _current_run() -> Fields:
-    return dict(_run)
-
-
 def _of_run(record: logging.LogRecord, meta: Mapping[str, Any]) -> Fields:
     found: Fields = run_fields(meta["run_id"], meta["job_tags"])
     found |= {"job": meta.get("job_name"), "step": meta.get("step_key"), "action": "log"}
     found["message"] = meta["orig_message"]
     event = meta.get("dagster_event")
     if event is None:
-        # An op's own words; those of no step are Dagster's, and a library's its component's.
+        # An op's own line; a line of no step is Dagster's, and a library's is its component's.
         if component_of(record.name) == "dagster" and meta.get("step_key") is not None:
             found["component"] = "analysis"
         return found
@@ -379,7 +347,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _plain(value: Any, redaction: Redaction, depth: int) -> Any:
-    """The value as JSON can hold it, without its secrets and of bounded size."""
+    """The value as JSON can hold it, without its secrets."""
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, numbers.Integral):  # NumPy's
@@ -387,24 +355,48 @@ def _plain(value: Any, redaction: Redaction, depth: int) -> Any:
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        return _short(redaction.text(value))
+        return _utf8(redaction.text(value))
     if depth == 0:
-        return _short(redaction.text(str(value)))
+        return _utf8(redaction.text(str(value)))
     if isinstance(value, Mapping):
         return {
-            _short(redaction.text(str(name))): HIDDEN
+            _utf8(redaction.text(str(name))): HIDDEN
             if redaction.is_secret(str(name))
             else _plain(item, redaction, depth - 1)
             for name, item in list(value.items())[:_MOST_ITEMS]
         }
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item, redaction, depth - 1) for item in list(value)[:_MOST_ITEMS]]
-    return _short(redaction.text(str(value)))
+    return _utf8(redaction.text(str(value)))
 
 
-def _short(text: str) -> str:
+def _utf8(text: str) -> str:
     # Half a surrogate pair is no text that UTF-8 can hold.
-    text = text.encode(errors="backslashreplace").decode()
-    if len(text) <= _LONGEST_TEXT:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _shorter(fields: Mapping[str, Any], excess: int) -> dict[str, Any]:
+    """The fields with the middle of the longest one left out; where all are short, fewer fields."""
+    texts = {name: value if isinstance(value, str) else _dump(value) for name, value in fields.items()}
+    longest = max(texts, key=lambda name: len(texts[name]))
+    length = len(texts[longest])
+    if length <= _ALWAYS_KEPT:
+        return {name: fields[name] for name in list(fields)[: len(fields) // 2]}
+    # Escapes and other alphabets take several bytes a character; what is still too long comes here again.
+    bytes_each = len(_dump(texts[longest]).encode()) / length
+    kept = max(_ALWAYS_KEPT // 2, int(length - (excess + _ALWAYS_KEPT // 2) / bytes_each))
+    return {**fields, longest: _without_middle(texts[longest], kept)}
+
+
+def _without_middle(text: str, most: int) -> str:
+    """At most `most` characters and a mark. More of the end stays: there a traceback names its error."""
+    if len(text) <= most:
         return text
-    return f"{text[:_LONGEST_TEXT]}… [cut, {len(text):,} characters in all]"
+    head = most // 4
+    return (
+        f"{text[:head]} … [{len(text) - most:,} of {len(text):,} characters left out] … {text[head - most :]}"
+    )
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))

@@ -1,27 +1,31 @@
-"""This process's own standard output: lines arrive whole, and a reader that stops costs lines, not time.
+"""The process's own standard output: lines arrive whole, and a reader that stops costs lines, not time.
 
-Dagster redirects file descriptor 1 into a file while a step runs, and copies that file to the real one by
-`tail`, which a killed worker's last lines do not always survive. A duplicate made before is not redirected.
+While a step runs, Dagster redirects file descriptor 1 into a file of compute logs, which `tail` copies to the
+real one; a killed worker's last lines do not always survive that. A duplicate made before is not redirected.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import stat
 import threading
 import time
 
-# What a pipe takes in one piece, and without blocking when it says that it is writable (PIPE_BUF of Linux).
-_PIECE = 4096
-# A reader that has a moment's trouble is waited for so long; after that its lines are dropped until it reads.
+# What a pipe takes in one piece, and without blocking once it says that it is writable (PIPE_BUF on Linux).
+_PIPE_PIECE = 4096
+# A slow reader gets this long; after that its lines are dropped until it reads again.
 _PATIENCE_S = 0.5
 
 
 class StandardOutput:
-    """Writes lines to a duplicate of a file descriptor; usable from all threads.
+    """Writes lines to a duplicate of a file descriptor; safe to share between threads.
 
     Args:
-        descriptor: duplicated at once, so that what it is redirected to later does not matter.
+        descriptor: duplicated at once, so that a later redirection does not matter.
+
+    Attributes:
+        lost: lines that could not be written.
     """
 
     def __init__(self, descriptor: int = 1) -> None:
@@ -29,15 +33,18 @@ class StandardOutput:
         self._lock = threading.RLock()  # a signal handler may log while its thread is in here
         self._stuck = False
         self._unfinished = False
+        self._piece = _PIPE_PIECE
         try:
             self._descriptor: int | None = os.dup(descriptor)
+            if stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                self._piece = 1 << 30  # other processes append to the same file: one write is one line
         except OSError:
             self._descriptor = None  # closed, as a daemon's may be
 
     def write(self, line: str) -> bool:
-        """Write one line, its break added; whether it was taken whole. Never raises.
+        """Write one line and its line break; return whether all of it was taken. Never raises.
 
-        Waits for its reader for at most half a second, and not again before it has read something.
+        Waits at most half a second for the reader, and not again before the reader has read something.
         """
         with self._lock:
             written = False
@@ -58,13 +65,15 @@ class StandardOutput:
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         done = 0
-        while done < len(data):
-            if not poll.poll(max(0, int(1000 * (give_up - time.monotonic())))):
-                self._stuck = True
-                self._unfinished = self._unfinished or done > 0
-                return False
-            done += os.write(self._descriptor, data[done : done + _PIECE])
-        self._stuck = self._unfinished = False
+        try:
+            while done < len(data):
+                if not poll.poll(max(0, int(1000 * (give_up - time.monotonic())))):
+                    self._stuck = True
+                    return False
+                done += os.write(self._descriptor, data[done : done + self._piece])
+        finally:
+            self._unfinished = done < len(data) and (self._unfinished or done > 0)
+        self._stuck = False
         return True
 
 
@@ -73,7 +82,7 @@ _sharing = threading.Lock()
 
 
 def standard_output() -> StandardOutput:
-    """The one of this process, made when it is first asked for: before any step runs."""
+    """The one of this process, made at the first call: before any step runs."""
     global _shared
     with _sharing:
         if _shared is None:
@@ -82,7 +91,7 @@ def standard_output() -> StandardOutput:
 
 
 def _after_fork_in_child() -> None:
-    # A thread of the parent's that held a lock is not here.
+    # A lock may be held by a thread that exists in the parent only.
     global _sharing
     _sharing = threading.Lock()
     if _shared is not None:

@@ -1,19 +1,15 @@
-"""One video's story, read back: from CloudWatch, this machine's spool, or Dagster's own records.
+"""Reads one video's story back: from CloudWatch, or from Dagster's own records.
 
-What is there twice, because it is sent already and not yet deleted, or was written to two groups, comes out
-once. Nothing here raises for a service that cannot be read: what is missing is told beside what was found.
+Nothing here raises for a service that cannot be read: what is missing is reported beside what was found.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from botocore.exceptions import (
@@ -30,7 +26,6 @@ from capstone_dagster.catalog.model import Level
 from capstone_dagster.logs.json_lines import json_line, utc
 from capstone_dagster.logs.redaction import Redaction
 from capstone_dagster.logs.run_fields import event_fields, run_fields
-from capstone_dagster.logs.spool import Segment, segments
 from capstone_dagster.run_tags import EXTERNAL_ID_TAG, VIDEO_TAG
 
 if TYPE_CHECKING:
@@ -38,13 +33,13 @@ if TYPE_CHECKING:
     from mypy_boto3_logs import CloudWatchLogsClient
 
 GROUPS = (INTAKE.name, VIDEO_ANALYSIS.name, BATCH_JOB.name)
+"""Where a video's story stands; the last one is CAPSTONE_JOB_LOG_GROUP's default."""
 LEVELS: tuple[Level, ...] = get_args(Level)
 _NAMES = ("video_id", "external_id")
 
 # FilterLogEvents returns so many at most, and takes a pattern of so many characters.
 _PAGE = 10_000
 _PATTERN_LIMIT = 1024
-_SPOOL_CHUNK_BYTES = 4 * 1024 * 1024
 _CREDENTIALS = {
     "ExpiredToken",
     "ExpiredTokenException",
@@ -59,7 +54,7 @@ class LogLine:
     """One line of a log.
 
     Attributes:
-        time_ms: when it was said, in milliseconds since 1970.
+        time_ms: when it was written, in milliseconds since 1970.
         group: name of the log group; of Dagster's own records, `dagster`.
         text: the line as it was written.
         fields: the object that it is.
@@ -78,12 +73,12 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose story is told.
+    """The video that lines are about.
 
     Attributes:
-        names: everything that the video is asked for by: its id, its external id.
-        run_ids: its runs, as far as they are known. A line of a run that names no video belongs to the story:
-            a crash's last words.
+        names: its id and its external id.
+        run_ids: its runs, as far as they are known. A line of a run that names no video belongs to the
+            story: a library's warning.
     """
 
     names: frozenset[str]
@@ -101,7 +96,7 @@ class Subject:
         return Subject(self.names | other.names, self.run_ids | other.run_ids)
 
     def without(self, other: Subject) -> Subject:
-        """What the other one has not."""
+        """What the other one lacks."""
         return Subject(self.names - other.names, self.run_ids - other.run_ids)
 
     def __bool__(self) -> bool:
@@ -116,7 +111,7 @@ class Reading:
         lines: in order of time.
         troubles: in sentences, what could not be read and what to do about it.
         has_cloudwatch: whether CloudWatch's part is there.
-        subject: whose story it is, with what its lines told of that.
+        subject: the video, with the names and runs that its lines have added.
     """
 
     lines: Sequence[LogLine]
@@ -138,36 +133,30 @@ def read_story(
     subject: Subject,
     *,
     client: Callable[[], CloudWatchLogsClient],
-    spool: Path | None,
+    groups: Sequence[str] = GROUPS,
     since_ms: int | None = None,
 ) -> Reading:
-    """A video's lines from CloudWatch, and those still waiting in the spool.
+    """A video's lines from CloudWatch.
 
     Args:
-        client: makes the client; what goes wrong there is a trouble, too.
-        spool: its folder; None where there is none.
+        client: makes the client; its failure is reported as a trouble, too.
         since_ms: leave out what is older; the whole story without it.
     """
-    # First what waits: a line that is sent meanwhile is then met twice, not never.
-    waiting, troubles = _from_spool(subject, spool)
-    subject = subject.and_also(_told_by(waiting))
-    sent: list[list[LogLine]] = []
+    troubles: list[str] = []
+    lines: list[LogLine] = []
     has_cloudwatch = False
     try:
-        sent, missing = _from_cloudwatch(client(), subject, since_ms)
-        has_cloudwatch = len(missing) < len(GROUPS)
+        lines, missing = _from_cloudwatch(client(), subject, groups, since_ms)
+        has_cloudwatch = len(missing) < len(groups)
         if not has_cloudwatch:
             troubles.append(
-                f"CloudWatch has none of the log groups {', '.join(GROUPS)}. Check account and region; the "
+                f"CloudWatch has none of the log groups {', '.join(groups)}. Check account and region; the "
                 "deployment makes them (docs/deploy.md)."
             )
     except (BotoCoreError, ClientError) as error:
         troubles.append(_in_words(error))
-    if new := _told_by(sent).without(subject):
-        subject = subject.and_also(new)
-        waiting += _from_spool(subject, spool)[0]
-    lines = [line for line in merge([*sent, *waiting]) if line.time_ms >= (since_ms or 0)]
-    return Reading(lines, troubles, has_cloudwatch, subject)
+    lines = [line for line in lines if line.time_ms >= (since_ms or 0)]
+    return Reading(lines, troubles, has_cloudwatch, subject.and_also(_named_by(lines)))
 
 
 def read_dagster(subject: Subject, instance: dg.DagsterInstance) -> list[LogLine]:
@@ -183,23 +172,6 @@ def read_dagster(subject: Subject, instance: dg.DagsterInstance) -> list[LogLine
         runs |= {run.run_id: run for run in instance.get_runs(filters)}
     lines = [_of_record(entry, run) for run in runs.values() for entry in instance.all_logs(run.run_id)]
     return sorted(lines, key=_by_time)
-
-
-def merge(batches: Iterable[Sequence[LogLine]]) -> list[LogLine]:
-    """All lines in order of time; one that several batches have comes as often as in the one that has most.
-
-    Equal times stay in the order in which they were written, as far as one batch tells.
-    """
-    known: Counter[str] = Counter()
-    merged: list[LogLine] = []
-    for batch in batches:
-        met: Counter[str] = Counter()
-        for line in batch:
-            met[line.text] += 1
-            if met[line.text] > known[line.text]:
-                known[line.text] += 1
-                merged.append(line)
-    return sorted(merged, key=_by_time)
 
 
 def at_least(level: str, lines: Iterable[LogLine]) -> list[LogLine]:
@@ -222,32 +194,28 @@ def filter_patterns(subject: Subject) -> list[str]:
 
 
 def _from_cloudwatch(
-    client: CloudWatchLogsClient, subject: Subject, since_ms: int | None
-) -> tuple[list[list[LogLine]], Collection[str]]:
-    """The story, one list for each group, and the groups that do not exist."""
-    found: dict[str, dict[str, LogLine]] = {group: {} for group in GROUPS}
+    client: CloudWatchLogsClient, subject: Subject, groups: Sequence[str], since_ms: int | None
+) -> tuple[list[LogLine], Collection[str]]:
+    """The story in order of time, and the groups that do not exist."""
+    found: dict[str, LogLine] = {}
     missing: set[str] = set()
     known = Subject(frozenset())
-
-    def ask(subject: Subject) -> None:
-        for group in GROUPS:
+    while subject:
+        for group in groups:
             try:
                 for pattern in filter_patterns(subject):
                     for event_id, line in _events(client, group, pattern, since_ms):
-                        # Emulators match everything, and nobody matches by what a line lacks.
+                        # Emulators match everything, and no pattern matches by what a line lacks.
                         if subject.owns(line.fields):
-                            found[group][event_id] = line
+                            found[event_id] = line
             except ClientError as error:
                 if error.response["Error"]["Code"] != "ResourceNotFoundException":
                     raise
                 missing.add(group)
-
-    while subject:
-        ask(subject)
         known = known.and_also(subject)
-        # Who asked for an external id learns the video's own, and of a video its runs.
-        subject = _told_by(lines.values() for lines in found.values()).without(known)
-    return [sorted(lines.values(), key=_by_time) for lines in found.values()], missing
+        # An external id leads to the video's own id, and a video to its runs.
+        subject = _named_by(found.values()).without(known)
+    return sorted(found.values(), key=_by_time), missing
 
 
 def _events(
@@ -273,48 +241,8 @@ def _events(
         start_ms = last_ms
 
 
-def _from_spool(subject: Subject, folder: Path | None) -> tuple[list[list[LogLine]], list[str]]:
-    """The story, one list for each group, and what could not be read."""
-    while True:
-        found: dict[str, list[LogLine]] = {group: [] for group in GROUPS}
-        troubles: list[str] = []
-        for segment in segments(folder) if folder is not None else ():
-            if segment.group_name not in GROUPS:
-                continue
-            try:
-                for line in _lines_of(segment):
-                    # Of runs whose video is not known yet, too; the rest of a full spool would fill memory.
-                    if subject.owns(line.fields) or not line.fields.get("video_id"):
-                        found[segment.group_name].append(line)
-            except FileNotFoundError:
-                continue  # sent meanwhile
-            except OSError as error:
-                told = f"{segment.path} cannot be read: {error.strerror}. Ask as the user who owns it."
-                troubles.append(told)
-        owned = ([line for line in lines if subject.owns(line.fields)] for lines in found.values())
-        new = _told_by(owned).without(subject)
-        subject = subject.and_also(new)
-        if not new.names:
-            break
-    story = ([line for line in lines if subject.owns(line.fields)] for lines in found.values())
-    return [sorted(lines, key=_by_time) for lines in story], troubles
-
-
-def _lines_of(segment: Segment) -> Iterator[LogLine]:
-    offset, finished = 0, segment.is_finished()
-    while True:
-        records, end = segment.read(offset, _SPOOL_CHUNK_BYTES, finished)
-        for record in records:
-            line = parse_line(record.text, segment.group_name, record.time_ms)
-            if line is not None:
-                yield line
-        if end == offset:
-            return
-        offset = end
-
-
 def parse_line(text: str, group: str, time_ms: int) -> LogLine | None:
-    """A line as its writer meant it; None for what is no line of a story: a metric, or not our JSON.
+    """A line as it was written; None for a metric and for what is not our JSON.
 
     Args:
         time_ms: when it was received, for lines that do not say when they were written.
@@ -339,10 +267,10 @@ def _time_ms(timestamp: Any, otherwise: int) -> int:
         return otherwise
 
 
-def _told_by(batches: Iterable[Iterable[LogLine]]) -> Subject:
+def _named_by(lines: Iterable[LogLine]) -> Subject:
     """The videos and runs that lines name."""
     names, run_ids = set(), set()
-    for line in chain.from_iterable(batches):
+    for line in lines:
         names.add(line.fields.get("video_id"))
         run_ids.add(line.fields.get("run_id"))
     return Subject(frozenset(filter(None, names)), frozenset(filter(None, run_ids)))
@@ -365,30 +293,30 @@ def _of_record(entry: dg.EventLogEntry, run: dg.DagsterRun) -> LogLine:
     }
     if entry.dagster_event is not None:
         fields |= event_fields(entry.dagster_event)
-    fields["message"] = fields["message"] or fields["action"]  # Dagster says nothing of some events
+    fields["message"] = fields["message"] or fields["action"]  # some events have no message
     text = json_line(fields, Redaction())
     return LogLine(round(entry.timestamp * 1000), "dagster", text, json.loads(text))
 
 
 def _in_words(error: BotoCoreError | ClientError) -> str:
     """Why CloudWatch cannot be read, and what to do."""
-    told = f"CloudWatch cannot be read: {str(error).rstrip('.')}."
+    what = f"CloudWatch cannot be read: {str(error).rstrip('.')}."
     if isinstance(error, ClientError):
         code = error.response["Error"]["Code"]
         if code in _FORBIDDEN:
-            return f"{told} Grant this user logs:FilterLogEvents on {', '.join(GROUPS)}."
+            return f"{what} Grant this user logs:FilterLogEvents on {', '.join(GROUPS)}."
         if code in _CREDENTIALS:
-            return f"{told} Log in again, or name another profile in AWS_PROFILE."
+            return f"{what} Log in again, or name another profile in AWS_PROFILE."
         if "Throttling" in code or "LimitExceeded" in code:
-            return f"{told} Others are asking, too: try again in a minute."
-        return f"{told} `capstone doctor` looks further."
+            return f"{what} Others are asking, too: try again in a minute."
+        return f"{what} `capstone doctor` looks further."
     if isinstance(error, NoCredentialsError):
-        return f"{told} Log in, or name a profile in AWS_PROFILE."
+        return f"{what} Log in, or name a profile in AWS_PROFILE."
     if isinstance(error, NoRegionError):
-        return f"{told} Set AWS_DEFAULT_REGION, as in ap-northeast-2."
+        return f"{what} Set AWS_DEFAULT_REGION, as in ap-northeast-2."
     if isinstance(error, (ConnectionError, HTTPClientError)):
-        return f"{told} Check the network, and AWS_ENDPOINT_URL if it is set."
-    return f"{told} Check the AWS_* variables, profile and region among them."
+        return f"{what} Check the network, and AWS_ENDPOINT_URL if it is set."
+    return f"{what} Check the AWS_* variables, profile and region among them."
 
 
 def subject_of(rows: Collection[Mapping[str, Any]]) -> Subject:

@@ -1,4 +1,4 @@
-"""Counting and measuring, by the metrics of the list; whatever happens here, no caller fails of it."""
+"""Publishes counts and measurements as lines of CloudWatch's embedded metric format; never fails a caller."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import threading
 import time
 from collections.abc import Mapping
 
-from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.catalog.metrics import METRICS, TELEMETRY_DROPPED
 from capstone_dagster.catalog.model import NAMESPACE, Metric
-from capstone_dagster.logs.json_lines import shared_spool
 from capstone_dagster.logs.standard_output import StandardOutput, standard_output
 from capstone_dagster.settings import Settings
 
 log = logging.getLogger("capstone.metrics")
 
 strict = False
-"""Whether a value that is refused raises :class:`MetricRefused`, as in tests; else it is told of once."""
+"""Whether a refused value raises :class:`MetricRefused`, as in tests; otherwise it is logged once."""
 
 # CloudWatch bills each distinct value as a metric of its own. The list of failure classes, the longest of
 # those that are dimensions, has half as many.
@@ -37,10 +35,9 @@ class MetricRefused(ValueError):
 
 
 class Metrics:
-    """Publishes values of declared metrics the way CAPSTONE_METRICS says; usable from all threads.
+    """Publishes values of declared metrics, unless CAPSTONE_METRICS is `off`; safe to share between threads.
 
-    `emf` writes to the process's own standard output, which Dagster redirects during a step. `put` leaves the
-    line in the spool, from where the shipper sends it as PutMetricData.
+    Each line goes to the process's own standard output, which Dagster does not redirect during a step.
 
     Args:
         output: in place of the process's standard output.
@@ -48,11 +45,9 @@ class Metrics:
 
     def __init__(self, settings: Settings, output: StandardOutput | None = None) -> None:
         self._environment = settings.environment
-        self._mode = settings.metrics
-        self._output = (output or standard_output()) if self._mode == "emf" else None
-        self._spool = shared_spool(settings) if self._mode == "put" else None
-        self._dropped = 0
-        self._told: set[str] = set()
+        self._output = (output or standard_output()) if settings.metrics == "emf" else None
+        self._reported = self._output.lost if self._output is not None else 0
+        self._logged: set[str] = set()
         self._values: dict[tuple[str, str], set[str]] = {}
         self._lock = threading.RLock()
 
@@ -79,15 +74,15 @@ class Metrics:
             if problem := self._problem(metric, value, dimensions):
                 if strict:
                     raise MetricRefused(problem)
-                self._tell(problem)
+                self._log_once(problem)
             else:
                 accepted[metric] = float(value)
-        if not accepted or self._mode == "off":
+        if not accepted or self._output is None:
             return
         try:
-            self._write(self._line(accepted, dimensions))
+            self._write(self._output, self._line(accepted, dimensions))
         except Exception as error:  # law: a metric is never worth a failure
-            self._tell(f"Metrics cannot be published: {error!r}.")
+            self._log_once(f"Metrics cannot be published: {error!r}.")
 
     def _problem(self, metric: Metric, value: float, dimensions: Mapping[str, str]) -> str | None:
         """Why this value must not be published; None if it may."""
@@ -123,8 +118,8 @@ class Metrics:
         """An object of CloudWatch's embedded metric format."""
         named = {_camel_case(name): word for name, word in dimensions.items()}
         sets = [["Environment"], *(["Environment", name] for name in named)]
-        told = [{"Name": metric.name, "Unit": metric.unit} for metric in values]
-        about = {"Namespace": NAMESPACE, "Dimensions": sets, "Metrics": told}
+        names = [{"Name": metric.name, "Unit": metric.unit} for metric in values]
+        about = {"Namespace": NAMESPACE, "Dimensions": sets, "Metrics": names}
         return json.dumps(
             {
                 "_aws": {"Timestamp": time.time_ns() // 1_000_000, "CloudWatchMetrics": [about]},
@@ -134,34 +129,23 @@ class Metrics:
             }
         )
 
-    def _write(self, line: str) -> None:
-        if self._output is None:
-            if self._spool is None:
-                self._tell("CAPSTONE_METRICS is put, which needs CAPSTONE_LOG_SPOOL: metrics are dropped.")
-            else:
-                # What the spool has no room for it counts itself.
-                self._spool.append(VIDEO_ANALYSIS.name, line)
-            return
-        if not self._output.write(line):
-            self._lose(1)
-            self._tell("Standard output takes nothing: metrics are dropped until it does.")
+    def _write(self, output: StandardOutput, line: str) -> None:
+        if not output.write(line):
+            self._log_once("Standard output takes nothing: lines are dropped until it does.")
             return
         with self._lock:
-            dropped, self._dropped = self._dropped, 0
-        if dropped and not self._output.write(
-            self._line({TELEMETRY_DROPPED: float(dropped)}, {"channel": "metrics"})
+            dropped, self._reported = output.lost - self._reported, output.lost
+        if dropped and not output.write(
+            self._line({TELEMETRY_DROPPED: float(dropped)}, {"channel": "stdout"})
         ):
-            self._lose(dropped)
+            with self._lock:
+                self._reported -= dropped
 
-    def _lose(self, lines: int) -> None:
-        with self._lock:
-            self._dropped += lines
-
-    def _tell(self, problem: str) -> None:
-        """Once each, and not too many: whoever gives a wrong value gives it often."""
+    def _log_once(self, problem: str) -> None:
+        """Log each problem once: code that gives a wrong value gives it often."""
         with self._lock, contextlib.suppress(Exception):
-            if problem not in self._told and len(self._told) < _MOST_VALUES:
-                self._told.add(problem)
+            if problem not in self._logged and len(self._logged) < _MOST_VALUES:
+                self._logged.add(problem)
                 log.warning(problem, extra={"action": "metrics.refused"})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,8 +18,10 @@ from typing import Protocol, cast
 import dagster as dg
 from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, TickStatus
 
+from capstone_dagster.catalog.alarms import DAEMON
 from capstone_dagster.catalog.metrics import (
     DEAD_LETTERS,
+    HEARTBEAT,
     INTAKE_PAUSED,
     LONGEST_RUN_OVER_LIMIT,
     RUNS_QUEUED,
@@ -40,6 +43,9 @@ log = logging.getLogger("capstone.vital_signs")
 # Of one sensor's ticks between two looks: it ticks every few seconds. Dagster cuts one off after 60 s.
 _TICKS_AT_ONCE = 100
 _LONGEST_TICK_S = 90.0
+
+# Each of the daemon's loops writes a heartbeat every 30 s.
+_SILENT_S = 300.0
 
 # Not what was only put on record: it stays for ever if its submitter died before submitting it.
 _IN_PROGRESS = [
@@ -125,6 +131,7 @@ def observe(
         # Behind the queues, whose messages are something to do.
         "work": lambda: _measure_idleness(instance, metrics, memory, waiting, now),
         "intake": lambda: _tell_pause(instance, metrics),
+        "daemon": lambda: _beat(instance, metrics, now),
         "sensor ticks": lambda: _measure_ticks(instance, metrics, memory, now),
     }
     unseen = []
@@ -170,6 +177,23 @@ def _last_success(instance: dg.DagsterInstance) -> float:
     wanted = dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])
     newest = instance.get_run_records(wanted, limit=1, order_by="update_timestamp")
     return max((record.end_time or 0.0 for record in newest), default=0.0)
+
+
+def _beat(instance: dg.DagsterInstance, metrics: Metrics, now: float) -> None:
+    """A heartbeat while all of the daemon's loops give theirs: an alarm waits for it.
+
+    That this sensor ticks at all shows that one of them works.
+    """
+    beats = instance.get_daemon_heartbeats()
+    for name in instance.get_required_daemon_types():
+        silent_s = now - beats[name].timestamp if name in beats else math.inf
+        if silent_s > _SILENT_S:
+            log.warning(
+                f"The daemon's loop {name} has been silent for {silent_s:.0f} s.",
+                extra={"action": "heartbeat.missed"},
+            )
+            return
+    metrics.add(HEARTBEAT, service=DAEMON)
 
 
 def _tell_pause(instance: dg.DagsterInstance, metrics: Metrics) -> None:

@@ -1,10 +1,15 @@
 """The container's health, by the role that its first process plays: exits 0 if it is well.
 
-A job is well while it runs: whether its run is, Dagster's monitoring finds out.
+    python healthcheck.py [--heartbeat=SERVICE] [COMMAND…]
+
+A job is well while it runs: whether its run is, Dagster's monitoring finds out. With `--heartbeat`, each
+success is also a value of the metric Heartbeat: a process that sent it of itself would go on while it hangs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import urllib.request
@@ -47,13 +52,34 @@ def _option(command: Sequence[str], *names: str) -> str | None:
     return None
 
 
+def beat(service: str) -> None:
+    """Count a heartbeat. A CloudWatch that cannot be reached makes no container unwell."""
+    with contextlib.suppress(Exception):
+        import boto3
+        from botocore.config import Config
+
+        once = Config(connect_timeout=3, read_timeout=_TIMEOUT_S, retries={"total_max_attempts": 1})
+        environment = {"Name": "Environment", "Value": os.environ["CAPSTONE_ENVIRONMENT"]}
+        boto3.client("cloudwatch", config=once).put_metric_data(
+            Namespace="Capstone",
+            MetricData=[
+                {"MetricName": "Heartbeat", "Unit": "Count", "Value": 1, "Dimensions": dimensions}
+                for dimensions in ([environment], [environment, {"Name": "Service", "Value": service}])
+            ],
+        )
+
+
 def main() -> int:
+    service = _option(sys.argv[1:], "--heartbeat")
+    given = [word for word in sys.argv[1:] if not word.startswith("--heartbeat=")]
     # Process 1 of the container; a command given here stands for it where processes are not set apart.
-    command = sys.argv[1:] or Path("/proc/1/cmdline").read_text().split("\0")
+    command = given or Path("/proc/1/cmdline").read_text().split("\0")
     wrong = check(command)
     if wrong is not None:
         print(wrong)
         return 1
+    if service is not None:
+        beat(service)
     return 0
 
 

@@ -1,6 +1,5 @@
 """In the logs of each video's run are its five steps, in order, with counts and times, done or found done."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,19 +7,17 @@ from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
 
 from capstone_dagster.analysis.detection import openvino_detector
 from capstone_dagster.analysis.detection.device import GpuState
 from capstone_dagster.assets.declared.jobs import analyze_videos
-from capstone_dagster.logs.spool import segments
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.uploads import VideoUpload
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
+from tests.support.lines import of_runs, python_logs
 
-ROOT = Path(__file__).resolve().parents[2]
 # One emulator is enough: what S3 does is not asked for here.
 pytestmark = pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 
@@ -34,15 +31,10 @@ class Told:
     """The pipeline with the log handlers that dagster.yaml names."""
 
     pipeline: Pipeline
-    spool: Path
 
     def lines(self, run_id: str) -> list[Line]:
-        """Every line of a run; each line of the spool is JSON and names its run."""
-        found = [
-            json.loads(record.text)
-            for segment in segments(self.spool)
-            for record in segment.read(0, 1 << 30, finished=True)[0]
-        ]
+        """Every line of a run; each line is JSON and names its run."""
+        found = of_runs.fields()
         assert all(line["run_id"] for line in found)
         return [line for line in found if line["run_id"] == run_id]
 
@@ -69,14 +61,11 @@ class Told:
 
 
 @pytest.fixture
-def told(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
-    monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
-    shipped = yaml.safe_load((ROOT / "dagster.yaml").read_text())
-    with dg.DagsterInstance.local_temp(
-        str(tmp_path), overrides={"python_logs": shipped["python_logs"]}
-    ) as instance:
+def told(pipeline: Pipeline, tmp_path: Path) -> Iterator[Told]:
+    overrides = {"python_logs": python_logs()}
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance:
         pipeline.instance = instance
-        yield Told(pipeline, tmp_path / "spool")
+        yield Told(pipeline)
 
 
 def five(lines: list[Line]) -> list[Line]:

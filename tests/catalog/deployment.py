@@ -13,6 +13,7 @@ NAMES: Mapping[str, str] = {
     "alert_topic": f"arn:aws:sns:{aws.REGION}:000000000000:alerts",
     "runbook_url": "docs/runbook.md",
     "database_storage_gib": "50",
+    "job_log_group": "/aws/batch/job",
 }
 
 

@@ -107,9 +107,10 @@ def resolved(template: Mapping[str, Any], conditions_met: frozenset[str]) -> Res
     for resource in template["Resources"].values():
         if not conditions.get(resource.get("Condition"), True):
             continue
-        key = resource["Type"], property_name(resource)
+        named = {**resource, "Properties": value_of(resource["Properties"], values)}
+        key = resource["Type"], property_name(named)
         assert key not in found
-        found[key] = value_of(resource["Properties"], values)
+        found[key] = named["Properties"]
     return found
 
 
@@ -233,9 +234,10 @@ def test_log_groups_keep_their_names_in_the_stack() -> None:
     """Under another one CloudFormation would delete the group with its lines, and fail to make it again."""
     names = {key: each["Properties"]["LogGroupName"] for key, each in committed("logs")["Resources"].items()}
 
+    assert committed("logs")["Parameters"]["JobLogGroup"]["Default"] == "/aws/batch/job"
     assert names == {
         "IntakeLogs": "/capstone/intake",
-        "BatchJobLogs": "/aws/batch/job",
+        "BatchJobLogs": {"Ref": "JobLogGroup"},
         "VideoAnalysisLogs": "/capstone/video-analysis",
         "WebserverLogs": "/ecs/capstone-webserver",
         "DaemonLogs": "/ecs/capstone-daemon",

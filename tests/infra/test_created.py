@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.local.aws import REGION, client
 from tests.infra.conftest import APPLICATION, Deployed
 from tests.infra.stacks import NOT_ON, deploy, resources, template, without
@@ -323,7 +324,7 @@ def test_jobs_run_the_workers_image_and_log_where_the_launcher_looks(on_moto: De
     needs = {each["type"]: each["value"] for each in container["resourceRequirements"]}
 
     assert container["image"].endswith("/capstone:v1-worker")
-    assert container["logConfiguration"]["options"]["awslogs-group"] == "/aws/batch/job"
+    assert container["logConfiguration"]["options"]["awslogs-group"] == VIDEO_ANALYSIS.name
     assert needs.get("GPU") == ("1" if name == "capstone-gpu" else None)
     assert container["linuxParameters"]["sharedMemorySize"] >= 1024
 

@@ -48,8 +48,6 @@ PERMISSIONS = {
 }
 # Calls that are not made on AWS.
 ONLY_LOCAL = {
-    "logs:CreateLogGroup": "logs.yaml declares them; the shipper makes those that an emulator forgot",
-    "cloudwatch:PutMetricData": "CAPSTONE_METRICS=emf: awslogs carries metrics",
     "secretsmanager:ListSecrets": "the launcher's secrets_tag, which dagster.yaml does not use",
 }
 # Permissions that no call of ours in the code asks for, by role.
@@ -60,6 +58,7 @@ WITHOUT_A_CALL = {
     "WebserverRole": {
         "s3:GetObject": "Dagster's S3ComputeLogManager shows what runs and sensors printed",
         "s3:ListBucket": "the same",
+        "cloudwatch:PutMetricData": "the health check's heartbeat (infra/image/healthcheck.py)",
         "ssmmessages:*": "the tunnel to the pages",
     },
     "WorkerRole": {},
@@ -73,9 +72,8 @@ MODULES = {
         "storage/objects.py",
         "storage/object_versions.py",
         "models.py",
-        "logs/shipping/shipper.py",
     ],
-    "WebserverRole": ["logs/shipping/shipper.py"],
+    "WebserverRole": [],
 }
 # `Terminate` in the pages looks the run's job up and ends it.
 WEBSERVER_ACTIONS = {"batch:TerminateJob", "batch:DescribeJobs", "batch:ListJobs"}
@@ -86,6 +84,7 @@ ANY_RESOURCE = {
     "batch:ListJobs",
     "batch:DescribeJobDefinitions",
     "cloudwatch:ListMetrics",
+    "cloudwatch:PutMetricData",
     "ssmmessages:CreateControlChannel",
     "ssmmessages:CreateDataChannel",
     "ssmmessages:OpenControlChannel",

@@ -9,6 +9,7 @@ import yaml
 from batch_gpu.config import SHORTEST_TIMEOUT_S
 from batch_gpu.endings import ending_of
 from batch_gpu.jobs import DEFAULT_ATTEMPTS, retry_strategy
+from capstone_dagster.catalog.log_groups import DAEMON, VIDEO_ANALYSIS, WEBSERVER
 from capstone_dagster.local import aws
 from tests.infra.stacks import INFRA, ORDER, resources, template
 
@@ -71,14 +72,54 @@ def test_what_keeps_data_outlives_its_stack() -> None:
         assert (body.get("DeletionPolicy"), body.get("UpdateReplacePolicy")) == (expected, expected), where
 
 
-def test_every_container_logs_into_a_declared_group() -> None:
-    declared = {body["Properties"]["LogGroupName"] for _, body in resources("AWS::Logs::LogGroup")}
-    used = {
-        part.split('"')[0] for part in json.dumps(template("application")).split('"awslogs-group": "')[1:]
+# By the prefix of a container's log streams: its group, and what awslogs does while CloudWatch is slow.
+LOGS = {
+    "capstone-gpu": (VIDEO_ANALYSIS, "non-blocking"),
+    "capstone-cpu": (VIDEO_ANALYSIS, "non-blocking"),
+    "prepare": (DAEMON, "blocking"),
+    "daemon": (DAEMON, "non-blocking"),
+    "webserver": (WEBSERVER, "non-blocking"),
+}
+
+
+def log_options() -> dict[str, dict[str, Any]]:
+    bodies = [
+        *(body["Properties"]["ContainerProperties"] for _, body in resources("AWS::Batch::JobDefinition")),
+        *(
+            each
+            for _, body in resources("AWS::ECS::TaskDefinition")
+            for each in body["Properties"]["ContainerDefinitions"]
+        ),
+    ]
+    found = [each["LogConfiguration"] for each in bodies]
+    assert {each["LogDriver"] for each in found} == {"awslogs"}
+    return {each["Options"]["awslogs-stream-prefix"]: each["Options"] for each in found}
+
+
+def test_every_container_logs_into_its_group_in_a_mode_that_is_chosen() -> None:
+    options = log_options()
+
+    assert {
+        prefix: (each["awslogs-group"], each["mode"], each.get("max-buffer-size"))
+        for prefix, each in options.items()
+    } == {
+        prefix: (group.name, mode, "25m" if mode == "non-blocking" else None)
+        for prefix, (group, mode) in LOGS.items()
     }
 
-    assert used == {"/aws/batch/job", "/ecs/capstone-daemon", "/ecs/capstone-webserver"}
-    assert used <= declared
+
+def test_services_write_from_their_group_s_level_up_as_json() -> None:
+    commands = {
+        each["Name"]: " ".join(each["Command"])
+        for _, body in resources("AWS::ECS::TaskDefinition")
+        for each in body["Properties"]["ContainerDefinitions"]
+        if each["Name"] != "prepare"
+    }
+    for command in commands.values():
+        words = command.replace("=", " ")
+        assert "log-level warning" in words
+        assert "--log-format json" in words
+    assert "--dagster-log-level=warning" in commands["webserver"]
 
 
 def test_queues_are_those_of_the_local_stack() -> None:

@@ -32,7 +32,6 @@ from capstone_dagster.local.stack import (
     local_stack,
 )
 from capstone_dagster.local.state import ENVIRONMENT_FILE, read_environment
-from capstone_dagster.logs.spool import Spool
 from tests.support.waiting import scaled, wait_for
 
 pytestmark = pytest.mark.live
@@ -154,9 +153,10 @@ def test_the_stack_starts_tells_its_environment_notices_a_death_and_leaves_nothi
         )
         assert sourced == environment["DAGSTER_HOME"] == str(state / "dagster")
 
-        Spool(state / "spool", 10**7).append(INTAKE.name, "a line on its way")
         logs = client("logs", stack.aws.endpoint_url)
-        wait_for("the line", lambda: logs.filter_log_events(logGroupName=INTAKE.name)["events"])
+        with (stack.logs / "dagster-daemon.log").open("a") as output:
+            output.write('{"component": "intake", "message": "a line"}\n')
+        wait_for("a line", lambda: logs.filter_log_events(logGroupName=INTAKE.name)["events"])
 
         with pytest.raises(StateInUseError, match=str(os.getpid())), local_stack(state, with_dagster=False):
             pass

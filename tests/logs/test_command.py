@@ -16,13 +16,10 @@ from capstone_dagster.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSI
 from capstone_dagster.logs import video_log as reading
 from capstone_dagster.logs.json_lines import json_line, utc
 from capstone_dagster.logs.redaction import Redaction
-from capstone_dagster.logs.spool import Spool
 from capstone_dagster.logs.video_log import (
     GROUPS,
-    LogLine,
     Subject,
     filter_patterns,
-    merge,
     parse_line,
 )
 from capstone_dagster.storage.database import Database
@@ -64,22 +61,19 @@ STORY = {
         line(7, "Of another video in the same run.", video_id=OTHER, run_id=RUN),
     ],
     BATCH_JOB.name: [
-        # What a container prints goes here and, by the spool, to the group above: it is one line.
-        line(2, "[1/5] Model loading", video_id=VIDEO, run_id=RUN, step="model-loading", elapsed_s=1.5),
-        # A crash names no video, but its run.
-        line(8, "terminate called", level="ERROR", component="container", run_id=RUN, exception="a\nb"),
+        # A line may name its run only.
+        line(8, "Job failed.", level="ERROR", component="batch", run_id=RUN, exception="a\nb"),
         (NOW - 590, "not our JSON"),
         (NOW - 590, json.dumps({"_aws": {}, "video_id": VIDEO, "RunsStarted": 1})),
     ],
 }
-TOLD = ["Received.", "[1/5] Model loading", "A retry.", "The same.", "The same.", "terminate called"]
+TOLD = ["Received.", "[1/5] Model loading", "A retry.", "The same.", "The same.", "Job failed."]
 
 
 def put(aws: Aws, story: Mapping[str, Sequence[tuple[float, str]]]) -> None:
-    """Into the emulator, as the shipper and awslogs would."""
+    """Into the emulator, as awslogs would."""
     logs = aws.client("logs")
     for group, lines in story.items():
-        logs.create_log_group(logGroupName=group)
         for number, half in enumerate(
             (lines[::2], lines[1::2])
         ):  # two streams: nothing is in order by itself
@@ -115,7 +109,7 @@ def test_logs_for_people_have_one_form_and_tracebacks_for_developers(aws: Aws, c
 
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 600))
     assert told[0] == everything[0] == f"[{at}] INFO intake - Received."
-    assert told[-2].endswith("ERROR container - terminate called")
+    assert told[-2].endswith("ERROR batch - Job failed.")
     assert "2 lines of traceback" in told[-1]
     assert everything[-2:] == ["    a", "    b"]
 
@@ -124,7 +118,7 @@ def test_logs_for_people_have_one_form_and_tracebacks_for_developers(aws: Aws, c
     ("options", "expected"),
     [
         (("--level", "debug"), [*TOLD[:2], "Looking closer.", *TOLD[2:]]),
-        (("--level", "WARNING"), ["A retry.", "terminate called"]),
+        (("--level", "WARNING"), ["A retry.", "Job failed."]),
         (("--tail", "2"), TOLD[-2:]),
         (("--tail", "1", "--level", "WARNING"), TOLD[-1:]),
         (("--tail", "99"), TOLD),
@@ -138,44 +132,6 @@ def test_logs_of_a_level_and_only_the_last(
     told = capstone("logs", VIDEO, "--format", "json", *options)
 
     assert messages(told.out) == expected
-
-
-@pytest.mark.parametrize("name", [VIDEO, "84"], ids=["video-id", "external-id"])
-def test_logs_that_still_wait_in_the_spool_are_merged_and_those_sent_already_come_once(
-    aws: Aws, capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    put(aws, STORY)
-    monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
-    spool = Spool(tmp_path / "spool", 1024 * 1024)
-    waiting = line(4, "Between.", video_id=VIDEO)[1]
-    alone = line(9, "Whose run is known from CloudWatch only.", run_id=RUN)[1]
-    for text in (waiting, alone, STORY[VIDEO_ANALYSIS.name][0][1], line(4, "No.", video_id=OTHER)[1]):
-        spool.append(VIDEO_ANALYSIS.name, text)
-    spool.append(BATCH_JOB.name, waiting)
-
-    told = capstone("logs", name, "--format", "json")
-
-    assert messages(told.out) == [
-        *TOLD[:2],
-        "Between.",
-        *TOLD[2:],
-        "Whose run is known from CloudWatch only.",
-    ]
-
-
-def test_logs_in_the_spool_alone_are_found_by_the_external_id_that_only_the_first_line_has(
-    aws: Aws, capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
-    spool = Spool(tmp_path / "spool", 1024 * 1024)
-    spool.append(VIDEO_ANALYSIS.name, line(9, "Its last words.", run_id=RUN)[1])
-    spool.append(VIDEO_ANALYSIS.name, line(8, "Its run.", video_id=VIDEO, run_id=RUN)[1])
-    spool.append(INTAKE.name, line(7, "Received.", video_id=VIDEO, external_id="84")[1])
-
-    told = capstone("logs", "84", "--format", "json")
-
-    assert messages(told.out) == ["Received.", "Its run.", "Its last words."]
-    assert "none of the log groups" in told.err  # which nobody has made here
 
 
 def test_logs_of_a_video_known_to_the_event_store_are_found_by_either_of_its_names(
@@ -206,7 +162,7 @@ def test_more_logs_than_a_page_are_read_to_their_end(aws: Aws, monkeypatch: pyte
 
     client.get_paginator = lambda operation: SmallPages()
 
-    found = reading.read_story(Subject(frozenset({VIDEO})), client=lambda: client, spool=None)
+    found = reading.read_story(Subject(frozenset({VIDEO})), client=lambda: client)
 
     assert [int(each.fields["message"]) for each in found.lines] == list(range(1200))
 
@@ -246,18 +202,10 @@ def dagsters_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_logs_where_cloudwatch_fails_say_so_and_show_what_else_there_is(
     capstone: Capstone,
     dagsters_records: str,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     answer: Answer,
     told: str,
 ) -> None:
-    monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
-    spool = Spool(tmp_path / "spool", 1024 * 1024)
-    spool.append(INTAKE.name, line(0, "Received.", component="intake", video_id=VIDEO)[1])
-    # Dagster has recorded the same words.
-    spool.append(
-        VIDEO_ANALYSIS.name, line(1, "Looked.", video_id=VIDEO, run_id=dagsters_records, step="look")[1]
-    )
     with scripted_cloudwatch() as cloudwatch:
         cloudwatch.script = lambda call: answer
         for name, value in _account(cloudwatch.endpoint_url).items():
@@ -267,7 +215,6 @@ def test_logs_where_cloudwatch_fails_say_so_and_show_what_else_there_is(
     assert outcome.code == 0
     assert "CloudWatch cannot be read" in outcome.err
     assert told in outcome.err
-    assert messages(outcome.out)[:2] == ["Received.", "Looked."]
     assert messages(outcome.out).count("Looked.") == 1
     actions = [json.loads(text)["action"] for text in outcome.out.splitlines()]
     assert "run.started" in actions
@@ -281,7 +228,7 @@ def test_logs_without_credentials_or_region_say_which(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # it keeps the credentials of other tests
-    monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.setenv("CAPSTONE_DATABASE_URL", "postgresql+psycopg://capstone@127.0.0.1:1/capstone")
 
     nowhere = capstone("logs", VIDEO)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "ap-northeast-2")
@@ -301,20 +248,21 @@ def test_logs_where_nothing_is_configured_say_how_to_begin(capstone: Capstone, t
 
 
 def test_logs_that_follow_show_each_new_line_once(
-    aws: Aws, capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aws: Aws, capstone: Capstone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(aws, STORY)
-    monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
-    spool = Spool(tmp_path / "spool", 1024 * 1024)
+    client = aws.client("logs")
     # After each pause one more line is there; the last one is interrupted.
     whose = [{"video_id": VIDEO}, {"run_id": RUN}, {"video_id": VIDEO}]  # a crash names its run only
-    coming = [line(700 + i, f"New {i}.", **each)[1] for i, each in enumerate(whose)]
+    coming = [line(590 + i, f"New {i}.", **each) for i, each in enumerate(whose)]
 
     def pause(seconds: float) -> None:
         assert seconds < 10
         if not coming:
             raise KeyboardInterrupt
-        spool.append(VIDEO_ANALYSIS.name, coming.pop(0))
+        at, text = coming.pop(0)
+        events: Any = [{"timestamp": round(at * 1000), "message": text}]
+        client.put_log_events(logGroupName=VIDEO_ANALYSIS.name, logStreamName="0", logEvents=events)
 
     monkeypatch.setattr("capstone_dagster.commands.logs.time.sleep", pause)
 
@@ -335,18 +283,6 @@ def test_filter_patterns_are_short_enough_and_name_everything(names: set[str], r
     joined = " ".join(patterns)
     assert joined.count("$.run_id = ") == len(runs)
     assert joined.count("$.video_id = ") == joined.count("$.external_id = ") == len(names)
-
-
-@given(st.lists(st.lists(st.integers(0, 5), max_size=8), max_size=4))
-def test_merging_loses_no_line_and_repeats_none(batches: list[list[int]]) -> None:
-    def made(number: int) -> LogLine:
-        return LogLine(number, "g", str(number), {})
-
-    merged = [line.time_ms for line in merge([[made(each) for each in batch] for batch in batches])]
-
-    assert merged == sorted(merged)
-    for number in range(6):
-        assert merged.count(number) == max((batch.count(number) for batch in batches), default=0)
 
 
 @given(st.text())

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,9 +32,9 @@ from capstone_dagster.logs.forwarding import (
     run_events_forwarder,
 )
 from capstone_dagster.logs.redaction import Redaction
-from capstone_dagster.logs.spool import segments
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable
+from tests.support.lines import Lines, of_runs, python_logs
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,27 +64,18 @@ class Office:
 
     instance: dg.DagsterInstance
     storage: str
-    spool: Path
-    cursor: str | None = None
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    position: Position | None = None
 
     def tick(self) -> str:
-        context = dg.build_sensor_context(
-            instance=self.instance,
-            cursor=self.cursor,
-            resources={"services": SimpleNamespace(settings=read_settings())},
-        )
-        done = run_events_forwarder.evaluate_tick(context)
-        self.cursor = done.cursor
-        return str(done.skip_message)
+        """One of the sensor's ticks, with the position that the last one left."""
+        self.position = self.position or beginning(self.instance)
+        told = forward(self.instance, self.position, of_runs, Redaction(), budget_s=forwarding._BUDGET_S)
+        self.position = Position.read(self.position.write())
+        return told
 
     def written(self) -> list[dict[str, Any]]:
-        """Every line in the spool."""
-        return [
-            json.loads(record.text)
-            for segment in segments(self.spool)
-            for record in segment.read(0, 1 << 30, finished=True)[0]
-        ]
+        """Every line, of the runs' handlers and of the sensor."""
+        return of_runs.fields()
 
     def run(self, status: dg.DagsterRunStatus = dg.DagsterRunStatus.NOT_STARTED) -> dg.DagsterRun:
         return self.instance.create_run_for_job(
@@ -101,16 +92,15 @@ def office(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yaml.safe_dump(
             {
                 "storage": {"postgres": {"postgres_url": storage}},
-                "python_logs": shipped["python_logs"],
+                "python_logs": python_logs(),
                 "run_monitoring": shipped["run_monitoring"],
                 "run_launcher": launcher,
             }
         )
     )
-    monkeypatch.setenv("CAPSTONE_LOG_SPOOL", str(tmp_path / "spool"))
     monkeypatch.syspath_prepend(str(ROOT))
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        yield Office(instance, storage, tmp_path / "spool")
+        yield Office(instance, storage)
 
 
 def test_each_record_of_a_run_becomes_one_line_of_the_logs(office: Office) -> None:
@@ -215,41 +205,26 @@ def test_a_record_that_was_committed_late_is_not_passed_over(office: Office) -> 
     assert [line["message"] for line in office.written()] == ["First.", "Second.", "Late."]
 
 
-class FullSpool:
-    """Takes so many lines, and no more."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.lines: list[dict[str, Any]] = []
-
-    def append(self, group_name: str, line: str) -> bool:
-        assert group_name == "/capstone/video-analysis"
-        if len(self.lines) >= self.room:
-            return False
-        self.lines.append(json.loads(line))
-        return True
-
-
 def test_a_position_in_the_logs_outlives_a_version_that_was_rolled_back() -> None:
     kept = {**json.loads(Position(7, 8, [9], {10: 1.5}).write()), "of_a_later_version": 1}
 
     assert Position.read(json.dumps(kept)) == Position(7, 8, [9], {10: 1.5})
 
 
-def test_what_the_spool_does_not_take_waits(office: Office) -> None:
+def test_what_standard_output_does_not_take_waits(office: Office) -> None:
     run = office.run()
     position = beginning(office.instance)
     for number in range(5):
         office.instance.report_engine_event(f"Event {number}.", run)
-    spool = FullSpool(room=3)
+    output = Lines(room=3)
 
-    told = forward(office.instance, position, spool, Redaction())
-    assert told == "3 events and 0 ticks forwarded. The spool takes no more: the rest waits."
+    told = forward(office.instance, position, output, Redaction())
+    assert told == "3 events and 0 ticks forwarded. Standard output takes no more: the rest waits."
     position = Position.read(position.write())
-    spool.room = 100
-    forward(office.instance, position, spool, Redaction())
+    output.room = 100
+    forward(office.instance, position, output, Redaction())
 
-    assert [line["message"] for line in spool.lines] == [f"Event {number}." for number in range(5)]
+    assert [line["message"] for line in output.fields()] == [f"Event {number}." for number in range(5)]
 
 
 @contextmanager
@@ -301,20 +276,27 @@ def test_ticks_behind_a_gap_of_deleted_ones_are_found(
     with psycopg.connect(admin) as connection:
         connection.execute("SELECT setval('job_ticks_id_seq', 40)")
     with ticking(office, "alerts") as tick:
-        office.instance.update_tick(tick.with_status(TickStatus.SKIPPED, skip_reason="Nothing to tell."))
+        office.instance.update_tick(tick.with_status(TickStatus.SUCCESS))
     state = SimpleNamespace(selector_id="selector-alerts")
     monkeypatch.setattr(type(office.instance), "all_instigator_state", lambda self, *a, **k: [state])
 
     # How wide a gap one tick comes over is a matter of its time.
     [line] = wait_for("the tick behind the gap", lambda: office.tick() and office.written())
-    assert (line["message"], line["level"]) == ("alerts: Nothing to tell.", "DEBUG")
+    assert (line["message"], line["level"]) == ("alerts: 0 runs asked for.", "INFO")
 
 
-def test_without_a_spool_nothing_is_read(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CAPSTONE_LOG_SPOOL")
+def test_the_sensor_says_what_it_forwarded_and_nothing_where_lines_are_text(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tick() -> Any:
+        services = SimpleNamespace(settings=read_settings())
+        context = dg.build_sensor_context(instance=office.instance, resources={"services": services})
+        return run_events_forwarder.evaluate_tick(context)
 
-    assert office.tick() == "CAPSTONE_LOG_SPOOL is not set: nothing is forwarded."
-    assert not office.cursor
+    assert tick().skip_message == "0 events and 0 ticks forwarded."
+    assert Position.read(tick().cursor)
+    monkeypatch.setenv("CAPSTONE_LOG_FORMAT", "text")
+    assert tick().skip_message == "Log lines are text, for people: nothing is forwarded."
 
 
 def test_a_raw_video_s_line_names_the_video(office: Office) -> None:

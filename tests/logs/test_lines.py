@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, whatever is logged, into the right group; and no caller notices."""
+"""Log lines: one JSON object each, whatever is logged; and no caller notices."""
 
 import ast
 import json
@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstone_dagster.logs.json_lines import (
+    MAX_LINE_BYTES,
     STABLE_FIELDS,
     JsonFormatter,
     LineHandler,
@@ -30,9 +31,10 @@ from capstone_dagster.logs.json_lines import (
     utc,
 )
 from capstone_dagster.logs.redaction import Redaction
-from capstone_dagster.logs.spool import segments
 from capstone_dagster.logs.standard_output import StandardOutput
 from capstone_dagster.settings import read_settings
+from tests.support.lines import Lines
+from tests.support.waiting import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -183,11 +185,34 @@ def test_values_in_the_logs(value: Any, shown: Any) -> None:
     assert json.loads(json_line({"x": value}, Redaction()))["x"] == shown
 
 
-def test_a_text_that_has_no_end_is_cut() -> None:
-    shown = json.loads(json_line({"message": "x" * 1_000_000}, Redaction()))["message"]
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"message": "x" * 1_000_000},
+        {"message": "x", "exception": "é\n" * 40_000},
+        {"message": "\0" * 20_000, "exception": "\0" * 20_000},
+        {"message": "x", "rows": [{"id": number, "text": "y" * 100} for number in range(200)]},
+        {"message": "x", **{f"field_{number}": "y" * 90 for number in range(500)}},
+        {"message": "x", "k" * 50_000: "y"},
+    ],
+    ids=["endless", "multibyte", "escaped", "nested", "many-fields", "long-name"],
+)
+def test_a_line_is_short_enough_to_arrive_in_one_piece(fields: dict[str, Any]) -> None:
+    line = json_line({"level": "INFO", **fields}, Redaction())
 
-    assert len(shown) < 33_000
-    assert shown.endswith("… [cut, 1,000,000 characters in all]")
+    assert len(line.encode()) <= MAX_LINE_BYTES < 16 * 1024
+    assert json.loads(line)["level"] == "INFO"
+
+
+def test_of_a_long_text_beginning_and_end_are_kept() -> None:
+    traceback = "Traceback:\n" + "  a frame\n" * 10_000 + "ValueError: the reason"
+
+    shown = json.loads(json_line({"message": "It failed.", "exception": traceback}, Redaction()))
+
+    assert shown["message"] == "It failed."
+    assert shown["exception"].startswith("Traceback:\n")
+    assert shown["exception"].endswith("ValueError: the reason")
+    assert "of 100,033 characters left out]" in shown["exception"]
 
 
 def test_a_traceback_is_a_field_and_has_no_secret() -> None:
@@ -214,40 +239,13 @@ def test_timestamps_are_utc_with_milliseconds(timestamp: float, shown: str) -> N
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
+def lines() -> Lines:
+    return Lines()
 
 
 @pytest.fixture
-def handler(spool: Path) -> LineHandler:
-    return LineHandler("test", read_settings(log_spool=str(spool)), stream_style=None)
-
-
-def spooled(spool: Path) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (segment.group_name, json.loads(each.text))
-        for segment in segments(spool)
-        for each in segment.read(0, 1 << 30, finished=True)[0]
-    ]
-
-
-@pytest.mark.parametrize(
-    ("logger", "level", "group"),
-    [
-        ("capstone.intake", logging.INFO, "/capstone/intake"),
-        ("capstone.intake.tick", logging.ERROR, "/capstone/intake"),
-        ("capstone.intake", logging.DEBUG, None),
-        ("capstone.storage", logging.DEBUG, "/capstone/video-analysis"),
-        ("capstone.alerts", logging.CRITICAL, "/capstone/video-analysis"),
-        ("botocore", logging.WARNING, "/capstone/video-analysis"),
-    ],
-)
-def test_lines_go_to_the_log_group_of_their_logger(
-    handler: LineHandler, spool: Path, logger: str, level: int, group: str | None
-) -> None:
-    handler.handle(record(logger, level, "said"))
-
-    assert [name for name, _ in spooled(spool)] == ([group] if group else [])
+def handler(lines: Lines) -> LineHandler:
+    return LineHandler("test", read_settings(), stream=lines)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -262,22 +260,13 @@ def test_lines_go_to_the_log_group_of_their_logger(
     ids=["wrong-type", "too-few", "unspeakable-field", "unspeakable-message", "endless-number"],
 )
 def test_nothing_that_is_logged_raises_and_each_leaves_a_line(
-    handler: LineHandler, spool: Path, said: logging.LogRecord
+    handler: LineHandler, lines: Lines, said: logging.LogRecord
 ) -> None:
     handler.handle(said)
 
-    [(_, fields)] = spooled(spool)
+    [fields] = lines.fields()
     assert fields["level"] == "INFO"
     assert fields["message"]
-
-
-def test_a_spool_that_cannot_be_written_costs_the_caller_nothing(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    handler = LineHandler(
-        "test", read_settings(log_spool=str(tmp_path / "file" / "spool")), stream_style=None
-    )
-
-    handler.handle(record("capstone.x", logging.ERROR, "said"))
 
 
 # --- standard output ---
@@ -347,6 +336,41 @@ def test_a_reader_that_is_gone_costs_nothing() -> None:
     assert not output.write("said")
 
 
+def test_a_full_disk_costs_lines_only() -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        output = StandardOutput(full.fileno())
+
+    assert not output.write("said")
+    assert output.lost == 1
+
+
+def test_a_descriptor_that_does_not_block_costs_lines_only(pipe: tuple[int, StandardOutput]) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    output = StandardOutput(writer)
+    os.close(writer)
+
+    while output.write("x" * 5000):
+        pass
+
+    assert output.lost == 1
+    os.close(reader)
+
+
+def test_what_several_processes_append_to_one_file_stays_in_whole_lines(tmp_path: Path) -> None:
+    program = "from capstone_dagster.logs.standard_output import standard_output\n" + (
+        "for _ in range(300): standard_output().write('{}' * 9000)\n"
+    )
+    with (tmp_path / "log").open("ab") as log:
+        writers = [
+            subprocess.Popen([sys.executable, "-c", program.format(letter)], stdout=log, cwd=ROOT)
+            for letter in "ab"
+        ]
+        assert [writer.wait(timeout=scaled(60)) for writer in writers] == [0, 0]
+
+    assert {line[:1] * 9000 == line for line in (tmp_path / "log").read_text().splitlines()} == {True}
+
+
 # --- whole processes ---
 
 
@@ -368,7 +392,7 @@ CONFIGURED = """
     import logging
     from capstone_dagster.logs.json_lines import configure_logging
     from capstone_dagster.settings import read_settings
-    configure_logging(read_settings(), "shipper")
+    configure_logging(read_settings(), "code-location")
     configure_logging(read_settings(), "somebody-else")
     logging.getLogger("capstone.intake").info("one", extra={"action": "message.ignored"})
     logging.getLogger("capstone.storage").debug("two")
@@ -382,21 +406,14 @@ CONFIGURED = """
 
 
 def test_a_process_s_logs_are_json_where_nobody_watches(tmp_path: Path) -> None:
-    done = run_program(CONFIGURED, tmp_path, CAPSTONE_LOG_SPOOL=str(tmp_path / "spool"))
+    done = run_program(CONFIGURED, tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(line["component"], line["level"], line["message"]) for line in shown] == [
         ("intake", "INFO", "one"),
-        ("shipper", "WARNING", "three"),
-        ("shipper", "ERROR", "failed"),
-    ]
-    kept = spooled(tmp_path / "spool")
-    assert [fields["message"] for group, fields in kept if group == "/capstone/intake"] == ["one"]
-    assert [fields["message"] for group, fields in kept if group == "/capstone/video-analysis"] == [
-        "two",
-        "three",
-        "failed",
+        ("code-location", "WARNING", "three"),
+        ("code-location", "ERROR", "failed"),
     ]
 
 
@@ -411,6 +428,7 @@ def test_a_process_s_logs_are_text_where_that_is_asked_for(tmp_path: Path) -> No
 
 RUN = """
     import logging
+    import sys
     import dagster as dg
     from capstone_dagster.logs.json_lines import configure_logging
     from capstone_dagster.settings import read_settings
@@ -420,6 +438,8 @@ RUN = """
     def work(context):
         context.log.info("At work.", extra={"action": "step.completed", "frame_count": 3})
         logging.getLogger("capstone.storage").warning("Tried again.")
+        statement = {"action": "database.statement"}
+        logging.getLogger("capstone.storage").debug("A statement took 0.2 s.", extra=statement)
         logging.getLogger("botocore").warning("A library's word.")
         known = {"failure_class": "timeout", "cause": "It took long.", "remedy": "Wait."}
         raise dg.Failure("d", metadata=known)
@@ -443,45 +463,60 @@ def python_logs() -> str:
     return yaml.safe_dump({name: shipped[name] for name in ("python_logs", "telemetry")})
 
 
-def test_a_run_s_logs_are_complete_in_the_spool_and_from_info_up_on_standard_output(tmp_path: Path) -> None:
+def test_a_run_s_logs_are_complete_from_debug_up_on_standard_output(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text(python_logs())
 
-    done = run_program(
-        RUN,
-        tmp_path,
-        DAGSTER_HOME=str(tmp_path),
-        CAPSTONE_LOG_SPOOL=str(tmp_path / "spool"),
-        CAPSTONE_LOG_FORMAT="json",
-    )
+    done = run_program(RUN, tmp_path, DAGSTER_HOME=str(tmp_path), CAPSTONE_LOG_FORMAT="json")
 
     assert done.returncode == 0, done.stderr
-    kept = [fields for _, fields in spooled(tmp_path / "spool")]
-    assert len({fields["run_id"] for fields in kept}) == 1
-    for fields in kept:
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len({fields["run_id"] for fields in shown}) == 1
+    for fields in shown:
         assert (fields["video_id"], fields["bucket"], fields["key"]) == ("v", "b", "k/x.mp4")
         assert fields["trace_id"] == "ab" * 16
-    told = [(fields["component"], fields["action"]) for fields in kept]
+    found = [(fields["component"], fields["action"]) for fields in shown]
     for line in [
         ("dagster", "run.started"),
         ("dagster", "step.started"),
         ("analysis", "step.completed"),
         ("storage", "log"),
+        ("storage", "database.statement"),
         ("code-location", "log"),
         ("dagster", "step.failed"),
         ("dagster", "run.failed"),
     ]:
-        assert told.count(line) == 1
-    by_action = {fields["action"]: fields for fields in kept}
+        assert found.count(line) == 1, line
+    by_action = {fields["action"]: fields for fields in shown}
     assert by_action["run.failed"]["failure_class"] == "timeout"
     assert by_action["run.failed"]["remedy"] == "Wait."
     assert 0 <= by_action["run.failed"]["elapsed_s"] < 60
     assert by_action["step.completed"]["frame_count"] == 3
-
-    shown = [json.loads(line) for line in done.stdout.splitlines()]
-    assert shown == [fields for fields in kept if fields["level"] != "DEBUG"]
     assert shown[-1]["action"] == "run.failed"
-    # Dagster's console would say all of it once more.
+    # Dagster's console would write all of it once more.
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("output", ["closed", "full"])
+def test_a_run_succeeds_whatever_becomes_of_its_logs(output: str, tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text(python_logs())
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(RUN + "    print('ended', file=sys.stderr)\n"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DAGSTER_HOME": str(tmp_path)}
+    with open("/dev/full", "wb") as full:
+        run = subprocess.Popen(
+            [sys.executable, str(program)],
+            env=environment | {"CAPSTONE_LOG_FORMAT": "json", "CAPSTONE_METRICS": "emf"},
+            stdout=full if output == "full" else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    if run.stdout is not None:
+        run.stdout.close()
+    assert run.stderr is not None
+    said = run.stderr.read()
+
+    assert run.wait(timeout=scaled(120)) == 0, said
+    assert said.endswith("ended\n")
 
 
 def test_a_run_s_logs_are_left_to_dagster_s_console_where_text_is_asked_for(tmp_path: Path) -> None:

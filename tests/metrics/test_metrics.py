@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ from capstone_dagster.catalog.metrics import (
 )
 from capstone_dagster.catalog.model import Metric
 from capstone_dagster.failures.classes import FailureClass
-from capstone_dagster.logs.spool import segments
 from capstone_dagster.logs.standard_output import StandardOutput
 from capstone_dagster.metrics import emission as module
 from capstone_dagster.metrics.emission import MetricRefused, Metrics
@@ -173,28 +171,9 @@ def test_metrics_never_raise_in_production(
     Metrics(read_settings()).add(metric, value, **dimensions)
 
 
-def test_metrics_that_are_off_write_nothing(stdout: Stdout, tmp_path: Path) -> None:
-    output = StandardOutput(stdout.write_end)
-    Metrics(read_settings(log_spool=str(tmp_path)), output=output).add(RUNS_STARTED)
+def test_metrics_that_are_off_write_nothing(stdout: Stdout) -> None:
+    Metrics(read_settings(), output=StandardOutput(stdout.write_end)).add(RUNS_STARTED)
     assert stdout.lines() == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_metrics_that_are_put_wait_in_the_spool(stdout: Stdout, tmp_path: Path) -> None:
-    output = StandardOutput(stdout.write_end)
-    Metrics(read_settings(metrics="put", log_spool=str(tmp_path)), output=output).add(RUNS_STARTED, 3)
-    (segment,) = segments(tmp_path)
-    (record,), _ = segment.read(0, 1 << 20, True)
-    assert json.loads(record.text)["RunsStarted"] == 3
-    assert stdout.lines() == []
-
-
-def test_metrics_without_their_spool_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    metrics = Metrics(read_settings(metrics="put"))
-    metrics.add(RUNS_STARTED)
-    metrics.add(RUNS_STARTED)
-    (record,) = [record for record in caplog.records if record.name == "capstone.metrics"]
-    assert "CAPSTONE_LOG_SPOOL" in record.getMessage()
 
 
 def test_metrics_do_not_wait_for_a_reader_that_stands_still(
@@ -216,7 +195,7 @@ def test_metrics_do_not_wait_for_a_reader_that_stands_still(
     metrics.add(RUNS_STARTED)
     started, dropped = stdout.lines()
     assert started["RunsStarted"] == 1
-    assert (dropped["TelemetryDropped"], dropped["Channel"]) == (2000 - written, "metrics")
+    assert (dropped["TelemetryDropped"], dropped["Channel"]) == (2000 - written, "stdout")
     (record,) = [record for record in caplog.records if record.name == "capstone.metrics"]
     assert "takes nothing" in record.getMessage()
 

@@ -23,7 +23,6 @@ from capstone_dagster.catalog import metrics as declared
 from capstone_dagster.failures.duplicates import doubled_work
 from capstone_dagster.intake.sensor import upload_sensor
 from capstone_dagster.run_tags import DETECTION_TAG, DUPLICATE_OF_TAG, VIDEO_SECONDS_TAG
-from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.database import Database
@@ -75,7 +74,7 @@ def aws_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Published:
-    return Published(tmp_path / "spool")
+    return Published(tmp_path / "standard-output")
 
 
 @pytest.fixture
@@ -90,10 +89,9 @@ def pipeline(
         poll_wait_s=1,
         sample_fps=1.0,
         gpu_usd_per_hour=2.5,
-        **published.settings(),
     )
     with dg.DagsterInstance.ephemeral() as instance:
-        yield Pipeline(aws, Services(settings), instance)
+        yield Pipeline(aws, published.services(settings), instance)
 
 
 def names(*sets: set[Any]) -> set[str]:
@@ -153,7 +151,7 @@ def test_metrics_of_a_gpu_are_those_of_its_pass(published: Published, tmp_path: 
             "gpu_utilization_percent": 71.0,
         }
     )
-    services = Services(read_settings(gpu_usd_per_hour=2.5, **published.settings()))
+    services = published.services(gpu_usd_per_hour=2.5)
     measure_pass(done, services)
     assert published.names() == names(OF_A_PASS, OF_A_GPU) - names(
         {declared.MODEL_LOAD_TIME, declared.DUPLICATE_JOBS}
@@ -169,7 +167,7 @@ def test_metrics_of_a_gpu_are_those_of_its_pass(published: Published, tmp_path: 
 
 
 def test_metrics_of_a_gpu_count_what_came_to_nothing(published: Published) -> None:
-    services = Services(read_settings(gpu_usd_per_hour=3600.0, **published.settings()))
+    services = published.services(gpu_usd_per_hour=3600.0)
     with pytest.raises(RuntimeError), failed_pass_measured("cuda:0", services):
         raise RuntimeError("the GPU failed")
     with failed_pass_measured("cuda:0", services):
@@ -182,7 +180,7 @@ def test_metrics_of_a_gpu_count_what_came_to_nothing(published: Published) -> No
 def test_metrics_of_a_database_that_is_away(pipeline: Pipeline, published: Published, clip: Path) -> None:
     upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
     nowhere = {"database_url": None, "postgres_host": "127.0.0.1", "postgres_port": 1}
-    cut_off = Services(pipeline.services.settings.model_copy(update=nowhere))
+    cut_off = published.services(pipeline.services.settings.model_copy(update=nowhere))
     assert not pipeline.run(upload, services=cut_off).success
     # Progress once, then publishing: the first try and three more.
     assert published.values(declared.DATABASE_RETRIES) == [1, 1, 1]
@@ -192,7 +190,7 @@ def test_metrics_of_a_database_that_is_away(pipeline: Pipeline, published: Publi
 
 
 def test_metrics_count_each_time_that_the_database_does_not_answer(published: Published) -> None:
-    services = Services(read_settings(postgres_host="127.0.0.1", postgres_port=1, **published.settings()))
+    services = published.services(postgres_host="127.0.0.1", postgres_port=1)
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable):
             services.database.ping()
@@ -202,7 +200,7 @@ def test_metrics_count_each_time_that_the_database_does_not_answer(published: Pu
 
 
 def test_metrics_count_what_s3_forbids(aws: Aws, published: Published) -> None:
-    services = Services(read_settings(**published.settings()))
+    services = published.services()
     aws.client("s3").put_object(Bucket="capstone-raw", Key="a.mp4", Body=b"x")
 
     def forbid(request: Any, **more: Any) -> AWSResponse | None:

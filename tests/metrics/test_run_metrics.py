@@ -5,7 +5,6 @@ from pathlib import Path
 from capstone_dagster.catalog import metrics as declared
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.verdicts import Cause, Outcome, Verdict
-from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.runs import publish
 from capstone_dagster.settings import read_settings
 from tests.support.published import Published
@@ -17,8 +16,8 @@ def ended(outcome: Outcome, failure: FailureClass | None = None, wasted_s: float
 
 
 def test_metrics_count_runs_by_outcome_and_class_and_what_was_wasted(tmp_path: Path) -> None:
-    published = Published(tmp_path / "spool")
-    metrics = Metrics(read_settings(**published.settings()))
+    published = Published(tmp_path / "standard-output")
+    metrics = published.metrics(read_settings())
 
     publish(metrics, 0, [])
     publish(

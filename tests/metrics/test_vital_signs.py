@@ -23,6 +23,7 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
 from capstone_dagster.catalog import metrics as declared
@@ -30,7 +31,6 @@ from capstone_dagster.catalog.model import Metric
 from capstone_dagster.definitions import defs
 from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
 from capstone_dagster.intake.queue import UploadQueue
-from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.vital_signs import Memory, observe, vital_signs_sensor
 from capstone_dagster.metrics.waiting_messages import Queues
 from capstone_dagster.run_tags import VIDEO_SECONDS_TAG
@@ -55,9 +55,9 @@ class Onlooker:
 
     def __init__(self, instance: dg.DagsterInstance, folder: Path, **settings: Any) -> None:
         self.instance = instance
-        self.published = Published(folder / "spool")
-        self.settings: Settings = read_settings(**self.published.settings(), **settings)
-        self.metrics = Metrics(self.settings)
+        self.published = Published(folder / "standard-output")
+        self.settings: Settings = read_settings(**settings)
+        self.metrics = self.published.metrics(self.settings)
         self.started = time.time() - 1
         self.cursor = Memory(since=self.started).to_cursor()
         self.unseen: list[str] = []
@@ -276,3 +276,24 @@ def test_metrics_are_published_by_the_sensor_while_event_store_and_queue_are_awa
     second = tick(first.cursor)
     assert "queues" in str(second.skip_message)
     assert onlooker.values(declared.RUNS_QUEUED) == [0, 0]
+
+
+@pytest.mark.parametrize(("age_s", "beats"), [(20.0, [1]), (400.0, [])])
+def test_metrics_have_a_heartbeat_while_every_loop_of_the_daemon_works(
+    onlooker: Onlooker, age_s: float, beats: list[float]
+) -> None:
+    loops = sorted(onlooker.instance.get_required_daemon_types())
+    at = onlooker.started + 10.0
+    for name in loops:
+        onlooker.instance.add_daemon_heartbeat(DaemonHeartbeat(at, name, "id", []))
+    onlooker.instance.add_daemon_heartbeat(DaemonHeartbeat(at - age_s, loops[-1], "id", []))
+
+    onlooker.look(after_s=10.0)
+
+    assert onlooker.values(declared.HEARTBEAT, Service="daemon") == beats
+
+
+def test_metrics_have_no_heartbeat_of_a_daemon_that_has_never_run(onlooker: Onlooker) -> None:
+    onlooker.look()
+
+    assert onlooker.values(declared.HEARTBEAT) == []

@@ -1,24 +1,24 @@
 """What the pipeline writes, for tests of those who read it: uploads, ticks and runs in their own process.
 
-`record` runs this file as a program on a local stack without a daemon, and collects the lines that it left in
-the spool and on standard output, which awslogs carries.
+`record` runs this file as a program on a local stack without a daemon, and collects the lines that it wrote
+to standard output, each with the group that awslogs would carry it to.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capstone_dagster.catalog.log_groups import BATCH_JOB
-from capstone_dagster.logs.spool import segments
+from capstone_dagster.local.awslogs import group_of
 from tests.support.waiting import scaled
 
 GOOD, BROKEN, FORBIDDEN = "gate/20250526_193726.mp4", "gate/broken.mp4", "yard/forbidden.mp4"
@@ -47,13 +47,10 @@ def record(clip: Path, model_cache: Path) -> list[Written]:
 
     # Not below pytest's own folder: run as root PostgreSQL is another user, who may not enter there.
     with tempfile.TemporaryDirectory(prefix="capstone-test-") as folder:
-        spool = Path(folder) / "spool"
         with local_stack(Path(folder) / "stack", with_dagster=False) as stack:
             environment = {
                 **join_environment(stack.environment),
-                "CAPSTONE_LOG_SPOOL": str(spool),
                 "CAPSTONE_LOG_FORMAT": "json",
-                "CAPSTONE_METRICS": "put",
                 "CAPSTONE_MODEL_CACHE": str(model_cache),
                 "CAPSTONE_SAMPLE_FPS": "1",
                 "CAPSTONE_POLL_WAIT_S": "1",
@@ -68,14 +65,9 @@ def record(clip: Path, model_cache: Path) -> list[Written]:
                 check=False,
             )
         assert done.returncode == 0, done.stderr[-4000:]
-        spooled = [
-            Written(segment.group_name, each.text)
-            for segment in segments(spool)
-            for each in segment.read(0, 1 << 30, finished=True)[0]
-        ]
-    printed = [Written(BATCH_JOB.name, line) for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = [Written(group_of(line, "dagster-code-server") or "", line) for line in done.stdout.splitlines()]
     # Metrics travel the same way; they are no lines.
-    return [line for line in spooled + printed if "_aws" not in line.fields]
+    return [line for line in lines if line.text.startswith("{") and "_aws" not in line.fields]
 
 
 # --- the program ---
@@ -87,8 +79,8 @@ def main(clip: Path) -> None:
     from capstone_dagster.definitions import defs, services
     from capstone_dagster.intake.sensor import upload_sensor
     from capstone_dagster.logs.forwarding import beginning, forward
-    from capstone_dagster.logs.json_lines import shared_spool
     from capstone_dagster.logs.redaction import Redaction
+    from capstone_dagster.logs.standard_output import standard_output
 
     services.database.migrate()
     services.s3.put_object(
@@ -125,15 +117,18 @@ def main(clip: Path) -> None:
                 assert time.monotonic() < give_up, "waited in vain for the uploads' messages"
                 for request in tick().run_requests or []:
                     requests[request.tags["capstone/s3_uri"].removeprefix("s3://capstone-raw/")] = request
-        with _a_gpu_with(used_mb=3174, total_mb=81920):
+
+        def wait_for_the_database() -> None:
+            import sqlalchemy as sa
+
+            with services.database.engine.connect() as connection:
+                connection.execute(sa.text("SELECT pg_sleep(:seconds)"), {"seconds": 0.2})
+
+        with _a_gpu_with(used_mb=3174, total_mb=81920, meanwhile=wait_for_the_database):
             good = run(requests[GOOD])
         # As a launcher and run monitoring do it, past every handler of the run.
         instance.report_engine_event(MONITORING, dagster_run=good)
         run(requests[BROKEN])
-        with services.database.engine.connect() as connection:
-            import sqlalchemy as sa
-
-            connection.execute(sa.text("SELECT pg_sleep(:seconds)"), {"seconds": 0.2})
         with _an_event_store_that_is_away(services):
             run(requests[GOOD])
             try:
@@ -141,9 +136,7 @@ def main(clip: Path) -> None:
             except Exception as error:
                 assert "does not answer" in str(error), error  # noqa: PT017
         # What Dagster records beside the runs' own lines; those of the runs are not told again.
-        spool = shared_spool(services.settings)
-        assert spool is not None
-        forward(instance, beginning(instance), spool, Redaction())
+        forward(instance, beginning(instance), standard_output(), Redaction())
 
 
 @contextmanager
@@ -168,8 +161,12 @@ def _forbidden(s3: Any, key: str) -> Iterator[None]:
 
 
 @contextmanager
-def _a_gpu_with(used_mb: float, total_mb: float) -> Iterator[None]:
-    """A stand-in for the driver's reading: the detector that runs, asked by the code that asks a GPU's."""
+def _a_gpu_with(used_mb: float, total_mb: float, meanwhile: Callable[[], None]) -> Iterator[None]:
+    """A stand-in for the driver's reading: the detector that runs, asked by the code that asks a GPU's.
+
+    Args:
+        meanwhile: what the run does at the first reading.
+    """
     from capstone_dagster.analysis.detection import openvino_detector
     from capstone_dagster.analysis.detection.device import GpuState
 
@@ -181,7 +178,14 @@ def _a_gpu_with(used_mb: float, total_mb: float) -> Iterator[None]:
         and each.__module__ == openvino_detector.__name__
     ]
     real = kind.gpu_state
-    kind.gpu_state = lambda self: GpuState(used_mb, total_mb, 50.0)
+    readings = itertools.count()
+
+    def read(self: Any) -> GpuState:
+        if next(readings) == 0:
+            meanwhile()
+        return GpuState(used_mb, total_mb, 50.0)
+
+    kind.gpu_state = read
     try:
         yield
     finally:

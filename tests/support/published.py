@@ -1,41 +1,45 @@
-"""Metrics that a test lets the code publish, read back from the spool."""
+"""Metrics that a test lets the code publish, read back from the lines that it wrote."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from capstone_dagster.catalog.model import Metric
-from capstone_dagster.logs.spool import segments
+from capstone_dagster.logs.standard_output import StandardOutput
+from capstone_dagster.metrics.emission import Metrics
+from capstone_dagster.services import Services
+from capstone_dagster.settings import Settings, read_settings
 
 
-@dataclass(frozen=True)
 class Published:
-    """What was left in a spool by CAPSTONE_METRICS=put."""
+    """A file in place of standard output, and what metrics left there."""
 
-    folder: Path
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("ab") as file:
+            self._output = StandardOutput(file.fileno())
 
-    def settings(self) -> dict[str, Any]:
-        """What has metrics published here."""
-        return {"metrics": "put", "log_spool": str(self.folder)}
+    def metrics(self, settings: Settings) -> Metrics:
+        """Metrics that write here."""
+        return Metrics(settings.model_copy(update={"metrics": "emf"}), self._output)
+
+    def services(self, settings: Settings | None = None, **given: Any) -> Services:
+        """Services whose metrics write here."""
+        settings = settings or read_settings(**given)
+        return Services(settings, self.metrics(settings))
 
     def lines(self) -> list[Mapping[str, Any]]:
         """Every line of metrics, oldest first."""
-        return [
-            json.loads(record.text)
-            for segment in segments(self.folder)
-            for record in segment.read(0, 1 << 24, True)[0]
-            if '"_aws"' in record.text
-        ]
+        return [json.loads(line) for line in self._path.read_text().splitlines()]
 
     def names(self) -> set[str]:
         """The names of the metrics that were published."""
         return {
-            told["Name"]
+            metric["Name"]
             for line in self.lines()
             for about in line["_aws"]["CloudWatchMetrics"]
-            for told in about["Metrics"]
+            for metric in about["Metrics"]
         }
 
     def values(self, metric: Metric, **dimensions: str) -> list[float]:

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from capstone_dagster.catalog.composites import composites
+from capstone_dagster.catalog.log_groups import BATCH_JOB
 from capstone_dagster.catalog.model import Alarm, AnomalyAlarm, Dashboard, LogGroup, SavedQuery
 
 from . import alarms as render
 from .dashboards import as_json, widgets
+from .deployment import DEPLOYMENT, log_group_name
 from .template import Function, dump, sub, with_functions
 
 # The same condition as in application.yaml. Conditions cannot be imported; they read parameters only.
 _HAS_ADDRESS = "HasAddress"
+_JOB_LOG_GROUP = "JobLogGroup"
 _RENDERED = "# Rendered by `make docs` from capstone_dagster/catalog: change it there.\n"
 
 Resource = dict[str, Any]
@@ -27,15 +30,34 @@ def logs_template(groups: Iterable[LogGroup]) -> str:
             "Type": "AWS::Logs::LogGroup",
             "DeletionPolicy": "Delete",
             "UpdateReplacePolicy": "Delete",
-            "Properties": {"LogGroupName": group.name, "RetentionInDays": group.retention_days},
+            "Properties": {
+                "LogGroupName": Function("Ref", _JOB_LOG_GROUP) if group == BATCH_JOB else group.name,
+                "RetentionInDays": group.retention_days,
+            },
         }
         for group in groups
     }
+    body = {
+        "Parameters": {
+            _JOB_LOG_GROUP: {
+                "Type": "String",
+                "Default": BATCH_JOB.name,
+                "AllowedPattern": r"^[\w./#-]{1,512}$",
+                "Description": "Log group of the jobs' history; another where the account has this one.",
+            }
+        },
+        "Resources": resources,
+        "Outputs": {
+            _JOB_LOG_GROUP: {
+                "Value": Function("Ref", _JOB_LOG_GROUP),
+                "Export": {"Name": DEPLOYMENT["job_log_group"].export},
+            }
+        },
+    }
     return (
         _header("Capstone 2/6, log groups: where everything is written, and for how many days it is kept.")
-        + "# Groups that nobody declares are made by whoever writes first, and kept for ever. Their names\n"
-        "# are those that the code and its operators know, so that there is one deployment for each\n"
-        "# account and region.\n\n" + dump({"Resources": resources})
+        + "# An undeclared group is made by its first writer and kept for ever. The code and its operators\n"
+        "# know these names, so that there is one deployment for each account and region.\n\n" + dump(body)
     )
 
 
@@ -67,7 +89,7 @@ def observability_template(
     for query in queries:
         properties = {
             "Name": f"capstone/{query.name}",
-            "LogGroupNames": list(query.groups),
+            "LogGroupNames": [log_group_name(name) for name in query.groups],
             "QueryString": query.text,
         }
         declared.append((f"{_logical_id(query.name)}Query", _resource("Logs::QueryDefinition", properties)))

@@ -18,6 +18,8 @@ from capstone_dagster.catalog.model import (
     Words,
 )
 
+from .deployment import log_group_name
+
 COLUMNS = 24
 # The colours of a traffic light, in shades that CloudWatch uses itself.
 _COLORS = {"target": "#2ca02c", "warning": "#ff7f0e", "critical": "#d62728"}
@@ -79,7 +81,7 @@ def _widget(widget: Graph | LogTable | Words) -> tuple[str, dict[str, Any]]:
         case Graph():
             return "metric", _graph(widget)
         case LogTable():
-            sources = " | ".join(f"SOURCE '{name}'" for name in widget.query.groups)
+            sources = " | ".join(f"SOURCE '{log_group_name(name)}'" for name in widget.query.groups)
             query = f"{sources} | {widget.query.text}"
             return "log", {"title": widget.title, "region": "${region}", "view": "table", "query": query}
         case Words():

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from capstone_dagster.catalog.log_groups import BATCH_JOB
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -40,9 +42,15 @@ DEPLOYMENT: Mapping[str, Known] = {
     "database_storage_gib": Known(parameter="DatabaseStorageGiB"),
     "upload_queue": Known("capstone-upload-queue"),
     "dead_letter_queue": Known("capstone-dead-letter-queue"),
+    "job_log_group": Known("capstone-job-log-group"),
 }
 
 OPEN_NAME = re.compile(r"\$\{(\w+)\}")
+
+
+def log_group_name(name: str) -> str:
+    """A log group as templates refer to it: accounts that have used Batch own `/aws/batch/job` already."""
+    return "${job_log_group}" if name == BATCH_JOB.name else name
 
 
 def open_names(value: Any) -> tuple[str, ...]:
