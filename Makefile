@@ -22,7 +22,7 @@ SHOW_PIP = /^Collecting/ { n++; if (n % 20 == 0) { print "  " n " packages fetch
 	/^Installing collected/ { print "  " n " packages fetched, unpacking them"; fflush() }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev torch test examples soak bench image image-test lint docs lock clean
+.PHONY: help demo dev torch test examples soak fuzz bench image image-test lint docs lock clean
 
 help:  ## show this list
 	@echo "make demo                    one video's whole way on this machine: upload to events (VIDEO=path for yours)"
@@ -31,6 +31,7 @@ help:  ## show this list
 	@echo "make test                    the whole test suite"
 	@echo "make examples                the tests of docs/examples/, as docs/testing.md shows them"
 	@echo "make soak                    10,000 messages with crashes at every point of intake, many seeds: some minutes"
+	@echo "make fuzz                    decode randomly damaged videos: ten minutes (SECONDS=60 SEED=1)"
 	@echo "make bench                   speed, memory and accuracy of the engine into bench/RESULTS.md: some minutes"
 	@echo "make image                   the container image, by docker, podman or buildah; see docs/container.md"
 	@echo "make image-test              build it without a registry and work in it: root, buildah, 30 GB of disk"
@@ -73,6 +74,9 @@ examples: $(DEV)
 
 soak: $(DEV)
 	@$(BIN)/python -m tests.intake.soak --messages 10000 --seeds 1 2 3 4 5 --minutes 20
+
+fuzz: $(DEV)
+	@$(BIN)/python -m tests.analysis.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)
 
 # Real footage, where CAPSTONE_TEST_DATA names it, for what synthetic scenes cannot tell.
 FOOTAGE = $(CAPSTONE_TEST_DATA)/data/eval/vtest
