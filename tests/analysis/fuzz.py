@@ -1,4 +1,4 @@
-"""Mutates videos of six containers at random and decodes them: nothing may crash, hang, or fail without a class.
+"""Damages videos of six containers at random and decodes them: none may crash, hang or lack a class.
 
 `python -m tests.analysis.fuzz --seconds 600 --seed 1`; `make fuzz` does. Each outcome is a decoded video or
 `UndecodableVideo`; whatever else comes is kept in `--keep` with the seed that made it.
@@ -47,7 +47,9 @@ class Outcomes:
     unclassified: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        counts = f"{len(self.crashes)} crashes, {len(self.hangs)} hangs, {len(self.unclassified)} unclassified"
+        counts = (
+            f"{len(self.crashes)} crashes, {len(self.hangs)} hangs, {len(self.unclassified)} unclassified"
+        )
         return f"fuzz: {self.files} files, {counts}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import av.error
 import numpy as np
 import pytest
@@ -151,6 +153,20 @@ def test_who_holds_on_to_pictures_gets_copies_and_no_picture_changes(make_clip: 
         assert ours.image is not None
         assert theirs.image is not None
         assert np.array_equal(ours.image, theirs.image)
+
+
+def test_decoded_frames_are_freed_at_once(make_clip: MakeClip) -> None:
+    """Each is megabytes of memory that Python's garbage collector does not see, and so does not hurry for."""
+    file = VideoFile(make_clip("a.mp4", STEADY))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in file.frames(sample_fps=0):
+            pass
+        kept = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert kept < 10
 
 
 def test_reading_may_end_at_any_frame(make_clip: MakeClip) -> None:

@@ -146,7 +146,8 @@ class BgrReader:
 
     def __init__(self, first: av.VideoFrame, pixel_aspect: Fraction | None) -> None:
         """`pixel_aspect` is a coded pixel's width by its height; None where the file says nothing."""
-        self._geometry = _Geometry.of(first, pixel_aspect)
+        self._seen: dict[tuple[int, int, int, Fraction | None], _Geometry] = {}
+        self._geometry = self._geometry_of(first, pixel_aspect)
         self.width, self.height = self._geometry.upright
         self.size_changes = 0
         self._to_bgr = VideoReformatter()
@@ -157,7 +158,7 @@ class BgrReader:
         A picture of another shape than the first is scaled to fit, in the middle of black, so that nobody is
         squeezed and boxes stay comparable.
         """
-        geometry = _Geometry.of(frame, pixel_aspect)
+        geometry = self._geometry_of(frame, pixel_aspect)
         if geometry != self._geometry:
             self._geometry = geometry
             self.size_changes += 1
@@ -180,6 +181,13 @@ class BgrReader:
             canvas[:] = 0
         canvas[top : top + fitted[1], left : left + fitted[0]] = image
         return canvas
+
+    def _geometry_of(self, frame: av.VideoFrame, pixel_aspect: Fraction | None) -> _Geometry:
+        # A frame whose side data was read lives until the garbage collector finds it: read it seldom.
+        key = frame.width, frame.height, frame.rotation, pixel_aspect
+        if key not in self._seen:
+            self._seen[key] = _Geometry.of(frame, pixel_aspect)
+        return self._seen[key]
 
 
 @dataclass(frozen=True, slots=True)
