@@ -196,6 +196,11 @@ class Settings(BaseSettings):
         description="Intake pauses itself when so many uploads in a row have failed for one systemic reason.",
     )
 
+    source_buckets: CommaSeparated = Field(
+        default=(),
+        description="Buckets that messages may name, separated by commas; without it CAPSTONE_RAW_BUCKET, "
+        "and any bucket where that is not set either.",
+    )
     key_prefix: str = Field(default="", description="Only keys under this prefix are analysed.")
     key_suffixes: CommaSeparated = Field(
         default=(
@@ -231,7 +236,7 @@ class Settings(BaseSettings):
         "camera. The default takes the first folder.",
     )
     recorded_at_pattern: str = Field(
-        default=r"(?P<recorded_at>(?:19|20)\d{6}[_-]?\d{6})",
+        default=r"(?<!\d)(?P<recorded_at>(?:19|20)\d{6}(?:[_-]\d{6}|\d{6}(?!\d)))",
         description="Regular expression searched in the file's name for a local time as in 20250526_193726.",
     )
 
@@ -293,7 +298,7 @@ class Settings(BaseSettings):
         "materialisations and checks stay.",
     )
 
-    @field_validator("labels", "key_suffixes", "request_models", mode="before")
+    @field_validator("labels", "key_suffixes", "request_models", "source_buckets", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

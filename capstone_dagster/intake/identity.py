@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from capstone_dagster.storage.sources import SourceObject
 
 
+# Google's camera names files by universal time, all others by the clock on the wall.
+_NAMED_IN_UTC = "PXL_"
+
+
 def upload_id(source: SourceObject) -> str:
     """One upload of one object: 64 hex digits over bucket, key, version, ETag and Last-Modified."""
     modified = source.last_modified.astimezone(UTC).isoformat()
@@ -32,12 +36,13 @@ def run_key(upload: str, request: AnalysisRequest, message_id: str) -> str:
     """The key of the one run that a request asks for: 32 hex digits.
 
     Plain requests for one upload share it. One that asks for another model or sampling has its own, and a
-    forced one is as unique as its message.
+    forced one is as unique as its message, and so is that of an object restored from an archive.
     """
     asked = (request.model or "", "" if request.sample_fps is None else repr(float(request.sample_fps)))
-    if not any(asked) and not request.force:
+    alone = request.force or request.restored
+    if not any(asked) and not alone:
         return upload[:32]
-    return _digest(upload, *asked, message_id if request.force else "")[:32]
+    return _digest(upload, *asked, message_id if alone else "")[:32]
 
 
 def video_id(bucket: str, key: str) -> str:
@@ -91,13 +96,17 @@ def _recorded_at(
         else:
             if 1970 <= time.year <= 2100:
                 return time, "metadata"
-    named = _search(settings.recorded_at_pattern, PurePosixPath(source.key).name, "recorded_at")
+    name = PurePosixPath(source.key).name
+    named = _search(settings.recorded_at_pattern, name, "recorded_at")
     if named is not None:
         digits = re.sub(r"\D", "", named)
+        in_utc = name.startswith(_NAMED_IN_UTC)
         try:
-            return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=zone), "name"
+            moment = datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC if in_utc else zone)
         except ValueError:
             pass  # digits that are no date, such as month 13
+        else:
+            return moment, "name:utc" if in_utc else "name"
     return None, None
 
 

@@ -7,6 +7,7 @@ end's own request. Whatever else arrives is malformed, with the reason.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,6 +36,8 @@ class AnalysisRequest:
         priority: Dagster's run priority, higher first.
         sample_fps, model: asked for in place of the configured ones.
         force: analyse even what was analysed before.
+        restored: the object came back from an archive, so that a run that failed for this is done again.
+        may_precede: a back end asked, perhaps before the upload.
         traceparent: W3C trace context of the upload.
     """
 
@@ -49,6 +52,8 @@ class AnalysisRequest:
     model: str | None = None
     force: bool = False
     traceparent: str | None = None
+    restored: bool = False
+    may_precede: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +79,20 @@ class ParsedMessage:
 
 @dataclass(frozen=True, slots=True)
 class KeyFilter:
-    """Which keys are videos: those under a prefix that end in one of the suffixes, whatever their case."""
+    """Which keys are videos: those under a prefix that end in one of the suffixes, whatever their case.
+
+    Attributes:
+        buckets: those that may be named; none means any.
+    """
 
     prefix: str = ""
     suffixes: tuple[str, ...] = field(default=())
+    buckets: frozenset[str] = frozenset()
+
+    def check_bucket(self, bucket: str) -> None:
+        """Raises `ValueError` for a bucket that is not ours."""
+        if self.buckets and bucket not in self.buckets:
+            raise ValueError(f"bucket {bucket!r} is none of {', '.join(sorted(self.buckets))}")
 
     def reason_to_ignore(self, key: str) -> str | None:
         """Why a key is none of ours, or None if it is."""
@@ -87,6 +102,11 @@ class KeyFilter:
             return f"key {key!r} does not end in one of {', '.join(self.suffixes)}"
         return None
 
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
+_RESTORED = "ObjectRestore:Completed"
+_CLOUDTRAIL = "AWS API Call via CloudTrail"
+_UPLOADING_CALLS = ("PutObject", "CopyObject", "CompleteMultipartUpload", "PostObject")
 
 # Python refuses to read integers of more than 4,300 digits by a plain ValueError.
 _UNREADABLE = (ValueError, RecursionError)
@@ -136,13 +156,15 @@ def _parse_records(records: Any, body: str, keys: KeyFilter) -> ParsedMessage:
             if record["eventSource"] != "aws:s3":
                 raise ValueError(f"eventSource is {record['eventSource']!r}, expected 'aws:s3'")
             # S3 encodes keys as HTML forms do: a space arrives as a plus.
-            request = _object_request(bucket, unquote_plus(_text(key, "key"), errors="strict"), version_id)
+            key = unquote_plus(_text(key, "key"), errors="strict")
+            kind = str(name).removeprefix("s3:")
+            request = _object_request(bucket, key, version_id, keys, restored=kind == _RESTORED)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             # ASCII, because half a surrogate pair is JSON but no text that a queue takes.
             part = json.dumps({"Records": [record]})
             malformed.append(Malformed(f"not a record of S3: {_reason(error)}", part))
             continue
-        if not str(name).removeprefix("s3:").startswith("ObjectCreated:"):
+        if not kind.startswith("ObjectCreated:") and kind != _RESTORED:
             ignored.append(f"event {name!r} is not an upload")
         elif reason := keys.reason_to_ignore(request.key):
             ignored.append(reason)
@@ -152,16 +174,44 @@ def _parse_records(records: Any, body: str, keys: KeyFilter) -> ParsedMessage:
 
 
 def _parse_eventbridge(content: Mapping[str, Any], body: str, keys: KeyFilter) -> ParsedMessage:
-    if content.get("detail-type") != "Object Created":
-        return ParsedMessage(ignored=(f"event {content.get('detail-type')!r} is not an upload",))
+    kind = content.get("detail-type")
+    if kind == _CLOUDTRAIL:
+        return _parse_cloudtrail(content, body, keys)
+    if kind not in ("Object Created", "Object Restore Completed"):
+        if isinstance(kind, str) and kind.startswith("Object "):
+            return ParsedMessage(ignored=(f"event {kind!r} is not an upload",))
+        return _malformed(f"not an event about an S3 object: detail-type is {kind!r}", body)
     try:
         item = content["detail"]["object"]
         # EventBridge gives keys as they are.
         request = _object_request(
-            content["detail"]["bucket"]["name"], _text(item["key"], "key"), item.get("version-id")
+            content["detail"]["bucket"]["name"],
+            _text(item["key"], "key"),
+            item.get("version-id"),
+            keys,
+            restored=kind != "Object Created",
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return _malformed(f"not an S3 event of EventBridge: {_reason(error)}", body)
+    if reason := keys.reason_to_ignore(request.key):
+        return ParsedMessage(ignored=(reason,))
+    return ParsedMessage(requests=(request,))
+
+
+def _parse_cloudtrail(content: Mapping[str, Any], body: str, keys: KeyFilter) -> ParsedMessage:
+    """A rule on API calls, as CloudTrail records them, in place of S3's own events."""
+    try:
+        detail = content["detail"]
+        call, failed = detail["eventName"], detail.get("errorCode")
+        if call not in _UPLOADING_CALLS or failed:
+            what = f"call {call!r}" + (f" that failed ({failed})" if failed else "")
+            return ParsedMessage(ignored=(f"{what} is not an upload",))
+        asked, answered = detail["requestParameters"], detail.get("responseElements") or {}
+        request = _object_request(
+            asked["bucketName"], _text(asked["key"], "key"), answered.get("x-amz-version-id"), keys
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _malformed(f"not an upload that CloudTrail recorded: {_reason(error)}", body)
     if reason := keys.reason_to_ignore(request.key):
         return ParsedMessage(ignored=(reason,))
     return ParsedMessage(requests=(request,))
@@ -219,7 +269,7 @@ def _parse_request(content: Mapping[str, Any], body: str, keys: KeyFilter) -> Pa
         # A number for a date would be taken as seconds since 1970, which nobody means.
         if isinstance(content.get("recorded_at"), (int, float)):
             raise ValueError("recorded_at: expected a date and time as in 2026-01-22T14:23:15+09:00")
-        _object_request(asked.bucket, asked.key, None)
+        _object_request(asked.bucket, asked.key, None, keys)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
@@ -241,17 +291,30 @@ def _parse_request(content: Mapping[str, Any], body: str, keys: KeyFilter) -> Pa
         model=asked.model,
         force=asked.force,
         traceparent=asked.traceparent,
+        may_precede=True,
     )
     return ParsedMessage(requests=(request,))
 
 
-def _object_request(bucket: Any, key: str, version_id: Any) -> AnalysisRequest:
+def _object_request(
+    bucket: Any, key: str, version_id: Any, keys: KeyFilter, *, restored: bool = False
+) -> AnalysisRequest:
+    # boto3 would take an access point's ARN for another host's name.
+    if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket) or ".." in bucket:
+        raise ValueError(f"bucket name: expected 3 to 63 of a-z, 0-9, dot and hyphen, found {_shown(bucket)}")
+    keys.check_bucket(bucket)
     # PostgreSQL has no NUL in texts, and S3 takes at most 1,024 bytes for a key.
     if "\0" in key or not 1 <= len(key.encode()) <= 1024:
         raise ValueError("key: expected 1 to 1,024 bytes without NUL")
     if version_id is not None:
         version_id = _text(version_id, "version id")
-    return AnalysisRequest(bucket=_text(bucket, "bucket name"), key=key, version_id=version_id or None)
+        if len(version_id) > 1024 or "\0" in version_id:
+            raise ValueError("version id: expected at most 1,024 characters without NUL")
+    return AnalysisRequest(bucket=bucket, key=key, version_id=version_id or None, restored=restored)
+
+
+def _shown(value: Any) -> str:
+    return repr(value[:100]) if isinstance(value, str) else _kind(value)
 
 
 def _text(value: Any, what: str) -> str:

@@ -33,6 +33,7 @@ from capstone_dagster.storage.database import RefusedByDatabase
 from capstone_dagster.storage.errors import (
     DatabaseUnavailable,
     PermissionDenied,
+    SourceArchived,
     SourceForbidden,
     SourceMissing,
     StorageError,
@@ -45,6 +46,9 @@ from capstone_dagster.storage.videos import record_upload
 # is bounded by the number of messages and takes a few seconds.
 _RECEIVE_BUDGET_S = 25.0
 _IDENTIFY_BUDGET_S = 32.0
+# A back end's request may come before its object: the message stays for the upload, whose id, camera and time
+# it has. Less than 20 deliveries at 180 s, after which it would be a dead letter.
+_AWAITED_S = 45 * 60.0
 # The queue's visibility time-out is 180 s: a receipt older than this is not worth keeping.
 _RECEIPT_LIFE_S = 170.0
 
@@ -137,7 +141,8 @@ class Tick:
     def understand(self, messages: Sequence[ReceivedMessage]) -> None:
         """Sort messages into: acknowledged at once, left in the queue, and waiting for a run."""
         settings = self._services.settings
-        keys = KeyFilter(settings.key_prefix, settings.key_suffixes)
+        buckets = settings.source_buckets or filter(None, (settings.raw_bucket,))
+        keys = KeyFilter(settings.key_prefix, settings.key_suffixes, frozenset(buckets))
         parsed = [(message, parse_message(message.body, keys)) for message in messages]
         asked = [request for _, content in parsed for request in content.requests]
         answers = look_up(asked, self._services, self._started + _IDENTIFY_BUDGET_S)
@@ -155,7 +160,7 @@ class Tick:
                 request_id=message.request_id,
             )
             item.rejected += [(part.reason, part.body) for part in content.malformed]
-            complete = True
+            complete, before = True, self.counts.awaited
             for request in content.requests:
                 answer = next(answers)
                 if reason := unwanted_model(request, settings):
@@ -165,13 +170,19 @@ class Tick:
                     upload = answer()
                     self._services.database.transact(record_upload, upload, stated=_stated(request))
                 except SourceMissing as error:
+                    if request.may_precede and time.time() - message.sent_ms / 1000 < _AWAITED_S:
+                        complete = False
+                        self.counts.awaited += 1
+                        awaited = f"{error} Its request stays in the queue for the upload to come."
+                        tell(logging.INFO, awaited, action="upload.awaited", **of_message(message))
+                        continue
                     self.counts.vanished += 1
                     left = f"{error} Its message is acknowledged."
                     self._warn(left, "upload.vanished", error, request, message)
                 except RefusedByDatabase as error:
                     # The database answers and will not have this upload, now or ever.
                     item.rejected.append((str(error), message.body))
-                except (SourceForbidden, PermissionDenied, StorageUnavailable) as error:
+                except (SourceForbidden, SourceArchived, PermissionDenied, StorageUnavailable) as error:
                     complete = False
                     self._why_left = error
                     left = f"{error} Its message stays in the queue."
@@ -183,7 +194,7 @@ class Tick:
             self.counts.malformed += len(item.rejected)
             if complete:
                 waiting.append(item)
-            else:
+            elif self.counts.awaited == before:
                 self.counts.left += 1
         self._settle(waiting)
 

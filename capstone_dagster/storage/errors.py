@@ -41,6 +41,12 @@ class SourceForbidden(StorageError):
     failure_class = "source-forbidden"
 
 
+class SourceArchived(StorageError):
+    """The uploaded video is in an archive, or encrypted by a key that is disabled: restore it."""
+
+    failure_class = "source-archived"
+
+
 class SourceChanged(StorageError):
     """The object is not the upload that was asked for: it was overwritten in between."""
 
@@ -108,6 +114,16 @@ def _in_our_words(error: BaseException, url: str, *, source: bool) -> StorageErr
                 "never there: upload it again."
             )
         return ObjectNotFound(f"There is no object {url} (S3 answered {code} to {operation}).")
+    if source and code == "InvalidObjectState":
+        return SourceArchived(
+            f"The video {url} is in an archive (S3 answered {code} to {operation}). Restore the object: a "
+            "completed restore is analysed like an upload."
+        )
+    if source and code.startswith("KMS."):
+        return SourceArchived(
+            f"The key that the video {url} is encrypted by cannot be used ({code} to {operation}). Enable "
+            "the KMS key, then re-execute the run."
+        )
     if code in _FORBIDDEN:
         remedy = f"Grant this role s3:{'GetObject' if operation == 'HeadObject' else operation} on it."
         kind = SourceForbidden if source else PermissionDenied

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from typing import TYPE_CHECKING
 
 from capstone_dagster.storage.errors import explained
@@ -61,8 +63,18 @@ def head_source(client: S3Client, bucket: str, key: str, version_id: str | None 
         etag=answer["ETag"].strip('"'),
         size_bytes=answer["ContentLength"],
         last_modified=answer["LastModified"],
-        metadata={name.lower(): value for name, value in answer.get("Metadata", {}).items()},
+        metadata={name.lower(): _decoded(value) for name, value in answer.get("Metadata", {}).items()},
     )
+
+
+def _decoded(value: str) -> str:
+    """S3 returns metadata that is not ASCII as RFC 2047 writes it: `=?UTF-8?B?…?=`."""
+    if "=?" not in value:
+        return value
+    try:
+        return str(make_header(decode_header(value)))
+    except (ValueError, LookupError, HeaderParseError):
+        return value
 
 
 def download_source(

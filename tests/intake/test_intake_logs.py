@@ -81,7 +81,8 @@ def test_duplicates_prevented_are_warnings_in_the_logs(intake: Intake, lines: An
 def test_the_logs_say_why_a_message_asked_for_nothing(intake: Intake, lines: Any) -> None:
     intake.send("not json")
     intake.send({"bucket": "capstone-raw", "key": "gate/readme.txt"})
-    intake.send({"bucket": "capstone-raw", "key": "gate/gone.mp4", "video_id": 85})
+    gone = {"bucket": {"name": "capstone-raw"}, "object": {"key": "gate/gone.mp4"}}
+    intake.send({"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": gone}]})
     intake.ticks_until("all messages to go", lambda: intake.messages() == 0)
 
     [malformed] = lines("message.malformed")
@@ -92,7 +93,7 @@ def test_the_logs_say_why_a_message_asked_for_nothing(intake: Intake, lines: Any
     assert any("gate/readme.txt" in message for message in ignored)
     [vanished] = lines("upload.vanished")
     assert (vanished["level"], vanished["failure_class"]) == ("WARNING", "source-missing")
-    assert (vanished["key"], vanished["external_id"]) == ("gate/gone.mp4", "85")
+    assert vanished["key"] == "gate/gone.mp4"
     counted = lines("tick.completed")
     assert sum(line["malformed"] for line in counted) == 1
     assert sum(line["vanished"] for line in counted) == 1

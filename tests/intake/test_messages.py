@@ -34,6 +34,11 @@ EVENTBRIDGE = {
     "detail-type": "Object Created",
     "detail": {"bucket": {"name": "raw"}, "object": {"key": "a b+c.mp4", "version-id": "v9", "size": 5}},
 }
+CLOUDTRAIL = {
+    "source": "aws.s3",
+    "detail-type": "AWS API Call via CloudTrail",
+    "detail": {"eventName": "PutObject", "requestParameters": {"bucketName": "raw", "key": "a b.mp4"}},
+}
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -71,6 +76,17 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         pytest.param(
             sns(json.dumps(EVENTBRIDGE)), AnalysisRequest("raw", "a b+c.mp4", version_id="v9"), id="sns-eb"
         ),
+        pytest.param(
+            s3_event(record("a.mp4", event="ObjectRestore:Completed")),
+            AnalysisRequest("raw", "a.mp4", restored=True),
+            id="restored",
+        ),
+        pytest.param(
+            json.dumps({**EVENTBRIDGE, "detail-type": "Object Restore Completed"}),
+            AnalysisRequest("raw", "a b+c.mp4", version_id="v9", restored=True),
+            id="eventbridge-restored",
+        ),
+        pytest.param(json.dumps(CLOUDTRAIL), AnalysisRequest("raw", "a b.mp4"), id="cloudtrail"),
         pytest.param(
             json.dumps({"bucket": "raw", "key": "a+b.mp4"}),
             AnalysisRequest("raw", "a+b.mp4"),
@@ -179,10 +195,16 @@ def test_ignored_on_purpose(body: str, reason: str) -> None:
         pytest.param('{"bucket": "b", "key": "a.mp4", "sample_fps": -1}', "sample_fps", id="negative-rate"),
         pytest.param('{"bucket": "b", "key": "a.mp4", "recorded_at": "soon"}', "recorded_at", id="no-date"),
         pytest.param('{"bucket": "b", "key": "a.mp4", "recorded_at": 5}', "recorded_at", id="number-as-date"),
+        pytest.param(
+            json.dumps({**CLOUDTRAIL, "detail": {"eventName": "PutObject"}}), "CloudTrail", id="trail"
+        ),
+        pytest.param(json.dumps({**EVENTBRIDGE, "detail-type": "Bucket"}), "detail-type", id="detail-type"),
+        pytest.param('{"bucket": "Raw", "key": "a.mp4"}', "bucket name", id="bucket-upper-case"),
+        pytest.param('{"bucket": "a..b", "key": "a.mp4"}', "bucket name", id="bucket-dots"),
         pytest.param('{"bucket": "b", "key": "a.mp4", "force": "yes"}', "force", id="text-as-flag"),
         pytest.param('{"bucket": "b", "key": "a.mp4", "traceparent": "x"}', "traceparent", id="traceparent"),
         pytest.param(json.dumps({"bucket": "b", "key": "a\0.mp4"}), "without NUL", id="nul"),
-        pytest.param(json.dumps({"bucket": "b", "key": "k" * 1100 + ".mp4"}), "1,024 bytes", id="long-key"),
+        pytest.param(json.dumps({"bucket": "raw", "key": "k" * 1100 + ".mp4"}), "1,024 bytes", id="long-key"),
     ],
 )
 def test_malformed_says_why(body: str, reason: str) -> None:

@@ -10,10 +10,12 @@ from botocore.exceptions import ClientError
 from sqlalchemy.engine import make_url
 
 from capstone_dagster.failures.left_messages import read_left
+from capstone_dagster.intake.identity import video_id
 from capstone_dagster.removal.retention import retention
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from capstone_dagster.storage.video_status import current_status, mark_failed
+from capstone_dagster.storage.videos import latest_upload
 from tests.intake.conftest import Intake
 from tests.support.waiting import wait_for
 
@@ -113,15 +115,49 @@ def test_malformed_messages_go_to_the_dead_letters_with_the_reason(intake: Intak
     assert len(intake.requests) == 1
 
 
+def vanished(key: str) -> dict[str, Any]:
+    """S3's notice of an object that is gone by now."""
+    content = {"bucket": {"name": "capstone-raw"}, "object": {"key": key}}
+    return {"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": content}]}
+
+
+def test_a_request_that_comes_before_its_object_waits_for_it(intake: Intake) -> None:
+    wait_for("S3's own test event", lambda: (intake.tick(), intake.messages() == 0)[1])
+    intake.redeliver_after_a_second()
+    intake.send({"bucket": "capstone-raw", "key": "gate/a.mp4", "video_id": 84, "camera": "yard"})
+    wait_for("the tick that sees it", lambda: "awaited" in str(intake.tick().skip_reason) or None)
+    assert not intake.dead_letters()
+
+    intake.upload("gate/a.mp4")
+    intake.ticks_until("both messages to go", lambda: intake.requests and intake.messages() == 0)
+
+    assert len(intake.requests) == 1
+    video = intake.services.database.transact(latest_upload, video_id("capstone-raw", "gate/a.mp4"))
+    assert video is not None
+    assert (video.external_id, video.camera) == ("84", "yard")
+
+
+def test_a_bucket_that_is_not_ours_is_refused_without_asking_s3(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake.services.s3, "head_object", lambda **_: pytest.fail("S3 was asked"))
+    buckets = ("others", "Raw", "arn:aws:s3:us-east-1:1:accesspoint/x", "a..b", "a\0b")
+    for bucket in buckets:
+        intake.send({"bucket": bucket, "key": "gate/a.mp4"})
+    intake.ticks_until("the messages to go", lambda: intake.messages() == 0)
+    assert len(intake.dead_letters()) == len(buckets)
+    assert not intake.requests
+
+
 @pytest.mark.parametrize(
     "message",
     [
         pytest.param({"Service": "Amazon S3", "Event": "s3:TestEvent"}, id="test-event"),
         pytest.param({"bucket": "capstone-raw", "key": "notes.txt"}, id="no-video"),
-        pytest.param({"bucket": "capstone-raw", "key": "vanished.mp4"}, id="vanished"),
+        pytest.param(vanished("vanished.mp4"), id="vanished"),
     ],
 )
-def test_what_asks_for_nothing_is_acknowledged_at_once(intake: Intake, message: dict[str, str]) -> None:
+def test_what_asks_for_nothing_is_acknowledged_at_once(intake: Intake, message: dict[str, Any]) -> None:
     wait_for("S3's own test event", lambda: (intake.tick(), intake.messages() == 0)[1])
     intake.send(message)
 
@@ -216,7 +252,9 @@ def test_a_read_only_database_loses_nothing(intake: Intake) -> None:
     ],
 )
 def test_a_message_names_only_models_that_are_allowed(intake: Intake, model: str, allowed: bool) -> None:
-    settings = intake.services.settings.model_copy(update={"request_models": ("yolo11n.pt", "s3://models/")})
+    settings = intake.services.settings.model_copy(
+        update={"request_models": ("yolo11n.pt", "s3://models/"), "source_buckets": ("capstone-derived",)}
+    )
     intake.services = Services(settings)
     intake.aws.client("s3").put_object(Bucket="capstone-derived", Key="a.mp4", Body=b"video")
     intake.send({"bucket": "capstone-derived", "key": "a.mp4", "model": model})
@@ -295,7 +333,8 @@ def _upload(request: dg.RunRequest) -> dict[str, Any]:
 
 def test_what_asks_for_nothing_does_not_end_the_wait_for_an_upload(intake: Intake) -> None:
     wait_for("S3's own test event", lambda: (intake.tick(), intake.messages() == 0)[1])
-    intake.services = Services(intake.services.settings.model_copy(update={"poll_wait_s": 20.0}))
+    update = {"poll_wait_s": 20.0, "source_buckets": ("capstone-derived",)}
+    intake.services = Services(intake.services.settings.model_copy(update=update))
     # In a bucket that announces nothing, so that only the message below speaks of it.
     intake.aws.client("s3").put_object(Bucket="capstone-derived", Key="gate/a.mp4", Body=b"video")
     intake.send({"Event": "s3:TestEvent"})

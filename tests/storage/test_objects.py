@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -195,6 +196,8 @@ def test_missing_source(aws: Aws, tmp_path: Path, call: Callable[[object, Path],
         ("403", 403, True, "source-forbidden"),
         ("412", 412, True, "source-changed"),
         ("NoSuchVersion", 404, True, "source-missing"),
+        ("InvalidObjectState", 403, True, "source-archived"),
+        ("KMS.DisabledException", 400, True, "source-archived"),
     ],
 )
 def test_s3s_answers_have_classes(code: str, status: int, source: bool, expected: type | str) -> None:
@@ -300,3 +303,19 @@ def test_models_that_are_not_there(name: str, tmp_path: Path) -> None:
 def test_models_that_s3_does_not_have(aws: Aws, tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="no such object"):
         locate_model("s3://capstone-derived/none.pt", cache=tmp_path, s3=lambda: aws.client("s3"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        ("gate", "gate"),
+        ("=?UTF-8?B?7KCV66y4?=", "정문"),
+        ("=?UTF-8?Q?caf=C3=A9?=", "café"),
+        ("a =? b", "a =? b"),
+        ("=?no-such-code?B?7KCV?=", "=?no-such-code?B?7KCV?="),
+    ],
+)
+def test_metadata_that_is_not_ascii_is_decoded(stored: str, read: str) -> None:
+    answer = {"ETag": '"x"', "ContentLength": 1, "LastModified": None, "Metadata": {"Camera": stored}}
+    client = SimpleNamespace(head_object=lambda **_: answer)
+    assert head_source(client, "raw", "a.mp4").metadata == {"camera": read}  # type: ignore[arg-type]
