@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from capstone_dagster.intake.identity import upload_id, video_id
 from capstone_dagster.settings import ConfigurationError
 from capstone_dagster.storage.errors import StorageUnavailable, explained
-from capstone_dagster.storage.sources import head_source
+from capstone_dagster.storage.sources import encoded_metadata, head_source
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -49,7 +49,7 @@ def submit_video(
     """Upload a file to the raw bucket; S3's own notification does the rest.
 
     Args:
-        external_id, camera, recorded_at: told to the analysis as the object's metadata.
+        external_id, camera, recorded_at: stored as the object's metadata, which intake reads.
         sent: called with the share that is sent, 0–1, as it goes.
 
     Raises:
@@ -74,8 +74,11 @@ def submit_video(
     metadata = {"video-id": external_id, "camera": camera, "recorded-at": recorded_at}
     given = {name: value for name, value in metadata.items() if value is not None}
     for name, value in given.items():
-        if not value.isascii() or not value.isprintable():
-            raise ConfigurationError(f"{name} is {value!r}: S3's metadata carries printable ASCII only.")
+        if not value.isprintable():
+            raise ConfigurationError(
+                f"{name} is {value!r}: S3's metadata carries no line breaks or control characters."
+            )
+    encoded = {name: encoded_metadata(value) for name, value in given.items()}
     done = 0
 
     def count(part: int) -> None:
@@ -86,7 +89,7 @@ def submit_video(
     with explained(f"s3://{bucket}/{key}"):
         try:
             # put_object for what fits one request, parts for the rest: upload_file chooses.
-            s3.upload_file(str(path), bucket, key, ExtraArgs={"Metadata": given}, Callback=count)
+            s3.upload_file(str(path), bucket, key, ExtraArgs={"Metadata": encoded}, Callback=count)
         except S3UploadFailedError as error:
             # boto3 puts S3's answer, which says what to do, into a text of its own.
             refusal = error.__context__

@@ -108,17 +108,17 @@ def test_submit_uploads_with_what_is_known(
         "--external-id",
         "84",
         "--camera",
-        "gate",
+        "현관",
         "--recorded-at",
         "2026-01-22T14:23:15+09:00",
     )
 
     assert told.code == 0
-    assert "s3://capstone-raw/gate/정문 1.mp4" in told.out
-    head = aws.client("s3").head_object(Bucket="capstone-raw", Key="gate/정문 1.mp4")
+    assert "s3://capstone-raw/현관/정문 1.mp4" in told.out
+    head = aws.client("s3").head_object(Bucket="capstone-raw", Key="현관/정문 1.mp4")
     assert head["Metadata"] == {
         "video-id": "84",
-        "camera": "gate",
+        "camera": "=?utf-8?b?7ZiE6rSA?=",
         "recorded-at": "2026-01-22T14:23:15+09:00",
     }
 
@@ -129,7 +129,7 @@ def test_submit_uploads_with_what_is_known(
         ("missing.mp4", None, [], "not there"),
         ("empty.mp4", b"", [], "empty"),
         ("notes.txt", b"x", [], "CAPSTONE_KEY_SUFFIXES"),
-        ("a.mp4", b"x", ["--camera", "정문"], "ASCII"),
+        ("a.mp4", b"x", ["--camera", "a\nb"], "line breaks"),
         ("a.mp4", b"x", ["--recorded-at", "yesterday"], "'yesterday' is no time"),
     ],
 )

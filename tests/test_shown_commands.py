@@ -47,6 +47,7 @@ ELSEWHERE = {
     "make test": ".ci/run",
     "make demo VIDEO=path/to/video.mp4": "tests/test_demo.py",
     "CAPSTONE_MODEL=models/ours.pt make dev": "tests/test_demo.py",
+    ".venv/bin/dagster dev": "tests/local/test_by_habit.py",
     "make examples": "tests/test_docs.py",
     # Need root, buildah and 30 GB, or a registry: run by hand, with figures in bench/RESULTS.md.
     "make image": "tests/image/__main__.py",

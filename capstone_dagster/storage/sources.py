@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.errors import HeaderParseError
-from email.header import decode_header, make_header
+from email.header import Header, decode_header, make_header
 from typing import TYPE_CHECKING
 
 from capstone_dagster.storage.errors import explained
@@ -26,7 +26,7 @@ class SourceObject:
         etag: without its quotes.
         size_bytes: length of the object.
         last_modified: when S3 took the upload, timezone-aware.
-        metadata: the uploader's own key-value pairs, keys in lower case.
+        metadata: the uploader's own key-value pairs, keys in lower case, values decoded.
     """
 
     bucket: str
@@ -63,18 +63,39 @@ def head_source(client: S3Client, bucket: str, key: str, version_id: str | None 
         etag=answer["ETag"].strip('"'),
         size_bytes=answer["ContentLength"],
         last_modified=answer["LastModified"],
-        metadata={name.lower(): _decoded(value) for name, value in answer.get("Metadata", {}).items()},
+        metadata={
+            name.lower(): decoded_metadata(value) for name, value in answer.get("Metadata", {}).items()
+        },
     )
 
 
-def _decoded(value: str) -> str:
-    """S3 returns metadata that is not ASCII as RFC 2047 writes it: `=?UTF-8?B?…?=`."""
-    if "=?" not in value:
-        return value
+def encoded_metadata(value: str) -> str:
+    """A metadata value as an HTTP header carries it: text beyond ASCII as one RFC 2047 word.
+
+    >>> encoded_metadata("gate"), encoded_metadata("현관")
+    ('gate', '=?utf-8?b?7ZiE6rSA?=')
+    """
+    plain = value.isascii() and "=?" not in value
+    return value if plain else Header(value, "utf-8").encode(maxlinelen=0)
+
+
+def decoded_metadata(value: str) -> str:
+    """The text that an uploader meant: S3 answers RFC 2047 words, other object stores the raw UTF-8 bytes.
+
+    A value that cannot be decoded to printable text stays as it came.
+
+    >>> decoded_metadata("=?UTF-8?Q?=ED=98=84=EA=B4=80?=")
+    '현관'
+    """
     try:
-        return str(make_header(decode_header(value)))
-    except (ValueError, LookupError, HeaderParseError):
+        if value.isascii():
+            decoded = str(make_header(decode_header(value))) if "=?" in value else value
+        else:
+            # HTTP libraries read the bytes of a header as Latin-1.
+            decoded = value.encode("latin-1").decode("utf-8")
+    except (HeaderParseError, LookupError, ValueError):
         return value
+    return decoded if decoded.isprintable() else value
 
 
 def download_source(
