@@ -62,7 +62,7 @@ def delete(
             terminal.err.print(tables.counts_table(counts, "what", "there is"))
             typer.confirm(f"Delete {video_id} for good?", abort=True, err=True)
         with terminal.progress(f"Deleting {video_id}") as report:
-            removed = eraser.erase(video_id, by=by or getpass.getuser(), report=report)
+            removed = eraser.erase(plan, by=by or getpass.getuser(), report=report)
         # In the order of the look before; what an attempt before removed follows.
         removed = {name: removed[name] for name in (*counts, *removed) if name in removed}
         _tell(video_id, plan, removed, form, done=True)

@@ -1,8 +1,8 @@
 """Deleting a video: every trace that can be removed, in an order that a repetition finishes.
 
-First the fence (nothing new of it is recorded or published), then its runs end, then S3, then Dagster's
-storage, and last its own rows, by which all the rest is found. The fence ends with them: a message that comes
-late finds no object, and an upload made afterwards is a new video, because somebody wanted it so.
+First the erasure is put on record (nothing new of the video is recorded or published), then its runs end, its
+objects go, then Dagster's records, and last its own rows, by which all the rest is found. The erasure ends
+with them: a message that comes late finds no object, and an upload made afterwards is a new video.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from capstone_dagster.storage.errors import ObjectNotFound
 from capstone_dagster.storage.object_versions import delete_versions, versions_of
 from capstone_dagster.storage.objects import ObjectStore
 
-# A process here ends within seconds of being told; a Batch job within half a minute of TerminateJob.
+# A process here ends within seconds of being asked to; a Batch job within half a minute of TerminateJob.
 _RUNS_END_WITHIN_S = 60.0
 _POLL_S = 0.5
-# Of the sensors that remember videos none is at it for so many seconds.
+# No sensor that remembers videos takes longer than this.
 _TICKS_END_WITHIN = 10
 
 Report = Callable[[str], None]
@@ -174,25 +174,27 @@ class VideoErasure:
         counts += Counter({f"rows of {table}": number for table, number in plan.rows.items()})
         return dict(+counts)
 
-    def erase(self, video_id: str, *, by: str, report: Report = lambda told: None) -> Mapping[str, int]:
-        """Delete the video; what was removed, by this call and by those broken off before it.
+    def erase(self, plan: Plan, *, by: str, report: Report = lambda step: None) -> Mapping[str, int]:
+        """Delete a video as planned; what was removed, by this call and by those broken off before it.
+
+        It looks once more after the erasure is on record: only then nothing new of the video begins.
 
         Args:
             by: who wants it, for the audit line.
-            report: is told each step.
+            report: called with each step's name.
 
         Raises:
             ErasureRefused: a run is at work on it that does not end; nothing was deleted yet.
             StorageError: repeat it when the cause is gone.
         """
-        plan = self.plan(video_id)
+        video_id = plan.names.video_id
         if plan.obstacle:
             raise ErasureRefused(plan.obstacle)
         line = self._database.transact(begin_erasure, video_id, by)
         if plan.cancel:
             report("Ending its runs")
             self._end(plan.cancel, video_id)
-        # What those runs left meanwhile, and what began before the fence stood.
+        # What those runs left meanwhile, and what began before the erasure was on record.
         plan = self.plan(video_id)
         if plan.obstacle or plan.cancel:
             raise ErasureRefused(

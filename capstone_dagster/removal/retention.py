@@ -15,6 +15,7 @@ import dagster as dg
 from capstone_dagster.dagster_private import PARTITION_NAME_TAG
 from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.removal.dagster_records import DagsterRecords
+from capstone_dagster.removal.run_history import delete_log_entries, ended_before
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, variable_name
 from capstone_dagster.storage.object_versions import delete_versions, versions_of
@@ -174,7 +175,7 @@ class Retention:
         """Their materialisations go with them, so those of partitions that are still listed stay."""
         listed = set(self._instance.get_dynamic_partitions(PARTITIONS_NAME))
         records = DagsterRecords(self._instance)
-        ended = records.ended_before(before, PARTITION_NAME_TAG)
+        ended = ended_before(self._instance, before, PARTITION_NAME_TAG)
         due = (run_id for run_id, partition in ended if partition not in listed)
         # All of them first: a page of runs begins after one that must be there still.
         chosen = list(islice(due, self._most))
@@ -185,8 +186,8 @@ class Retention:
 
     def _log_entries(self, before: datetime, dry_run: bool) -> int:
         # Some hundred of them are a run.
-        return DagsterRecords(self._instance).delete_log_entries(
-            before, most=self._most * 100, dry_run=dry_run
+        return delete_log_entries(
+            DagsterRecords(self._instance), before, most=self._most * 100, dry_run=dry_run
         )
 
 

@@ -61,12 +61,12 @@ def remember(instance: dg.DagsterInstance, sensor: str, cursor: str) -> None:
 
 def test_cursors_that_keep_a_video_for_long_forget_it(tmp_path: Path) -> None:
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        alerts = json.dumps({"videos": [VIDEO, OTHER], "external_id": "84", "runs": 84})
-        remember(instance, "alerts", alerts)
+        open_incidents = json.dumps({"videos": [VIDEO, OTHER], "external_id": "84", "runs": 84})
+        remember(instance, "ended_runs", open_incidents)
         remember(instance, "summaries", automation_cursor(instance))
         remember(instance, "upload_sensor", VIDEO)
         records = DagsterRecords(instance)
-        assert records.sensors_that_remember(NAMES) == ["alerts", "summaries", "upload_sensor"]
+        assert records.sensors_that_remember(NAMES) == ["ended_runs", "summaries", "upload_sensor"]
 
         assert records.forget_in_sensors(NAMES, dry_run=True)["cursors of sensors"] == 2
         assert records.forget_in_sensors(NAMES, dry_run=False)["cursors of sensors"] == 2
@@ -80,7 +80,7 @@ def test_cursors_that_keep_a_video_for_long_forget_it(tmp_path: Path) -> None:
             if state.sensor_instigator_data is not None
         }
         kept = {"videos": ["deleted-video", OTHER], "external_id": None, "runs": 84}
-        assert json.loads(left["alerts"] or "") == kept
+        assert json.loads(left["ended_runs"] or "") == kept
         assert asset_daemon_cursor_from_instigator_serialized_cursor(left["summaries"], None) is not None
         assert cursors.remembers(left["summaries"] or "", Names(OTHER))
         # Dagster keeps each state in two tables.
