@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -406,6 +407,49 @@ def test_dead_letters_can_be_looked_at_and_sent_again(
     )
     assert [letter.body for letter in queue.dead_letters()] == ["not json"]
     queue.put_back(queue.dead_letters())
+
+
+class FalseEmpties:
+    """SQS as it may answer: empty although messages wait, each second time; more often to a short poll."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._asked = 0
+
+    def receive_message(self, **request: Any) -> Any:
+        self._asked += 1
+        if self._asked % 2 or not request["WaitTimeSeconds"]:
+            return {}
+        return self._client.receive_message(**{**request, "MaxNumberOfMessages": 2, "WaitTimeSeconds": 0})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def test_all_dead_letters_are_found_although_sqs_answers_empty_in_between(aws: Aws) -> None:
+    queue = UploadQueue(FalseEmpties(aws.client("sqs")), aws.resources.queue_url)  # type: ignore[arg-type]
+    for number in range(7):
+        queue.reject(f"body {number}", "not JSON", f"m-{number}")
+
+    letters = queue.dead_letters()
+
+    assert sorted(letter.body for letter in letters) == [f"body {number}" for number in range(7)]
+    assert queue.dead_letter_count() == 7
+    queue.put_back(letters)
+
+
+def test_dead_letters_that_another_reader_hides_are_said_to_be_missing(
+    capstone: Capstone, aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPSTONE_QUEUE_URL", aws.resources.queue_url)
+    queue = UploadQueue(aws.client("sqs"), aws.resources.queue_url)
+    queue.reject("not json", "not JSON: at all", "m-1")
+    hidden = queue.dead_letters()
+
+    listed = capstone("dlq", "list")
+
+    assert "SQS counts 1 dead letters and delivered 0." in " ".join(listed.err.split())
+    queue.put_back(hidden)
 
 
 def test_analyze_ends_with_one_json_object(capstone: Capstone, clip: Path, tmp_path: Path) -> None:

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 # SQS's own limits: ten messages a call.
 _BATCH = 10
-# How long a look at the dead letters hides them: long enough to redrive those that were listed.
-_LOOK_S = 30
+# How long a look at the dead letters hides them: long enough to list and redrive a thousand.
+_LOOK_S = 60
+# A long poll asks all of SQS's servers, a short one only some, and answers empty although messages wait (SQS
+# developer guide, "Amazon SQS short and long polling"). Even so, one empty answer proves nothing.
+_LONG_POLL_S = 2
+_EMPTY_ANSWERS = 3
 
 
 class QueueUnavailable(Exception):
@@ -138,22 +142,24 @@ class UploadQueue:
     def dead_letters(self, *, limit: int = 1000) -> list[DeadLetter]:
         """Up to `limit` messages of the dead-letter queue, which stay there.
 
-        SQS shows a message only by delivering it: each is hidden from other readers for half a minute.
+        SQS shows a message only by delivering it: each is hidden from other readers for a minute. Fewer than
+        `dead_letter_count` are found where another reader hides some.
         """
         found: dict[str, DeadLetter] = {}
+        counted, empty = self.dead_letter_count(), 0
         try:
-            while len(found) < limit:
+            while len(found) < limit and empty < (1 if len(found) >= counted else _EMPTY_ANSWERS):
                 answer = self._client.receive_message(
                     QueueUrl=self.dead_letter_url,
                     MaxNumberOfMessages=_BATCH,
                     VisibilityTimeout=_LOOK_S,
-                    WaitTimeSeconds=0,
+                    WaitTimeSeconds=_LONG_POLL_S,
                     MessageAttributeNames=["All"],
                     MessageSystemAttributeNames=["SentTimestamp"],
                 )
-                messages = answer.get("Messages", [])
-                if not messages:
-                    break
+                # One that is delivered a second time counts like none: the rest is hidden, or there is none.
+                messages = [each for each in answer.get("Messages", []) if each["MessageId"] not in found]
+                empty = 0 if messages else empty + 1
                 for message in messages:
                     given = message.get("MessageAttributes", {})
                     told = {name: value.get("StringValue") for name, value in given.items()}
@@ -168,6 +174,17 @@ class UploadQueue:
         except (ClientError, BotoCoreError) as error:
             raise self._unavailable("read the dead letters of", error) from error
         return sorted(found.values(), key=lambda letter: (letter.sent_ms, letter.message_id))[:limit]
+
+    def dead_letter_count(self) -> int:
+        """About how many messages the dead-letter queue holds, those that a reader hides included."""
+        names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+        try:
+            answer = self._client.get_queue_attributes(
+                QueueUrl=self.dead_letter_url, AttributeNames=list(names)
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise self._unavailable("count the dead letters of", error) from error
+        return sum(int(answer["Attributes"].get(name, 0)) for name in names)
 
     def put_back(self, letters: Sequence[DeadLetter]) -> None:
         """Let dead letters be seen by others at once, after a look at them."""
