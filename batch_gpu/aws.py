@@ -117,8 +117,9 @@ class BatchApi:
     def find(self, queue: str, name: str) -> str | None:
         """The id of the job of this name, which is unique by intention; None if AWS lists none.
 
-        Were there several, the oldest is the one, and the others are ended: each would hold a machine
-        only to find that the run has a worker.
+        There are several if an answer to SubmitJob got lost and ListJobs lagged. One that runs may be the
+        run's worker, so it comes before one that waits, and that before one that has ended; then the oldest.
+        Those that have not begun are ended: each would hold a machine only to find that the run has a worker.
         """
         by_name = [{"name": "JOB_NAME", "values": [name]}]
         listed = self.pages(
@@ -127,9 +128,14 @@ class BatchApi:
         found = [each for each in listed if each["jobName"] == name]
         if not found:
             return None
-        first, *rest = sorted(found, key=lambda each: int(each.get("createdAt") or 0))
+
+        def order(each: Mapping[str, Any]) -> tuple[bool, bool, int]:
+            status = each.get("status")
+            return status in ENDED, status != "RUNNING", int(each.get("createdAt") or 0)
+
+        first, *rest = sorted(found, key=order)
         for each in rest:
-            if each.get("status") not in ENDED:
+            if each.get("status") not in (*ENDED, "RUNNING"):
                 self.terminate(each["jobId"], f"The run's job is {first['jobId']}.")
         return str(first["jobId"])
 

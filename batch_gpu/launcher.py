@@ -297,6 +297,11 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=job_id)
         if self._fresh(run).is_finished:
             return CheckRunHealthResult(WorkerStatus.SUCCESS, "The run has ended.", run_worker_id=job_id)
+        # Of two jobs that a lost answer made, this may be the one whose worker found the run begun.
+        other = self.api.find(run.tags[JOB_QUEUE_TAG], run.tags[JOB_NAME_TAG])
+        if other is not None and other != job_id:
+            self._adopt(run, other, run.tags[JOB_QUEUE_TAG])
+            return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=other)
         self._instance.add_run_tags(run.run_id, ending.tags())
         message = f"{ending.failure}: {ending.message}{self.last_lines(job)}"
         return CheckRunHealthResult(WorkerStatus.FAILED, message, ending.transient, job_id)
