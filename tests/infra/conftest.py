@@ -57,8 +57,6 @@ def on_ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]
                 if name == "data":
                     parameters = {"ReadReplica": "true", "AlertEmail": "operator@example.com"}
                 if name == "application":
-                    # It takes a service's count for text when a parameter gives it.
-                    body["Resources"]["WebserverService"]["Properties"]["DesiredCount"] = 2
                     parameters = _application(url)
                 if name == "observability":
                     body = without_metric_math(body)

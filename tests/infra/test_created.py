@@ -90,13 +90,15 @@ def test_an_image_never_changes_under_its_tag(deployed: Deployed) -> None:
     assert (repository["repositoryName"], repository["imageTagMutability"]) == ("capstone", "IMMUTABLE")
 
 
-def test_there_is_one_daemon_and_two_web_servers(deployed: Deployed) -> None:
+def test_there_is_one_daemon_and_a_web_server(deployed: Deployed) -> None:
     services = deployed.client("ecs").describe_services(
         cluster="capstone", services=["capstone-daemon", "capstone-webserver"]
     )["services"]
     counts = {each["serviceName"]: each["desiredCount"] for each in services}
 
-    assert counts == {"capstone-daemon": 1, "capstone-webserver": 2}
+    # How many web servers is autoscaling's to say, which no emulator has.
+    assert counts["capstone-daemon"] == 1
+    assert set(counts) == {"capstone-daemon", "capstone-webserver"}
 
 
 def test_services_run_the_small_image_and_find_their_logs(deployed: Deployed) -> None:
@@ -288,7 +290,7 @@ def test_the_way_out_is_nat_and_the_way_to_s3_is_free(on_moto: Deployed) -> None
     assert endpoint["ServiceName"] == "com.amazonaws.ap-northeast-2.s3"
     assert set(endpoint["RouteTableIds"]) == leaving
     assert len(leaving) == 2
-    assert len({each["AvailabilityZone"] for each in ec2.describe_subnets(SubnetIds=private)["Subnets"]}) == 2
+    assert len({each["AvailabilityZone"] for each in ec2.describe_subnets(SubnetIds=private)["Subnets"]}) == 3
 
 
 def test_gpu_machines_are_spot_first_and_none_when_idle(on_moto: Deployed) -> None:

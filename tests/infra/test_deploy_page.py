@@ -15,8 +15,8 @@ import pytest
 from botocore import xform_name
 
 from capstone_dagster.cli import app
-from tests.infra.stacks import INFRA, ORDER, template
-from tests.infra.test_templates import LONGEST_TEMPLATE
+from tests.infra.stacks import INFRA, ORDER, resources, template
+from tests.infra.test_templates import BY_A_BUCKET
 
 ROOT = INFRA.parent
 PAGE = ROOT / "docs" / "deploy.md"
@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "deploy.md"
 COMMANDS_OF_THE_CLI = {
     "cloudformation deploy": {
         *("stack-name", "template-file", "capabilities", "parameter-overrides"),
-        *("s3-bucket", "s3-prefix"),
+        *("s3-bucket", "s3-prefix", "disable-rollback"),
     },
     "ecr get-login-password": set[str](),
     "logs tail": {"since"},
@@ -33,17 +33,20 @@ COMMANDS_OF_THE_CLI = {
 }
 # What it calls otherwise than AWS's API does.
 RENAMED_BY_THE_CLI = {"sns subscribe": {"notification-endpoint": "endpoint"}}
+# The rules of the alarms that page when a heartbeat is missing.
+HEARTBEATS = [{"Fn::Sub": f'ALARM("${{{name}HeartbeatLost}}")'} for name in ("Daemon", "Webserver")]
 # Options of every command.
 OPTIONS_OF_THE_CLI = {"query", "output", "region", "max-items"}
 
 
-def blocks() -> list[str]:
-    return re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(section: str = "") -> list[str]:
+    text = PAGE.read_text()
+    return re.findall(r"^```bash\n(.*?)^```", text[text.index(section) :], re.MULTILINE | re.DOTALL)
 
 
-def invocations() -> Iterator[list[str]]:
+def invocations(section: str = "") -> Iterator[list[str]]:
     """The words of every `aws …`, also of those whose output goes into a variable or a pipe."""
-    for line in "\n".join(blocks()).replace("\\\n", " ").splitlines():
+    for line in "\n".join(blocks(section)).replace("\\\n", " ").splitlines():
         assigned = re.fullmatch(r"\w+=\$\((.*)\)", line.strip())
         words = shlex.shlex(assigned[1] if assigned else line.strip(), posix=True, punctuation_chars="|;")
         words.whitespace_split = True
@@ -136,8 +139,8 @@ def test_every_template_is_deployed_in_its_turn() -> None:
         assert parameters <= set(template(name).get("Parameters", {}))
         has_roles = any("AWS::IAM::" in body["Type"] for body in template(name)["Resources"].values())
         assert each.get("capabilities", []) == (["CAPABILITY_IAM"] if has_roles else [])
-        too_long = (INFRA / f"{name}.yaml").stat().st_size > LONGEST_TEMPLATE
-        assert each.get("s3-bucket", []) == (["capstone-derived-$ACCOUNT-$AWS_REGION"] if too_long else [])
+        by_bucket = name in BY_A_BUCKET
+        assert each.get("s3-bucket", []) == (["capstone-derived-$ACCOUNT-$AWS_REGION"] if by_bucket else [])
 
 
 def test_the_models_parameters_exist() -> None:
@@ -159,7 +162,7 @@ def test_parameters_without_a_default_are_given_at_the_first_deployment() -> Non
 def test_stacks_are_deleted_in_the_opposite_order() -> None:
     deleted = [
         options(words)["stack-name"][0]
-        for words in COMMANDS
+        for words in invocations("## Tear down")
         if words[:2] == ["cloudformation", "delete-stack"]
     ]
     order = [f"capstone-{name}" for name in reversed(ORDER)]
@@ -208,3 +211,43 @@ def test_what_the_page_says_of_the_database_is_so() -> None:
     assert database["PreferredBackupWindow"].replace("-", " to ") in text
     assert "on Mondays from 04:00 to 05:00" in text
     assert "was run on a real AWS account" in text
+
+
+def test_the_tear_down_deletes_all_that_its_stacks_leave_behind_and_nothing_else() -> None:
+    commands = "\n".join(blocks("## Tear down"))
+    for where, body in resources():
+        if body.get("DeletionPolicy") == "Retain":
+            name = next(
+                body["Properties"][key]
+                for key in ("BucketName", "QueueName", "TopicName", "RepositoryName", "Name")
+                if key in body["Properties"]
+            )
+            text = name if isinstance(name, str) else name["Fn::Sub"]
+            shown = text.replace("${AWS::AccountId}", "$ACCOUNT").replace("${AWS::Region}", "$AWS_REGION")
+            assert shown in commands, where
+    assert "recovery-window" not in commands, "for seven days the name would be taken"
+
+
+def test_a_first_creation_that_fails_is_not_rolled_back() -> None:
+    """Its stack would refuse the next try (CloudFormation user guide, "Stack failure options")."""
+    seen = set()
+    for words in COMMANDS:
+        if (
+            words[:2] == ["cloudformation", "deploy"]
+            and (name := options(words)["stack-name"][0]) not in seen
+        ):
+            seen.add(name)
+            slow = name.removeprefix("capstone-") not in ("logs", "observability")
+            assert ("disable-rollback" in options(words)) == slow, name
+
+
+def test_alarms_that_are_switched_off_for_an_update_are_those_that_page_for_heartbeats() -> None:
+    paging = {
+        body["Properties"]["AlarmName"]
+        for where, body in resources("AWS::CloudWatch::CompositeAlarm")
+        if body["Properties"]["AlarmRule"] in HEARTBEATS
+    }
+    assert len(paging) == 2
+    for verb in ("disable-alarm-actions", "enable-alarm-actions"):
+        [words] = [words for words in COMMANDS if words[:2] == ["cloudwatch", verb]]
+        assert set(options(words)["alarm-names"]) == paging

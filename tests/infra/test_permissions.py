@@ -85,6 +85,7 @@ ANY_RESOURCE = {
     "batch:DescribeJobDefinitions",
     "cloudwatch:ListMetrics",
     "cloudwatch:PutMetricData",
+    "ecs:DiscoverPollEndpoint",
     "ssmmessages:CreateControlChannel",
     "ssmmessages:CreateDataChannel",
     "ssmmessages:OpenControlChannel",
@@ -250,18 +251,42 @@ def test_who_may_take_a_role() -> None:
     assert {str(each) for each in trusted.values()} == {"[{'Service': 'ecs-tasks.amazonaws.com'}]"}
 
 
-def test_aws_own_policies_are_none_but_the_machines() -> None:
-    """They allow more than ours; the ECS agent's is the one that AWS maintains for its own program."""
+def test_aws_own_policies_are_none_but_for_a_shell_that_was_asked_for() -> None:
+    """They allow more than ours."""
     attached = {
         where: body["Properties"]["ManagedPolicyArns"]
         for where, body in resources("AWS::IAM::Role")
         if "ManagedPolicyArns" in body["Properties"]
     }
     ours = {"Ref": "ExecutionPolicy"}
-    foreign = {where: arns for where, arns in attached.items() if any(arn != ours for arn in arns)}
+    foreign = {where: arns for where, arns in attached.items() if arns != [ours]}
 
     assert list(foreign) == ["compute/MachineRole"]
-    assert "AmazonEC2ContainerServiceforEC2Role" in str(foreign)
+    condition, shell, otherwise = foreign["compute/MachineRole"]["Fn::If"]
+    assert (condition, otherwise) == ("HasShell", {"Ref": "AWS::NoValue"})
+    assert "AmazonSSMManagedInstanceCore" in str(shell)
+    assert template("compute")["Parameters"]["ShellOnMachines"]["Default"] == "false"
+
+
+def test_a_machine_may_do_what_the_ecs_agent_does_and_no_more() -> None:
+    """Neither images nor logs: jobs have an execution role for those."""
+    assert {action.partition(":")[0] for action in granted("MachineRole")} == {"ecs"}
+    for _, body in resources("AWS::Batch::JobDefinition"):
+        assert "ExecutionRoleArn" in body["Properties"]["ContainerProperties"]
+
+
+@pytest.mark.parametrize("role", ["DaemonRole", "WebserverRole"])
+def test_only_jobs_of_the_launcher_can_be_ended(role: str) -> None:
+    from batch_gpu.config import JobConfig
+    from batch_gpu.jobs import submit_request
+
+    [statement] = [each for owner, each in policies() if owner == role and each["Sid"] == "EndJobs"]
+    [condition] = statement["Condition"]["Null"].items()
+    request = submit_request(
+        name="n", job=JobConfig(job_queue="q"), job_definition="d", command=[], run_id="r", dagster_job="j"
+    )
+
+    assert condition == (f"aws:ResourceTag/{next(iter(request['tags']))}", "false")
 
 
 def test_the_administrators_password_goes_to_the_daemons_task_alone() -> None:
