@@ -101,8 +101,8 @@ def _dead_letters(state: Path) -> Iterator[tuple[UploadQueue, list[DeadLetter]]]
     letters = queue.dead_letters()
     if (counted := queue.dead_letter_count()) > len(letters):
         terminal.err.print(
-            f"SQS counts {counted} dead letters and delivered {len(letters)}. Another reader hides the others "
-            "for a minute, or the count is out of date. Run the command again in a minute."
+            f"SQS counts {counted} dead letters and delivered {len(letters)}. Another reader hides the "
+            "others for a minute, or the count is out of date. Run the command again in a minute."
         )
     try:
         yield queue, letters

@@ -177,14 +177,14 @@ class UploadQueue:
 
     def dead_letter_count(self) -> int:
         """About how many messages the dead-letter queue holds, those that a reader hides included."""
-        names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
         try:
-            answer = self._client.get_queue_attributes(
-                QueueUrl=self.dead_letter_url, AttributeNames=list(names)
-            )
+            counted = self._client.get_queue_attributes(
+                QueueUrl=self.dead_letter_url,
+                AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
+            )["Attributes"]
         except (ClientError, BotoCoreError) as error:
             raise self._unavailable("count the dead letters of", error) from error
-        return sum(int(answer["Attributes"].get(name, 0)) for name in names)
+        return sum(int(count) for count in counted.values())
 
     def put_back(self, letters: Sequence[DeadLetter]) -> None:
         """Let dead letters be seen by others at once, after a look at them."""
