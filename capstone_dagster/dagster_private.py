@@ -3,6 +3,9 @@
 Dagster may change these without notice: check each of them when you raise its version.
 """
 
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.execution.context.output import RUN_ID_PLACEHOLDER
 from dagster._core.scheduler.instigation import InstigatorState, TickData
@@ -47,6 +50,7 @@ __all__ = [
     "ROOT_RUN_ID_TAG",
     "RUN_ID_PLACEHOLDER",
     "RUN_KEY_TAG",
+    "AssetCheckEvaluationTargetMaterializationData",
     "AssetCheckExecutionsTable",
     "AssetDaemonAssetEvaluationsTable",
     "AssetEventTagsTable",

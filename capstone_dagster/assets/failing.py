@@ -39,6 +39,7 @@ class FailureSubject:
     """Whose failure it would be; an op that has to look for its upload knows only afterwards."""
 
     story: AnalysisLog | None
+    tags: Mapping[str, str]
 
 
 def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.Failure:
@@ -70,7 +71,7 @@ def explained(
     do, too.
     """
     tags = run_tags(context)
-    subject = FailureSubject(story)
+    subject = FailureSubject(story, tags)
     if tags.get(FAILURE_TAG, NO_FAILURE) != NO_FAILURE:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: NO_FAILURE})
     retry = retry_of(context.run_id, tags)

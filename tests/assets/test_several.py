@@ -198,7 +198,7 @@ def test_what_a_backfill_makes_was_asked_for_when_the_backfill_was() -> None:
                     job_name="j", tags={"dagster/backfill": "b"}, parent_run_id=parent, root_run_id=parent
                 )
             )
-            return requested_at(SimpleNamespace(instance=instance, run_id=made_by.run_id))  # type: ignore[arg-type]
+            return requested_at(SimpleNamespace(instance=instance, run_id=made_by.run_id), made_by.tags)  # type: ignore[arg-type]
 
         assert made() == asked
         # Somebody has that run executed again: that is an order of its own.

@@ -15,7 +15,6 @@ from capstone_dagster.assets.failing import explained
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
 from capstone_dagster.assets.steps.check_rules import BLOCKING, HISTORY_FLOOR, Finding
 from capstone_dagster.assets.steps.judging import (
-    check_results,
     evaluations,
     judge_detections,
     judge_each,
@@ -28,7 +27,7 @@ from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.videos import latest_upload
 
-_CheckOutput = dg.AssetCheckResult | dg.AssetCheckEvaluation | dg.Output[None]
+_CheckOutput = dg.AssetCheckEvaluation | dg.Output[None]
 _MISSING_SHOWN = 20
 
 _DETECTIONS: Mapping[str, str] = {
@@ -138,11 +137,7 @@ def _alone(context: dg.AssetCheckExecutionContext) -> bool:
 def _of_one(
     context: dg.AssetCheckExecutionContext, findings: Sequence[Finding], video_id: str
 ) -> Iterator[_CheckOutput]:
-    if not context.op_execution_context.has_partition_key_range:
-        yield from check_results(video_id, findings)
-        return
-    # Of a range, be it of one, Dagster would not say which partition was judged.
-    yield from evaluations(_judged_asset(context), video_id, findings)
+    yield from evaluations(context.instance, _judged_asset(context), video_id, findings)
     yield from _outputs(context)
 
 
@@ -162,7 +157,7 @@ def _of_range(
         if findings is None:
             missing.append(video_id)
         else:
-            yield from evaluations(asset, video_id, findings)
+            yield from evaluations(context.instance, asset, video_id, findings)
     yield from _outputs(context)
     if missing:
         more = " and more" if len(missing) > _MISSING_SHOWN else ""

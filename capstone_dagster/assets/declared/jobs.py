@@ -82,7 +82,9 @@ def check_each(
             if findings is None:
                 wrong.setdefault(video_id, f"no {asset}")
                 continue
-            for each, evaluation in zip(findings, evaluations(asset, video_id, findings), strict=True):
+            for each, evaluation in zip(
+                findings, evaluations(context.instance, asset, video_id, findings), strict=True
+            ):
                 # Dagster takes evaluations as well; its annotation lacks them.
                 context.log_event(evaluation)  # type: ignore[arg-type]
                 if each.contradicts:

@@ -123,7 +123,7 @@ def analyze_video(
         log = failure.story = watch.log = AnalysisLog(context.log, context.run_id, upload)
         watch.report(0.0)
         order = AnalysisOrder(upload, config.sample_fps, config.model, nonce)
-        with services.tracer.within(step_trace(context, upload)):
+        with services.tracer.within(step_trace(context, upload, failure.tags)):
             done = detect(
                 order,
                 services,
@@ -157,8 +157,8 @@ def derive_events(
     upload = detections.upload
     log = AnalysisLog(context.log, context.run_id, upload)
     with (
-        explained(context, services, log),
-        services.tracer.within(step_trace(context, upload)),
+        explained(context, services, log) as failure,
+        services.tracer.within(step_trace(context, upload, failure.tags)),
     ):
         log.on_record(detections.summary, "the detections were stored before")
         derived = derive(detections, services, EventRules())
@@ -174,10 +174,10 @@ def persist_events(
     upload, summary = derived.detections.upload, derived.detections.summary
     log = AnalysisLog(context.log, context.run_id, upload)
     # Publishing has tried a database that is away for long enough already, and a machine is held meanwhile.
-    with explained(context, services, log, final={FailureClass.DATABASE_UNAVAILABLE}):
+    with explained(context, services, log, final={FailureClass.DATABASE_UNAVAILABLE}) as failure:
         log.on_record(summary, "the detections were stored before")
-        asked_at = requested_at(context)
-        with services.tracer.within(step_trace(context, upload)):
+        asked_at = requested_at(context, failure.tags)
+        with services.tracer.within(step_trace(context, upload, failure.tags)):
             published, events = publish(
                 derived, services, run_id=context.run_id, requested_at=asked_at, log=log
             )

@@ -22,6 +22,7 @@ from capstone_dagster.assets.steps.check_facts import DetectionFacts, FrameFacts
 from capstone_dagster.assets.steps.check_rules import BLOCKING, Finding, Severity
 from capstone_dagster.assets.steps.references import DetectionsReference, PublishedAnalysis, Reference
 from capstone_dagster.assets.steps.temporary_files import read_object
+from capstone_dagster.dagster_private import AssetCheckEvaluationTargetMaterializationData
 from capstone_dagster.failures.classes import sentence
 from capstone_dagster.model_files import EMBEDDED_MODEL
 from capstone_dagster.services import Services
@@ -169,34 +170,42 @@ def log_findings(log: AnalysisLog, findings: Sequence[Finding]) -> None:
             )
 
 
-def check_results(video_id: str, findings: Sequence[Finding]) -> Iterator[dg.AssetCheckResult]:
-    """Findings as the results of a step that consists of checks."""
-    for each in findings:
-        yield dg.AssetCheckResult(check_name=each.check, **_recorded(video_id, each))
+def evaluations(
+    instance: dg.DagsterInstance, asset: str, video_id: str, findings: Sequence[Finding]
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Findings as Dagster records them, each with the materialisation that was judged.
 
-
-def evaluations(asset: str, video_id: str, findings: Sequence[Finding]) -> Iterator[dg.AssetCheckEvaluation]:
-    """Findings as events, for a step that judges a range of partitions or does more than judging."""
+    Not as check results: of each of those Dagster looks the materialisation up anew, and of a range of
+    partitions it does not say which one was judged.
+    """
+    target = _latest_materialization(instance, asset, video_id)
     for each in findings:
+        values = {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in each.values.items()
+        }
         yield dg.AssetCheckEvaluation(
             asset_key=dg.AssetKey(asset),
             check_name=each.check,
+            passed=each.passed,
+            severity=dg.AssetCheckSeverity[each.severity.value],
+            description=each.reason,
+            metadata={"video": video_id, **values},
             blocking=each.check in BLOCKING,
+            target_materialization_data=target,
             partition=video_id,
-            **_recorded(video_id, each),
         )
 
 
-def _recorded(video_id: str, finding: Finding) -> dict[str, Any]:
-    values = {
-        name: round(value, 4) if isinstance(value, float) else value for name, value in finding.values.items()
-    }
-    return {
-        "passed": finding.passed,
-        "severity": dg.AssetCheckSeverity[finding.severity.value],
-        "description": finding.reason,
-        "metadata": {"video": video_id, **values},
-    }
+def _latest_materialization(
+    instance: dg.DagsterInstance, asset: str, video_id: str
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[video_id])
+    for record in instance.fetch_materializations(wanted, limit=1).records:
+        return AssetCheckEvaluationTargetMaterializationData(
+            storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+        )
+    return None
 
 
 def _judged(

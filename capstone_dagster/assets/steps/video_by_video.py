@@ -159,7 +159,7 @@ class _Turn:
         self._materialize("detections", done, metadata.of_detections(done, services, tags))
         findings = judge_detections(done, services)
         log_findings(log, findings)
-        self._log(*evaluations("detections", self._video_id, findings))
+        self._log(*evaluations(self._context.instance, "detections", self._video_id, findings))
         refuse_contradictions(findings)
         return done
 
@@ -169,14 +169,18 @@ class _Turn:
         derived = derive(done, services, EventRules())
         log.derived(derived.events, done.summary.detections)
         published, events = publish(
-            derived, services, run_id=context.run_id, requested_at=requested_at(context), log=log
+            derived,
+            services,
+            run_id=context.run_id,
+            requested_at=requested_at(context, run_tags(context)),
+            log=log,
         )
         conclude(published, done.summary, log, elapsed_s=time.monotonic() - self._started)
         shown = metadata.of_publication(published, events, derived, services, run_tags(context))
         self._materialize("events", published, shown)
         findings = judge_events(published, services)
         log_findings(log, findings)
-        self._log(*evaluations("events", self._video_id, findings))
+        self._log(*evaluations(self._context.instance, "events", self._video_id, findings))
 
     def _materialize(self, asset: str, reference: Reference, shown: metadata.Metadata) -> None:
         """Each as soon as it is true."""
@@ -295,10 +299,10 @@ def _hopeless(
     }
 
 
-def requested_at(context: dg.OpExecutionContext) -> datetime:
+def requested_at(context: dg.OpExecutionContext, tags: Mapping[str, str]) -> datetime:
     """When somebody asked for what a run does."""
     # A try that Dagster or the system makes by itself is no new request; somebody's re-execution is.
-    asked = request_run_id(context.run_id, run_tags(context))
+    asked = request_run_id(context.run_id, tags)
     record = context.instance.get_run_record_by_id(asked)
     if record is None:
         return datetime.now(UTC)
