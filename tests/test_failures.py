@@ -104,6 +104,16 @@ def recorded(*chain: tuple[str, str]) -> SerializableErrorInfo:
             "too many retries",
         ),
         (recorded(("DagsterUserCodeUnreachableError", "no answer")), "code-server-unreachable", "no answer"),
+        (
+            recorded(("DagsterUserCodeProcessError", "(RuntimeError) x\n\nStack Trace:\n  File a, line 1")),
+            "code-server-unreachable",
+            "(RuntimeError) x",
+        ),
+        (
+            recorded(("DagsterCodeLocationNotFoundError", "Location capstone does not exist in workspace")),
+            "code-server-unreachable",
+            "Location capstone does not exist in workspace",
+        ),
         (recorded(("EndpointConnectionError", "no route")), "storage-unavailable", "no route"),
     ],
 )

@@ -61,6 +61,7 @@ def render_preview(
     frames: Path,
     out: Path,
     *,
+    name: str | None = None,
     recorded_at: datetime | None = None,
     progress: Callable[[int], None] = lambda pts_ms: None,
 ) -> Preview:
@@ -71,6 +72,7 @@ def render_preview(
     Args:
         detections, frames: the Parquet files of the pass over this video.
         out: the file; it appears when it is complete.
+        name: what messages call the video; by default its file's name.
         recorded_at: wall-clock time of the first frame, shown beside the video's own.
         progress: is told the time of each frame, in milliseconds.
 
@@ -82,7 +84,7 @@ def render_preview(
     last_ms, count = -1, 0
     try:
         with (
-            VideoReader(video) as reader,
+            VideoReader(video, name=name) as reader,
             av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
         ):
             info = reader.info

@@ -174,15 +174,17 @@ def _in_text(line: LogLine, *, with_traceback: bool) -> Text:
     colour = _COLOURS.get(line.level, "default")
     at = datetime.fromtimestamp(line.time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     fields = line.fields
+    # A message of Dagster's may hold a command or a stack trace after its first line.
+    message, *below = str(fields.get("message", line.text)).rstrip().splitlines() or [""]
+    below += str(fields.get("exception") or "").rstrip().splitlines()
     text = Text.assemble(
         (f"[{at}] ", "dim"),
         (line.level, colour),
         f" {fields.get('component', line.group)} - ",
-        (str(fields.get("message", line.text)), colour),
+        (message, colour),
     )
-    below = str(fields.get("exception") or "").rstrip().splitlines()
     if below and not with_traceback:
-        below = [f"({len(below)} lines of traceback: --level DEBUG shows them)"]
+        below = [f"({len(below)} more lines: --level DEBUG shows them)"]
     for following in below:
         text.append(f"\n    {following}", style="dim")
     return text

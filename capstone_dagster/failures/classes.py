@@ -7,6 +7,7 @@ of libraries, and errors on record, are recognised here by the names of their ty
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ class FailureClass(StrEnum):
     SOURCE_FORBIDDEN = "source-forbidden"
     SOURCE_ARCHIVED = "source-archived"
     SOURCE_CHANGED = "source-changed"
+    ANALYSIS_MISSING = "analysis-missing"
     GPU_OUT_OF_MEMORY = "gpu-out-of-memory"
     GPU_ERROR = "gpu-error"
     MODEL_UNAVAILABLE = "model-unavailable"
@@ -76,6 +78,11 @@ POLICIES: Mapping[FailureClass, Policy] = {
         "The video was overwritten while it was analysed",
         False,
         "Nothing: the newer upload has a run of its own.",
+    ),
+    FailureClass.ANALYSIS_MISSING: Policy(
+        "The video has not been analysed",
+        False,
+        "Analyse the video first: materialise `detections` and `events` of its partition together.",
     ),
     FailureClass.GPU_OUT_OF_MEMORY: Policy(
         "The GPU has no room for even one picture",
@@ -173,6 +180,7 @@ ERRORS: Mapping[str, FailureClass] = {
     "SourceForbidden": FailureClass.SOURCE_FORBIDDEN,
     "SourceArchived": FailureClass.SOURCE_ARCHIVED,
     "SourceChanged": FailureClass.SOURCE_CHANGED,
+    "AnalysisMissing": FailureClass.ANALYSIS_MISSING,
     "GpuOutOfMemory": FailureClass.GPU_OUT_OF_MEMORY,
     "GpuError": FailureClass.GPU_ERROR,
     "ModelUnavailable": FailureClass.MODEL_UNAVAILABLE,
@@ -199,11 +207,13 @@ ERRORS: Mapping[str, FailureClass] = {
     "DagsterUserCodeUnreachableError": FailureClass.CODE_SERVER_UNREACHABLE,
     "DagsterUserCodeProcessError": FailureClass.CODE_SERVER_UNREACHABLE,
     "DagsterCodeLocationLoadError": FailureClass.CODE_SERVER_UNREACHABLE,
+    "DagsterCodeLocationNotFoundError": FailureClass.CODE_SERVER_UNREACHABLE,
     # torch, Python
     "OutOfMemoryError": FailureClass.GPU_OUT_OF_MEMORY,
     "TimeoutError": FailureClass.TIMEOUT,
 }
 
+_TRACEBACK = re.compile(r"\n\s*(?:Stack Trace:|Traceback \(most recent call last\):)")
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -234,7 +244,8 @@ def recorded_sentence(error: SerializableErrorInfo) -> str:
     The links around it are Dagster's, on the step or sensor in which it happened.
     """
     link = _known_link(error) or [*_recorded_chain(error)][-1]
-    text = " ".join(link.message.split())
+    # Errors of the code server carry the server's own traceback within their message.
+    text = " ".join(_TRACEBACK.split(link.message, maxsplit=1)[0].split())
     # The record has the type's name before its words; a known error's words are a sentence without it.
     name, _, words = text.partition(": ")
     return words if link.cls_name in ERRORS and name.rpartition(".")[2] == link.cls_name else text

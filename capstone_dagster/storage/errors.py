@@ -29,6 +29,12 @@ class ObjectNotFound(StorageError):
     failure_class = "internal"
 
 
+class AnalysisMissing(ObjectNotFound):
+    """The video has no such results: it was never analysed, or they were deleted."""
+
+    failure_class = "analysis-missing"
+
+
 class SourceMissing(StorageError):
     """The uploaded video is not there (any more)."""
 

@@ -167,7 +167,7 @@ def test_a_backfill_of_events_alone_works_on_the_cpu_and_looks_at_no_pixel(
     result = backfill(pipeline, one, other, "events")
 
     assert not result.success  # of one there are no detections
-    assert f"1 of 3 videos could not be analysed: {never.video_id} (internal)" in failed_with(result)
+    assert f"1 of 3 videos could not be analysed: {never.video_id} (analysis-missing)" in failed_with(result)
     assert passes == []
     assert materialized(pipeline, result.run_id) == {"events": [one.video_id, other.video_id]}
     run = pipeline.instance.get_run_by_id(result.run_id)

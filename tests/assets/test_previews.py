@@ -10,9 +10,9 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.assets.declared.jobs import preview_video
-from capstone_dagster.assets.steps.previews import NoSuchAnalysis, store_preview
+from capstone_dagster.assets.steps.previews import store_preview
 from capstone_dagster.storage.analyses import analyses_of
-from capstone_dagster.storage.errors import SourceChanged
+from capstone_dagster.storage.errors import AnalysisMissing, SourceChanged
 from capstone_dagster.storage.video_status import current_status
 from capstone_dagster.testing import MakeClip, Pipeline, SquareDetector
 from tests.support.command_line import Capstone
@@ -71,7 +71,7 @@ def test_a_preview_is_rendered_once_and_refused_of_what_is_gone(
     assert "has no analysis a9" in str(failure.step_failure_data.user_failure_data)
     assert pipeline.services.database.transact(current_status, video_id)[0]["state"] == "done"
 
-    with pytest.raises(NoSuchAnalysis, match="no current analysis"):
+    with pytest.raises(AnalysisMissing, match="no current analysis"):
         store_preview("nobody", pipeline.services)
     pipeline.aws.client("s3").delete_object(Bucket="capstone-derived", Key=_key(pipeline, first.key))
     pipeline.upload("gate/clip.mp4", b"something else")

@@ -102,16 +102,21 @@ def test_logs_tell_one_videos_whole_story_once_and_in_order(aws: Aws, capstone: 
 
 
 def test_logs_for_people_have_one_form_and_tracebacks_for_developers(aws: Aws, capstone: Capstone) -> None:
-    put(aws, STORY)
+    trace = line(9, "It failed.\nStack Trace:\n  c", level="ERROR", component="dagster", run_id=RUN)
+    put(aws, STORY | {BATCH_JOB.name: [*STORY[BATCH_JOB.name], trace]})
 
     told = capstone("logs", VIDEO).out.splitlines()
     everything = capstone("logs", VIDEO, "--level", "DEBUG").out.splitlines()
 
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 600))
     assert told[0] == everything[0] == f"[{at}] INFO intake - Received."
-    assert told[-2].endswith("ERROR batch - Job failed.")
-    assert "2 lines of traceback" in told[-1]
-    assert everything[-2:] == ["    a", "    b"]
+    assert [text.partition("] ")[2] for text in told[-4::2]] == [
+        "ERROR batch - Job failed.",
+        "ERROR dagster - It failed.",
+    ]
+    assert all("2 more lines" in text for text in told[-3::2])
+    assert everything[-5:-3] == ["    a", "    b"]
+    assert everything[-2:] == ["    Stack Trace:", "      c"]
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,11 @@ from capstone_dagster.analysis.preview import render_preview
 from capstone_dagster.assets.steps.temporary_files import temporary_folder
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of
-from capstone_dagster.storage.errors import SourceChanged, SourceMissing
+from capstone_dagster.storage.errors import AnalysisMissing, SourceChanged, SourceMissing
 from capstone_dagster.storage.sources import download_source
 from capstone_dagster.storage.videos import latest_upload
 
 PREVIEW_FILE = "preview.mp4"
-
-
-class NoSuchAnalysis(Exception):
-    """The video has not the analysis that a preview was asked of."""
-
-    failure_class = "internal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ def store_preview(
         progress: is told the share that is done, 0–1.
 
     Raises:
-        NoSuchAnalysis: there is none, or none is current.
+        AnalysisMissing: there is none, or none is current.
         SourceChanged, SourceMissing: the video that was analysed is not in S3 any more.
         UndecodableVideo, StorageError: as the pass itself.
     """
@@ -62,7 +56,7 @@ def store_preview(
     ]
     if not chosen:
         wanted = "current analysis" if analysis_id is None else f"analysis {analysis_id}"
-        raise NoSuchAnalysis(
+        raise AnalysisMissing(
             f"{video_id} has no {wanted}. `capstone analyses {video_id}` lists those it has."
         )
     (analysis,) = chosen
@@ -97,6 +91,7 @@ def store_preview(
             detections,
             frames,
             out,
+            name=upload.key,
             recorded_at=upload.recorded_at,
             progress=lambda pts_ms: progress(min(1.0, pts_ms / last_ms)),
         )

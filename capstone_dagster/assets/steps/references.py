@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from capstone_dagster.analysis import DetectionSummary
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.dagster_private import RUN_ID_PLACEHOLDER
-from capstone_dagster.storage.errors import StorageError
+from capstone_dagster.storage.errors import AnalysisMissing, ObjectNotFound, StorageError
 from capstone_dagster.storage.objects import ObjectStore
 from capstone_dagster.storage.uploads import VideoUpload
 
@@ -107,7 +107,7 @@ class LatestReferences(Mapping[str, Reference]):
     def __getitem__(self, partition: str) -> Reference:
         if partition not in self._partitions:
             raise KeyError(partition)
-        return _opened(self._objects.get_bytes(_asset_key(self._asset, partition)))
+        return _opened(_latest(self._objects, self._asset, partition))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._partitions)
@@ -152,13 +152,11 @@ class ReferenceIOManager(dg.IOManager):
         own = upstream is not None and upstream.run_id != RUN_ID_PLACEHOLDER
         if not own and context.has_asset_partitions and len(context.asset_partition_keys) > 1:
             return LatestReferences(self._objects, _name(context), context.asset_partition_keys)
-        key = (
-            _run_key(upstream)
-            if upstream is not None and own
-            else _asset_key(_name(context), context.asset_partition_key)
-        )
         with _explained():
-            data = self._objects.get_bytes(key)
+            if upstream is not None and own:
+                data = self._objects.get_bytes(_run_key(upstream))
+            else:
+                data = _latest(self._objects, _name(context), context.asset_partition_key)
         return _opened(data)
 
 
@@ -169,6 +167,15 @@ def keep_latest(objects: ObjectStore, asset: str, partition: str, reference: Ref
         StorageError: the object store does not take it.
     """
     objects.put_bytes(_asset_key(asset, partition), _envelope(reference))
+
+
+def _latest(objects: ObjectStore, asset: str, partition: str) -> bytes:
+    try:
+        return objects.get_bytes(_asset_key(asset, partition))
+    except ObjectNotFound as error:
+        raise AnalysisMissing(
+            f"Video {partition} has no {asset}: it was never analysed, or its results were deleted."
+        ) from error
 
 
 def _envelope(reference: object) -> bytes:

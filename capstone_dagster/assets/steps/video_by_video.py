@@ -57,6 +57,7 @@ _OF_ONE_VIDEO = {
     FailureClass.SOURCE_MISSING,
     FailureClass.SOURCE_FORBIDDEN,
     FailureClass.SOURCE_CHANGED,
+    FailureClass.ANALYSIS_MISSING,
     FailureClass.GPU_OUT_OF_MEMORY,  # a single picture had no room: others are smaller
     FailureClass.INTERNAL,
 }
