@@ -333,13 +333,16 @@ def mark_cancelled(
 def cancel_upload(connection: sa.Connection, upload_id: str, message: str) -> bool:
     """An operator cancels the upload, whether its analysis is under way or has failed and will be retried.
 
+    Its run may be seen to have been cancelled before this is written: then the message is added.
+
     Returns:
         Whether the row changed; a finished, superseded or cancelled upload stays as it is.
     """
-    conditions = [
-        video_status.c.upload_id == upload_id,
+    open_or_unexplained = sa.or_(
         video_status.c.state.not_in(("done", "superseded", "cancelled")),
-    ]
+        sa.and_(video_status.c.state == "cancelled", video_status.c.message.is_(None)),
+    )
+    conditions = [video_status.c.upload_id == upload_id, open_or_unexplained]
     changed = {"state": "cancelled", "failure_class": None, "message": message}
     return _change(connection, *conditions, **changed) is not None
 

@@ -12,6 +12,7 @@ from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.video_status import (
+    cancel_upload,
     current_status,
     mark_begun,
     mark_cancelled,
@@ -123,3 +124,12 @@ def test_a_run_that_has_lost_its_upload_to_another_says_nothing_of_it(database: 
     for change in (mark_begun, mark_settled, mark_cancelled):
         database.transact(change, "u1", "first")
     assert row(database) == ("running", 0.0, None)
+
+
+def test_a_cancellation_that_is_seen_before_it_is_explained_gets_its_message(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    running(database, "r1")
+    database.transact(mark_cancelled, "u1", "r1")
+    assert database.transact(cancel_upload, "u1", "Cancelled by kim.")
+    assert not database.transact(cancel_upload, "u1", "Cancelled by lee.")
+    assert row(database)[::2] == ("cancelled", "Cancelled by kim.")

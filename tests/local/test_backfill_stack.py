@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 
 from batch_gpu.local import live_process
 from capstone_dagster.intake.identity import identify
@@ -16,6 +17,7 @@ from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.schema import videos as stored
 from capstone_dagster.storage.sources import head_source
 from capstone_dagster.storage.videos import record_upload
 from tests.batch_gpu.test_ui import BACKFILL
@@ -96,17 +98,21 @@ def test_a_backfill_goes_on_where_its_worker_was_killed(
             visible[video].add(len(stack.database.transact(current_events, video)))
 
     with dg.DagsterInstance.get() as instance:
-        backfill_id = stack.ask(BACKFILL, params=params)["backfillId"]
+        # The worker cannot publish the last video while its row is locked, however fast the machine is.
+        with stack.database.transaction() as held:
+            last = sa.select(stored.c.video_id).where(stored.c.video_id == videos[-1]).with_for_update()
+            held.execute(last)
+            backfill_id = stack.ask(BACKFILL, params=params)["backfillId"]
 
-        def first_published() -> bool:
-            look()
-            return bool(set(videos) & set(instance.get_materialized_partitions(EVENTS)))
+            def first_published() -> bool:
+                look()
+                return bool(set(videos) & set(instance.get_materialized_partitions(EVENTS)))
 
-        wait_for("the first video", first_published, DEADLINE_S)
-        [run] = runs_of(instance, backfill_id)
-        pid = live_process(run)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+            wait_for("the first video", first_published, DEADLINE_S)
+            [run] = runs_of(instance, backfill_id)
+            pid = live_process(run)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
 
         def gone_on() -> bool:
             look()
