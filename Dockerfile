@@ -61,7 +61,7 @@ FROM packages AS project
 COPY pyproject.toml README.md LICENSE source/
 COPY capstone_dagster source/capstone_dagster
 COPY batch_gpu source/batch_gpu
-COPY dagster.yaml workspace.yaml infra/image/healthcheck.py /app/
+COPY dagster.yaml workspace.yaml infra/image/healthcheck.py infra/image/code-server.yaml /app/
 ARG MODEL=""
 COPY ${MODEL:-LICENSE} /app/${MODEL:-LICENSE}
 RUN /opt/pip/bin/pip wheel --disable-pip-version-check --no-index --no-deps --no-build-isolation ./source \

@@ -2,9 +2,9 @@
 
     python -m capstone_dagster.local.awslogs FOLDER
 
-A process of its own follows the files that the stack's Dagster processes write their output to. It puts each
-line into the log group that the container on AWS would write to, in the emulator. What a process has written
-is in its file, so a worker that is killed loses no line. What the emulator does not take is sent again.
+Follows the files that the stack's Dagster processes write their output to, and puts each line into the log
+group that the container on AWS would write to, in the emulator. What a process has written is in its file, so
+a killed worker loses no line. What the emulator does not take is sent again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -31,14 +30,9 @@ from capstone_dagster.catalog.log_groups import DAEMON, INTAKE, VIDEO_ANALYSIS, 
 from capstone_dagster.clients import aws_client
 from capstone_dagster.local.processes import ChildProcess, Command, start
 
-if TYPE_CHECKING:
-    from mypy_boto3_cloudwatch import CloudWatchClient
-    from mypy_boto3_logs import CloudWatchLogsClient
-
 _POLL_S = 0.5
-# Well under PutLogEvents' 1 MiB and 10,000 events.
-_BATCH_BYTES = 512 * 1024
-_MOST_DATA = 1000  # of one PutMetricData
+# Well under PutLogEvents' 1 MiB and 10,000 events, and PutMetricData's 1,000 metrics.
+_BATCH_BYTES = 256 * 1024
 # On AWS, Dagster's services write from WARNING up; here their files also have what people like to see.
 _BELOW_WARNING = re.compile(r" - (?:DEBUG|INFO) - |^(?:DEBUG|INFO):")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -52,47 +46,23 @@ def start_awslogs(environment: Mapping[str, str], logs: Path, keep_open: Sequenc
     return start(Command("awslogs stand-in", argv, logs / "awslogs.log", own), keep_open)
 
 
-@dataclass
-class Follower:
-    """One file that a process writes its output to.
-
-    Attributes:
-        path: may be moved aside for the next process's file; what is left of the old one is read first.
-    """
-
-    path: Path
-    _file: IO[bytes] | None = field(default=None, repr=False)
-
-    def carry(self) -> bool:
-        """Send the lines that are new; whether there may be more at once."""
-        if self._file is None:
-            with contextlib.suppress(FileNotFoundError):
-                self._file = self.path.open("rb")
-        if self._file is None:
-            return False
-        begin = self._file.tell()
-        data = self._file.read(_BATCH_BYTES)
-        data = data[: data.rfind(b"\n") + 1]
-        try:
-            if data:
-                _put(data.decode(errors="replace").splitlines(), self.path.stem)
-        except (BotoCoreError, ClientError) as error:
-            self._file.seek(begin)
-            print(f"Lines of {self.path.name} wait: {error}", file=sys.stderr)
-            return False
-        self._file.seek(begin + len(data))
-        if not data and self._was_replaced():
-            self._file.close()
-            self._file = None
-            return True
-        return bool(data)
-
-    def _was_replaced(self) -> bool:
-        assert self._file is not None
-        try:
-            return os.fstat(self._file.fileno()).st_ino != self.path.stat().st_ino
-        except FileNotFoundError:
-            return False
+def follow(folder: Path, stop: threading.Event) -> None:
+    """Send what the processes in `folder` write, until `stop`; then what is left."""
+    files: dict[Path, IO[bytes]] = {}
+    while True:
+        is_last = stop.wait(_POLL_S)
+        for path in folder.glob("dagster-*.log"):
+            try:
+                file = files[path] = files.get(path) or path.open("rb")
+                while _carry(file, path.stem):
+                    pass
+                # Moved aside for the next process's file, and read to its end.
+                if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                    files.pop(path).close()
+            except (BotoCoreError, ClientError, OSError) as error:
+                print(f"Lines of {path.name} wait: {error}", file=sys.stderr)
+        if is_last:
+            return
 
 
 def group_of(text: str, source: str) -> str | None:
@@ -104,11 +74,9 @@ def group_of(text: str, source: str) -> str | None:
         source: name of the process that wrote it.
     """
     fields = _object(text)
-    if "component" in fields:
-        of_a_run = fields.get("run_id") and fields["component"] != "intake"
-        return VIDEO_ANALYSIS.name if of_a_run else INTAKE.name
-    if "_aws" in fields:
-        return INTAKE.name
+    if "component" in fields or "_aws" in fields:
+        is_a_run_s = "run_id" in fields and fields["component"] != "intake"
+        return VIDEO_ANALYSIS.name if is_a_run_s else INTAKE.name
     if not text.strip() or _BELOW_WARNING.search(_COLOURS.sub("", text)):
         return None
     return WEBSERVER.name if "webserver" in source else DAEMON.name
@@ -120,50 +88,44 @@ def metric_data(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for about in fields.get("_aws", {}).get("CloudWatchMetrics", ()):
         for names in about["Dimensions"]:
             for metric in about["Metrics"]:
-                yield (
-                    about["Namespace"],
-                    {
-                        "MetricName": metric["Name"],
-                        "Unit": metric["Unit"],
-                        "Value": fields[metric["Name"]],
-                        "Dimensions": [{"Name": name, "Value": fields[name]} for name in names],
-                        "Timestamp": fields["_aws"]["Timestamp"] / 1000,
-                    },
-                )
+                datum = {
+                    "MetricName": metric["Name"],
+                    "Unit": metric["Unit"],
+                    "Value": fields[metric["Name"]],
+                    "Dimensions": [{"Name": name, "Value": fields[name]} for name in names],
+                    "Timestamp": fields["_aws"]["Timestamp"] / 1000,
+                }
+                yield about["Namespace"], datum
 
 
-def follow(folder: Path, stop: threading.Event) -> None:
-    """Send what the processes in `folder` write, until `stop`; then what is left."""
-    followers: dict[Path, Follower] = {}
-    while True:
-        is_last = stop.wait(_POLL_S)
-        for path in folder.glob("dagster-*.log"):
-            follower = followers.setdefault(path, Follower(path))
-            while follower.carry():
-                pass
-        if is_last:
-            return
-
-
-def _put(lines: Sequence[str], source: str) -> None:
+def _carry(file: IO[bytes], source: str) -> bool:
+    """Send the next complete lines; whether there were any. Where that fails, the next call begins there."""
+    begin = file.tell()
+    data = file.read(_BATCH_BYTES)
+    data = data[: data.rfind(b"\n") + 1]
+    file.seek(begin)
     events: dict[str, list[Any]] = defaultdict(list)
-    data: dict[str, list[Any]] = defaultdict(list)
-    for line in lines:
+    metrics: dict[str, list[Any]] = defaultdict(list)
+    for line in data.decode(errors="replace").splitlines():
         if (group := group_of(line, source)) is not None:
             events[group].append({"timestamp": _time_ms(line), "message": line})
         for namespace, datum in metric_data(line):
-            data[namespace].append(datum)
+            metrics[namespace].append(datum)
     for group, batch in events.items():
-        _put_events(group, source, sorted(batch, key=lambda event: event["timestamp"]))
-    for namespace, values in data.items():
-        for at in range(0, len(values), _MOST_DATA):
-            _cloudwatch().put_metric_data(Namespace=namespace, MetricData=values[at : at + _MOST_DATA])
+        logs = _client("logs")
+        with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
+            logs.create_log_stream(logGroupName=group, logStreamName=source)
+        batch.sort(key=lambda event: event["timestamp"])
+        logs.put_log_events(logGroupName=group, logStreamName=source, logEvents=batch)
+    for namespace, values in metrics.items():
+        _client("cloudwatch").put_metric_data(Namespace=namespace, MetricData=values)
+    file.seek(begin + len(data))
+    return bool(data)
 
 
-def _put_events(group: str, stream: str, events: list[Any]) -> None:
-    with contextlib.suppress(_logs().exceptions.ResourceAlreadyExistsException):
-        _logs().create_log_stream(logGroupName=group, logStreamName=stream)
-    _logs().put_log_events(logGroupName=group, logStreamName=stream, logEvents=events)
+@cache
+def _client(service: Any) -> Any:
+    return aws_client(service)
 
 
 def _time_ms(line: str) -> int:
@@ -173,28 +135,13 @@ def _time_ms(line: str) -> int:
 
 
 def _object(text: str) -> dict[str, Any]:
-    if text.startswith("{"):
-        with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(text)
-            return found if isinstance(found, dict) else {}
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text) if text.startswith("{") else None
+        return found if isinstance(found, dict) else {}
     return {}
 
 
-@cache
-def _logs() -> CloudWatchLogsClient:
-    return aws_client("logs")
-
-
-@cache
-def _cloudwatch() -> CloudWatchClient:
-    return aws_client("cloudwatch")
-
-
-def main() -> None:
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    follow(Path(sys.argv[1]), stop)
-
-
 if __name__ == "__main__":
-    main()
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    follow(Path(sys.argv[1]), stopped)

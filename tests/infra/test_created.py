@@ -105,11 +105,12 @@ def test_services_run_the_small_image_and_find_their_logs(deployed: Deployed) ->
     daemon, web = containers(deployed, "capstone-daemon"), containers(deployed, "capstone-webserver")
     everything = [*daemon.values(), *web.values()]
 
-    assert set(daemon) | set(web) == {"prepare", "daemon", "webserver"}
+    assert set(daemon) | set(web) == {"prepare", "code-server", "daemon", "webserver"}
     assert {each["image"].split(".", 1)[1] for each in everything} == {
         "dkr.ecr.ap-northeast-2.amazonaws.com/capstone:v1"
     }
     assert {each["logConfiguration"]["options"]["awslogs-group"] for each in everything} == {
+        "/capstone/intake",
         "/ecs/capstone-daemon",
         "/ecs/capstone-webserver",
     }

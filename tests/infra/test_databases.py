@@ -87,7 +87,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> subprocess.Comple
 
 
 def prepare() -> list[str]:
-    [container, _] = template("application")["Resources"]["DaemonTask"]["Properties"]["ContainerDefinitions"]
+    [container, *_] = template("application")["Resources"]["DaemonTask"]["Properties"]["ContainerDefinitions"]
     return [*container["EntryPoint"], *container["Command"]]
 
 

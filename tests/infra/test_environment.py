@@ -17,7 +17,7 @@ from tests.infra.stacks import template
 from tests.infra.test_created import containers
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTAINERS = ("capstone-gpu", "capstone-cpu", "prepare", "daemon", "webserver")
+CONTAINERS = ("capstone-gpu", "capstone-cpu", "prepare", "code-server", "daemon", "webserver")
 JOBS = CONTAINERS[:2]
 
 # Settings that no container is given, and why their default is right for all of AWS. A setting that is new

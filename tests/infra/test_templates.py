@@ -12,7 +12,7 @@ import yaml
 from batch_gpu.config import SHORTEST_TIMEOUT_S
 from batch_gpu.endings import ending_of
 from batch_gpu.jobs import DEFAULT_ATTEMPTS, retry_strategy
-from capstone_dagster.catalog.log_groups import DAEMON, VIDEO_ANALYSIS, WEBSERVER
+from capstone_dagster.catalog.log_groups import DAEMON, INTAKE, VIDEO_ANALYSIS, WEBSERVER
 from capstone_dagster.local import aws
 from tests.infra.stacks import INFRA, ORDER, resources, template
 
@@ -84,6 +84,7 @@ LOGS = {
     "capstone-gpu": (VIDEO_ANALYSIS, "non-blocking"),
     "capstone-cpu": (VIDEO_ANALYSIS, "non-blocking"),
     "prepare": (DAEMON, "blocking"),
+    "code-server": (INTAKE, "non-blocking"),
     "daemon": (DAEMON, "non-blocking"),
     "webserver": (WEBSERVER, "non-blocking"),
 }
@@ -115,18 +116,39 @@ def test_every_container_logs_into_its_group_in_a_mode_that_is_chosen() -> None:
     }
 
 
-def test_services_write_from_their_group_s_level_up_as_json() -> None:
-    commands = {
-        each["Name"]: " ".join(each["Command"])
+def service(name: str) -> dict[str, Any]:
+    [found] = [
+        each
         for _, body in resources("AWS::ECS::TaskDefinition")
         for each in body["Properties"]["ContainerDefinitions"]
-        if each["Name"] != "prepare"
-    }
-    for command in commands.values():
-        words = command.replace("=", " ")
+        if each["Name"] == name
+    ]
+    return dict(found)
+
+
+def test_services_write_from_their_group_s_level_up_as_json() -> None:
+    for name in ("code-server", "daemon", "webserver"):
+        words = " ".join(service(name)["Command"]).replace("=", " ")
         assert "log-level warning" in words
         assert "--log-format json" in words
-    assert "--dagster-log-level=warning" in commands["webserver"]
+    assert "--dagster-log-level=warning" in service("webserver")["Command"]
+
+
+def test_the_daemon_s_workspace_is_the_code_server_beside_it() -> None:
+    [server] = yaml.safe_load((INFRA / "image" / "code-server.yaml").read_text())["load_from"]
+    place = server["grpc_server"]
+    [local] = yaml.safe_load((INFRA.parent / "workspace.yaml").read_text())["load_from"]
+    daemon, code_server = (service(name) for name in ("daemon", "code-server"))
+
+    # Run keys hold for one location: under another name every upload would be asked for once more.
+    assert place["location_name"] == local["python_module"]
+    assert {
+        f"--host={place['host']}",
+        f"--port={place['port']}",
+        f"--location-name={place['location_name']}",
+        f"--module-name={local['python_module']}",
+    } <= set(code_server["Command"])
+    assert "code-server.yaml" in daemon["Command"]
 
 
 def test_queues_are_those_of_the_local_stack() -> None:
@@ -352,10 +374,12 @@ def test_two_daemons_never_run() -> None:
 
 
 def test_the_daemon_waits_for_what_prepares_it_and_the_web_server_for_the_daemon() -> None:
-    prepare, daemon = properties("application", "DaemonTask")["ContainerDefinitions"]
+    prepare, code_server, daemon = properties("application", "DaemonTask")["ContainerDefinitions"]
 
     assert (prepare["Name"], prepare["Essential"]) == ("prepare", False)
-    assert daemon["DependsOn"] == [{"ContainerName": "prepare", "Condition": "SUCCESS"}]
+    prepared = {"ContainerName": "prepare", "Condition": "SUCCESS"}
+    assert code_server["DependsOn"] == [prepared]
+    assert daemon["DependsOn"] == [prepared, {"ContainerName": "code-server", "Condition": "HEALTHY"}]
     assert template("application")["Resources"]["WebserverService"]["DependsOn"] == "DaemonService"
 
 
