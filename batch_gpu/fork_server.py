@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--socket", type=Path, required=True, help="where to listen; replaced if it exists")
     parser.add_argument("--preload", action="append", default=[], metavar="MODULE", help="imported at once")
     options = parser.parse_args()
-    # Listening comes first: whoever connects meanwhile waits until the imports are done.
+    # Listen first: clients that connect meanwhile wait until the imports are done.
     listener = socket.socket(socket.AF_UNIX)
     options.socket.unlink(missing_ok=True)
     listener.bind(str(options.socket))

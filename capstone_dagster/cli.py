@@ -87,8 +87,8 @@ def main() -> None:
             else:
                 _say_error(usage_sentence(error))
             sys.exit(2)
-        told = sentence_of(error)
-        if told is None:
+        message = sentence_of(error)
+        if message is None:
             traceback.print_exc()
             told = f"{type(error).__name__}: {error}. This is a defect: please report the lines above."
         _say_error(told)
@@ -116,7 +116,7 @@ def _signals_end_cleanly() -> "Iterator[None]":
                 os.dup2(nowhere, stream)
         raise SystemExit(128 + number)
 
-    # Whoever started this with `nohup` wants it to survive its terminal.
+    # A command that was started with `nohup` survives its terminal.
     heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
     previous = {each: signal.signal(each, end) for each in heeded}
     try:

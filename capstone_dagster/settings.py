@@ -193,7 +193,8 @@ class Settings(BaseSettings):
     pause_after_failures: int = Field(
         default=5,
         ge=1,
-        description="Intake pauses itself when so many uploads in a row have failed for one systemic reason.",
+        description="Intake pauses automatically after this number of consecutive uploads failed for one systemic "
+        "reason.",
     )
 
     source_buckets: CommaSeparated = Field(
@@ -259,7 +260,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         description="Days after its last upload that a finished video's object is deleted, every version of "
-        "it; 0 keeps it for ever, because it belongs to whoever uploaded it.",
+        "it; 0 keeps it for ever, because it belongs to its uploader.",
     )
     detections_retention_days: int = Field(
         default=0,

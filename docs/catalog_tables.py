@@ -57,7 +57,7 @@ def metrics(listed: Iterable[Metric]) -> str:
 
 
 def alarms(listed: Sequence[Alarm], anomalies: Sequence[AnomalyAlarm]) -> str:
-    """Every alarm: when it rings, what silence means, who is told, where to read on."""
+    """Every alarm: when it fires, what missing data means, whom it notifies, its page of the runbook."""
     rows = [
         (
             _code(each.name) + (f" (under `{each.condition}`)" if each.condition else ""),

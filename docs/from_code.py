@@ -13,7 +13,7 @@ from capstone_dagster.cli import app
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 _KINDS = {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "PATH"}
-# Told once, above the list.
+# Described once, above the list.
 _EVERYWHERE = {"help", "state", "install_completion", "show_completion"}
 
 
@@ -60,8 +60,8 @@ def assets() -> str:
             f"kinds {_names(spec.kinds)}" if spec.kinds else "",
             f"asked first: {_names(spec.owners)}" if spec.owners else "",
         ]
-        told = "; ".join(fact for fact in facts if fact)
-        parts.append(f"### Asset {key.to_user_string()}\n\n{spec.description or ''}\n\n*{told}*")
+        summary = "; ".join(fact for fact in facts if fact)
+        parts.append(f"### Asset {key.to_user_string()}\n\n{spec.description or ''}\n\n*{summary}*")
     return "\n\n".join(parts)
 
 
@@ -137,8 +137,8 @@ def _value(option: Any) -> str:
 
 
 def _default(option: Any) -> str:
-    told = option.show_default if isinstance(option.show_default, str) else option.default
-    return "" if told is None or told is False or callable(told) else f"`{told}`"
+    default = option.show_default if isinstance(option.show_default, str) else option.default
+    return "" if default is None or default is False or callable(default) else f"`{default}`"
 
 
 def _cell(text: str | None) -> str:

@@ -79,9 +79,9 @@ def _terminal(state: Path) -> None:
     environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "100"}
     command = [*CAPSTONE, "demo", "--state", str(state), "--port", str(PORT)]
     demo = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    told = demo.stdout.strip().replace(str(state), ".capstone").replace(str(PORT), "3000")
+    printed = demo.stdout.strip().replace(str(state), ".capstone").replace(str(PORT), "3000")
     console = Console(record=True, width=100, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(Text.from_ansi(f"$ make demo\n{told}"))
+    console.print(Text.from_ansi(f"$ make demo\n{printed}"))
     picture = console.export_svg(title="make demo")
     # The viewer's own monospaced font will do; none is fetched from elsewhere for a picture.
     (PICTURES / "demo.svg").write_text(re.sub(r"@font-face \{.*?\}\n", "", picture, flags=re.DOTALL))

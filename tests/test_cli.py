@@ -183,11 +183,14 @@ def test_what_is_missing_is_named(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("nonsense", "No such command 'nonsense'; `capstone --help` tells what it takes."),
-        ("status --nonsense", "No such option: --nonsense; `capstone status --help` tells what it takes."),
+        ("nonsense", "No such command 'nonsense'; `capstone --help` describes its arguments."),
+        (
+            "status --nonsense",
+            "No such option: --nonsense; `capstone status --help` describes its arguments.",
+        ),
         ("status v1 v2", "Got unexpected extra argument(s) (v2); `capstone status --help` tells"),
-        ("compare", "Missing argument 'VIDEO'; `capstone compare --help` tells what it takes."),
-        ("export events", "Missing option '--out'; `capstone export events --help` tells what it takes."),
+        ("compare", "Missing argument 'VIDEO'; `capstone compare --help` describes its arguments."),
+        ("export events", "Missing option '--out'; `capstone export events --help` describes its arguments."),
         ("prioritize v1 --priority abc", "--priority: expected a whole number, got 'abc'; `capstone"),
         ("prioritize v1 --priority 5000", "--priority: expected at most 1000, got '5000'; `capstone"),
         ("status --limit 0", "--limit: expected at least 1, got '0'; `capstone status --help`"),

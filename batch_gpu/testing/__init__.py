@@ -2,7 +2,7 @@
 
 It speaks the service's real HTTP protocol, so that boto3 talks to it through `AWS_ENDPOINT_URL_BATCH` and
 `AWS_ENDPOINT_URL_CLOUDWATCH_LOGS` and botocore checks every parameter; and it really executes each
-container's command as a process of this machine. What of AWS's documented behaviour it models is told in
+container's command as a process of this machine. What it models of AWS's documented behaviour is listed in
 `fake_batch`.
 
     with fake_batch_server([Queue("gpu", Machines(gpus=1))]) as batch:

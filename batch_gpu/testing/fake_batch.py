@@ -84,7 +84,7 @@ class Fault:
         error: the error's code; None cuts the connection.
         times: how many requests it hits; None for all until it is removed.
         after: let the request take effect first, so that only its answer is lost.
-        skip: let so many requests pass before.
+        skip: number of requests to let pass first.
     """
 
     operation: str

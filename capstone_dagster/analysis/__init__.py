@@ -1,8 +1,27 @@
-"""Pixels to tracks to events: a library on its own, without Dagster, AWS or SQL.
+"""Pixels to tracks to events: an independent library without Dagster, AWS or SQL.
 
-`load_detector` and `analyze_video` turn a video into Parquet files and pictures; `build_events` turns its
-detections into events. Progress, counts and timings come back as values. Importing this package loads
-neither torch nor a model.
+`analyze_video` turns a video into Parquet files and pictures; `build_events` derives events from its
+detections. Importing this package loads neither PyTorch nor a model.
+
+>>> from pathlib import Path
+>>> settings = AnalysisSettings(sample_fps=5)
+>>> detector = load_detector(Path("person_face.pt"), settings, device="cpu")
+>>> summary = analyze_video(Path("gate.mp4"), Path("results"), detector=detector, settings=settings)
+>>> summary.frames_decoded, summary.frames_analyzed
+(75, 15)
+>>> rules = EventRules()
+>>> work = detection_id(
+...     etag="9b2c", size_bytes=123_456, model_sha256=model_sha256(Path("person_face.pt")), settings=settings
+... )
+>>> events = build_events(
+...     read_detections(Path("results/detections.parquet")),
+...     summary.coverage,
+...     analysis_id=analysis_id(video_id="gate-1a2b3c4d", detection_id=work, rules=rules),
+...     rules=rules,
+... )
+>>> write_events(Path("results/events.parquet"), events)
+>>> read_events(Path("results/events.parquet")) == events
+True
 """
 
 from .detection.detector import Detector, load_detector

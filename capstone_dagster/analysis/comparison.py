@@ -1,10 +1,10 @@
-"""Two analyses of one video side by side: which events are the same, and which appeared, vanished or moved.
+"""Compares two analyses of one video: which events are the same, and which appeared, vanished or moved.
 
-Pure: two lists in, a comparison out. It tells what changed, not which of the two is right.
+Pure: two lists in, a comparison out. It says what changed, not which analysis is right.
 
-Events are paired one to one within a label. A pair is worth `temporal IoU × (1 - distance)`, and the pairing
-with the largest sum is chosen. A presence that one analysis has whole and the other in pieces is paired with
-the piece that fits best; the other pieces have appeared (or vanished).
+Events are paired one to one within a label. The score of a pair is `temporal IoU × (1 - distance)`, and the
+pairing with the largest sum is chosen. If one analysis splits an event into pieces, the piece that fits best
+is paired; the others have appeared or vanished.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .events import Event
 from .tracking.association import assign
 
 LEAST_TEMPORAL_IOU = 1 / 3
-"""Two events of one length that share half of it have this; of those that share less, most is not shared."""
+"""The IoU of two equally long events that share half of their time. Below it, most is not shared."""
 
 FARTHEST = 1.0
-"""Best boxes that are as far apart as they are wide (or high) no longer touch: whatever shares the time."""
+"""Best boxes that are as far apart as they are wide (or high) no longer touch."""
 
 MOVED_PLACE = 0.5
-"""A best box shifted by half its width or height shows something else of the scene."""
+"""A best box that shifted by half its width or height shows another part of the scene."""
 
 MOVED_MS = 1000.0
-"""A start or end that shifted by less is a glimpse more or less at the edge of the picture: no news."""
+"""A smaller shift of a start or end is a detection more or less at the edge of the picture."""
 
-# Two analyses may see the same walker best at different moments, and at different places then. A pedestrian
-# needs some four seconds through a picture at least; what he can have walked between them is no distance.
+# Two analyses may see the same walker best at different times, hence at different places. A pedestrian needs
+# at least some four seconds to cross a picture; what they can have walked in between does not count.
 _PACE_PER_S = 0.25
 
 _Floats = npt.NDArray[np.float64]
@@ -39,12 +39,12 @@ _Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The same presence in both analyses.
+    """The same event in both analyses.
 
     Attributes:
         start_shift_ms, end_shift_ms: how much later it starts and ends in the second one; negative: earlier.
-        place_shift: how far its best box went, in widths or heights of the box; what it can have walked
-            between the two best moments is taken off.
+        place_shift: distance between the best boxes, in widths or heights of the box, minus what a person
+            can have walked between the two times.
     """
 
     before: Event
@@ -55,24 +55,24 @@ class Pair:
 
     @property
     def tolerance_ms(self) -> float:
-        """Shifts up to this are none: each analysis knows starts and ends to one sample interval."""
+        """Smaller shifts do not count: starts and ends are exact to one sample interval."""
         return max(MOVED_MS, self.before.sample_interval_ms + self.after.sample_interval_ms)
 
     @property
     def moved(self) -> bool:
-        """Whether it starts or ends at another time, or was seen best at another place."""
+        """Whether its start, its end or its best box differs."""
         shift_ms = max(abs(self.start_shift_ms), abs(self.end_shift_ms))
         return shift_ms > self.tolerance_ms or self.place_shift > MOVED_PLACE
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What became of the events of one analysis in another, each list in order of time.
+    """The differences between two analyses, each list in order of time.
 
     Attributes:
-        matched: the events that both have, moved or not.
-        appeared: those that only the second one has.
-        vanished: those that only the first one has.
+        matched: events in both, moved or not.
+        appeared: events only in the second one.
+        vanished: events only in the first one.
     """
 
     matched: tuple[Pair, ...]
@@ -81,7 +81,7 @@ class Comparison:
 
     @property
     def moved(self) -> tuple[Pair, ...]:
-        """Those of `matched` that begin, end or stand elsewhere."""
+        """The matched events whose time or place differs."""
         return tuple(pair for pair in self.matched if pair.moved)
 
     @property
@@ -91,7 +91,7 @@ class Comparison:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many events matched, moved (of those that matched), appeared and vanished."""
+        """Numbers of events that matched, moved (of those that matched), appeared and vanished."""
         return {
             "matched": len(self.matched),
             "moved": len(self.moved),
@@ -100,7 +100,7 @@ class Comparison:
         }
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         """The counts as a sentence."""
         counts = self.counts
         return (
@@ -115,7 +115,7 @@ def compare_events(before: Sequence[Event], after: Sequence[Event]) -> Compariso
     Comparing the other way round gives the same pairs, with appeared and vanished exchanged.
     """
     first, second = sorted(before, key=_in_order), sorted(after, key=_in_order)
-    # Where two pairings are worth the same, either way round must choose the same one.
+    # Of pairings with equal scores, both directions must choose the same one.
     if swapped := [_in_order(event) for event in first] > [_in_order(event) for event in second]:
         first, second = second, first
     pairs = sorted(_pairs(first, second))
@@ -131,7 +131,7 @@ def compare_events(before: Sequence[Event], after: Sequence[Event]) -> Compariso
 
 
 def _in_order(event: Event) -> tuple[object, ...]:
-    """By time; nothing is left to the order in which events came."""
+    """Sort key: by time, with ties broken by all other fields."""
     others = tuple(str(value) for value in astuple(event))
     return (event.start_ms, event.end_ms, event.label, event.track_id, others)
 
@@ -151,7 +151,7 @@ def _pairs(first: Sequence[Event], second: Sequence[Event]) -> Iterator[tuple[in
 
 
 def _worth(first: Sequence[Event], second: Sequence[Event]) -> dict[tuple[int, int], float]:
-    """What each pair is worth that can be one, (0, 1]; few of all, however many events there are."""
+    """Scores in (0, 1] of the possible pairs; only these are stored, because most pairs are impossible."""
     starts, ends = _spans(second)
     boxes, best_ms = _boxes(second)
     worth = {}
@@ -167,7 +167,7 @@ def _worth(first: Sequence[Event], second: Sequence[Event]) -> dict[tuple[int, i
 
 
 def _spans(events: Sequence[Event]) -> tuple[_Floats, _Floats]:
-    """Starts and ends; a presence lasts until the frame after the last one that shows it."""
+    """Starts and ends; an event lasts until the frame after its last one."""
     starts = np.array([event.start_ms for event in events], dtype=np.float64)
     lasts = np.array([event.end_ms + max(event.sample_interval_ms, 1.0) for event in events])
     return starts, lasts
@@ -179,10 +179,10 @@ def _boxes(events: Sequence[Event]) -> tuple[_Floats, _Floats]:
 
 
 def _distance(box: _Floats, best_ms: float, boxes: _Floats, others_ms: _Floats) -> _Floats:
-    """(n,) how far a box is from n others, in their mean widths or heights, whichever is more.
+    """(n,) distance of a box from n others, in their mean widths or heights, whichever is larger.
 
-    At 1 and above boxes of that size do not touch. In shares of the frame's sides along each axis, so the
-    shape of the frame is no matter.
+    At 1 and above the boxes do not touch. Each axis uses fractions of the frame's side, so the shape of the
+    frame does not matter.
     """
     between = np.abs((boxes[:, :2] + boxes[:, 2:]) - (box[:2] + box[2:])) / 2
     walked = _PACE_PER_S * np.abs(others_ms - best_ms)[:, None] / 1000
@@ -193,7 +193,7 @@ def _distance(box: _Floats, best_ms: float, boxes: _Floats, others_ms: _Floats) 
 
 
 def _groups(worth: dict[tuple[int, int], float]) -> Iterator[tuple[list[int], list[int]]]:
-    """Rows and columns that candidates connect: each group is assigned on its own, in a small table."""
+    """Groups of rows and columns that candidate pairs connect; each group is assigned by itself."""
     columns_of: dict[int, list[int]] = {}
     rows_of: dict[int, list[int]] = {}
     for i, j in worth:

@@ -1,4 +1,4 @@
-"""One column-wise value for the detections of one picture, the currency of this library."""
+"""The detections of one picture, column by column: the value that this library passes around."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """What was found in one picture.
+    """What was detected in one picture.
+
+    >>> found = Detections.of([[0, 0, 9, 9], [5, 5, 40, 9]], [0.9, 0.4], [0, 1], ("person", "face"))
+    >>> found
+    Detections(2 of ('person', 'face'))
+    >>> found.select(found.scores > 0.5).label(0)
+    'person'
+    >>> found.clipped(width=20, height=20).boxes[1].tolist()
+    [5.0, 5.0, 20.0, 9.0]
 
     Attributes:
         boxes: (n, 4) float32, xyxy in pixels of the picture.
         scores: (n,) float32, 0-1.
-        label_ids: (n,) int32, each an index into `names`.
-        names: the labels that can occur.
+        label_ids: (n,) int32, indices into `names`.
+        names: all possible labels.
     """
 
     boxes: npt.NDArray[np.float32]
@@ -47,7 +55,7 @@ class Detections:
         label_ids: npt.ArrayLike,
         names: Sequence[str],
     ) -> Self:
-        """From anything array-like, an empty list included."""
+        """From array-likes; an empty list is allowed."""
         return cls(
             np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
             np.asarray(scores, dtype=np.float32).reshape(-1),
@@ -62,14 +70,14 @@ class Detections:
         return f"Detections({len(self)} of {self.names})"
 
     def select(self, which: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Detections:
-        """Those that a mask or a list of positions picks."""
+        """The detections at these positions, or where a mask is true."""
         return Detections(self.boxes[which], self.scores[which], self.label_ids[which], self.names)
 
     def label(self, index: int) -> str:
         return self.names[int(self.label_ids[index])]
 
     def clipped(self, width: int, height: int) -> Detections:
-        """With boxes cut at the picture's edges; boxes of which nothing remains are dropped."""
+        """With boxes cut at the picture's edges; boxes outside it are dropped."""
         limits = np.array([width, height, width, height], dtype=np.float32)
         boxes = np.clip(self.boxes, np.float32(0), limits)
         inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

@@ -38,7 +38,7 @@ _BATCHES_WAITING = 2
 # for them, and fewer threads work. Five there are at least, however large.
 _BYTES_UNDER_WAY = 1 << 30
 
-# However sparse the sampling, frames go on and progress is told after so many: about 20 s of ordinary video.
+# However sparse the sampling, frames are handed over and progress is reported after this many: some 20 s.
 _FRAMES_PER_BATCH = 512
 
 _PROGRESS_INTERVAL_S = 0.5
@@ -49,9 +49,9 @@ _GPU_INTERVAL_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pass has come.
+    """Progress of a pass.
 
-    `fps` is decoded frames per second of work so far; `fraction` (0-1) stays 0 while the end is unknown.
+    `fps` is decoded frames per second of work so far; `fraction` (0-1) is 0 while the duration is unknown.
     """
 
     frames_decoded: int
@@ -65,7 +65,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class DetectionSummary:
-    """What a finished pass found and what it cost; JSON-able by `dataclasses.asdict`.
+    """Results and cost of a finished pass; `dataclasses.asdict` makes it ready for JSON.
 
     Attributes:
         duration_ms: from the container's start to the end of the last frame, as decoded, not as stated.
@@ -79,11 +79,11 @@ class DetectionSummary:
         seconds: wall-clock time of the pass; decoding, inference and the rest overlap.
         decode_seconds, inference_seconds: how much of it the decoder, the model were at work.
         decoder: `software` or `nvdec`.
-        cpu_fallback: why it ran on the CPU although a GPU could be expected; None where it did as expected.
-        batch_size: pictures given to the model at once, at the end.
-        out_of_memory_backoffs: how often a batch was made smaller because the GPU had no room for it.
-        gpu_memory_used_mb: the most of the GPU's memory that was in use, by whomever, in MiB;
-            gpu_memory_total_mb: what there is. None without a GPU.
+        cpu_fallback: why it ran on the CPU although a GPU was expected; None otherwise.
+        batch_size: pictures in a batch, at the end of the pass.
+        out_of_memory_backoffs: how often a batch was reduced because the GPU ran out of memory.
+        gpu_memory_used_mb: peak of the GPU's memory in use by all processes, in MiB;
+            gpu_memory_total_mb: its size. None without a GPU.
         gpu_utilization_percent: how busy the GPU was on average, as its driver says; None
             without a GPU, or where it does not say.
         peak_rss_mb: the most memory of this process and the decoder's, in MiB.
@@ -136,7 +136,7 @@ class DetectionSummary:
 
     @property
     def coverage(self) -> Coverage:
-        """What the pass has looked at."""
+        """The frames that the pass has analysed."""
         return Coverage.of(asdict(self))
 
 
@@ -151,16 +151,17 @@ def analyze_video(
     opened: Callable[[VideoInfo], None] = lambda info: None,
     progress: Callable[[Progress], None] | None = None,
 ) -> DetectionSummary:
-    """Analyses a video into `out`: `frames.parquet`, `detections.parquet`, `contact_sheet.jpg`,
-    `thumbnails/`.
+    """Analyse a video into `out`: `frames.parquet`, `detections.parquet`, `contact_sheet.jpg`, `thumbnails/`.
 
-    Messages call the video `name`, by default its file's. With `hardware_decoding` the GPU's own decoder is
-    used where it knows the format, else software.
+    The package's docstring has an example.
 
-    `opened` is called once, when the file has proved to be a video. `progress` is called in this thread at
-    the first analysed frame, then at most twice a second, and at the end. What either raises ends the pass,
-    like any failure and like Ctrl-C: decoding stops, the files of this pass that are not complete are
-    removed, and the first error is raised.
+    Args:
+        name: what messages call the video, by default its file name.
+        hardware_decoding: use the GPU's decoder if it supports the format, else software.
+        opened: called once, when the file has proved to be a video.
+        progress: called in this thread at the first analysed frame, then at most twice a second, and at the
+            end. An exception from either ends the pass, like any failure and like Ctrl-C: decoding stops,
+            incomplete files of this pass are removed, and the first error is raised.
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)

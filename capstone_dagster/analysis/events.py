@@ -1,4 +1,4 @@
-"""Tracked detections become events, one for each continuous presence. Pure: a table in, a list out."""
+"""Derives events from tracked detections, one for each appearance. Pure: a table in, a list out."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ _GAP_IN_INTERVALS = 2.5
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One presence. Times are milliseconds since the first frame, boxes x1, y1, x2, y2 as shares of the
-    frame (0-1).
+    """One continuous appearance of one track.
+
+    Times are milliseconds since the first frame. Boxes are x1, y1, x2, y2 as fractions of the frame (0-1).
 
     Attributes:
-        start_ms, end_ms: its first and last detection.
+        start_ms, end_ms: the first and the last detection.
         first_frame, last_frame: the same, as indices of decoded frames.
-        sample_interval_ms: how far apart analysed frames were, hence how exact start and end are.
-        detections: how often it was seen.
-        best_score, best_ms, best_box: where and when it was seen best; the earliest of equals.
+        sample_interval_ms: interval between analysed frames, which is the precision of start and end.
+        detections: number of detections.
+        best_score, best_ms, best_box: the detection with the highest score; the earliest of equals.
         face_score, face_box: the best face seen with a person; None without one, and for other labels.
-        truncated_start, truncated_end: whether it was there in the first, the last analysed frame.
+        truncated_start, truncated_end: present in the first, the last analysed frame.
         thumbnail_key: its picture, relative to the detections' prefix.
     """
 
@@ -62,7 +63,7 @@ class Event:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        """That of a row as files and databases keep it, with lists for boxes; it may have more columns."""
+        """The event of a row of a file or a database, where boxes are lists; other columns are ignored."""
         values = {each.name: row[each.name] for each in fields(cls)}
         for box in ("best_box", "face_box"):
             values[box] = None if values[box] is None else tuple(values[box])
@@ -71,13 +72,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What a pass has looked at.
+    """The frames that a pass has analysed.
 
     Attributes:
-        width, height: of the frames, in pixels.
+        width, height: size of the frames, in pixels.
         first_pts_ms, last_pts_ms: the first and the last analysed frame.
-        sample_interval_ms: how far apart analysed frames usually were.
-        longest_interval_ms: how far apart they were at most by intention.
+        sample_interval_ms: usual interval between analysed frames.
+        longest_interval_ms: longest intended interval between them.
     """
 
     width: int
@@ -89,14 +90,24 @@ class Coverage:
 
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> Self:
-        """That of a pass, by its summary as JSON."""
+        """The coverage in the JSON summary of a pass."""
         return cls(**{each.name: summary[each.name] for each in fields(cls)})
 
 
 def build_events(
     detections: pa.Table, coverage: Coverage, *, analysis_id: str, rules: EventRules
 ) -> list[Event]:
-    """The events of one video, by start and track; the order of the table's rows does not matter."""
+    """The events of one video, sorted by start and track; the order of the table's rows does not matter.
+
+    >>> row = {"label": "person", "track_id": 1, "score": 0.9, "x1": 10, "y1": 20, "x2": 30, "y2": 80}
+    >>> table = pa.Table.from_pylist(
+    ...     [row | {"frame_index": i, "pts_ms": i * 200} for i in range(10)]
+    ... )
+    >>> coverage = Coverage(640, 480, 0, 10_000, 200, 200)
+    >>> [event] = build_events(table, coverage, analysis_id="a", rules=EventRules())
+    >>> event.start_ms, event.end_ms, event.detections, event.truncated_start
+    (0, 1800, 10, True)
+    """
     sample_interval_ms = coverage.sample_interval_ms
     interval_ms = coverage.longest_interval_ms
     max_gap_ms = (
@@ -129,7 +140,7 @@ def build_events(
     def event(presence: npt.NDArray[np.intp]) -> Event:
         first, last = int(presence[0]), int(presence[-1])
         best = rows.best(presence)
-        # A presence is known by its first row, which belongs to no other.
+        # Its first row identifies an appearance: it belongs to no other.
         face = rows.best(np.array(sorted(worn_faces[first]), dtype=np.intp)) if first in worn_faces else None
         label, track_id, start_ms = str(rows.label[first]), int(rows.track_id[first]), int(rows.pts_ms[first])
         return Event(
@@ -181,7 +192,7 @@ class _Rows:
         frame_index, pts_ms, track_id = whole("frame_index"), whole("pts_ms"), whole("track_id")
         score = real("score")
         boxes = np.stack([real(name) for name in ("x1", "y1", "x2", "y2")], axis=1)
-        # One string for each name, not for each row: a long video has millions.
+        # One string for each label instead of each row: a long video has millions.
         names, codes = _labels(tracked["label"])
         order = np.lexsort((*boxes.T, score, frame_index, pts_ms, codes, track_id))
         return cls(
@@ -199,7 +210,7 @@ class _Rows:
 
 
 def _labels(column: pa.ChunkedArray[Any]) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.intp]]:
-    """The names that occur, sorted, and for each row which of them it has."""
+    """The distinct labels, sorted, and for each row the index of its label."""
     encoded = column.combine_chunks().dictionary_encode()
     names = np.array(encoded.dictionary.to_pylist(), dtype=object)
     sorted_first = np.argsort(names)
@@ -208,7 +219,7 @@ def _labels(column: pa.ChunkedArray[Any]) -> tuple[npt.NDArray[np.object_], npt.
 
 
 def _presences(rows: _Rows, max_gap_ms: float) -> Iterator[npt.NDArray[np.intp]]:
-    """Row numbers of each track, in order of time, cut where the track was unseen for longer than the gap."""
+    """Row numbers of each track in order of time, split at gaps longer than `max_gap_ms`."""
     if len(rows.pts_ms) == 0:
         return
     new_track = (rows.track_id[1:] != rows.track_id[:-1]) | (rows.label[1:] != rows.label[:-1])
@@ -222,9 +233,9 @@ def _assign_faces(
     faces: Sequence[npt.NDArray[np.intp]],
     containment: float,
 ) -> dict[int, int]:
-    """For each face row that lies in a person of its frame, the first row of that person's presence.
+    """For each face row inside a person of the same frame, the first row of that person's appearance.
 
-    One face to a person and one person to a face; the pair that fits best is joined first.
+    A face belongs to one person and a person has one face; the best pair is assigned first.
     """
     persons_by_frame: dict[int, list[tuple[int, int]]] = {}
     for presence in persons:
@@ -252,17 +263,17 @@ def _assign_faces(
 
 
 def _share_inside(inner: npt.NDArray[np.float64], outer: npt.NDArray[np.float64]) -> float:
-    """The share of a box's area that lies in another box."""
+    """The fraction of a box's area that lies in another box."""
     area = (inner[2] - inner[0]) * (inner[3] - inner[1])
     overlap = np.minimum(inner[2:], outer[2:]) - np.maximum(inner[:2], outer[:2])
     return float(overlap[0] * overlap[1] / area) if area > 0 and (overlap > 0).all() else 0.0
 
 
 def _misfit(face: npt.NDArray[np.float64], person: npt.NDArray[np.float64]) -> float:
-    """How far a face is from where that person's should be: in the middle, its top at the top of the box.
+    """Distance of a face from the expected place: centred, its top at the top of the person's box.
 
-    In widths and heights of the person's box, so that in a crowd a face goes to the person it fits, not to
-    a larger one standing in front or behind.
+    The unit is the width and height of the person's box, so that in a crowd a face goes to the person it
+    fits, not to a larger one in front or behind.
     """
     width, height = person[2] - person[0], person[3] - person[1]
     aside = abs((face[0] + face[2]) - (person[0] + person[2])) / (2 * width)

@@ -1,4 +1,4 @@
-"""The names of work and of results: equal inputs give equal ids, what changes a result changes its id."""
+"""Ids of work and of results: equal inputs give equal ids, and what changes a result changes its id."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from .errors import ModelUnavailable
 from .settings import AnalysisSettings, EventRules
 
 DETECTION_VERSION = 3
-"""Raise when the same bytes, model and settings begin to give other detections or tracks."""
+"""Raise it when the same bytes, model and settings give other detections or tracks than before."""
 
 EVENTS_VERSION = 1
-"""Raise when the same detections and rules begin to give other events."""
+"""Raise it when the same detections and rules give other events than before."""
 
-_ID_DIGITS = 32  # 128 bits: no collision in any number of videos that will ever be uploaded
+_ID_DIGITS = 32  # 128 bits: no collisions at any realistic number of videos
 _READ_BYTES = 1 << 20
 
 
 def detection_id(
     *, etag: str, size_bytes: int, model_sha256: str, settings: AnalysisSettings, nonce: str | None = None
 ) -> str:
-    """The id of the GPU's work on these bytes: where the object lies and what it is called do not matter.
+    """The id of the GPU's work on these bytes, whatever their bucket and key.
 
-    S3 answers an ETag in quotation marks in one place and without in another; both are the same bytes.
+    S3 returns an ETag in some places with quotation marks and in others without; both mean the same bytes.
+
+    >>> work = {"size_bytes": 5, "model_sha256": "ab" * 32, "settings": AnalysisSettings()}
+    >>> detection_id(etag='"9b2c"', **work) == detection_id(etag="9b2c", **work)
+    True
+    >>> detection_id(etag="9b2c", **work) == detection_id(etag="9b2c", nonce="again", **work)
+    False
     """
     return _digest(
         "detections",
@@ -42,7 +48,11 @@ def detection_id(
 
 
 def analysis_id(*, video_id: str, detection_id: str, rules: EventRules) -> str:
-    """The id of what is published: one video's events, by these rules, from these detections."""
+    """The id of one video's published events, by these rules, from these detections.
+
+    >>> len(analysis_id(video_id="gate-1a2b3c4d", detection_id="5f" * 16, rules=EventRules()))
+    32
+    """
     return _digest(
         "analysis",
         EVENTS_VERSION,
@@ -51,7 +61,12 @@ def analysis_id(*, video_id: str, detection_id: str, rules: EventRules) -> str:
 
 
 def event_id(*, analysis_id: str, label: str, track_id: int, start_ms: int) -> str:
-    """The id of one presence within one analysis."""
+    """The id of one event within one analysis.
+
+    >>> first = event_id(analysis_id="a", label="person", track_id=1, start_ms=0)
+    >>> first == event_id(analysis_id="a", label="person", track_id=2, start_ms=0)
+    False
+    """
     return _digest(
         "event",
         EVENTS_VERSION,
@@ -60,7 +75,11 @@ def event_id(*, analysis_id: str, label: str, track_id: int, start_ms: int) -> s
 
 
 def model_sha256(path: Path) -> str:
-    """The SHA-256 of a model file, or of a model directory's sorted relative names and contents."""
+    """The SHA-256 of a model file, or of a model directory's sorted relative names and contents.
+
+    >>> len(model_sha256(Path("person_face.pt")))
+    64
+    """
     try:
         if path.is_dir():
             files = sorted(

@@ -45,7 +45,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 class ContactSheet:
     """Keeps a dozen frames spread evenly over a video of unknown length, in bounded memory.
 
-    Every n-th frame is kept; when two dozen are there, every second one is let go and n doubles.
+    It keeps every n-th frame. At two dozen it drops every second one and doubles n.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class ContactSheet:
     def offer(
         self, image: Image, pts_ms: int, detections: Detections, tracklets: npt.NDArray[np.int32]
     ) -> None:
-        """To be called for each analysed frame in order, with the tracklet of each detection."""
+        """Call it for each analysed frame in order, with the tracklet of each detection."""
         if self._offered % self._stride == 0:
             # Always a new picture, because the frame itself is shared with others; small ones are enlarged to
             # carry text.
@@ -68,9 +68,9 @@ class ContactSheet:
         self._offered += 1
 
     def write(self, path: Path, visits: npt.NDArray[np.int32]) -> None:
-        """Writes the sheet as a JPEG, tiles in order of time from left to right and down.
+        """Write the sheet as a JPEG, tiles in order of time from left to right and down.
 
-        `visits` tells for each tracklet, counted from 1, its visit: the number that is shown.
+        `visits` has for each tracklet, from 1, its visit: the number drawn beside a box.
         """
         shown = min(_SHEET_TILES, len(self._tiles))
         if shown == 0:
@@ -81,7 +81,7 @@ class ContactSheet:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tile:
-    """A frame made small, and what was found in it in pixels of the frame."""
+    """A reduced frame and its detections, in pixels of the full frame."""
 
     picture: Image
     scale: float
@@ -98,34 +98,34 @@ class _Candidate:
 
 
 class Thumbnails:
-    """The best view of each visit.
+    """Writes the best view of each visit.
 
-    That of each tracklet is written as soon as the tracklet can no longer go on; when it is known which
-    tracklets are one visit, the best of its views stays, under the visit's number.
+    A tracklet's best view is written as soon as the tracklet cannot continue. At the end, when it is known
+    which tracklets belong to one visit, the best of their views gets the visit's number.
     """
 
     def __init__(self, folder: Path, *, keep_ms: float) -> None:
         self._folder = folder
-        # Nobody takes the views of a pass that fails for a result.
+        # In a folder of its own, so that no view of a failed pass counts as a result.
         self._work = folder.with_name(f".{folder.name}.partial")
         self._keep_ms = keep_ms
         self._candidates: dict[int, _Candidate] = {}
         self._scores = array("f")  # of each tracklet's view; 0 where none was written
         self.discard()
         self._work.mkdir(parents=True)
-        # Those of an earlier pass; a folder may hold other people's pictures.
+        # Remove those of an earlier pass, but keep other pictures in the folder.
         for stale in folder.glob("*.jpg"):
             if stale.stem.isdecimal():
                 stale.unlink()
 
     def discard(self) -> None:
-        """Removes what was not finished."""
+        """Remove unfinished files."""
         shutil.rmtree(self._work, ignore_errors=True)
 
     def offer(
         self, image: Image, pts_ms: int, detections: Detections, tracklets: npt.NDArray[np.int32]
     ) -> None:
-        """To be called for each analysed frame in order, with tracked detections and their tracklets."""
+        """Call it for each analysed frame in order, with tracked detections and their tracklets."""
         for box, score, tracklet in zip(
             detections.boxes, detections.scores.tolist(), tracklets.tolist(), strict=True
         ):
@@ -144,7 +144,7 @@ class Thumbnails:
             self._write(tracklet)
 
     def close(self, visits: npt.NDArray[np.int32]) -> None:
-        """Writes what is left. `visits` tells for each tracklet, counted from 1, its visit; negative: none.
+        """Write the remaining views. `visits` has for each tracklet, from 1, its visit; negative for none.
 
         Visits are counted from 1 in order of their first tracklets.
         """
@@ -233,10 +233,15 @@ def sheet_tiles(sheet: Image, *, width: int, height: int, frames: int) -> list[I
 
 
 def shrunk(jpeg: bytes, *, side: int, most_bytes: int) -> bytes:
-    """A JPEG made smaller, its longer side at most `side` pixels, until it has at most so many bytes.
+    """A smaller copy of a JPEG: its longer side has at most `side` pixels, the file at most `most_bytes`.
 
     Raises:
-        ValueError: it is no picture.
+        ValueError: the bytes are not a picture.
+
+    >>> from pathlib import Path
+    >>> sheet = Path("results/contact_sheet.jpg").read_bytes()
+    >>> len(shrunk(sheet, side=320, most_bytes=20_000)) <= 20_000
+    True
     """
     image = decoded(jpeg)
     for quality in (80, 60):
@@ -254,7 +259,7 @@ def decoded(jpeg: bytes) -> Image:
     """The pixels of a JPEG, (height, width, 3) uint8 BGR.
 
     Raises:
-        ValueError: it is no picture.
+        ValueError: the bytes are not a picture.
     """
     image = cv2.imdecode(np.frombuffer(jpeg, dtype=np.uint8), cv2.IMREAD_COLOR) if jpeg else None
     if image is None:

@@ -1,7 +1,7 @@
-"""An annotated copy of a video that plays in any browser: boxes, numbers of tracks, times.
+"""Renders an annotated copy of a video that plays in any browser: boxes, track numbers, times.
 
-Drawn from stored detections, so that it shows what was published, without a model. H.264, 4:2:0, with the
-index in front: it begins to play before it is loaded.
+It draws stored detections, so it shows what was published and needs no model. The file is H.264, 4:2:0, with
+the index in front, so that it plays before it is fully loaded.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from .footage.video import Image
 from .pictures import PALETTE
 from .tables import read_detections, read_frames
 
-# What a laptop shows without scaling; with it an hour is some hundred megabytes.
+# A laptop shows this size without scaling; an hour takes some hundred megabytes.
 _LONGEST_SIDE = 1280
 _MILLISECOND = Fraction(1, 1000)
-# A preview is looked at once: a quarter of the time of the default preset for a fifth more bytes. A key frame
-# every two seconds or so lets a viewer jump.
+# A preview is watched once: this preset takes a quarter of the default's time for a fifth more bytes. A key
+# frame about every two seconds lets a viewer seek.
 _ENCODER = {"preset": "veryfast", "crf": "26", "g": "50"}
-_BT709 = 1  # as every screen takes HD video that does not say otherwise
+_BT709 = 1  # what screens assume for HD video
 _LIMITED_RANGE = 1
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What was written: its size in pixels, frames, and its length in milliseconds."""
+    """The rendered file: size in pixels, number of frames, duration in milliseconds."""
 
     width: int
     height: int
@@ -47,7 +47,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Boxes:
-    """What is shown in one frame: (n,) track numbers, labels and scores, (n, 4) xyxy in source pixels."""
+    """Boxes of one frame: (n,) track numbers, labels and scores, (n, 4) xyxy in source pixels."""
 
     tracks: npt.NDArray[np.int64]
     labels: npt.NDArray[np.object_]
@@ -67,17 +67,17 @@ def render_preview(
 ) -> Preview:
     """Draw tracked detections into every frame of a video.
 
-    Between two analysed frames a box moves evenly from one to the other, at the frames' own times.
+    Between two analysed frames a box moves linearly, at the frames' own times.
 
     Args:
         detections, frames: the Parquet files of the pass over this video.
         out: the file; it appears when it is complete.
         name: what messages call the video; by default its file's name.
         recorded_at: wall-clock time of the first frame, shown beside the video's own.
-        progress: is told the time of each frame, in milliseconds.
+        progress: called with the time of each frame, in milliseconds.
 
     Raises:
-        UndecodableVideo: it is none.
+        UndecodableVideo: the file has no frame that decodes.
     """
     annotations = _Annotations(detections, frames)
     partial = out.with_name(f".{out.name}.partial")
@@ -99,7 +99,7 @@ def render_preview(
             context.color_range = _LIMITED_RANGE
             for frame in reader.frames(sample_fps=0):
                 if frame.image is None or frame.pts_ms <= last_ms:
-                    continue  # a container takes one picture a moment
+                    continue  # a container holds one picture for each timestamp
                 last_ms = frame.pts_ms
                 image = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_AREA)
                 shown = annotations.at(frame.index, frame.pts_ms)
@@ -120,7 +120,7 @@ def render_preview(
 
 
 class _Annotations:
-    """What to draw at any frame: what was found in it, else in between the analysed ones around it."""
+    """The boxes of any frame: detected in it, or interpolated between the analysed frames around it."""
 
     def __init__(self, detections: Path, frames: Path) -> None:
         decoded = read_frames(frames)
@@ -128,7 +128,7 @@ class _Annotations:
         self._analyzed = analyzed["frame_index"].to_numpy().tolist()
         self._pts_ms = analyzed["pts_ms"].to_numpy().tolist()
         table = read_detections(detections)
-        # Events are made of what is tracked; the rest would blink.
+        # Only tracked detections become events; the others would flicker.
         table = table.filter(pc.is_valid(table["track_id"])).sort_by("frame_index")
         self._frame_index = table["frame_index"].to_numpy().astype(np.int64)
         self._rows = _Boxes(
@@ -152,7 +152,7 @@ class _Annotations:
         share = (pts_ms - begin) / max(1, end - begin)
         goes_on = {(track, label): row for row, (track, label) in enumerate(_names(after))}
         xyxy = before.xyxy.copy()
-        shown = np.full(len(xyxy), share < 0.5)  # who has gone by the next frame left somewhere in between
+        shown = np.full(len(xyxy), share < 0.5)  # a track that is not in the next frame ends halfway
         for row, name in enumerate(_names(before)):
             if name in goes_on:
                 xyxy[row] += share * (after.xyxy[goes_on[name]] - xyxy[row])
@@ -180,7 +180,7 @@ def _draw(image: Image, boxes: _Boxes, scale: tuple[float, float]) -> None:
         cv2.rectangle(image, (x1, y1), (x2, y2), colour, 2, cv2.LINE_AA)
         text = f"{label} {track}  {score:.2f}"
         (width, height), _ = cv2.getTextSize(text, _FONT, 0.5, 1)
-        # Above the box where there is room, else in it; never beyond the right edge.
+        # Above the box if there is room, else inside it; never beyond the right edge.
         left = max(0, min(x1 - 1, image.shape[1] - width - 6))
         top = y1 - height - 8 if y1 >= height + 8 else y1
         cv2.rectangle(image, (left, top), (left + width + 6, top + height + 8), colour, cv2.FILLED)
@@ -188,7 +188,7 @@ def _draw(image: Image, boxes: _Boxes, scale: tuple[float, float]) -> None:
 
 
 def _stamp(image: Image, pts_ms: int, recorded_at: datetime | None) -> None:
-    """The time, bright on dark: readable on any picture."""
+    """Draw the time, bright on dark, so that it is readable on any picture."""
     seconds, tenths = divmod(pts_ms // 100, 10)
     text = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{tenths}"
     if recorded_at is not None:

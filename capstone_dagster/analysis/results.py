@@ -1,4 +1,4 @@
-"""What a pass writes and counts, fed with decoded frames and what was found in them."""
+"""Collects what a pass writes and counts, from decoded frames and their detections."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from .settings import AnalysisSettings
 from .tables import DETECTIONS_SCHEMA, FRAMES_SCHEMA, TableWriter
 from .tracking.video_tracker import UNTRACKED, VideoTracker
 
-# Until the end it is not known which tracklets are one visit: until then detections lie here.
+# Holds the detections until the end, when it is known which tracklets belong to one visit.
 _TRACKLETS = "tracklets.parquet"
-# Events are derived from a pass, and are none of a new one's.
+# Includes the events: those of an earlier pass do not belong to a new one.
 _RESULTS = ("frames.parquet", "detections.parquet", "events.parquet", "contact_sheet.jpg")
 _ROWS_AT_ONCE = 1024
 
-# Analysed frames that are further apart than half a heartbeat are so because nothing changed between them.
+# Analysed frames further apart than half a heartbeat had no change between them.
 _CALM_MS = float(HEARTBEAT_S * 1000) / 2
 
 
 class Results:
-    """Everything a pass writes and counts, fed frame by frame.
+    """Everything that a pass writes and counts, frame by frame.
 
-    Detections are written with the numbers of their tracklets; when the video is over and it is known which
-    of those are one visit, they are written once more with the numbers of visits, a few thousand rows at a
-    time.
+    Detections are first written with the numbers of their tracklets. At the end, when it is known which
+    tracklets belong to one visit, they are rewritten with visit numbers, a few thousand rows at a time.
     """
 
     def __init__(self, out: Path, settings: AnalysisSettings, labels: tuple[str, ...]) -> None:
@@ -45,13 +44,13 @@ class Results:
         self._settings = settings
         self._tracker = VideoTracker(settings, labels)
         self._sheet = ContactSheet()
-        # A tracklet may go on within the tracker's buffer; after it, its best view is final.
+        # After the tracker's buffer a tracklet cannot continue, and its best view is final.
         self._thumbnails = Thumbnails(out / "thumbnails", keep_ms=settings.track_buffer_s * 1000)
         self._spacings: Counter[int] = Counter()
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
-        # What an earlier pass left would stand for this one's if it fails.
+        # If this pass fails, files of an earlier one must not count as its results.
         for name in _RESULTS:
             (self._out / name).unlink(missing_ok=True)
         self._files.callback((self._out / _TRACKLETS).unlink, missing_ok=True)

@@ -1,4 +1,4 @@
-"""The choices that an analysis is made with, checked when they are made."""
+"""Settings of an analysis, validated on construction."""
 
 from __future__ import annotations
 
@@ -12,31 +12,38 @@ from .errors import InvalidAnalysisSettings
 TrackerName = Literal["motion", "bytetrack", "botsort"]
 Precision = Literal["auto", "full"]
 
-# ByteTrack continues a track through weak detections that could not start one; 0.1 is its authors' floor,
-# below which boxes are mostly background. The detector is asked for everything above it, whatever is kept
-# in the end.
+# ByteTrack continues a track through weak detections that could not start one. Its authors' floor is 0.1,
+# below which boxes are mostly background. The detector reports everything above it, whatever is kept later.
 WEAK_SCORE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class AnalysisSettings:
-    """What to look for, how often, and how sure to be.
+    """What to detect, how often, and from which score.
+
+    >>> AnalysisSettings(labels=("person",), sample_fps=2).sample_fps
+    2.0
+    >>> AnalysisSettings(min_score=2)
+    Traceback (most recent call last):
+        ...
+    capstone_dagster.analysis.errors.InvalidAnalysisSettings: min_score must be more than 0 and at most 1, \
+but is 2.0; correct the setting.
 
     Attributes:
-        labels: the classes of interest, by the names the model gives them.
+        labels: the classes to detect, by the model's names.
         sample_fps: frames analysed per second of video; 0 means every frame. Sampling goes by presentation
             time.
-        motion_gate: whether to leave out sampled frames in which nothing has changed (see `Sampling`).
-        min_score: detections below it are not kept (0-1).
+        motion_gate: skip sampled frames in which nothing has changed (see `Sampling`).
+        min_score: detections with a lower score are dropped (0-1).
         iou: two boxes of one label that overlap by more than this are one object (non-maximum suppression,
             0-1).
         image_size: the longer side, in pixels, of the picture the model sees; None leaves it to the model.
-        tracker: what joins detections into tracks: `motion`, which makes one track of one visit, or
-            Ultralytics' ByteTrack or BoT-SORT as they are.
-        track_buffer_s: how long somebody may stay unseen and still be the same visitor, in seconds of video.
-            Longer than passing behind a pillar takes; more than five gained nothing on synthetic footage.
-        precision: `auto` computes as fast as the processor can, in bf16 or half precision where it has them;
-            `full` in 32 bits, for boxes equal to those of Ultralytics on any machine.
+        tracker: joins detections into tracks: `motion`, which makes one track of one visit, or Ultralytics'
+            unmodified ByteTrack or BoT-SORT.
+        track_buffer_s: how long a person may be unseen within one track, in seconds of video. The default
+            is longer than it takes to pass behind a pillar; more gained nothing on synthetic footage.
+        precision: `auto` uses bf16 or half precision if the processor has it; `full` uses 32 bits, for the
+            same boxes as Ultralytics on any machine.
     """
 
     labels: tuple[str, ...] = ("person", "face")
@@ -50,7 +57,7 @@ class AnalysisSettings:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        # Tuples and floats whatever was passed, so that equal settings are equal values and have equal ids.
+        # Convert to tuples and floats, so that equal settings compare equal and have equal ids.
         object.__setattr__(self, "labels", _names("labels", self.labels))
         for field in ("sample_fps", "min_score", "iou", "track_buffer_s"):
             object.__setattr__(self, field, _number(field, getattr(self, field)))
@@ -93,11 +100,11 @@ class AnalysisSettings:
 
     @property
     def weak_score(self) -> float:
-        """The score above which the detector reports: the tracker sees weaker detections than those kept."""
+        """The lowest score that the detector reports: the tracker also uses detections that are not kept."""
         return min(WEAK_SCORE, self.min_score)
 
     def detection_fields(self) -> dict[str, object]:
-        """Everything that changes detections or tracks, JSON-able; the order of labels does not."""
+        """Every setting that changes detections or tracks, for JSON; the order of labels does not count."""
         return {
             "labels": sorted(self.labels),
             "sample_fps": self.sample_fps,
@@ -113,22 +120,21 @@ class AnalysisSettings:
 
 @dataclass(frozen=True, slots=True)
 class EventRules:
-    """How detections become events; changing a rule never costs a look at the pixels.
+    """How detections become events. A changed rule never needs the pixels again.
+
+    >>> EventRules(max_gap_s=2).as_fields()["max_gap_s"]
+    2.0
 
     Attributes:
-        min_detections: a presence seen fewer times is noise. Two, because a false alarm seldom repeats in
-            place.
-        min_duration_s: a presence shorter than this is noise. Each detection stands for one sampling
-            interval, so at 5 frames a second two detections last 0.4 s; 0.3 s asks for about nine at 30
-            frames a second.
-        max_gap_s: a track unseen for longer is a new event, but never for less than 2.5 sampling intervals,
-            so that one missed detection cannot split an event however sparse the sampling is. None leaves it
-            to the tracker, which also saw what was too weak to keep: what it found to be one visit is one
-            event.
-        face_containment: a face belongs to a person when at least this share of its box lies in the
-            person's. The
-            two boxes come from a detector that is a little off: 0.8 forgives that, and not a passer-by's
-                face.
+        min_detections: a shorter appearance is noise. The default is 2, because a false detection rarely
+            repeats in place.
+        min_duration_s: a shorter appearance is noise. Each detection counts one sampling interval: at 5
+            frames a second two detections last 0.4 s; at 30, 0.3 s needs about nine.
+        max_gap_s: a track unseen for longer begins a new event. At least 2.5 sampling intervals, so that one
+            missed detection never splits an event. None leaves the decision to the tracker, which also used
+            detections that were not kept.
+        face_containment: a face belongs to a person if at least this fraction of its box lies in the
+            person's box. 0.8 allows for imprecise boxes, but not for the face of a passer-by.
     """
 
     min_detections: int = 2
@@ -159,7 +165,7 @@ class EventRules:
         )
 
     def as_fields(self) -> dict[str, object]:
-        """Every rule, JSON-able: what an analysis id is made from."""
+        """Every rule, for JSON and for the analysis id."""
         return asdict(self)
 
 
@@ -172,7 +178,7 @@ def _number(field: str, value: object) -> float:
 
 
 def _names(field: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):  # a string is a sequence of letters
+    if isinstance(value, str) or not isinstance(value, Iterable):  # a string is iterable, too
         raise InvalidAnalysisSettings(
             f"{field} must be a sequence of names, but is {value!r}; write a tuple."
         )

@@ -1,4 +1,4 @@
-"""The Parquet files of an analysis: their schemas, writers that hold one row group at most, and readers."""
+"""Schemas, writers and readers of an analysis's Parquet files. A writer buffers at most one row group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well there is anything to see in a video, from what its pass has stored: nothing is decoded again."""
+"""Measures how visible a video's content is, from stored files; nothing is decoded again."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ import pyarrow as pa
 from .footage.video import Image
 from .pictures import decoded, sheet_tiles
 
-# Side of the square, in pixels, by whose mean a picture is blurred to see what that takes from it; the
-# source of the measure takes nine.
+# Side in pixels of the box filter that the measure uses; its authors use nine.
 _BLUR_SIDE = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Visibility:
-    """What the pictures on a contact sheet are like; the medians of its pictures.
+    """Medians over the pictures of a contact sheet.
 
     Attributes:
-        brightness: below it lie nineteen in twenty pixels, 0–1: low where all is dark.
-        contrast: standard deviation of luma, 0–1: low where the lens is covered or dazzled.
-        blur: 0 (sharp) to 1 (blurred): how little blurring takes away. Crete, Dolmiere, Ladret and Nicolas:
-            The blur effect, SPIE 6492 (2007). Seen at the size of a tile: what is a little out of focus only
-            at full size is sharp here.
+        brightness: 95th percentile of luma, 0–1: low in the dark.
+        contrast: standard deviation of luma, 0–1: low if the lens is covered or dazzled.
+        blur: 0 (sharp) to 1 (blurred): how little additional blurring changes. Crete, Dolmiere, Ladret and
+            Nicolas: The blur effect, SPIE 6492 (2007). Measured at tile size, so slight defocus that is
+            visible only at full size counts as sharp.
     """
 
     brightness: float
@@ -35,14 +34,19 @@ class Visibility:
 
 
 def look_at_sheet(jpeg: bytes, *, width: int, height: int, frames: int) -> Visibility:
-    """Judge a video by its contact sheet.
+    """Measure a video by its contact sheet.
 
     Args:
-        width, height: of the video's frames, in pixels.
-        frames: how many were analysed.
+        width, height: size of the video's frames, in pixels.
+        frames: number of analysed frames.
 
     Raises:
-        ValueError: it is not the contact sheet of such a video.
+        ValueError: the picture is not the contact sheet of such a video.
+
+    >>> from pathlib import Path
+    >>> sheet = Path("results/contact_sheet.jpg").read_bytes()
+    >>> look_at_sheet(sheet, width=320, height=180, frames=15).brightness < 0.5
+    True
     """
     tiles = [
         cv2.cvtColor(tile, cv2.COLOR_BGR2GRAY)
@@ -56,10 +60,12 @@ def look_at_sheet(jpeg: bytes, *, width: int, height: int, frames: int) -> Visib
 
 
 def still_share(frames: pa.Table) -> float:
-    """The share of decoded frames that are the one before once more, 0–1; of no frames 0.
+    """The fraction of decoded frames that exactly repeat the previous one, 0–1; 0 without frames.
 
-    Exactly: where nobody is and nothing moves, a codec leaves of a camera's noise next to nothing, but not
-    nothing.
+    In a still scene a codec leaves a little of the camera's noise, so only a frozen picture repeats exactly.
+
+    >>> still_share(pa.table({"motion": [0.0, 0.02, 0.0, 0.01, 0.03]}))
+    0.25
     """
     motion: npt.NDArray[np.float32] = frames["motion"].to_numpy()[1:]
     return float((motion == 0).mean()) if len(motion) else 0.0
@@ -77,5 +83,5 @@ def _blur(luma: Image) -> float:
 def _blur_along(picture: npt.NDArray[np.float32], blurred: npt.NDArray[np.float32], *, axis: int) -> float:
     before, after = np.abs(np.diff(picture, axis=axis)), np.abs(np.diff(blurred, axis=axis))
     total = float(before.sum())
-    # Where there is no edge at all, there is none to be blurred: that is a matter of contrast.
+    # Without any edge nothing can be blurred: then contrast is what is low.
     return 1 - float(np.maximum(0, before - after).sum()) / total if total else 0.0

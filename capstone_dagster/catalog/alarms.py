@@ -323,7 +323,7 @@ DATABASE_CONNECTIONS_HIGH = Alarm(
     "More than 80 connections to the database are open: near the end new ones are refused.",
     (Series("connections", aws.DATABASE_CONNECTIONS, "Average"),),
     threshold=80,
-    missing=MissingData("notBreaching", "That a database reports nothing is told by another alarm."),
+    missing=MissingData("notBreaching", "Another alarm covers a database that reports nothing."),
     severity="ticket",
     owner=PLATFORM,
     runbook="database-connections",
@@ -466,7 +466,7 @@ DEAD_LETTERS_PRESENT = Alarm(
     severity="ticket",
     owner=PIPELINE,
     runbook="dead-letters",
-    look_at=("`capstone dlq list`: each with its reason", "whoever writes the messages"),
+    look_at=("`capstone dlq list`: each with its reason", "the sender of the messages"),
 )
 REEXECUTIONS_USED_UP = Alarm(
     "ReexecutionsUsedUp",
@@ -502,7 +502,7 @@ CPU_FALLBACK = Alarm(
 
 NOTICES_FAILING = Alarm(
     "NoticesFailing",
-    "More than 3 attempts to send a notice failed in 5 minutes: failures are not told of.",
+    "More than 3 attempts to send a notice failed in 5 minutes: failures are not reported.",
     (_sum("failures", own.NOTICES_FAILED),),
     expression="FILL(failures, 0)",
     threshold=3,

@@ -1,9 +1,9 @@
 """One notice for one incident, by composites that notify in place of alarms.
 
-Signs of one incident are told of once, by a composite that rings while any of them does. What others explain
-is told of by a composite that waits for them: a rule such as "this one and not its cause" would not do,
-because the effect is often seen before its cause, would be told of, and then be taken back. CloudWatch's
-suppression waits for the cause before it tells anything.
+All signs of one incident lead to one notice, by a composite that fires while any of them does. An alarm that
+others can explain notifies by a composite that waits for them: a rule such as "this one and not its cause"
+would not do, because the effect is often seen before its cause, would be notified, and then be revoked.
+CloudWatch's suppression waits for the cause before it notifies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def composites(alarms: Sequence[Alarm]) -> tuple[Composite, ...]:
         name = notifier(alarm)
         signs = groups[name]
         if alarm is not signs[-1]:
-            continue  # told of with the last of its fellows
+            continue  # notified with the last of its group
         causes = _causes(signs, alarms, explains)
         if alarm.incident or causes:
             made += _notifying(name, signs, causes)
@@ -40,7 +40,7 @@ def composites(alarms: Sequence[Alarm]) -> tuple[Composite, ...]:
 
 
 def notifier(alarm: Alarm) -> str:
-    """Name of the alarm by whose change of state people are told: its composite's where it has one."""
+    """Name of the alarm that notifies: its composite if it has one, else itself."""
     return alarm.incident or (f"{alarm.name}Unexplained" if alarm.causes else alarm.name)
 
 

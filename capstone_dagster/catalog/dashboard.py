@@ -16,7 +16,7 @@ from .queries import RECENT_ERRORS
 # The condition of the deployment's template under which there is a load balancer.
 HAS_LOAD_BALANCER = "HasAddress"
 # Number of the deployment: GiB that the database's disk was made with. It grows by itself when it is nearly
-# full, which no metric tells: afterwards the share shown is too high until the deployment is told.
+# full, which no metric reports: afterwards the share shown is too high until the deployment is updated.
 DATABASE_STORAGE = "database_storage_gib"
 SENSORS = (
     "upload_sensor",

@@ -29,7 +29,7 @@ filter video_id = "{VIDEO_PLACEHOLDER}" or external_id = "{VIDEO_PLACEHOLDER}"
 )
 RECENT_ERRORS = SavedQuery(
     "recent-errors",
-    "What went wrong last, wherever it did.",
+    "The latest errors of all components.",
     _EVERYTHING,
     f"""\
 filter {_IS_ERROR}
@@ -39,7 +39,7 @@ filter {_IS_ERROR}
 )
 ERRORS_BY_COMPONENT = SavedQuery(
     "errors-by-component",
-    "Errors of each component in a quarter of an hour.",
+    "Errors of each component in each quarter of an hour.",
     _EVERYTHING,
     f"""\
 filter {_IS_ERROR}
@@ -48,7 +48,7 @@ filter {_IS_ERROR}
 )
 ERROR_RATE = SavedQuery(
     "error-rate",
-    "Of the runs that ended in a quarter of an hour, how many failed.",
+    "The share of failed runs in each quarter of an hour.",
     _RUNS,
     """\
 filter action in ["run.succeeded", "run.failed"]
@@ -77,7 +77,7 @@ filter action = "run.succeeded"
 )
 SLOWEST_STEPS = SavedQuery(
     "slowest-steps",
-    "Where the time of a run goes: each step's average, longest and 95th percentile.",
+    "Duration of each step: average, maximum and 95th percentile.",
     _RUNS,
     """\
 filter action = "step.completed" and not ispresent(reused)
@@ -87,7 +87,7 @@ filter action = "step.completed" and not ispresent(reused)
 )
 SLOWEST_STATEMENTS = SavedQuery(
     "slowest-statements",
-    "Statements that the event store took longest for; their values are not in the log.",
+    "The slowest statements of the event store; their values are not in the log.",
     _RUNS,
     """\
 filter action = "database.statement"
@@ -98,7 +98,7 @@ filter action = "database.statement"
 )
 DATABASE_FAILURES = SavedQuery(
     "database-failures",
-    "When the event store did not answer, and whose work that was.",
+    "When the event store did not answer, and for which video.",
     _EVERYTHING,
     """\
 filter failure_class = "database-unavailable"
@@ -108,7 +108,7 @@ filter failure_class = "database-unavailable"
 )
 S3_ACCESS_DENIED = SavedQuery(
     "s3-access-denied",
-    "Objects that S3 refused to give or take, and to whom.",
+    "Objects that S3 denied, by component.",
     _EVERYTHING,
     """\
 filter failure_class in ["source-forbidden", "permission-denied"]
@@ -118,7 +118,7 @@ filter failure_class in ["source-forbidden", "permission-denied"]
 )
 GPU_MEMORY = SavedQuery(
     "gpu-memory",
-    "The GPUs' memory, used and there, in five minutes.",
+    "Used and total memory of the GPUs in each five minutes.",
     _RUNS,
     """\
 filter action = "gpu.memory"

@@ -25,7 +25,7 @@ _COLOURS = {"failure": "red", "update": "yellow", "recovery": "green"}
 
 
 def alerts(
-    tail: Annotated[int, typer.Option(min=1, help="Only so many notices, the last ones.")] = 10,
+    tail: Annotated[int, typer.Option(min=1, help="Only the last ones, this many.")] = 10,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new notices until Ctrl-C.")
     ] = False,
@@ -69,12 +69,12 @@ def _inbox_url(sqs: SQSClient) -> str | None:
 
 
 def _tell_how_to_subscribe(topic: str) -> None:
-    told = (
+    text = (
         f"Notices go to {topic}, and SNS keeps none to be shown. Receive them by mail:\n\n"
         f"aws sns subscribe --topic-arn {topic} --protocol email --notification-endpoint you@example.com\n\n"
         "Their attributes kind, class, severity and environment can be filtered by (a filter policy)."
     )
-    terminal.err.print(told, markup=False, soft_wrap=True)
+    terminal.err.print(text, markup=False, soft_wrap=True)
 
 
 def _follow(look: Callable[[], list[Received]], known: set[str], form: str) -> None:
@@ -95,10 +95,10 @@ def _show(notice: Received, form: str) -> None:
         return
     colour = _COLOURS.get(notice.attributes.get("kind", ""), "default")
     at = notice.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    told = Text.assemble((f"[{at}] ", "dim"), (notice.subject, colour))
+    text = Text.assemble((f"[{at}] ", "dim"), (notice.subject, colour))
     for line in _words(notice.body).splitlines():
-        told.append(f"\n    {line}")
-    terminal.out.print(told, soft_wrap=True)
+        text.append(f"\n    {line}")
+    terminal.out.print(text, soft_wrap=True)
 
 
 def _words(body: str) -> str:

@@ -124,9 +124,9 @@ def compare(
     if form == "json":
         print(json.dumps(_as_json(video_id, first, second, comparison), ensure_ascii=False, indent=2))
         return
-    told = f"{video_id}: {_named(first)} → {_named(second)}"
-    terminal.out.print(told, markup=False, soft_wrap=True)
-    terminal.out.print(comparison.told, markup=False, soft_wrap=True)
+    message = f"{video_id}: {_named(first)} → {_named(second)}"
+    terminal.out.print(message, markup=False, soft_wrap=True)
+    terminal.out.print(comparison.sentence, markup=False, soft_wrap=True)
     if not comparison.identical:
         terminal.out.print(tables.comparison_table(comparison))
 
@@ -174,12 +174,12 @@ def rollback(
         target = earlier
     done = database.transact(roll_back, video_id, target["analysis_id"])
     if done.changed:
-        told = f"{video_id}: {_named(target)} is current again, with {done.events} events."
+        message = f"{video_id}: {_named(target)} is current again, with {done.events} events."
         if current is not None:
-            told += f" Before it was {_named(current)}, with {current['events']} events."
+            message += f" Before it was {_named(current)}, with {current['events']} events."
     else:
-        told = f"{video_id}: {_named(target)} is current already, with {done.events} events."
-    terminal.out.print(told, markup=False, soft_wrap=True)
+        message = f"{video_id}: {_named(target)} is current already, with {done.events} events."
+    terminal.out.print(message, markup=False, soft_wrap=True)
     if done.changed:
         _show_in_dagster(target, done, by or getpass.getuser(), state)
 
@@ -193,8 +193,8 @@ def _show_in_dagster(target: Mapping[str, Any], done: Rollback, by: str, state: 
         with dagster_instance(state) as instance:
             report_rollback(instance, Services(read_settings()), target, done, by=by)
     except Exception as error:  # consumers see the earlier analysis already: what only shows it may fail
-        told = f"Dagster's pages do not show it: {sentence(error)}"
-        terminal.err.print(told, markup=False, soft_wrap=True)
+        message = f"Dagster's pages do not show it: {sentence(error)}"
+        terminal.err.print(message, markup=False, soft_wrap=True)
 
 
 def _named(analysis: Mapping[str, Any]) -> str:

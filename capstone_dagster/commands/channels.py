@@ -73,19 +73,19 @@ def log_lines() -> str:
 
 
 def notices() -> str:
-    """Whether notices reach people, as the sensor `ended_runs` left it."""
+    """Check that alerts are sent, by the state of the sensor `ended_runs`."""
     import dagster as dg
 
     from capstone_dagster.alerts.standing import read_standing
 
     if "DAGSTER_HOME" not in os.environ:
-        raise Wrong("DAGSTER_HOME is not set: what was told cannot be looked up", "Set it.")
+        raise Wrong("DAGSTER_HOME is not set: the state of alerts cannot be read", "Set it.")
     with dg.DagsterInstance.get() as instance:
         standing = read_standing(instance)
     if standing is None or standing.ticked is None:
         raise Wrong("the sensor `ended_runs` has not run yet", "It runs with Dagster's daemon.")
     if not standing.running:
-        raise Wrong("the sensor `ended_runs` is switched off: no notice is sent", "Switch it on.")
+        raise Wrong("the sensor `ended_runs` is switched off: no alerts are sent", "Switch it on.")
     if standing.refusal:
         since_s = time.time() - standing.refused_since
         kept = f"{standing.kept} notices have been kept for {since_s:,.0f} s"
@@ -103,8 +103,10 @@ def outbox(services: Services) -> str:
     arn = services.settings.notice_topic_arn
     backlog = services.database.transact(outbox_backlog)
     if arn is None:
-        told = f"CAPSTONE_NOTICE_TOPIC_ARN is not set: {backlog.waiting:,} notices to other systems are kept"
-        raise Wrong(told, "Set it to an SNS topic's ARN where other systems want them (docs/consume.md).")
+        message = (
+            f"CAPSTONE_NOTICE_TOPIC_ARN is not set: {backlog.waiting:,} notices to other systems are kept"
+        )
+        raise Wrong(message, "Set it to an SNS topic's ARN where other systems want them (docs/consume.md).")
     aws_client("sns").get_topic_attributes(TopicArn=arn)
     if backlog.refused:
         raise Wrong(

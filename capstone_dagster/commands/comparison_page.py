@@ -72,7 +72,7 @@ def comparison_page(
     return environment.get_template("comparison.html.j2").render(
         video_id=video_id,
         analyses=(("first", before), ("second", after)),
-        summary=comparison.told,
+        summary=comparison.sentence,
         kinds=_KINDS,
         timeline=_timeline(comparison),
         sections=[(kind, cards) for kind, cards in _sections(comparison, picture) if cards],

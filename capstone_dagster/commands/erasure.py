@@ -67,8 +67,8 @@ def delete(
         removed = {name: removed[name] for name in (*counts, *removed) if name in removed}
         _tell(video_id, plan, removed, form, done=True)
         if form == "table" and (sensors := eraser.what_remembers(plan.names)):
-            told = f"The cursors of {', '.join(sensors)} name it still, until their next change."
-            terminal.err.print(told, markup=False, soft_wrap=True)
+            message = f"The cursors of {', '.join(sensors)} name it still, until their next change."
+            terminal.err.print(message, markup=False, soft_wrap=True)
 
 
 def _known(services: Services, video: str) -> str:
@@ -81,10 +81,10 @@ def _known(services: Services, video: str) -> str:
         last = services.database.transact(last_erasure, video)
         if last is None:
             raise
-        told = "was being deleted" if last.finished_at is None else "was deleted already"
+        message = "was being deleted" if last.finished_at is None else "was deleted already"
         when = terminal.local_time(last.finished_at or last.begun_at)
-        told = f"{video} {told} ({when}, by {last.requested_by}); looking for what is left."
-        terminal.err.print(told, markup=False, soft_wrap=True)
+        message = f"{video} {message} ({when}, by {last.requested_by}); looking for what is left."
+        terminal.err.print(message, markup=False, soft_wrap=True)
         return video
 
 
@@ -100,8 +100,8 @@ def _tell(
         return
     terminal.out.print(tables.counts_table(counts, "what", "deleted" if done else "would be deleted"))
     for kept in sorted(plan.kept):
-        told = f"Detections {kept} stay: another video of the same bytes rests on them."
-        terminal.out.print(told, markup=False, soft_wrap=True)
+        message = f"Detections {kept} stay: another video of the same bytes rests on them."
+        terminal.out.print(message, markup=False, soft_wrap=True)
     if not done:
         for run_id in plan.cancel:
             terminal.out.print(f"Run {run_id} would be ended first.", markup=False, soft_wrap=True)

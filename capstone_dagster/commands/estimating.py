@@ -1,4 +1,4 @@
-"""What analysing videos again would take, told before anything is started: passes, video, hours of work."""
+"""Estimates what analysing videos again would take: passes, duration of video, hours of work."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Estimate:
             "measured_with_todays_model": self.alike,
         }
 
-    def told(self, videos: int) -> str:
+    def described(self, videos: int) -> str:
         """In sentences.
 
         Args:
@@ -66,18 +66,18 @@ class Estimate:
         ready = videos - self.passes
         lengths = [f"{_hours(self.video_s)} of video"] if self.passes > self.unknown else []
         lengths += [f"{_count(self.unknown, 'video')} of unknown length"] if self.unknown else []
-        told = f"{_count(self.passes, 'pass', 'es')} over {' and '.join(lengths)}"
+        description = f"{_count(self.passes, 'pass', 'es')} over {' and '.join(lengths)}"
         if ready:
-            told += f"; of {_count(ready, 'video')} finished detections are reused"
+            description += f"; of {_count(ready, 'video')} finished detections are reused"
         if self.pace is None or self.hours is None or self.gpu_hours is None:
-            return f"{told}. No pass was made yet that would tell how long that takes."
+            return f"{description}. No earlier pass says how long that takes."
         which = f"{_count(self.pace.passes, 'recent pass', 'es')} with "
         which += "this model and settings" if self.alike else "another model or other settings"
         rate = self.pace.gpu_seconds or self.pace.seconds
         on = "GPU" if self.pace.gpu_seconds else "CPU"
         hours = self.gpu_hours if self.pace.gpu_seconds else self.hours
-        rate_told = f"{rate:.2g} s for each second of video, measured on {which}"
-        return f"{told}. About {hours:,.2f} {on} hours: {rate_told}."
+        rate_text = f"{rate:.2g} s for each second of video, measured on {which}"
+        return f"{description}. About {hours:,.2f} {on} hours: {rate_text}."
 
 
 def estimate(

@@ -57,7 +57,7 @@ def examine() -> Iterator[Finding]:
         ("s3 derived", lambda: _derived(services)),
         ("sqs", lambda: _queue(services)),
     ]
-    # Whoever names a GPU needs it; `auto` does without.
+    # A named GPU is required; `auto` is satisfied without one.
     gpu_needed = settings.device.startswith("cuda")
     yield _look("gpu", lambda: _gpu(settings), otherwise="fail" if gpu_needed else "warn")
     for subject, check in needed:
@@ -80,9 +80,9 @@ def _look(subject: str, check: Callable[[], str], *, otherwise: State) -> Findin
     except ConfigurationError as error:
         return Finding(subject, otherwise, str(error), START_STACK)
     except Exception as error:
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "" if hasattr(error, "failure_class") else "Check the address, credentials and network."
-        return Finding(subject, otherwise, told, remedy)
+        return Finding(subject, otherwise, detail, remedy)
 
 
 def _model(services: Services) -> str:
@@ -103,15 +103,15 @@ def _model(services: Services) -> str:
         if settings.compute != "batch":
             raise
         return f"{settings.model} is not loaded here: jobs do it, and only their image has PyTorch"
-    told = (
+    detail = (
         f"{detector.name} finds {', '.join(detector.labels)} on {detector.device} ({detector.backend}), "
         f"loaded in {detector.load_seconds:.1f} s, SHA-256 {detector.sha256[:12]}…"
     )
     if detector.cpu_fallback:
-        told += f"; on the CPU because {detector.cpu_fallback}"
+        detail += f"; on the CPU because {detector.cpu_fallback}"
     if detector.missing_labels:
-        told += f"; it has no {', '.join(detector.missing_labels)}"
-    return told
+        detail += f"; it has no {', '.join(detector.missing_labels)}"
+    return detail
 
 
 def _decoder() -> str:

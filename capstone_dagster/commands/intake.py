@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Whether uploads are taken from the queue. Intake pauses itself while runs fail for one systemic "
     "reason, and resumes by itself; an operator's word goes before that.",
 )
-Why = Annotated[str, typer.Option("--why", help="The reason, for whoever asks later.")]
+Why = Annotated[str, typer.Option("--why", help="The reason, for later readers.")]
 By = Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")]
 
 
@@ -68,7 +68,7 @@ def intake_pause(why: Why = "no reason given", by: By = None, state: StateOption
 
 @app.command("resume")
 def intake_resume(why: Why = "no reason given", by: By = None, state: StateOption = DEFAULT_STATE) -> None:
-    """Take uploads again, whoever paused it; failures count anew from now on.
+    """Resume intake, after an automatic or a manual pause. Failures are counted afresh.
 
     Example: `capstone intake resume --why mended`
     """

@@ -33,7 +33,7 @@ _EARLIER_MS = 3_600_000
 
 def logs(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
-    tail: Annotated[int | None, typer.Option(min=1, help="Only so many lines, the last ones.")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines, this many.")] = None,
     level: Annotated[Level, typer.Option(help="Leave out what is below.", case_sensitive=False)] = "INFO",
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")

@@ -106,29 +106,29 @@ def retry(
     database = open_database(state)
     rows = _chosen(database, videos or [], failure, after)
     who = by or getpass.getuser()
-    told: list[dict[str, Any]] = []
+    accounts: list[dict[str, Any]] = []
     with dagster_instance(state) as instance, terminal.progress("Looking at failed runs") as report:
         restarts: list[Restart] = []
         for row in rows:
             try:
                 restarts.append(by_hand.restart_of(instance, row))
             except by_hand.Refused as refused:
-                told.append(_account(row["video_id"], None, refusal=str(refused)))
+                accounts.append(_account(row["video_id"], None, refusal=str(refused)))
         if restarts and not dry_run:
             report("Loading the definitions")
             repository = _repository()
         for restart in restarts:
             if dry_run:
-                told.append(_account(restart.video_id, restart))
+                accounts.append(_account(restart.video_id, restart))
                 continue
             try:
                 again = by_hand.start_again(instance, repository, database, restart, by=who)
             except by_hand.Refused as refused:
-                told.append(_account(restart.video_id, restart, refusal=str(refused)))
+                accounts.append(_account(restart.video_id, restart, refusal=str(refused)))
             else:
-                told.append(_account(restart.video_id, restart, run_id=again.run_id))
-    _show(told, form, dry_run=dry_run)
-    if any(each["refusal"] for each in told):
+                accounts.append(_account(restart.video_id, restart, run_id=again.run_id))
+    _show(accounts, form, dry_run=dry_run)
+    if any(each["refusal"] for each in accounts):
         raise typer.Exit(1)
 
 
@@ -145,22 +145,22 @@ def _account(
     }
 
 
-def _show(told: list[dict[str, Any]], form: str, *, dry_run: bool) -> None:
+def _show(accounts: list[dict[str, Any]], form: str, *, dry_run: bool) -> None:
     import json
 
     if form == "json":
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps(accounts, indent=2, ensure_ascii=False))
         return
-    for each in told:
+    for each in accounts:
         if each["refusal"]:
             terminal.err.print(each["refusal"], markup=False, soft_wrap=True)
         else:
             run = f", run {each['run_id']}" if each["run_id"] else ""
             print(f"{each['video_id']}: from {each['from_step']}{run}")
-    started = [each for each in told if not each["refusal"]]
+    started = [each for each in accounts if not each["refusal"]]
     with_gpu = sum(bool(each["gpu"]) for each in started)
     what = "would be started again" if dry_run else "started again"
-    left = f"; {len(told) - len(started)} left alone" if len(started) < len(told) else ""
+    left = f"; {len(accounts) - len(started)} left alone" if len(started) < len(accounts) else ""
     print(f"{_runs(len(started))} {what}, {with_gpu} of them on the GPU{left}.")
 
 

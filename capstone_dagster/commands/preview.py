@@ -50,8 +50,8 @@ def preview(
             analysis_id=analysis_id,
             progress=lambda fraction: report("Rendering the preview", fraction),
         )
-    told = "Rendered" if stored.made else "Was there already:"
-    terminal.out.print(f"{told} {services.objects.url(stored.key)}", markup=False, soft_wrap=True)
+    outcome = "Rendered" if stored.made else "Was there already:"
+    terminal.out.print(f"{outcome} {services.objects.url(stored.key)}", markup=False, soft_wrap=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         services.objects.get_file(stored.key, out)

@@ -109,15 +109,15 @@ def reanalyze(
     if model_not not in (None, TODAY) and all(
         _made_by_another(row, str(model_not)) for row in known if row["model_sha256"]
     ):
-        told = f"No current analysis is by a model {model_not!r}: is it spelled so?"
-        terminal.err.print(told, markup=False, soft_wrap=True)
+        message = f"No current analysis is by a model {model_not!r}: is it spelled so?"
+        terminal.err.print(message, markup=False, soft_wrap=True)
     chosen = {row["video_id"] for row in rows}
     with dagster_instance(state) as instance:
         runs = backfills.in_runs(backfills.known_partitions(instance), chosen)
         found = [video for run in runs for video in run]
         if missing := sorted(chosen.difference(found)):
-            told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise typer.BadParameter(f"Dagster has no partition for {told}: upload or request it again")
+            names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise typer.BadParameter(f"Dagster has no partition for {names}: upload or request it again")
         if dry_run:
             from capstone_dagster.commands.estimating import estimate
 
@@ -144,7 +144,7 @@ def _tell_plan(found: Sequence[str], runs: int, work: Estimate, form: str) -> No
         plan = {"backfill_id": None, "videos": found, "runs": runs, "estimate": work.as_fields()}
         print(json.dumps(plan, indent=2))
     else:
-        print(f"{_count(found, runs)} would be analysed again.\n{work.told(len(found))}")
+        print(f"{_count(found, runs)} would be analysed again.\n{work.described(len(found))}")
 
 
 def _tell_nothing(why: str, form: str) -> None:

@@ -23,8 +23,8 @@ def sentence_of(error: Exception) -> str | None:
     if isinstance(error, ClientError):
         return f"AWS refused: {error}. `capstone doctor` tells which permission or name is wrong."
     if isinstance(error, (BotoCoreError, Boto3Error)):
-        told = str(error).rstrip(".")
-        return f"AWS cannot be used: {told}. Check the AWS_* variables, profile and region among them."
+        text = str(error).rstrip(".")
+        return f"AWS cannot be used: {text}. Check the AWS_* variables, profile and region among them."
     if isinstance(error, OSError):
         if error.filename is None:
             return f"The system refused: {error}. Check disk space, memory and network."
@@ -41,16 +41,16 @@ def usage_sentence(error: Any) -> str:
     cause: Any = error.__cause__
     if getattr(error, "param", None) is not None and hasattr(cause, "errors"):
         [first, *_] = cause.errors()
-        told = f"{error.param.opts[0]}: {_expected(first)}"
+        text = f"{error.param.opts[0]}: {_expected(first)}"
     elif hasattr(error, "param") and error.param is None:
         hint = f"{error.param_hint}: " if error.param_hint else ""
         return f"{hint}{error.message.rstrip('.')}."
     else:
-        told = error.format_message()
-    told = told.rstrip(".")
+        text = error.format_message()
+    text = text.rstrip(".")
     if error.ctx is None:
-        return f"{told}."
-    return f"{told}; `{error.ctx.command_path} --help` tells what it takes."
+        return f"{text}."
+    return f"{text}; `{error.ctx.command_path} --help` describes its arguments."
 
 
 def _expected(refusal: dict[str, Any]) -> str:

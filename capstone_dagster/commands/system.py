@@ -21,8 +21,8 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
     failed = False
     for finding in examine():
         colour, mark = MARKS[finding.state]
-        told = f"[{colour}]{mark}[/]  [bold]{finding.subject:<12}[/] {escape(finding.detail)}"
-        terminal.out.print(told, soft_wrap=True)
+        line = f"[{colour}]{mark}[/]  [bold]{finding.subject:<12}[/] {escape(finding.detail)}"
+        terminal.out.print(line, soft_wrap=True)
         if finding.remedy:
             terminal.out.print(f"{'':<19}→ {escape(finding.remedy)}", soft_wrap=True)
         failed = failed or finding.state == "fail"

@@ -94,8 +94,8 @@ def status(
     rows = database.transact(current_status, video, limit=limit)
     rows, paused = with_waiting(rows, ask=form == "table")
     if paused and form == "table":
-        told = f"New uploads stay in the queue: {paused} `capstone intake status` says more."
-        terminal.err.print(told, style="yellow", markup=False, soft_wrap=True)
+        message = f"New uploads stay in the queue: {paused} `capstone intake status` says more."
+        terminal.err.print(message, style="yellow", markup=False, soft_wrap=True)
     if not rows and video is not None:
         find_video(database, video)  # refuses it
     if not rows and form == "table":
@@ -165,8 +165,8 @@ def analyze(
                 if len(videos) == 1:
                     raise
                 failed += 1
-                told = sentence_of(error) or f"{type(error).__name__}: {error}"
-                terminal.err.print(f"{video}: {told}", markup=False, soft_wrap=True)
+                message = sentence_of(error) or f"{type(error).__name__}: {error}"
+                terminal.err.print(f"{video}: {message}", markup=False, soft_wrap=True)
                 continue
             terminal.err.print(f"Wrote {folder}", markup=False, soft_wrap=True)
             print(json.dumps(asdict(summary)), flush=True)

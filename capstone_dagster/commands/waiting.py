@@ -20,12 +20,12 @@ def with_waiting(rows: Sequence[Mapping[str, Any]], *, ask: bool) -> tuple[list[
     Args:
         ask: also where no row waits, for intake's pause.
     """
-    told: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     paused = None
     has_dagster = any(os.environ.get(name) for name in ("DAGSTER_HOME", "DAGSTER_POSTGRES_URL"))
     if has_dagster and (ask or any(row["state"] in _WAITING for row in rows)):
         try:
-            told, paused = _ask_dagster(rows)
+            answers, paused = _ask_dagster(rows)
         except Exception as error:  # whatever its storage raises: the event store's word stands without it
             what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             terminal.err.print(
@@ -33,7 +33,7 @@ def with_waiting(rows: Sequence[Mapping[str, Any]], *, ask: bool) -> tuple[list[
                 markup=False,
                 soft_wrap=True,
             )
-    return [{**row, **_columns(row, told.get(row["upload_id"]))} for row in rows], paused
+    return [{**row, **_columns(row, answers.get(row["upload_id"]))} for row in rows], paused
 
 
 def _ask_dagster(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str | None]:

@@ -155,7 +155,7 @@ def create_resources(endpoint_url: str) -> AwsResources:
     _ensure_notification(s3, _queue_arn(sqs, queue_url))
     sns: SNSClient = client("sns", endpoint_url)
     topic_arn = sns.create_topic(Name=ALERT_TOPIC)["TopicArn"]
-    # There is no mail here: whoever wants to read notices looks into this queue (`capstone alerts`).
+    # There is no mail here: `capstone alerts` reads notices from this queue.
     inbox_url = _ensure_queue(sqs, INBOX_QUEUE, {"MessageRetentionPeriod": str(INBOX_RETENTION_S)})
     _ensure_subscription(sns, topic_arn, _queue_arn(sqs, inbox_url))
     _ensure_log_groups(client("logs", endpoint_url))

@@ -143,12 +143,12 @@ def warn_if_embedded(environment: Mapping[str, str]) -> None:
 
 
 def _tell_model(environment: Mapping[str, str], *, own_video: bool) -> None:
-    """Whoever joins a running stack gets that one's model, whatever was chosen here."""
+    """Warn that a running stack uses its own model, whatever was chosen here."""
     model, own = model_of(environment), os.environ.get("CAPSTONE_MODEL")
-    told = f"The stack that is running analyses with the model {model}"
+    message = f"The stack that is running analyses with the model {model}"
     if own and own != model:
-        told += f"; CAPSTONE_MODEL={own} would count for a stack of the demo's own only"
-    terminal.err.print(f"{told}.", markup=False, soft_wrap=True)
+        message += f"; CAPSTONE_MODEL={own} would count for a stack of the demo's own only"
+    terminal.err.print(f"{message}.", markup=False, soft_wrap=True)
     if own_video:
         warn_if_embedded(environment)
 
@@ -226,7 +226,7 @@ def follow(path: Path, running: RunningStack, report: Report, *, camera: str | N
 @contextmanager
 def _naming_a_stop(running: RunningStack) -> Iterator[None]:
     """A stack that another terminal stops loses its servers one by one and is known to be gone last: what
-    fails meanwhile is told as what it is."""
+    fails meanwhile is reported as such."""
     try:
         yield
     except Exception as error:

@@ -2,5 +2,5 @@
 
 `message` writes one, `topic` hands them to SNS, `sensor` takes them from the outbox in order. What a notice
 tells was written in the transaction that made it true, so none is lost and none tells what never happened;
-one may be sent twice. People are told of failures elsewhere (`alerts/`).
+one may be sent twice. Alerts to people are in `alerts/`.
 """

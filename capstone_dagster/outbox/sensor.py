@@ -64,14 +64,14 @@ def outbox_sensor(
     """See the module; without a topic it asks nothing of anybody, and says so."""
     arn = services.settings.notice_topic_arn
     if arn is None:
-        told = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."
-        return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=context.cursor)
+        message = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."
+        return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=context.cursor)
     memory = _read(context.cursor)
-    told = _send(services, NoticeTopic(arn), memory)
+    message = _send(services, NoticeTopic(arn), memory)
     if memory.failures:
-        context.log.error(told)
+        context.log.error(message)
     _forget_old(services, memory)
-    return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=json.dumps(asdict(memory)))
+    return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=json.dumps(asdict(memory)))
 
 
 def _read(cursor: str | None) -> _Memory:

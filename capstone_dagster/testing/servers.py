@@ -28,7 +28,7 @@ _READ_BY_THE_PROJECT = ("CAPSTONE_", "POSTGRES_", "AWS_", "DAGSTER_")
 
 @pytest.fixture
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test sees none of the settings of whoever runs it."""
+    """Hide the settings of the shell that runs the test."""
     for name in os.environ:
         if name.startswith(_READ_BY_THE_PROJECT) and name != "CAPSTONE_TEST_DATA":
             monkeypatch.delenv(name)
@@ -90,7 +90,7 @@ def aws_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def aws_reset_path() -> str:
-    """Where the emulator is told to forget everything; override it together with `aws_endpoint`."""
+    """The address that resets the emulator; override it together with `aws_endpoint`."""
     return "/_ministack/reset"
 
 

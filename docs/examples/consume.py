@@ -63,8 +63,8 @@ def follow(url: str, state: Path, *, once: bool, every_s: float, page: int) -> N
             since = newest - OVERLAP if newest else datetime.fromisoformat("1970-01-01T00:00:00+00:00")
             for video in finished(connection, since, page=page):
                 if known.get(video["video_id"]) == video["updated_at"].isoformat():
-                    continue  # the overlap: it was told before
-                # All of its events replace all that were told of this video before.
+                    continue  # the overlap: it was reported before
+                # Its events replace all earlier events of this video.
                 events = list(events_of(connection, video["video_id"], page=page))
                 print(json.dumps({**video, "events": events}, default=str), flush=True)
                 known[video["video_id"]] = video["updated_at"].isoformat()
@@ -75,7 +75,7 @@ def follow(url: str, state: Path, *, once: bool, every_s: float, page: int) -> N
 
 
 def _keep(state: Path, known: dict[str, str]) -> None:
-    """Remember what was told; only what the overlap can bring again."""
+    """Remember what was reported, as far as the overlap can bring it again."""
     newest = max(map(datetime.fromisoformat, known.values()))
     for video_id, at in list(known.items()):
         if datetime.fromisoformat(at) < newest - OVERLAP:

@@ -1,6 +1,6 @@
 """As many pictures at once as the memory takes: found by trying, with nothing of a failed try kept alive.
 
-Knows nothing of PyTorch: what an exhausted memory looks like, and how it is released, is told from outside.
+Independent of PyTorch: the caller says how to recognise exhausted memory and how to release it.
 """
 
 from __future__ import annotations

@@ -78,22 +78,26 @@ def load_detector(
     cache: Path = DEFAULT_CACHE,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Detector:
-    """Loads a model and warms it up: an Ultralytics `.pt` file or an exported `*_openvino_model` directory.
+    """Load a model and warm it up: an Ultralytics `.pt` file or an exported `*_openvino_model` directory.
 
-    On the CPU a checkpoint runs as its OpenVINO export: the one that ships beside it, else one that is made
-    once, which takes PyTorch. The SHA-256 is compared before anything is
-    loaded, because loading a `.pt` file can run code that is in it.
+    On the CPU a checkpoint runs as its OpenVINO export: the one beside it, else one that is made once, which
+    needs PyTorch. The SHA-256 is compared before anything is loaded, because loading a `.pt` file can run
+    code in it.
+
+    >>> detector = load_detector(Path("person_face.pt"), AnalysisSettings(), device="cpu")
+    >>> detector.labels
+    ('person', 'face')
 
     Args:
-        device: `auto` (a GPU where there is one that can run the model, else the CPU), `cpu` or `cuda:N`.
+        device: `auto` (a GPU that can run the model if there is one, else the CPU), `cpu` or `cuda:N`.
         require_gpu: refuse to run on the CPU.
-        cache: where exports and compiled models are kept.
-        say: takes a sentence before anything that takes seconds.
+        cache: directory for exports and compiled models.
+        say: called with a sentence before each step that takes seconds.
 
     Raises:
-        ModelUnavailable: it is missing, another than expected, damaged, or of no known format; as
-            `PyTorchMissing`, it runs or is exported only with PyTorch, which is not installed.
-        InvalidAnalysisSettings: there is no such device, or the model has none of the labels.
+        ModelUnavailable: the model is missing, damaged, of unknown format, or not the expected one;
+            `PyTorchMissing` if it needs PyTorch, which is not installed.
+        InvalidAnalysisSettings: the device does not exist, or the model has none of the labels.
         GpuError: `require_gpu`, and there is none.
     """
     model = Path(model)

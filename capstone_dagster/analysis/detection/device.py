@@ -52,7 +52,7 @@ class Gpus:
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
-    """How a GPU is doing at a moment, whoever keeps it busy.
+    """Load and memory of a GPU at one moment, by all processes.
 
     Attributes:
         memory_used_mb, memory_total_mb: MiB.

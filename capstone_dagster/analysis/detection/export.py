@@ -158,14 +158,14 @@ def _main() -> int:
     try:
         _export(Path(sys.argv[1]))
     except Exception as error:  # the parent hears of whatever it is in one sentence
-        told = str(error) if isinstance(error, AnalysisError) else None
-        if told is None:
+        message = str(error) if isinstance(error, AnalysisError) else None
+        if message is None:
             reason = first_line(error)
-            told = (
+            message = (
                 f"The model {Path(sys.argv[1]).name} cannot be exported to OpenVINO ({type(error).__name__}: "
                 f"{reason}); give an exported *_openvino_model directory, or another model."
             )
-        print(json.dumps({"error": told}))
+        print(json.dumps({"error": message}))
         return 1
     return 0
 

@@ -110,7 +110,7 @@ class TorchDetector:
         return self._batching.backoffs
 
     def gpu_state(self) -> GpuState | None:
-        """How the GPU is doing, whoever keeps it busy; None on the CPU, or where it does not tell."""
+        """Load and memory of the GPU, by all processes; None on the CPU or if the driver does not report it."""
         return gpu_state(self.device) if self._kind == "cuda" else None
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:

@@ -61,17 +61,26 @@ _OF_THE_VIDEO = (
 
 
 def probe(path: Path) -> VideoInfo:
-    """What a file says of itself. Decodes one frame, so a file that passes is a video.
+    """What a file states about itself. Decodes one frame, so a file that passes is a video.
 
     Raises:
-        UndecodableVideo: it is none; the message says why.
+        UndecodableVideo: the file has no frame that decodes; the message says why.
+
+    >>> info = probe(Path("gate.mp4"))
+    >>> info.width, info.height, info.codec
+    (320, 180, 'h264')
     """
     with VideoReader(path) as video:
         return video.info
 
 
 def frames(path: Path, *, sample_fps: float, motion_gate: bool = False) -> Iterator[Frame]:
-    """Every decoded frame in order of presentation, with its image where `Sampling` takes it."""
+    """Every decoded frame in order of presentation; frames that `Sampling` selects have an image.
+
+    >>> from itertools import islice
+    >>> [frame.pts_ms for frame in islice(frames(Path("gate.mp4"), sample_fps=5), 3)]
+    [0, 40, 80]
+    """
     with VideoReader(path) as video:
         yield from video.frames(sample_fps=sample_fps, motion_gate=motion_gate)
 

@@ -1,4 +1,4 @@
-"""What an object looks like, told cheaply: the colours of the upper and of the lower part of its box."""
+"""A cheap description of an object's looks: the colours of the upper and of the lower part of its box."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class States:
         )
 
     def after(self, seconds: Floats | float, model: MotionModel) -> States:
-        """Where they will be after so many seconds, one number or one for each."""
+        """The predicted states after `seconds`, one number or one for each."""
         elapsed = np.asarray(seconds, dtype=np.float64).reshape(-1, 1) / model.memory_s
         keep = np.exp(-elapsed)
         reach = model.memory_s * (1 - keep)  # seconds' worth of the present velocity that lies ahead

@@ -32,9 +32,9 @@ _WEAK_NOISE = 2.0
 _CUT_NOISE = 9.0
 _CUT_MARGIN = 0.0125
 _CUT_INSIDE, _CUT_EVIDENCE = 0.7, 0.5
-# After seconds unseen so many places are likely that none is: not even the expected one would be believed, by
-# this much. Then a box that lies over the last one by so much is somebody who stands there still, unless
-# something fits better. Judged: two people who stand in one place one after the other overlap as well.
+# After seconds unseen many places are equally likely, so even the expected one is not believed, by this much.
+# A box that overlaps the last one by this much is then a person who still stands there, unless another fits
+# better. Chosen by judgement: two people who stand in one place one after the other overlap as well.
 _BELIEVABLE = 1.5
 _STILL_OVERLAP, _STILL_EVIDENCE = 0.5, 0.5
 # A tracklet that is unseen for so long, and in so many pictures, has ended: from there on it is the

@@ -118,7 +118,7 @@ class Tracklet:
 
 
 class Stitcher:
-    """Which tracklet continues which; told in order of time.
+    """Decides which tracklet continues which; call its methods in order of time.
 
     `max_gap_ms` is how long a visitor may be unseen; 0 joins nothing.
     """

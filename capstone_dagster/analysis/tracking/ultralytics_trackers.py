@@ -1,4 +1,4 @@
-"""Ultralytics' ByteTrack and BoT-SORT as they are, for those who want them, and to compare with."""
+"""Ultralytics' unmodified ByteTrack and BoT-SORT, as alternatives and for comparison."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _UNUSED = MotionModel(speed=1, resize=1, memory_s=1, place_noise=1, extent_noise
 class UltralyticsTracker:
     """Tracks of one label; a track is a tracklet that nothing is joined to.
 
-    These trackers count frames where they mean time; how many frames a lost track is kept is set anew for
-    each picture, so that it is `track_buffer_s` of video at any sampling rate, and with varying ones.
+    These trackers count frames instead of time. So the number of frames for which a lost track is kept is
+    set for each picture, to match `track_buffer_s` at any, even a varying, sampling rate.
     """
 
     def __init__(self, settings: AnalysisSettings, stitcher: Stitcher) -> None:

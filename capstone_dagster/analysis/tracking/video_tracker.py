@@ -1,4 +1,4 @@
-"""Detections, picture after picture, joined into tracklets on the spot and those into visits at the end."""
+"""Joins detections into tracklets picture by picture, and tracklets into visits at the end."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = ["UNTRACKED", "LabelTracker", "VideoTracker"]
 # around a smooth path, and more, because partly hidden objects have wrong boxes. Both by `bench/accuracy.py
 # --worlds`, see there.
 _OBJECT = MotionModel(speed=0.5, resize=0.12, memory_s=4.0, place_noise=0.05, extent_noise=0.12)
-# A face is a seventh as tall as its person and moves with him; those a camera can see are mostly near and
+# A face is a seventh as tall as its person and moves with them; those a camera can see are mostly near and
 # slow.
 _FACE = MotionModel(speed=1.5, resize=0.3, memory_s=2.0, place_noise=0.08, extent_noise=0.12)
 _MODELS = {"face": _FACE}
 
 
 class LabelTracker(Protocol):
-    """Joins the detections of one label into tracklets, and tells a `Stitcher` when they begin and end."""
+    """Joins the detections of one label into tracklets, and reports their begin and end to a `Stitcher`."""
 
     def update(self, detections: Detections, image: Image | None, pts_ms: int) -> npt.NDArray[np.int32]:
-        """(n,) int32, the tracklet of each detection, or `UNTRACKED`; to be called in order of time."""
+        """(n,) int32, the tracklet of each detection, or `UNTRACKED`. Call it in order of time."""
         ...
 
     def finish(self) -> None:
-        """Ends what is still open."""
+        """End the open tracklets."""
         ...
 
 
@@ -57,7 +57,7 @@ class VideoTracker:
     def update(self, detections: Detections, image: Image | None, pts_ms: int) -> npt.NDArray[np.int32]:
         """(n,) int32, for each detection its tracklet, counted from 1, or `UNTRACKED`.
 
-        To be called for each analysed picture in order, with everything the detector reported. Without
+        Call it for each analysed picture in order, with everything that the detector reported. Without
         pictures, looks do not count.
         """
         tracklets = np.full(len(detections), UNTRACKED, dtype=np.int32)
@@ -70,7 +70,7 @@ class VideoTracker:
     def finish(self) -> npt.NDArray[np.int32]:
         """(number of tracklets,) int32, for each tracklet its visit, counted from 1, or `UNTRACKED`.
 
-        Visits are counted in order of their beginning; what was hardly seen is none.
+        Visits are numbered in order of their start; tracklets that were hardly seen belong to none.
         """
         for tracker in self._trackers:
             tracker.finish()

@@ -74,7 +74,7 @@ def _told(
         f"capstone compare {published.video_id} --from {previous[:12]} --to {published.analysis_id[:12]} "
         "--html changes.html"
     )
-    told = [comparison.told]
+    told = [comparison.sentence]
     if not comparison.identical:
         rows: list[tuple[str, Event, Event, str]] = [
             *(("vanished", event, event, "") for event in comparison.vanished),

@@ -60,7 +60,7 @@ def as_json(value: Any) -> str:
 
 
 def dimensions(series: Series) -> dict[str, str]:
-    """The dimensions by which CloudWatch finds a series; ours are told apart by the environment too."""
+    """The dimensions by which CloudWatch finds a series; ours include the environment."""
     if isinstance(series.metric, Metric):
         return {"Environment": "${environment}", **series.dimensions}
     resources = {name: f"${{{key}}}" for name, key in series.metric.dimensions.items()}
