@@ -1,4 +1,4 @@
-"""The `capstone` command: assembles the commands, and has the sentence that every failure ends with."""
+"""The `capstone` command: assembles the commands and ends every failure with one sentence."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ from capstone_dagster.commands import (
 from capstone_dagster.commands.sections import Sections
 from capstone_dagster.commands.sentences import sentence_of, usage_sentence
 
-if TYPE_CHECKING:  # what a command needs it imports itself, so that --help stays quick
+if TYPE_CHECKING:  # a command imports what it needs, so that --help stays fast
     from collections.abc import Iterator
     from types import FrameType
 
@@ -67,12 +67,12 @@ app.add_typer(dead_letters.app, name="dlq", rich_help_panel="The system")
 
 
 def main() -> None:
-    """Run the command line; every failure ends in one sentence and exit code 1, or 2 if it was typed wrongly.
+    """Run the command line. A failure ends with one sentence and exit code 1, a usage error with 2.
 
-    What ends it from outside ends it cleanly, with what it started: exit code 130 after Ctrl-C, 143 after
-    SIGTERM, 129 when the terminal is closed.
+    Signals end it cleanly, with everything that it started: exit code 130 after Ctrl-C, 143 after SIGTERM,
+    129 when the terminal closes.
     """
-    # dagster.yaml and the commands speak; library chatter would drown them.
+    # Warnings of libraries would hide the output of the command.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     try:
         with _signals_end_cleanly():
@@ -103,14 +103,14 @@ def _say_error(sentence: str) -> None:
 
 @contextmanager
 def _signals_end_cleanly() -> "Iterator[None]":
-    """SIGTERM and SIGHUP unwind the program as Ctrl-C does, instead of ending it where it stands."""
+    """SIGTERM and SIGHUP unwind the program as Ctrl-C does, instead of killing it."""
     on_terminal = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def end(number: int, frame: "FrameType | None") -> None:
         for each in previous:
-            signal.signal(each, signal.SIG_IGN)  # stopping is under way, and takes its time
+            signal.signal(each, signal.SIG_IGN)  # stopping is in progress
         if number == signal.SIGHUP:
-            # The terminal is gone; the sentences about stopping must not fail on it.
+            # The terminal is gone; messages about stopping must not fail.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in on_terminal:
                 os.dup2(nowhere, stream)

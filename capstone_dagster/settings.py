@@ -1,7 +1,7 @@
-"""The one place that reads the environment: typed, checked at start, refused early.
+"""Reads all settings from the environment, typed and validated at start.
 
-Every setting is an environment variable. A wrong one fails before any work begins, with the variable's
-name, the value found and what is allowed (:class:`ConfigurationError`).
+Every setting is an environment variable. A wrong one fails before any work begins, with the variable's name,
+the value and what is allowed (:class:`ConfigurationError`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
-# Variables of this project that are none of these settings: read by the tests, the Makefile, dagster.yaml.
+# Variables of this project that the tests, the Makefile or dagster.yaml read.
 _OTHER_VARIABLES = (
     "CAPSTONE_TEST_DATA",
     "CAPSTONE_TEST_SLOWNESS",
@@ -33,13 +33,13 @@ _TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[\w-]{1,256}(\.fi
 
 
 class ConfigurationError(Exception):
-    """A setting is missing or wrong; the message names the variable and what it takes."""
+    """A setting is missing or wrong; the message names the variable and what is allowed."""
 
     failure_class = "configuration"
 
 
 class NotConfigured(ConfigurationError):
-    """A setting that is needed here is not set at all."""
+    """A required setting is not set."""
 
 
 class Settings(BaseSettings):
@@ -55,19 +55,19 @@ class Settings(BaseSettings):
     raw_bucket: str | None = Field(default=None, description="Bucket that `capstone submit` uploads to.")
     derived_url: str | None = Field(
         default=None,
-        description="Where Parquet files and pictures go: `s3://bucket/prefix` or `file:///directory`.",
+        description="Destination of Parquet files and pictures: `s3://bucket/prefix` or `file:///directory`.",
     )
     alert_topic_arn: str | None = Field(default=None, description="SNS topic for alerts to people.")
     notice_topic_arn: str | None = Field(
         default=None,
         description="SNS topic for notices to other systems (`video.received`, `video.analyzed`, "
-        "`video.failed`); without it they stay in the outbox.",
+        "`video.failed`); without it, notices stay in the outbox.",
     )
 
     database_url: SecretStr | None = Field(
         default=None,
-        description="Event store (PostgreSQL), the driver named: `postgresql+psycopg://…`. "
-        "Without it, it is put together from the POSTGRES_* variables.",
+        description="URL of the event store (PostgreSQL), with its driver: `postgresql+psycopg://…`. "
+        "Without it, the POSTGRES_* variables are used.",
     )
     postgres_host: str | None = Field(
         default=None, validation_alias="POSTGRES_HOST", description="Event store's host."
@@ -93,17 +93,18 @@ class Settings(BaseSettings):
         "that ships with the project for its demo.",
     )
     model_sha256: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{64}$", description="Pins the model; another file is refused."
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of the model; any other file is rejected.",
     )
     request_models: CommaSeparated = Field(
         default=(),
-        description="Models that a request may name beside CAPSTONE_MODEL: Ultralytics names, `embedded`, or "
-        "`s3://` prefixes, separated by commas; other requests are refused.",
+        description="Models that a request may name in addition to CAPSTONE_MODEL: Ultralytics names, "
+        "`embedded`, or `s3://` prefixes, separated by commas; other requests are rejected.",
     )
     model_cache: str = Field(
         default="~/.cache/capstone/models",
-        description="Directory for models fetched from elsewhere, and for what is exported and compiled from "
-        "them.",
+        description="Directory for downloaded models, their exports and compiled forms.",
     )
     labels: CommaSeparated = Field(
         default=("person", "face"), description="Labels to detect, separated by commas."
@@ -113,34 +114,32 @@ class Settings(BaseSettings):
     )
     motion_gate: bool = Field(
         default=False,
-        description="Leave out sampled frames in which nothing has changed, apart from one every two "
-        "seconds: `true` or `false`.",
+        description="Skip sampled frames in which nothing has changed, except one every two seconds: `true` "
+        "or `false`.",
     )
     min_score: float = Field(
-        default=0.25, gt=0, le=1, description="Detections less sure than this are dropped."
+        default=0.25, gt=0, le=1, description="Detections with a lower score are dropped."
     )
     tracker: Literal["motion", "bytetrack", "botsort"] = Field(
         default="motion",
-        description="What joins detections into tracks: `motion` makes one track of one visit; `bytetrack` "
-        "and `botsort` are Ultralytics' trackers as they are.",
+        description="Tracker: `motion` makes one track of one visit; `bytetrack` and `botsort` are "
+        "Ultralytics' unmodified trackers.",
     )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:0`."
     )
     require_gpu: bool = Field(
         default=False,
-        description="Refuse to analyse on the CPU: a machine whose GPU does not work fails, instead of being "
-        "slow.",
+        description="Fail if no GPU can be used, instead of analysing slowly on the CPU.",
     )
     hardware_decoding: bool = Field(
         default=False,
-        description="Decode with the GPU's own decoder where it knows the format, else in software: not "
-        "proven on a GPU yet, hence off.",
+        description="Decode with the GPU's decoder if it supports the format, else in software. Off, because "
+        "it is not yet tested on a GPU.",
     )
     precision: Literal["auto", "full"] = Field(
         default="auto",
-        description="`auto` computes in bf16 or half precision where the processor has them, `full` in 32 "
-        "bits.",
+        description="`auto` uses bf16 or half precision if the processor has them, `full` uses 32 bits.",
     )
 
     compute: Literal["local", "batch"] = Field(
@@ -150,13 +149,14 @@ class Settings(BaseSettings):
         default="local", description="Which deployment this is."
     )
     timezone: str = Field(
-        default="Asia/Seoul", description="Zone of wall-clock times that name none, as in file names."
+        default="Asia/Seoul",
+        description="Time zone of wall-clock times without one, such as those in file names.",
     )
 
     log_format: Literal["auto", "json", "text"] = Field(
         default="auto",
-        description="Log lines on standard output: `json`, one object a line; `text` for people; `auto` is "
-        "text on a terminal and JSON elsewhere.",
+        description="Log lines on standard output: `json`, one object in a line; `text` for people; `auto` "
+        "is text on a terminal and JSON otherwise.",
     )
     metrics: Literal["off", "emf"] = Field(
         default="off",
@@ -173,28 +173,28 @@ class Settings(BaseSettings):
         default="docs/runbook.md", description="Address of the runbook, for links in alerts."
     )
     gpu_usd_per_hour: float | None = Field(
-        default=None, ge=0, description="What an hour of a GPU costs, for the estimated cost of a video."
+        default=None, ge=0, description="Price of a GPU hour, for the estimated cost of a video."
     )
     run_limit_minutes: float = Field(
-        default=30, gt=0, description="A run that takes longer is overdue, unless its video is a long one."
+        default=30, gt=0, description="A run that takes longer is overdue, unless its video is long."
     )
     run_limit_per_video: float = Field(
         default=2,
         gt=0,
-        description="Seconds of run that a second of video may take, where that is more than "
-        "CAPSTONE_RUN_LIMIT_MINUTES.",
+        description="For long videos: seconds that a run may take for each second of video, if that is more "
+        "than CAPSTONE_RUN_LIMIT_MINUTES.",
     )
     reexecutions_per_video: int = Field(
-        default=3, ge=0, description="How often a video's failed run is started again by the system."
+        default=3, ge=0, description="How often the system retries a video's failed run."
     )
     reexecutions_per_hour: int = Field(
-        default=60, ge=0, description="How many failed runs are started again by the system in an hour."
+        default=60, ge=0, description="How many failed runs the system retries in an hour."
     )
     pause_after_failures: int = Field(
         default=5,
         ge=1,
-        description="Intake pauses automatically after this number of consecutive uploads failed for one systemic "
-        "reason.",
+        description="Intake pauses automatically after this number of consecutive uploads failed for one "
+        "systemic reason.",
     )
 
     source_buckets: CommaSeparated = Field(
@@ -223,13 +223,12 @@ class Settings(BaseSettings):
             ".h264",
             ".h265",
         ),
-        description="File name endings taken for videos (any case), separated by commas; other keys are "
-        "ignored on purpose.",
+        description="File name endings of videos (any case), separated by commas; other keys are ignored.",
     )
     external_id_pattern: str | None = Field(
         default=None,
         description="Regular expression searched in the key; its group `external_id` (else the first) is the "
-        "back end's id, when neither the message nor the object's metadata names one.",
+        "back end's id, if neither the message nor the object's metadata has one.",
     )
     camera_pattern: str = Field(
         default=r"^(?P<camera>[^/]+)/",
@@ -242,60 +241,63 @@ class Settings(BaseSettings):
     )
 
     poll_wait_s: float = Field(
-        default=20.0, ge=0, le=20, description="Seconds a sensor tick waits for a first message (long poll)."
+        default=20.0,
+        ge=0,
+        le=20,
+        description="Seconds that a sensor tick waits for its first message (long poll).",
     )
     messages_per_tick: int = Field(
         default=200,
         ge=1,
         le=5000,
-        description="Most messages taken from the queue in one tick. Their runs are submitted afterwards, "
-        "which must be over before the queue's visibility time-out.",
+        description="Maximum of messages in one tick. Their runs are submitted afterwards, which must end "
+        "before the queue's visibility time-out.",
     )
     max_queued_runs: int = Field(
         default=1000,
         ge=1,
-        description="While more runs than this wait for their turn, new messages stay in the queue.",
+        description="While more runs than this are queued, new messages stay in SQS.",
     )
     raw_retention_days: int = Field(
         default=0,
         ge=0,
-        description="Days after its last upload that a finished video's object is deleted, every version of "
-        "it; 0 keeps it for ever, because it belongs to its uploader.",
+        description="Days after its last upload when a finished video's object is deleted, with all "
+        "versions; 0 keeps it for ever, because it belongs to its uploader.",
     )
     detections_retention_days: int = Field(
         default=0,
         ge=0,
-        description="Days after they were last asked for that frames, detections, pictures and previews are "
-        "deleted; 0 keeps them for ever, because new event rules are tried on them. Events stay.",
+        description="Days after the last request when frames, detections, pictures and previews are deleted; "
+        "0 keeps them for ever, because new event rules need them. Events stay.",
     )
     earlier_analyses_retention_days: int = Field(
         default=0,
         ge=0,
-        description="Days that an analysis which is not current is kept, with its events and files; 0 keeps "
-        "it for ever, because `capstone compare` and `rollback` live on it.",
+        description="Days that an analysis is kept that is not current, with its events and files; 0 keeps "
+        "it for ever, because `capstone compare` and `rollback` need it.",
     )
     events_retention_days: int = Field(
         default=0,
         ge=0,
-        description="Days that any analysis is kept, the current one too, with its events and files; 0 keeps "
-        "it for ever, because events are what all this is for.",
+        description="Days that any analysis is kept, also the current one, with events and files; 0 keeps "
+        "it for ever, because events are the product.",
     )
     partition_retention_days: int = Field(
         default=365,
         ge=0,
-        description="Days after its last upload that a finished video stays listed as a partition in "
-        "Dagster, which is made for 100,000 of them; 0: for ever. Its rows and files stay.",
+        description="Days after its last upload that a finished video stays a partition in Dagster, which "
+        "supports about 100,000 of them; 0: for ever. Its rows and files stay.",
     )
     run_retention_days: int = Field(
         default=400,
         ge=0,
         description="Days that Dagster keeps an ended run, its logs, materialisations and pictures; 0: for "
-        "ever. Runs of a listed partition stay: without them it would look as if nobody had analysed it.",
+        "ever. Runs of a listed partition stay: without them it would look unanalysed.",
     )
     event_log_retention_days: int = Field(
         default=90,
         ge=0,
-        description="Days that Dagster keeps what ended runs logged; 0: for ever. Their course, "
+        description="Days that Dagster keeps the log lines of ended runs; 0: for ever. Step events, "
         "materialisations and checks stay.",
     )
 
@@ -313,7 +315,7 @@ class Settings(BaseSettings):
             raise ValueError("at least one label is needed, as in person,face")
         repeated = [label for label, times in Counter(value).items() if times > 1]
         if repeated:
-            raise ValueError(f"each label is wanted once, but {', '.join(repeated)} is there more often")
+            raise ValueError(f"each label may occur once, but {', '.join(repeated)} occurs more often")
         return value
 
     @field_validator("queue_url")

@@ -39,30 +39,30 @@ def __getattr__(name: str) -> Console:
 
 
 class Report(Protocol):
-    """Takes what a long action is at: a sentence, and the share done (0–1) where it is known."""
+    """Shows the current step of a long action, and the fraction done (0–1) if it is known."""
 
     def __call__(self, what: str, fraction: float | None = None) -> None: ...
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Report]:
-    """A line that shows what goes on, how far it is and for how long, while the block runs.
+    """Show the current step, its progress and the elapsed time while the block runs.
 
-    Where nobody watches (a pipe, CI), each new sentence is printed once instead.
+    Without a terminal (a pipe, CI), print each new step once instead.
     """
     from capstone_dagster.terminal import err  # by attribute: it may not be made yet
 
     if not err.is_terminal:
         last = ""
 
-        def tell(what: str, fraction: float | None = None) -> None:
+        def print_step(what: str, fraction: float | None = None) -> None:
             nonlocal last
             if what != last:
                 err.print(f"… {what}", markup=False, soft_wrap=True)
                 last = what
 
-        tell(what)
-        yield tell
+        print_step(what)
+        yield print_step
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -107,8 +107,8 @@ def print_rows(
         out.print(table(rows))
 
 
-def settings_told(settings: Mapping[str, Any]) -> str:
-    """What an analysis was made with, in a few words; those that most questions are about."""
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The main settings of an analysis, in a few words."""
     fps, score = settings.get("sample_fps"), settings.get("min_score")
     words = [] if fps is None else ["every frame" if fps == 0 else f"{fps:g} frames/s"]
     words += ["motion gate"] if settings.get("motion_gate") else []
@@ -137,7 +137,7 @@ def clock(ms: int) -> str:
 
 
 def local_time(time: datetime | None) -> str:
-    """A moment in this machine's zone; nothing for None."""
+    """A time in this machine's zone; empty for None."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else ""
 
 
@@ -146,7 +146,7 @@ def _plain(value: Any) -> Any:
 
 
 def cell(value: Any) -> Any:
-    """A value as CSV has it: times as ISO 8601, lists as JSON."""
+    """A value for CSV: times as ISO 8601, lists as JSON."""
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False)
     return value.isoformat() if isinstance(value, datetime) else value

@@ -1,1 +1,1 @@
-"""The commands of `capstone`: thin; each asks the rooms and shows what they answer."""
+"""The commands of `capstone`. They are thin: each calls the other packages and shows the result."""

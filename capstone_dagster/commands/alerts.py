@@ -1,4 +1,4 @@
-"""`capstone alerts`: the notices that were sent, locally from the stack's inbox, else how to receive them."""
+"""`capstone alerts`: shows sent alerts from the local stack's inbox, elsewhere how to receive them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,15 @@ _COLOURS = {"failure": "red", "update": "yellow", "recovery": "green"}
 
 def alerts(
     tail: Annotated[int, typer.Option(min=1, help="Only the last ones, this many.")] = 10,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with new notices until Ctrl-C.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new notices until Ctrl-C.")] = False,
     form: Annotated[
-        Literal["text", "json"], typer.Option("--format", help="`json`: one object a line.")
+        Literal["text", "json"], typer.Option("--format", help="`json`: one object in a line.")
     ] = "text",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Show the notices that were sent: what failed, why, what to do, and what is over.
+    """Show the alerts that were sent: what failed, why, what to do, and what is resolved.
 
-    The local stack keeps them in an inbox. Elsewhere SNS keeps none: then this tells how to subscribe.
+    The local stack keeps them in an inbox. SNS keeps none, so elsewhere this prints how to subscribe.
 
     Example: `capstone alerts --tail 5`
     """
@@ -63,7 +61,7 @@ def _inbox_url(sqs: SQSClient) -> str | None:
 
     from capstone_dagster.alerts.inbox import INBOX_QUEUE
 
-    with suppress(ClientError):  # there is none, or this role may not know: either way it is no use
+    with suppress(ClientError):  # missing, or hidden from this role
         return sqs.get_queue_url(QueueName=INBOX_QUEUE)["QueueUrl"]
     return None
 
@@ -78,7 +76,7 @@ def _tell_how_to_subscribe(topic: str) -> None:
 
 
 def _follow(look: Callable[[], list[Received]], known: set[str], form: str) -> None:
-    with suppress(KeyboardInterrupt):  # this is how it is meant to end
+    with suppress(KeyboardInterrupt):  # the normal end
         while True:
             time.sleep(_POLL_S)
             for notice in look():
@@ -102,7 +100,7 @@ def _show(notice: Received, form: str) -> None:
 
 
 def _words(body: str) -> str:
-    """What there is to read; CloudWatch's alarms, which come to the same topic, are JSON."""
+    """The text of a notice; CloudWatch's alarms, which use the same topic, are JSON."""
     try:
         alarm = json.loads(body)
         return f"{alarm['NewStateReason']}\n{alarm['AlarmDescription']}"

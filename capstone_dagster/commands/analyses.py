@@ -1,4 +1,4 @@
-"""`capstone analyses`, `compare` and `rollback`: which results a video has, how they differ, the way back."""
+"""`capstone analyses`, `compare` and `rollback`: list, compare and restore results of a video."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ _COLUMNS = (
 
 
 def analyses(video: VideoArgument, form: FormatOption = "table", state: StateOption = DEFAULT_STATE) -> None:
-    """List a video's analyses: by which model and settings, how many events, and which one is current.
+    """List a video's analyses: model, settings, number of events, and which one is current.
 
-    Every analysis stays stored. `capstone compare` tells how two of them differ, `capstone rollback` makes an
+    Every analysis stays stored. `capstone compare` shows how two of them differ, `capstone rollback` makes an
     earlier one current again.
 
     Example: `capstone analyses 84`
@@ -69,24 +69,24 @@ def compare(
         typer.Option(
             "--from",
             metavar="ANALYSIS",
-            help="An analysis's id or its beginning; by default the one asked for before the other.",
+            help="An analysis's id or its beginning; by default the one requested before the other.",
         ),
     ] = None,
     after: Annotated[
         str | None,
-        typer.Option("--to", metavar="ANALYSIS", help="The other one's; by default the current one."),
+        typer.Option("--to", metavar="ANALYSIS", help="The other analysis; by default the current one."),
     ] = None,
     form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Also write a page with pictures side by side, all in one file."),
+        typer.Option("--html", help="Also write a page with pictures side by side, in one file."),
     ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Tell which events appeared, vanished or moved between two analyses of a video.
+    """Show which events appeared, vanished or moved between two analyses of a video.
 
-    The question before every change of the model: analyse some videos with both, and look at what differs.
-    Events are the same if they share time and place; which of two analyses is right only the pictures tell.
+    Use it before you change the model: analyse some videos with both, and look at the differences. Events
+    are the same if they share time and place. Which analysis is right, only the pictures show.
 
     Example: `capstone compare 84 --html 84.html`
     """
@@ -106,7 +106,7 @@ def compare(
     first = find_analysis(found, before) if before else asked_before(found, second)
     if first is None:
         raise typer.BadParameter(
-            f"{video_id} has one analysis only, {second['analysis_id']}: analyse it again, with another "
+            f"{video_id} has only one analysis, {second['analysis_id']}: analyse it again, with another "
             "model say, and compare the two"
         )
     events = [
@@ -146,11 +146,11 @@ def rollback(
 ) -> None:
     """Make an earlier analysis of a video current again, at once.
 
-    Consumers see its events from then on, and get the notice `video.analyzed`. Nothing is computed and
-    nothing is lost: the way forward is `--to` the other one. It counts as asked for now: what was asked for
-    before stays in the background when it is done, and a later request becomes current as ever.
+    Consumers then see its events and get the notice `video.analyzed`. Nothing is computed or lost: `--to`
+    makes any other analysis current. The rollback counts as a request made now: results of earlier requests
+    do not replace it, those of later requests do.
 
-    The partition's page in Dagster shows it as a materialisation of `events`, with who ordered it.
+    Dagster shows it as a materialisation of `events`, with who ordered it.
 
     Example: `capstone rollback 84`
     """
@@ -198,7 +198,7 @@ def _show_in_dagster(target: Mapping[str, Any], done: Rollback, by: str, state: 
 
 
 def _named(analysis: Mapping[str, Any]) -> str:
-    made_with = f"{analysis['model']}, {terminal.settings_told(analysis['settings'])}"
+    made_with = f"{analysis['model']}, {terminal.settings_text(analysis['settings'])}"
     return f"{analysis['analysis_id'][:12]} ({made_with})"
 
 

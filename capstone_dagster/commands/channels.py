@@ -1,4 +1,4 @@
-"""What `capstone doctor` finds out about the ways that logs, metrics, alerts and traces take."""
+"""Checks of `capstone doctor` for logs, metrics, alerts, notices and traces."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIMEOUT_S = 5.0
 
 
 class Wrong(Exception):
-    """A check's own finding that something is missing or broken; `remedy` says what to do."""
+    """A check found something missing or broken; `remedy` says what to do."""
 
     def __init__(self, detail: str, remedy: str) -> None:
         super().__init__(detail)
@@ -28,7 +28,7 @@ class Wrong(Exception):
 
 
 def cloudwatch() -> str:
-    """Whether CloudWatch's metrics can be asked for."""
+    """Check that CloudWatch's metrics can be read."""
     client = aws_client("cloudwatch")
     client.list_metrics(Namespace="Capstone")
     return f"answers in {client.meta.region_name}"
@@ -93,11 +93,11 @@ def notices() -> str:
     if time.time() - standing.ticked > _SILENT_S:
         ago_s = time.time() - standing.ticked
         raise Wrong(f"the sensor `ended_runs` last ran {ago_s:,.0f} s ago", "Is Dagster's daemon running?")
-    return f"all sent; {standing.open} incidents are not over"
+    return f"all sent; {standing.open} incidents are open"
 
 
 def outbox(services: Services) -> str:
-    """Whether notices to other systems leave the outbox."""
+    """Check that notices to other systems leave the outbox."""
     from capstone_dagster.storage.outbox import outbox_backlog
 
     arn = services.settings.notice_topic_arn
@@ -106,7 +106,7 @@ def outbox(services: Services) -> str:
         message = (
             f"CAPSTONE_NOTICE_TOPIC_ARN is not set: {backlog.waiting:,} notices to other systems are kept"
         )
-        raise Wrong(message, "Set it to an SNS topic's ARN where other systems want them (docs/consume.md).")
+        raise Wrong(message, "Set it to an SNS topic's ARN if other systems need them (docs/consume.md).")
     aws_client("sns").get_topic_attributes(TopicArn=arn)
     if backlog.refused:
         raise Wrong(
@@ -123,14 +123,14 @@ def outbox(services: Services) -> str:
 
 
 def traces(variables: Sequence[str]) -> str:
-    """Whether the collector takes spans; an empty batch is what it is asked with.
+    """Check that the collector accepts spans, by sending an empty batch.
 
     Args:
-        variables: which name its address, the one for traces alone first.
+        variables: those that may hold its address; the one for traces alone comes first.
     """
     own, common = (os.environ.get(name) for name in variables)
     if not own and not common:
-        return "no collector is named: traces are off"
+        return "no collector is configured: traces are off"
     url = own or f"{str(common).rstrip('/')}/v1/traces"
     try:
         request = urllib.request.Request(

@@ -1,7 +1,7 @@
 """A comparison of two analyses as one HTML file: a timeline of what changed, and pictures side by side.
 
-The file is self-contained: pictures are data URIs, and it loads and executes nothing. It shows faces, so it
-is as personal as the video.
+The file is self-contained: pictures are data URIs, and it loads and executes nothing. It shows faces, so
+it is personal data like the video.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _KINDS = {
     "moved": "in both, at another time or place",
     "matched": "in both, the same",
 }
-# The timeline's measures, in SVG units: its width, the column of names, and the height of one lane of bars.
+# Sizes of the timeline in SVG units: width, column of names, height of a lane.
 _WIDTH, _NAMES, _LANE = 1000, 50, 9
 _MARKS = ((0.0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1.0, "end"))
 
@@ -67,7 +67,7 @@ def comparison_page(
         "clock": terminal.clock,
         "described": _described,
         "local_time": terminal.local_time,
-        "settings": terminal.settings_told,
+        "settings": terminal.settings_text,
     }
     return environment.get_template("comparison.html.j2").render(
         video_id=video_id,
@@ -81,7 +81,7 @@ def comparison_page(
 
 
 def _timeline(comparison: Comparison) -> dict[str, Any]:
-    """Where each event's bar lies in the drawing; overlapping events have lanes of their own."""
+    """The position of each event's bar; overlapping events have separate lanes."""
     first = [(event, "vanished") for event in comparison.vanished]
     second = [(event, "appeared") for event in comparison.appeared]
     for pair in comparison.matched:
@@ -119,7 +119,7 @@ def _sections(comparison: Comparison, picture: Picture) -> Iterator[tuple[str, S
     changes: dict[str, list[tuple[Event | None, Event | None, str]]] = {
         "vanished": [(event, None, "") for event in comparison.vanished],
         "appeared": [(None, event, "") for event in comparison.appeared],
-        "moved": [(pair.before, pair.after, terminal.move_told(pair)) for pair in comparison.moved],
+        "moved": [(pair.before, pair.after, terminal.move_text(pair)) for pair in comparison.moved],
     }
     pictures_left = _MOST_PICTURES
     for kind, rows in changes.items():

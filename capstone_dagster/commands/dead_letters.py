@@ -1,4 +1,4 @@
-"""`capstone dlq`: look at messages that were given up, and send them again."""
+"""`capstone dlq`: shows dead letters and sends them again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=Sections,
     no_args_is_help=True,
-    help="Look at messages that could not be understood, or were delivered too often, and send them again.",
+    help="Show malformed messages and those that were delivered too often, and send them again.",
 )
 
 
@@ -39,7 +39,7 @@ def dlq_list(form: FormatOption = "table", state: StateOption = DEFAULT_STATE) -
     from capstone_dagster.commands import tables
     from capstone_dagster.intake.queue import DeadLetter
 
-    # The receipt is of no use once the command has ended.
+    # The receipt is useless once the command has ended.
     shown = [field.name for field in fields(DeadLetter) if field.name != "receipt"]
     with _dead_letters(state) as (_, letters):
         rows = [{name: asdict(letter)[name] for name in shown} for letter in letters]
@@ -91,7 +91,7 @@ def dlq_redrive(
 
 @contextmanager
 def _dead_letters(state: Path) -> Iterator[tuple[UploadQueue, list[DeadLetter]]]:
-    """The upload queue and its dead letters; those still in the list afterwards are put back."""
+    """The upload queue and its dead letters; those still in the list at the end return to the queue."""
     from capstone_dagster.clients import aws_client
     from capstone_dagster.intake.queue import UploadQueue
 

@@ -1,4 +1,4 @@
-"""`capstone delete`: remove every trace of a video, and say what was removed and what cannot be."""
+"""`capstone delete`: removes every trace of a video, and reports what it removed and what it cannot."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ if TYPE_CHECKING:
 def delete(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, no more.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
     by: Annotated[
-        str | None, typer.Option("--by", help="Who wants it, for the audit line.", show_default="this user")
+        str | None,
+        typer.Option("--by", help="Who requests it, for the audit line.", show_default="this user"),
     ] = None,
     form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Delete a video with every trace of it: files, pictures, events, and what Dagster remembers.
+    """Delete a video with every trace of it: files, pictures, events, and Dagster's records.
 
-    Its runs are ended first. All versions of the uploaded object go, what was derived of it (detections that
-    another video of the same bytes rests on stay), its rows, its partition and its runs. What remains is a
-    line in `capstone.erasures` with a hash of its id, when, by whom, and how much. Broken off, it is finished
-    by repeating it. An upload made afterwards is a new video. docs/privacy.md tells what cannot be deleted.
+    Its runs are cancelled first. Then all versions of the uploaded object are deleted, with derived files
+    (except detections that another video with the same bytes uses), rows, partition and runs. A line in
+    `capstone.erasures` remains: a hash of the id, when, by whom, and how much. If it is interrupted, repeat
+    it. A later upload is a new video. docs/privacy.md says what cannot be deleted.
 
     Example: `capstone delete 84 --dry-run`
     """
@@ -67,12 +68,12 @@ def delete(
         removed = {name: removed[name] for name in (*counts, *removed) if name in removed}
         _tell(video_id, plan, removed, form, done=True)
         if form == "table" and (sensors := eraser.what_remembers(plan.names)):
-            message = f"The cursors of {', '.join(sensors)} name it still, until their next change."
+            message = f"The cursors of {', '.join(sensors)} still name it, until their next change."
             terminal.err.print(message, markup=False, soft_wrap=True)
 
 
 def _known(services: Services, video: str) -> str:
-    """The id of the video; one that was deleted is known by its id, to look once more for what came late."""
+    """The id of the video, also of a deleted one, to look again for data that arrived late."""
     from capstone_dagster.storage.erasures import last_erasure
 
     try:
@@ -83,7 +84,7 @@ def _known(services: Services, video: str) -> str:
             raise
         message = "was being deleted" if last.finished_at is None else "was deleted already"
         when = terminal.local_time(last.finished_at or last.begun_at)
-        message = f"{video} {message} ({when}, by {last.requested_by}); looking for what is left."
+        message = f"{video} {message} ({when}, by {last.requested_by}); looking for remaining data."
         terminal.err.print(message, markup=False, soft_wrap=True)
         return video
 
@@ -100,11 +101,11 @@ def _tell(
         return
     terminal.out.print(tables.counts_table(counts, "what", "deleted" if done else "would be deleted"))
     for kept in sorted(plan.kept):
-        message = f"Detections {kept} stay: another video of the same bytes rests on them."
+        message = f"Detections {kept} stay: another video with the same bytes uses them."
         terminal.out.print(message, markup=False, soft_wrap=True)
     if not done:
         for run_id in plan.cancel:
-            terminal.out.print(f"Run {run_id} would be ended first.", markup=False, soft_wrap=True)
+            terminal.out.print(f"Run {run_id} would be cancelled first.", markup=False, soft_wrap=True)
         if plan.obstacle:
             terminal.out.print(f"It cannot be done now: {plan.obstacle}", markup=False, soft_wrap=True)
         return

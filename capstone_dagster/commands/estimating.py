@@ -16,11 +16,11 @@ class Estimate:
     """The work of a backfill.
 
     Attributes:
-        passes: videos whose pixels are looked at; the others' detections are finished already.
-        video_s: how long those are together, as far as that is known.
-        unknown: how many of them nobody knows the length of.
-        pace: of the latest passes; None where there were none.
-        alike: those passes were made with today's model and settings.
+        passes: videos that need a pass; the others have finished detections.
+        video_s: their total known duration.
+        unknown: number of them with unknown duration.
+        pace: of the latest passes; None without any.
+        alike: those passes used the configured model and settings.
     """
 
     passes: int
@@ -31,20 +31,20 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float | None:
-        """Of work on a GPU; None where nothing tells."""
+        """Hours on a GPU; None if unknown."""
         if not self.passes:
             return 0.0
         return None if self.pace is None else self.video_s * self.pace.gpu_seconds / 3600
 
     @property
     def hours(self) -> float | None:
-        """Of passes, on whatever they were made."""
+        """Pace of passes, with their device."""
         if not self.passes:
             return 0.0
         return None if self.pace is None else self.video_s * self.pace.seconds / 3600
 
     def as_fields(self) -> dict[str, Any]:
-        """JSON-able."""
+        """For JSON."""
         return {
             "passes": self.passes,
             "video_hours": round(self.video_s / 3600, 3),
@@ -56,10 +56,10 @@ class Estimate:
         }
 
     def described(self, videos: int) -> str:
-        """In sentences.
+        """The estimate in sentences.
 
         Args:
-            videos: how many are chosen.
+            videos: number of chosen videos.
         """
         if not self.passes:
             return "No pixel is looked at: no GPU is needed."
@@ -83,11 +83,11 @@ class Estimate:
 def estimate(
     services: Services, chosen: Sequence[dict[str, Any]], *, model_sha256: str, events_only: bool, force: bool
 ) -> Estimate:
-    """Estimate from what was measured lately.
+    """Estimate from recent measurements.
 
     Args:
         chosen: rows of `videos_with_models`.
-        model_sha256: today's model's.
+        model_sha256: SHA-256 of the configured model.
     """
     from capstone_dagster.analysis import detection_id
     from capstone_dagster.model_files import analysis_settings

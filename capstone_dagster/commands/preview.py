@@ -24,10 +24,10 @@ def preview(
     ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Render a video with its boxes, numbers of tracks and times, as H.264 that plays in any browser.
+    """Render a video with boxes, track numbers and times, as H.264 that plays in any browser.
 
-    From stored detections and the uploaded video, without a model; it takes as long as decoding and encoding
-    do. It is stored beside the events, as `analyses/<analysis id>/preview.mp4`, and rendered once.
+    It uses stored detections and the uploaded video, and no model; it takes as long as decoding and encoding.
+    It is rendered once and stored beside the events, as `analyses/<analysis id>/preview.mp4`.
 
     Example: `capstone preview 84 --out 84.mp4`
     """

@@ -1,4 +1,4 @@
-"""`capstone reanalyze`: a backfill for videos that are named or chosen."""
+"""`capstone reanalyze`: requests a backfill for named or selected videos."""
 
 from __future__ import annotations
 
@@ -48,27 +48,26 @@ def reanalyze(
     ] = None,
     events_only: Annotated[
         bool,
-        typer.Option("--events-only", help="Derive events anew from stored detections, which needs no GPU."),
+        typer.Option("--events-only", help="Derive events again from stored detections, without a GPU."),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Make finished detections again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Repeat finished detections.")] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what would be done, and how long it would take, no more."),
+        typer.Option("--dry-run", help="Only show what would be done, and how long it would take."),
     ] = False,
     form: Annotated[Literal["text", "json"], typer.Option("--format", help="`json`: one object.")] = "text",
     by: Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Analyse videos again with today's model, settings and rules, as a backfill in Dagster's pages does.
+    """Analyse videos again with the configured model, settings and rules, as a backfill in Dagster's UI does.
 
-    After a change of the model, **capstone reanalyze --model-not today --dry-run** tells how many videos have
-    results of another one, in how many runs they would be analysed, and how many GPU hours that takes, going
-    by the latest passes. Options that choose videos narrow the choice together.
+    After a change of the model, **capstone reanalyze --model-not today --dry-run** shows how many videos have
+    results of another model, how many runs would analyse them, and an estimate of GPU hours from the latest
+    passes. Several options together select the videos that meet all of them.
 
-    Detections that exist for them are reused, so that what is up to date costs seconds. Each video's old
-    analysis is current until its new one is complete, and **capstone rollback** brings it back. Up to 20
-    videos that stand side by side in Dagster's list share a run and its loaded model, and a bad one fails
-    alone; Dagster has no way to choose another number for one backfill.
+    Existing detections are reused, so that videos that are up to date take seconds. Each video's old analysis
+    is current until the new one is complete, and **capstone rollback** restores it. Up to 20 videos that are
+    adjacent in Dagster's list share a run and its loaded model; a bad one fails alone.
 
     Example: `capstone reanalyze --camera gate --dry-run`
     """
@@ -82,7 +81,7 @@ def reanalyze(
             "name videos, or choose --all, or choose them by --camera, --since and --model-not"
         )
     if events_only and force:
-        raise typer.BadParameter("--force makes detections again, which --events-only leaves as they are")
+        raise typer.BadParameter("--force repeats detections, but --events-only keeps them")
     after = datetime.now(UTC) - duration(since) if since is not None else None
     database = open_database(state)
     services = Services(read_settings())
@@ -109,7 +108,7 @@ def reanalyze(
     if model_not not in (None, TODAY) and all(
         _made_by_another(row, str(model_not)) for row in known if row["model_sha256"]
     ):
-        message = f"No current analysis is by a model {model_not!r}: is it spelled so?"
+        message = f"No current analysis is by a model {model_not!r}: check the spelling."
         terminal.err.print(message, markup=False, soft_wrap=True)
     chosen = {row["video_id"] for row in rows}
     with dagster_instance(state) as instance:
@@ -148,7 +147,7 @@ def _tell_plan(found: Sequence[str], runs: int, work: Estimate, form: str) -> No
 
 
 def _tell_nothing(why: str, form: str) -> None:
-    # A script that asks after every change of the model has what it wants.
+    # Not an error: a script may call this after every change of the model.
     if form == "json":
         print(json.dumps({"backfill_id": None, "videos": [], "runs": 0}, indent=2))
     terminal.err.print(why, markup=False, soft_wrap=True)
@@ -160,14 +159,14 @@ def _count(videos: Sequence[str], runs: int) -> str:
 
 
 def _todays_model(services: Services) -> str:
-    """The SHA-256 of the model that a backfill would use; it is fetched where that is needed to know it."""
+    """The SHA-256 of the model that a backfill would use; the model is downloaded if necessary."""
     from capstone_dagster.analysis import model_sha256
 
     return services.settings.model_sha256 or model_sha256(services.model_path())
 
 
 def _made_by_another(row: Row, model: str) -> bool:
-    """Whether a video has a current analysis, and that is by no model of this name or SHA-256."""
+    """Whether a video's current analysis is by a model with another name and SHA-256."""
     if row["model_sha256"] is None:
         return False
     name = PurePosixPath(model).name

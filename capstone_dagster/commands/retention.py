@@ -1,4 +1,4 @@
-"""`capstone retention`: what is older than its settings allow, and its removal."""
+"""`capstone retention`: shows and deletes data that is older than its settings allow."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from capstone_dagster.commands.joining import (
 
 
 def retention(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, no more.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
     most: Annotated[
-        int | None, typer.Option(min=1, help="Of each kind, in one go.", show_default="2000")
+        int | None, typer.Option(min=1, help="Maximum of each kind in one call.", show_default="2000")
     ] = None,
     form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Remove what is older than its CAPSTONE_..._RETENTION_DAYS, as the job `retention` does every night.
+    """Delete data older than its CAPSTONE_..._RETENTION_DAYS, as the job `retention` does every night.
 
-    Look first with `--dry-run`. Videos, detections and events are kept for ever unless such a setting says
-    otherwise; partitions, runs and their logs have defaults. Again removes more, if there was more.
+    Use `--dry-run` first. By default videos, detections and events are kept for ever; partitions, runs and
+    their logs have limits. One call deletes a limited number; repeat it to delete more.
 
     Example: `capstone retention --dry-run`
     """

@@ -1,4 +1,4 @@
-"""The sentence that a command's failure ends with: what went wrong, and what to do about it."""
+"""Turns a command's failure into one sentence: what went wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sentence_of(error: Exception) -> str | None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     if isinstance(error, ClientError):
-        return f"AWS refused: {error}. `capstone doctor` tells which permission or name is wrong."
+        return f"AWS refused: {error}. `capstone doctor` shows which permission or name is wrong."
     if isinstance(error, (BotoCoreError, Boto3Error)):
         text = str(error).rstrip(".")
         return f"AWS cannot be used: {text}. Check the AWS_* variables, profile and region among them."
@@ -33,10 +33,10 @@ def sentence_of(error: Exception) -> str | None:
 
 
 def usage_sentence(error: Any) -> str:
-    """What was typed wrongly, as one sentence: what was expected, what came, what to do.
+    """A usage error as one sentence: what was expected, what came, what to do.
 
     Args:
-        error: Typer's, of its own parsing, or a `BadParameter` of ours, whose message is whole.
+        error: from Typer's parsing, or our own `BadParameter`, whose message is complete.
     """
     cause: Any = error.__cause__
     if getattr(error, "param", None) is not None and hasattr(cause, "errors"):
@@ -54,7 +54,7 @@ def usage_sentence(error: Any) -> str:
 
 
 def _expected(refusal: dict[str, Any]) -> str:
-    """A refusal of pydantic's, by which Typer checks options, with the value that was refused."""
+    """An error of pydantic, which validates Typer's options, with the rejected value."""
     kinds = {"int_parsing": "a whole number", "float_parsing": "a number"}
     if refusal["type"] in kinds:
         return f"expected {kinds[refusal['type']]}, got {refusal['input']!r}"

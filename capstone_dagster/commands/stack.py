@@ -15,7 +15,7 @@ from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption
 
 
 class Compute(StrEnum):
-    """Where runs of `capstone dev` execute."""
+    """Where `capstone dev` executes runs."""
 
     LOCAL = "local"
     BATCH = "batch"
@@ -33,7 +33,7 @@ def demo(
     state: StateOption = DEFAULT_STATE,
     port: PortOption = 3000,
 ) -> None:
-    """Show the whole way of one video on this machine, from upload to events, and stop again.
+    """Analyse one video on this machine, from upload to events, and stop.
 
     Starts PostgreSQL, an AWS emulator and Dagster (or uses those of a running `capstone dev`), uploads the
     video to the local S3, and waits until its events are in PostgreSQL.
@@ -48,7 +48,7 @@ def demo(
 def dev(
     state: StateOption = DEFAULT_STATE,
     port: PortOption = 3000,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget everything earlier stacks left.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete all data of earlier stacks first.")] = False,
     compute: Annotated[
         Compute,
         typer.Option(
@@ -97,5 +97,5 @@ def dev(
                 stack.check()
                 time.sleep(1)
         except KeyboardInterrupt:
-            # This is how it is meant to end: no failure, for make neither.
+            # The normal end: not a failure, also for make.
             terminal.err.print("Stopping …")

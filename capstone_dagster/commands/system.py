@@ -1,4 +1,4 @@
-"""`capstone doctor` and `capstone migrate`: is everything there, and is the database in shape."""
+"""`capstone doctor` and `capstone migrate`: check the installation, upgrade the database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_l
 def doctor(state: StateOption = DEFAULT_STATE) -> None:
     """Check settings, model, decoder, GPU, database and AWS, one by one.
 
-    Exits 1 if something needed is missing; what is merely absent is a warning.
+    Exits with 1 if something required is missing; optional things are warnings.
     """
     from rich.markup import escape
 

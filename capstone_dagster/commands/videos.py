@@ -31,9 +31,7 @@ def submit(
     external_id: Annotated[
         str | None, typer.Option(help="The back end's own id of the video (one video only).")
     ] = None,
-    camera: Annotated[
-        str | None, typer.Option(help="Where it was filmed; also the key's first folder.")
-    ] = None,
+    camera: Annotated[str | None, typer.Option(help="The camera; also the key's first folder.")] = None,
     recorded_at: Annotated[
         str | None, typer.Option(help="Wall-clock time of the first frame, ISO 8601.", metavar="TIME")
     ] = None,
@@ -78,12 +76,12 @@ def status(
         str | None, typer.Argument(metavar="VIDEO", help="A video's id or external id; all by default.")
     ] = None,
     form: FormatOption = "table",
-    limit: Annotated[int, typer.Option(min=1, help="Most rows, latest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows, latest first.")] = 50,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Show how far each video is, what it waits for, and why one failed.
+    """Show the state and progress of videos, what they wait for, and why they failed.
 
-    One that waits has its place in Dagster's queue; `capstone prioritize` lets it go first.
+    A waiting video has a position in Dagster's queue; `capstone prioritize` moves it to the front.
 
     Example: `capstone status 84`
     """
@@ -110,7 +108,7 @@ def events(
     form: FormatOption = "table",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """List events: who was seen, when, how surely.
+    """List events: who was seen, when, with which score.
 
     Example: `capstone events --video 84 --format json`
     """
@@ -120,7 +118,7 @@ def events(
     database = open_database(state)
     rows = database.transact(current_events, video)
     if not rows and video is not None:
-        find_video(database, video)  # refuses one that nobody knows
+        find_video(database, video)  # refuses an unknown one
     if not rows and form == "table":
         terminal.err.print("There are no events" + (f" of {video}." if video else " yet."), markup=False)
         return
@@ -137,15 +135,15 @@ def analyze(
     ] = None,
     motion_gate: Annotated[
         bool | None,
-        typer.Option("--motion-gate/--no-motion-gate", help="Leave out frames in which nothing changes."),
+        typer.Option("--motion-gate/--no-motion-gate", help="Skip frames in which nothing changes."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:0.")] = None,
 ) -> None:
-    """Analyse files here and now: no Dagster, no database, no AWS.
+    """Analyse files on this machine, without Dagster, a database or AWS.
 
-    Writes frames.parquet, detections.parquet, events.parquet, contact_sheet.jpg and thumbnails. Of several
-    files each gets a folder of its own; the model is loaded once, and one that fails does not stop the
-    others. Ends with one line of JSON for each.
+    Writes frames.parquet, detections.parquet, events.parquet, contact_sheet.jpg and thumbnails. Several files
+    get a folder each; the model is loaded once, and a file that fails does not stop the others. Ends with one
+    line of JSON for each file.
 
     Example: `capstone analyze video.mp4 --out results --sample-fps 5`
     """
@@ -161,7 +159,7 @@ def analyze(
         for video, folder in zip(videos, output_folders(videos, out), strict=True):
             try:
                 summary = analyzer.analyze(video, folder, report)
-            except Exception as error:  # whatever it is, it is this video's
+            except Exception as error:  # any error concerns this video alone
                 if len(videos) == 1:
                     raise
                 failed += 1
@@ -176,7 +174,7 @@ def analyze(
 
 
 def _columns(database: Database, view: str) -> list[str]:
-    """The columns of a view for consumers, in its order."""
+    """The columns of a consumer view, in its order."""
     import sqlalchemy as sa
 
     from capstone_dagster.storage.schema import SCHEMA

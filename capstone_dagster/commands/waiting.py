@@ -1,4 +1,4 @@
-"""What `capstone status` says beside the event store's word: places in Dagster's queue, and reasons."""
+"""Adds to `capstone status` what Dagster knows: queue positions and reasons for waiting."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _WAITING = ("received", "queued", "waiting-for-compute")
 
 
 def with_waiting(rows: Sequence[Mapping[str, Any]], *, ask: bool) -> tuple[list[dict[str, Any]], str | None]:
-    """Rows of `current_status` with :data:`WAITING_COLUMNS`, and why intake takes no uploads, if it does not.
+    """Rows of `current_status` with :data:`WAITING_COLUMNS`, and why intake is paused, if it is.
 
-    Without Dagster's storage the columns are null, but for a reason that the row itself gives.
+    Without Dagster's storage the columns are null, except for a reason in the row itself.
 
     Args:
         ask: also where no row waits, for intake's pause.
@@ -26,10 +26,10 @@ def with_waiting(rows: Sequence[Mapping[str, Any]], *, ask: bool) -> tuple[list[
     if has_dagster and (ask or any(row["state"] in _WAITING for row in rows)):
         try:
             answers, paused = _ask_dagster(rows)
-        except Exception as error:  # whatever its storage raises: the event store's word stands without it
+        except Exception as error:  # any error of its storage: the event store's rows are shown without it
             what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             terminal.err.print(
-                f"What videos wait for is unknown: Dagster's storage cannot be asked ({what}).",
+                f"What videos wait for is unknown: Dagster's storage cannot be read ({what}).",
                 markup=False,
                 soft_wrap=True,
             )

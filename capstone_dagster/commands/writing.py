@@ -1,4 +1,4 @@
-"""Where a command writes what it was asked for: into a file of the caller's."""
+"""Writes a command's output to a file that the caller names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typer
 
 
 def check_file(path: Path) -> None:
-    """Refuse a folder, before work is done that could not be written.
+    """Refuse a folder before any work is done.
 
     Raises:
-        BadParameter: it is one.
+        BadParameter: the path is a folder.
     """
     if path.is_dir():
         raise typer.BadParameter(f"a file was expected, and {path} is a folder: name a file in it")
@@ -21,7 +21,7 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A file beside the one that is meant, which takes its name when all is written.
+    """A file beside the target, which gets the target's name when it is complete.
 
     Raises:
         BadParameter: a folder has that name.

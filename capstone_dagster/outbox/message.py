@@ -1,4 +1,4 @@
-"""What a notice says to other systems: a JSON object and the attributes by which a subscription can filter.
+"""The content of a notice: a JSON object, and the attributes by which a subscription can filter.
 
 docs/consume.md lists the fields; they are only ever added.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from capstone_dagster.storage.outbox import Notice
 
 STATES = {"video.received": "received", "video.analyzed": "done", "video.failed": "failed"}
-# The fields that depend on the kind, as they are where it has nothing to say of them.
+# The fields that depend on the kind, with their value for other kinds.
 _DETAILS: Mapping[str, Any] = {
     "failure_class": None,
     "message": None,
@@ -28,7 +28,7 @@ _LONGEST_MESSAGE = 2_000
 
 
 def body(notice: Notice) -> str:
-    """The message: every field is always there, null where it is unknown or of another kind."""
+    """The message: every field is present, null if it is unknown or belongs to another kind."""
     known = {name: notice.payload.get(name, unset) for name, unset in _DETAILS.items()}
     if known["message"] is not None:
         known["message"] = str(known["message"])[:_LONGEST_MESSAGE]
@@ -51,14 +51,14 @@ def body(notice: Notice) -> str:
 
 
 def attributes(notice: Notice) -> dict[str, str]:
-    """The message attributes, of which SNS takes no empty one."""
+    """The message attributes; SNS rejects empty ones, so they are left out."""
     known = {
         "kind": notice.kind,
         "video_id": notice.video_id,
         "external_id": notice.external_id,
         "camera": notice.camera,
         "failure_class": notice.payload.get("failure_class"),
-        # Of every kind, so that one filter lets through all but what is not the last word.
+        # On every kind, so that one filter passes everything except failures that are retried.
         "tried_again": "true" if notice.payload.get("tried_again") else "false",
     }
     return {name: str(value) for name, value in known.items() if value}

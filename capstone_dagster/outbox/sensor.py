@@ -21,12 +21,12 @@ from capstone_dagster.services import Services
 from capstone_dagster.storage.outbox import oldest_notice, prune_notices, send_notices
 
 SENSOR_NAME = "outbox"
-# Of the 60 s that a tick may take. A request to SNS that hangs takes 8 s more.
+# A tick may take 60 s. A request to SNS that hangs takes 8 s more.
 _BUDGET_S = 15.0
 # A topic that cannot be reached is tried again with the next tick, then less often.
 _AGAIN_S = 5.0
 _AGAIN_LIMIT_S = 60.0
-# Twice as long as SQS keeps a message for a consumer: what was sent can be looked up while anybody may ask.
+# Twice as long as SQS keeps a message for a consumer, so that sent notices can be looked up.
 KEPT_DAYS = 28
 _PRUNE_EVERY_S = 3600.0
 
@@ -55,13 +55,13 @@ class _Memory:
     name=SENSOR_NAME,
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells other systems through SNS what became of each upload: received, analyzed, failed; "
+    description="Notifies other systems through SNS about each upload: received, analyzed, failed; "
     "at least once, in order for each video.",
 )
 def outbox_sensor(
     context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
 ) -> dg.SensorResult:
-    """See the module; without a topic it asks nothing of anybody, and says so."""
+    """See the module. Without a topic it does nothing, and says so."""
     arn = services.settings.notice_topic_arn
     if arn is None:
         message = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."
@@ -75,12 +75,12 @@ def outbox_sensor(
 
 
 def _read(cursor: str | None) -> _Memory:
-    """What an earlier tick kept, be it of a later version that was rolled back."""
+    """The state of an earlier tick, even of a later version that was rolled back."""
     return _Memory(**known_fields(_Memory, json.loads(cursor) if cursor else {}))
 
 
 def _send(services: Services, topic: NoticeTopic, memory: _Memory) -> str:
-    """Send what is due, as far as the tick's time goes; the account of it."""
+    """Send due notices within the tick's time; returns a summary."""
     sent = 0
     refused: dict[int, str] = {}
     over = time.monotonic() + _BUDGET_S

@@ -1,4 +1,4 @@
-"""Handing notices to SNS, ten in one request, within seconds, whatever SNS does."""
+"""Sends notices to SNS, ten in a request, within a time limit."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class NoticeTopic:
             answer = self._client.publish_batch(
                 TopicArn=self.arn, PublishBatchRequestEntries=[self._entry(each) for each in notices]
             )
-        except Exception as error:  # a client can fail in every way, when made and when used
+        except Exception as error:  # a client can fail in many ways, when made and when used
             raise not_sent(error, self.arn, "CAPSTONE_NOTICE_TOPIC_ARN") from error
         return {
-            int(each["Id"]): f"SNS refused it: {each['Code']} ({each.get('Message', '').rstrip('.')})."
+            int(each["Id"]): f"SNS rejected it: {each['Code']} ({each.get('Message', '').rstrip('.')})."
             for each in answer.get("Failed", [])
         }
 
@@ -71,7 +71,7 @@ class NoticeTopic:
 
 
 def _group(video_id: str) -> str:
-    """A FIFO topic's group of a video: its id, unless that has letters which SNS takes nowhere in a name."""
+    """A video's group in a FIFO topic: its id, unless that has characters that SNS rejects."""
     if video_id.isascii() and len(video_id) <= _LONGEST_GROUP:
         return video_id
     return hashlib.sha256(video_id.encode()).hexdigest()

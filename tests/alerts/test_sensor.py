@@ -627,7 +627,7 @@ def test_the_doctor_tells_how_sending_alerts_goes(office: Office, monkeypatch: p
     office.clock(10)
     office.tick()
     stored(office)
-    assert channels.notices() == "all sent; 1 incidents are not over"
+    assert channels.notices() == "all sent; 1 incidents are open"
 
     office.clock(600)
     with pytest.raises(channels.Wrong, match="last ran 600 s ago"):

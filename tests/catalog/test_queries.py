@@ -227,7 +227,7 @@ def test_s3_access_denied_names_the_object(written: list[Written]) -> None:
 
     denied = {(row["component"], row["bucket"], row["key"]) for row in answer}
     assert denied == {("intake", "capstone-raw", FORBIDDEN)}
-    assert all(FORBIDDEN in row["said"] and row["times"] >= 1 for row in answer)
+    assert all(FORBIDDEN in row["last_message"] and row["times"] >= 1 for row in answer)
 
 
 def test_gpu_memory_is_what_the_driver_said(written: list[Written]) -> None:

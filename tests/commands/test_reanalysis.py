@@ -95,7 +95,7 @@ def test_reanalyze_asks_for_nothing_in_a_dry_run_of_a_backfill(
     first, second, _ = outcome.out.split("\n")
     assert first == "2 videos in 1 run would be analysed again."
     assert second == (
-        "2 passes over 2 videos of unknown length. No pass was made yet that would tell how long that takes."
+        "2 passes over 2 videos of unknown length. No earlier pass says how long that takes."
     )
     assert instance.get_backfills() == []
 
@@ -199,7 +199,7 @@ def test_reanalyze_goes_by_other_models_where_todays_has_made_nothing(
 def test_reanalyze_wonders_at_a_model_that_made_nothing(capstone: Capstone) -> None:
     told = capstone("reanalyze", "--model-not", "nwe.pt", "--dry-run")
 
-    assert "No current analysis is by a model 'nwe.pt': is it spelled so?" in told.err
+    assert "No current analysis is by a model 'nwe.pt': check the spelling." in told.err
     assert "2 videos" in told.out
 
 
@@ -211,7 +211,7 @@ def test_reanalyze_wonders_at_a_model_that_made_nothing(capstone: Capstone) -> N
         (["v1", "--since", "1d"], "name videos, or choose --all"),
         (["--all", "--model-not", "today"], "name videos, or choose --all"),
         (["--since", "tomorrow"], "no time as in 30m, 2h or 1d"),
-        (["v1", "--events-only", "--force"], "leaves as they are"),
+        (["v1", "--events-only", "--force"], "but --events-only keeps them"),
         (["--camera", "roof"], "no video of camera 'roof'"),
         (["v9"], "no video 'v9' is known"),
         (["--all"], "no partition for v4"),

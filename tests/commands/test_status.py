@@ -165,5 +165,5 @@ def test_without_dagsters_records_the_event_stores_word_stands(
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"sqlite:///{tmp_path}/nowhere/runs.db")
     outcome = capstone("status")
     assert outcome.code == 0
-    assert "Dagster's storage cannot be asked" in outcome.err
+    assert "Dagster's storage cannot be read" in outcome.err
     assert "v1" in outcome.out

@@ -273,7 +273,7 @@ def test_a_notice_that_sns_itself_refuses_is_named(outbox: Outbox, monkeypatch: 
     [notice] = taken
     answer = {"Id": str(notice.notice_id), "Code": "InvalidParameter", "Message": "No.", "SenderFault": True}
     monkeypatch.setattr(topic, "_client", SimpleNamespace(publish_batch=lambda **_: {"Failed": [answer]}))
-    assert topic.publish([notice]) == {notice.notice_id: "SNS refused it: InvalidParameter (No)."}
+    assert topic.publish([notice]) == {notice.notice_id: "SNS rejected it: InvalidParameter (No)."}
 
 
 def test_two_daemons_send_each_notice_once_and_in_order(database: Database) -> None:

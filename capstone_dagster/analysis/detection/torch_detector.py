@@ -110,7 +110,7 @@ class TorchDetector:
         return self._batching.backoffs
 
     def gpu_state(self) -> GpuState | None:
-        """Load and memory of the GPU, by all processes; None on the CPU or if the driver does not report it."""
+        """Load and memory of the GPU, by all processes; None on the CPU or if the driver reports nothing."""
         return gpu_state(self.device) if self._kind == "cuda" else None
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
