@@ -1,7 +1,6 @@
 """`compute: local`: a run is a process of this machine, forked by a server that has imported everything.
 
-The process is found again by its number and start time, which a tag of the run holds: whoever looks after
-the run, in whatever process, needs nothing else.
+A tag of the run holds the process's number and start time. Any other process can find it by these alone.
 """
 
 import fcntl

@@ -1,11 +1,11 @@
-"""A sensor that watches jobs until their runs begin, which Dagster's monitoring does not.
+"""A sensor that watches jobs until their runs begin, because Dagster's monitoring does not.
 
-Dagster asks a launcher about runs that have begun; one that has not is only timed. Meanwhile its job may
-wait for a machine, be refused by every machine, fail to start its container, or never have been submitted
-because the daemon was killed in between. And a worker that is told to stop, because its time is up or its
-machine will be taken away, reports "unexpected termination" without knowing why: the reason is looked up
-here afterwards. A run that the UI forces to be canceled before it has begun, or that Dagster gave up waiting
-for, leaves its job behind without a word to the launcher: it is ended here.
+Dagster asks a launcher only about runs that have begun, and times the others. Meanwhile a job may wait for a
+machine, be refused by every machine, fail to start its container, or never have been submitted because the
+daemon was killed. A worker that receives a stop signal, because its time is up or its machine is reclaimed,
+reports "unexpected termination" without the reason; this sensor looks the reason up. If the UI cancels a run
+by force before it has begun, or Dagster stops waiting for it, the launcher is not notified and the job stays
+behind; this sensor terminates it.
 
 Add `batch_runs_sensor` to the code location's `Definitions`; a code location that reads ended runs by itself
 adds `build_batch_runs_sensor(look_back=False)` and calls `settle_ended` with each of them. `on_changes` is a
@@ -32,7 +32,7 @@ from batch_gpu.launcher import BatchGpuRunLauncher
 # A launch may be under way in the daemon; only one that is older than all patience of a launch, and older
 # than ListJobs' lag, was cut off.
 CUT_OFF_MARGIN_S = 30.0
-# A tick may take 60 s. What it does not reach, the next one does: what was failed or told is out of its way.
+# A tick may take 60 s. The next one continues where it stops: handled runs need no more work.
 BUDGET_S = 35.0
 # Of telling what jobs wait for, which is worth less than the rest.
 TOLD_AT_ONCE = 50
@@ -55,9 +55,11 @@ class Watched:
     unanswered: int = 0
 
     def __str__(self) -> str:
-        told = f"{self.waiting} runs wait for their worker, {self.failed} failed, {self.submitted} submitted"
-        told += f", {self.explained} interruptions explained, {self.ended} jobs left behind ended"
-        return f"{told}, {self.unanswered} to be asked again." if self.unanswered else f"{told}."
+        message = (
+            f"{self.waiting} runs wait for their worker, {self.failed} failed, {self.submitted} submitted"
+        )
+        message += f", {self.explained} interruptions explained, {self.ended} jobs left behind ended"
+        return f"{message}, {self.unanswered} to be asked again." if self.unanswered else f"{message}."
 
 
 def watch_runs(
@@ -149,7 +151,7 @@ def _submit(launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> str:
     try:
         launcher.submit(run)
     except BatchGpuError:
-        return "failed"  # the run has been told why
+        return "failed"  # the run's events say why
     return "submitted"
 
 
@@ -180,8 +182,8 @@ def _watch_job(
     if job["status"] in ENDED:
         ending: Ending | None = ending_of(job)
         assert ending is not None
-        told = Ending(ending.failure, ending.transient, ending.message + launcher.last_lines(job))
-        return _fail(instance, launcher, run, told)
+        explained = Ending(ending.failure, ending.transient, ending.message + launcher.last_lines(job))
+        return _fail(instance, launcher, run, explained)
     limit_s = launcher.job_of(run)[1].max_wait_seconds
     same = run.tags.get(STATUS_TAG) == _status(job)
     for_s = now_ms / 1000 - float(run.tags.get(STATUS_SINCE_TAG, now_ms / 1000)) if same else 0.0
@@ -204,9 +206,9 @@ def _fail(
 
 
 def settle_ended(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Settled:
-    """Do what a run's end leaves to do: say why its worker was told to stop, end a job that it left behind.
+    """After a run's end: report why its worker had to stop, and terminate a job that it left behind.
 
-    Whoever reads ended runs anyway calls this for each of them; the sensor looks for them itself
+    Code that reads ended runs anyway calls this for each of them; the sensor looks for them itself
     (:func:`batch_runs_sensor`).
 
     Returns:
@@ -245,8 +247,8 @@ def _explain(
     if ending is None:
         return False
     instance.add_run_tags(run.run_id, ending.tags())
-    told = f"Why the worker was told to stop: {ending.failure}: {ending.message}"
-    instance.report_engine_event(told, run, cls=BatchGpuRunLauncher)
+    message = f"Why the worker had to stop: {ending.failure}: {ending.message}"
+    instance.report_engine_event(message, run, cls=BatchGpuRunLauncher)
     return True
 
 
@@ -264,12 +266,12 @@ class _Telling:
         self._left -= 1
         since = str(now_ms // 1000)
         self.instance.add_run_tags(run.run_id, {STATUS_TAG: status, STATUS_SINCE_TAG: since})
-        told = {
+        message = {
             "RUNNABLE": "The job waits for a machine",
             "STARTING": "The job has a machine, its container starts",
             "RUNNING": "The container runs, its worker has not begun the run yet",
         }.get(str(job["status"]), "The job was accepted")
-        self.instance.report_engine_event(f"{told} ({status}).", run, cls=BatchGpuRunLauncher)
+        self.instance.report_engine_event(f"{message} ({status}).", run, cls=BatchGpuRunLauncher)
 
 
 def _status(job: Job) -> str:

@@ -231,10 +231,10 @@ class _Tick:
             again = self._now + min(_AGAIN_S * 2 ** min(times - 1, 10), _AGAIN_LIMIT_S)
             self._memory.failing[action] = Failing(times, classify(error).value, sentence(error), again)
             level = logging.WARNING if isinstance(error, StorageError) else logging.ERROR
-            told = f"{action.capitalize()} failed: {sentence(error)}"
+            message = f"{action.capitalize()} failed: {sentence(error)}"
             extra = {"action": "reaction.failed", "reaction": action, "failure_class": classify(error).value}
-            _log.log(level, told, extra=extra, exc_info=not isinstance(error, StorageError))
-            return told
+            _log.log(level, message, extra=extra, exc_info=not isinstance(error, StorageError))
+            return message
         self._memory.failing.pop(action, None)
         return account
 
@@ -289,5 +289,7 @@ def _report(verdict: Verdict) -> None:
         return
     fields |= {"failure_class": verdict.cause.failure.value, "cause": verdict.cause.sentence}
     fields |= {"remedy": verdict.remedy, "outlook": verdict.outlook}
-    told = f"Run {verdict.run_id} failed: {verdict.cause.failure}: {verdict.cause.sentence} {verdict.outlook}"
-    _log.error(told, extra=fields)
+    message = (
+        f"Run {verdict.run_id} failed: {verdict.cause.failure}: {verdict.cause.sentence} {verdict.outlook}"
+    )
+    _log.error(message, extra=fields)

@@ -1,4 +1,4 @@
-"""The tags by which runs are told apart, found and explained: every name once, with its meaning.
+"""The tags of runs: every name once, with its meaning.
 
 Dagster's own are in `dagster._core.storage.tags`, the launcher's in `batch_gpu.jobs` and `batch_gpu.compute`.
 A run that is started again takes its parent's tags along, so one that is true of a single run alone holds

@@ -84,7 +84,7 @@ class Container:
                 os.killpg(self._process.pid, number)
 
     def _kill_all(self) -> None:
-        """Also those that made groups of their own; in a session of its own is whoever leaves containers."""
+        """Also processes in groups of their own, as long as they stay in the container's session."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):

@@ -30,7 +30,7 @@ _CAUSES_OF_A_CLASS = 4  # beyond that many open ones, the rest of a class is one
 
 # After the first notice: soon once more, because a burst's size shows only then, and ever more seldom.
 UPDATE_AFTER_S = (60.0, 300.0, 1200.0, 3600.0, 4 * 3600.0)
-# A cause that has rested for so long is told at once again when it goes on.
+# A cause that returns after this long is announced at once again.
 _RESTED_S = 3600.0
 # An end is believed after so long without a failure; four times as long for each relapse within an hour.
 CALM_S = 30.0
@@ -77,7 +77,7 @@ class Incident:
 
     Attributes:
         id: names it in every notice of it.
-        runs: how many runs failed; `told` the extent that the last notice gave.
+        runs: number of failed runs; `announced` is the extent in the last notice.
         videos: those whose runs failed and did not end well since; what is beyond the bound is not followed.
         troubles: name → count, of those that last.
         had_troubles: there was one whose end is the incident's end, unless a run fails after that.
@@ -96,8 +96,8 @@ class Incident:
     last: float
     failure: str | None = None
     runs: int = 0
-    told: int = 0
-    told_at: float | None = None
+    announced: int = 0
+    announced_at: float | None = None
     tellings: int = 0
     example: dict[str, Any] | None = None
     videos: list[str] = field(default_factory=list)
@@ -167,11 +167,11 @@ def observe(
     unseen: Collection[str] = (),
     now: float,
 ) -> None:
-    """Enter what was seen since the last time, and decide what is to be told.
+    """Record what was seen since the last time, and decide what to announce.
 
     Args:
         troubles: all that last now.
-        unseen: sources that could not be looked at this time: what they told last is taken to last.
+        unseen: sources that could not be read this time; their last state is assumed to continue.
     """
     ended = list(verdicts)
     for verdict in ended:
@@ -203,7 +203,7 @@ def sent(record: Record, incident: Incident, kind: Kind, now: float) -> None:
     incident.due.pop([each for each, _ in incident.due].index(kind))
     record.given_up = 0
     if kind != "recovery":
-        incident.told, incident.told_at = incident.extent, now
+        incident.announced, incident.announced_at = incident.extent, now
         incident.tellings += 1
 
 
@@ -284,10 +284,10 @@ def _decide(incident: Incident, now: float) -> None:
     kinds = [kind for kind, _ in incident.due]
     if incident.tellings == 0 and not kinds:
         incident.due.append(("failure", now))
-    elif not kinds and incident.extent > incident.told and incident.told_at is not None:
-        rested = incident.last - incident.told_at > _RESTED_S
+    elif not kinds and incident.extent > incident.announced and incident.announced_at is not None:
+        rested = incident.last - incident.announced_at > _RESTED_S
         wait_s = UPDATE_AFTER_S[min(max(incident.tellings, 1), len(UPDATE_AFTER_S)) - 1]
-        if rested or now - incident.told_at >= wait_s:
+        if rested or now - incident.announced_at >= wait_s:
             incident.tellings = 0 if rested else incident.tellings
             incident.due.append(("update", now))
     calm_s = min(CALM_S * 4 ** min(incident.relapse, 10), _CALM_LIMIT_S)
@@ -297,7 +297,7 @@ def _decide(incident: Incident, now: float) -> None:
 
 
 def _put_away(record: Record, now: float) -> None:
-    """Drop what is over and told, what nobody mends, and at the bound the oldest."""
+    """Drop incidents that are over, those left unresolved, and above the limit the oldest."""
     kept = []
     for incident in record.incidents:
         if incident.due:
@@ -309,7 +309,7 @@ def _put_away(record: Record, now: float) -> None:
             _FORGET_SYSTEMIC_S if incident.systemic else _FORGET_S
         ):
             kept.append(incident)
-    # Those that are over and told go first, then the oldest.
+    # First those that are over and announced, then the oldest.
     kept.sort(key=lambda item: (bool(item.due) or item.closed is None, item.opened))
     for incident in kept[: max(0, len(kept) - MAX_INCIDENTS)]:
         record.given_up += len(incident.due)

@@ -86,14 +86,14 @@ def not_sent(error: Exception, arn: str, setting: str = "CAPSTONE_ALERT_TOPIC_AR
 
     if isinstance(error, ClientError):
         code = error.response.get("Error", {}).get("Code", "")
-        told = error.response.get("Error", {}).get("Message", "")
+        answer = error.response.get("Error", {}).get("Message", "")
         if code in ("NotFound", "NotFoundException"):
             remedy = f"{setting} should name a topic that exists."
         elif "Access" in code or "Authorization" in code or "Token" in code:
             remedy = "Grant this role sns:Publish on it."
         else:
             remedy = "It is tried again."
-        return NotSent(f"SNS refused {arn}: {code} ({told.rstrip('.')}). {remedy}")
+        return NotSent(f"SNS rejected {arn}: {code} ({answer.rstrip('.')}). {remedy}")
     kind = type(error).__name__
     if isinstance(error, BotoCoreError):
         return NotSent(

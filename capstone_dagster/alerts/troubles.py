@@ -31,7 +31,7 @@ _RETRIES_FOR_S = 10.0
 _RETRYING_AT_ONCE = 50
 # The upload queue's visibility time-out is 180 s: what is left comes again, and is left again, within that.
 _LEFT_FOR_S = 240.0
-# A GPU machine starts and pulls its image in some ten minutes; whoever waits longer waits for capacity.
+# A GPU machine starts and pulls its image in some ten minutes; a run that waits longer waits for capacity.
 WAITS_LONG_S = 900.0
 
 
@@ -58,7 +58,7 @@ def intake_pause(instance: dg.DagsterInstance) -> list[Trouble]:
     if not breaker.paused or breaker.cause == OPERATOR:
         return []
     page = "duplicate-job" if breaker.cause == DUPLICATE_JOB else "intake-paused"
-    return [Trouble("intake", breaker.told or f"Intake has paused because of {breaker.cause}.", page)]
+    return [Trouble("intake", breaker.reason or f"Intake has paused because of {breaker.cause}.", page)]
 
 
 def left_messages(
@@ -69,7 +69,7 @@ def left_messages(
     if left is None or now - left.at > _LEFT_FOR_S:
         return []
     failure = FailureClass(left.failure)
-    return [Trouble("lookup of uploads", clean(left.told), failure.value, failure, left.count)]
+    return [Trouble("lookup of uploads", clean(left.sentence), failure.value, failure, left.count)]
 
 
 def waiting_runs(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
@@ -83,9 +83,9 @@ def waiting_runs(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
     if not waiting:
         return []
     reason = waiting[-1].tags.get(STATUS_TAG)
-    told = f"AWS Batch says {reason}" if reason else "there is no word of their workers"
+    reason_text = f"AWS Batch says {reason}" if reason else "their workers have not reported"
     many = f"{len(waiting)} runs have" if len(waiting) > 1 else "1 run has"
-    cause = f"{many} waited for a machine for more than {WAITS_LONG_S / 60:.0f} min: {told}."
+    cause = f"{many} waited for a machine for more than {WAITS_LONG_S / 60:.0f} min: {reason_text}."
     return [Trouble("waiting runs", cause, "waiting-for-capacity", count=len(waiting))]
 
 

@@ -59,7 +59,7 @@ class BreakerState:
         since: when the pause began; of a closed breaker, when the last pause ended (0: there was none).
         cause: the failure class that paused intake, `duplicate-job` or `operator`; of a closed breaker, of
             the last pause, None if there was none.
-        told: one sentence on how it came to this.
+        reason: one sentence that says why.
         by: who ordered it, if an operator did.
         paused_since: of a closed breaker, when the last pause began; else as `since`.
         interval_s: how long it is from one probe's end to the next one.
@@ -74,7 +74,7 @@ class BreakerState:
     phase: Phase = Phase.CLOSED
     since: float = 0.0
     cause: str | None = None
-    told: str = ""
+    reason: str = ""
     by: str | None = None
     paused_since: float = 0.0
     interval_s: float = 0.0

@@ -22,13 +22,13 @@ class LeftMessages:
 
     Attributes:
         count: how many messages.
-        failure: the failure class of the last of them, and `told` its sentence.
+        failure: the failure class of the last of them; `sentence` describes it.
         at: when, seconds since 1970.
     """
 
     count: int
     failure: str
-    told: str
+    sentence: str
     at: float
 
 

@@ -61,13 +61,13 @@ class Wait:
 
     Attributes:
         until: when it is due, seconds since 1970; None if that depends on something else.
-        told: what it waits for, in a sentence for the upload's status; empty if nothing is promised.
+        outlook: what it waits for, in a sentence for the upload's status; empty without a promise.
         offered: intake's breaker may have it as a probe.
         refused: the hourly budget is used up.
     """
 
     until: float | None = None
-    told: str = ""
+    outlook: str = ""
     offered: bool = False
     refused: bool = False
 
@@ -77,11 +77,11 @@ class Leave:
     """It is not started again.
 
     Attributes:
-        told: why, in a sentence for the upload's status; empty if its class says it all.
+        outlook: why, in a sentence for the upload's status; empty if its class says enough.
         refused: its video's budget is used up.
     """
 
-    told: str = ""
+    outlook: str = ""
     refused: bool = False
 
 
@@ -135,8 +135,8 @@ def outlook(decision: Decision, failure: FailureClass) -> str:
     """What happens next, in one sentence."""
     if isinstance(decision, Start):
         return "It is tried again now."
-    if decision.told:
-        return decision.told
+    if decision.outlook:
+        return decision.outlook
     if isinstance(decision, Wait):
         return "It is not tried again, unless intake pauses for it and resumes."
     if failure == FailureClass.SOURCE_CHANGED:
@@ -166,15 +166,15 @@ def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) 
     if paused_for_it:
         if breaker.probe is not None and breaker.probe.reexecutes == failed.run_id:
             return Start(probe=True)
-        return Wait(told=f"It is tried again once {failed.failure} is over ({which}).", offered=True)
+        return Wait(outlook=f"It is tried again once {failed.failure} is over ({which}).", offered=True)
     if breaker.paused and breaker.cause in (OPERATOR, DUPLICATE_JOB):
-        return Wait(told=f"It is tried again when intake resumes ({which}).")
+        return Wait(outlook=f"It is tried again when intake resumes ({which}).")
     due = failed.ended_at + delay_s(failed)
     if now < due and not mended:
         clock = datetime.fromtimestamp(due, UTC).strftime("%H:%M:%S UTC")
-        return Wait(due, told=f"It is tried again at {clock} ({which}).")
+        return Wait(due, outlook=f"It is tried again at {clock} ({which}).")
     if failed.gpu and budget.spent(now):
         return Wait(
-            told=f"It is tried again when CAPSTONE_REEXECUTIONS_PER_HOUR allows ({which}).", refused=True
+            outlook=f"It is tried again when CAPSTONE_REEXECUTIONS_PER_HOUR allows ({which}).", refused=True
         )
     return Start()

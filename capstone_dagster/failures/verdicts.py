@@ -43,8 +43,8 @@ from capstone_dagster.run_tags import (
     VIDEO_TAG,
 )
 
-# A worker that was told to stop does not know why: the launcher asks AWS within its interval of 10 s and
-# writes it into the run's tags.
+# A worker that receives a stop signal does not get the reason: the launcher asks AWS within its interval of
+# 10 s and writes it into the run's tags.
 _EXPLAINED_WITHIN_S = 25.0
 _LEAVE = Leave()
 _BY_REASON = {
@@ -53,7 +53,7 @@ _BY_REASON = {
     RunFailureReason.START_TIMEOUT: FailureClass.CAPACITY,
 }
 _SENTENCES = {
-    RunFailureReason.UNEXPECTED_TERMINATION: "Its worker was told to stop.",
+    RunFailureReason.UNEXPECTED_TERMINATION: "Its worker received a stop signal.",
     RunFailureReason.RUN_WORKER_RESTART: "Its worker was restarted in the middle of the run.",
     RunFailureReason.START_TIMEOUT: "Its worker did not begin the run in time.",
     RunFailureReason.JOB_INITIALIZATION_FAILURE: "The run could not be prepared.",
@@ -231,7 +231,7 @@ def outcome_of(instance: dg.DagsterInstance, record: dg.RunRecord) -> tuple[Outc
                 not_launched = Cause(failure, f"{event.message}: {recorded_sentence(error)}")
         elif isinstance(data, StepFailureData):
             explained = explained or _explained_step(data)
-            # A worker that was told to stop interrupts its step: that is no defect of the step's.
+            # A worker that receives a stop signal interrupts its step: that is no defect of the step.
             if data.error_source != ErrorSource.INTERRUPT and data.error is not None:
                 known = classify_recorded(data.error) or FailureClass.INTERNAL
                 seen = Cause(known, recorded_sentence(data.error))
@@ -242,8 +242,8 @@ def outcome_of(instance: dg.DagsterInstance, record: dg.RunRecord) -> tuple[Outc
         seen = Cause(named(by_worker), seen.sentence)
     by_launcher = run.tags.get(JOB_FAILURE_TAG, NO_FAILURE)
     if by_launcher != NO_FAILURE:  # "none" is what it writes over a parent's
-        told = run.tags.get(CAUSE_TAG, NO_FAILURE)
-        seen = Cause(named(by_launcher), seen.sentence if told == NO_FAILURE else told)
+        recorded = run.tags.get(CAUSE_TAG, NO_FAILURE)
+        seen = Cause(named(by_launcher), seen.sentence if recorded == NO_FAILURE else recorded)
     elif not_launched is not None:
         seen = not_launched
     return Outcome.FAILED, explained or seen

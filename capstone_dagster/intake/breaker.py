@@ -64,7 +64,7 @@ def advance(
 
     Args:
         now: seconds since 1970.
-        pause_after: so many uploads in a row must have failed for one systemic class.
+        pause_after: number of consecutive uploads that must fail for one systemic class.
         order: the last one that an operator gave; followed once.
     """
     new = [run_id for run_id in seen.duplicates if run_id not in state.duplicates]
@@ -77,16 +77,16 @@ def advance(
     if state.paused:
         return _paused(state, seen, now)
     if new:
-        told = f"Run {new[0]} did GPU work that another run had done or was doing."
-        return _open(state, DUPLICATE_JOB, told, now)
+        reason = f"Run {new[0]} did GPU work that another run had done or was doing."
+        return _open(state, DUPLICATE_JOB, reason, now)
     for cause in sorted(SYSTEMIC):
         uploads = _streak(cause, seen.ended, state.since)
         if len(uploads) >= pause_after:
-            told = (
+            reason = (
                 f"{len(uploads)} uploads in a row failed for {cause.value}, the last in run {uploads[0]}. "
                 f"What to do: {POLICIES[cause].remedy}"
             )
-            return _open(state, cause.value, told, now)
+            return _open(state, cause.value, reason, now)
     return state
 
 
@@ -106,14 +106,14 @@ def release(state: BreakerState, probe: Probe) -> BreakerState:
 
 
 def _ordered(state: BreakerState, order: Order, now: float) -> BreakerState:
-    told = f"{order.by}: {order.why}"
+    reason = f"{order.by}: {order.why}"
     if order.wanted == "pause":
         since = state.since if state.paused else now
         return BreakerState(
             Phase.OPEN,
             since=since,
             cause=OPERATOR,
-            told=told,
+            reason=reason,
             by=order.by,
             paused_since=since,
             duplicates=state.duplicates,
@@ -121,7 +121,7 @@ def _ordered(state: BreakerState, order: Order, now: float) -> BreakerState:
         )
     if not state.paused:
         return replace(state, order_at=order.at)
-    return replace(_closed(state, told, now), by=order.by, order_at=order.at)
+    return replace(_closed(state, reason, now), by=order.by, order_at=order.at)
 
 
 def _paused(state: BreakerState, seen: Seen, now: float) -> BreakerState:
@@ -154,9 +154,9 @@ def _after_failed_probe(state: BreakerState, probe: EndedRun, now: float) -> Bre
         return _again(state, now + FIRST_INTERVAL_S)
     interval = min(2 * state.interval_s, LONGEST_INTERVAL_S)
     if probe.systemic and probe.failure is not None and probe.failure.value != state.cause:
-        told = f"The probe, run {probe.run_id}, failed for {probe.failure.value} after {state.cause}."
-        told += f" What to do: {POLICIES[probe.failure].remedy}"
-        state = replace(state, cause=probe.failure.value, told=told, unreachable=False)
+        reason = f"The probe, run {probe.run_id}, failed for {probe.failure.value} after {state.cause}."
+        reason += f" What to do: {POLICIES[probe.failure].remedy}"
+        state = replace(state, cause=probe.failure.value, reason=reason, unreachable=False)
     return replace(_again(state, now + interval), interval_s=interval)
 
 
@@ -164,12 +164,12 @@ def _again(state: BreakerState, at: float) -> BreakerState:
     return replace(state, phase=Phase.OPEN, probe=None, next_probe_at=at)
 
 
-def _open(state: BreakerState, cause: str, told: str, now: float) -> BreakerState:
+def _open(state: BreakerState, cause: str, reason: str, now: float) -> BreakerState:
     return BreakerState(
         Phase.OPEN,
         since=now,
         cause=cause,
-        told=told,
+        reason=reason,
         paused_since=now,
         interval_s=FIRST_INTERVAL_S,
         next_probe_at=now + FIRST_INTERVAL_S,
@@ -178,12 +178,12 @@ def _open(state: BreakerState, cause: str, told: str, now: float) -> BreakerStat
     )
 
 
-def _closed(state: BreakerState, told: str, now: float) -> BreakerState:
+def _closed(state: BreakerState, reason: str, now: float) -> BreakerState:
     return BreakerState(
         Phase.CLOSED,
         since=now,
         cause=state.cause,
-        told=told,
+        reason=reason,
         paused_since=state.since,
         probes=state.probes,
         duplicates=state.duplicates,

@@ -73,7 +73,7 @@ class Gate:
         if state == before:
             return
         write_breaker(self._instance, state)
-        told = describe(state)
+        message = describe(state)
         if replace(state, duplicates=()) == replace(before, duplicates=()):
             return
         action = "intake.resumed" if before.paused else "intake.ordered"
@@ -81,7 +81,7 @@ class Gate:
             action = "intake.probed" if state.probe not in (None, before.probe) else "intake.paused"
         level = logging.WARNING if state.paused and not before.paused else logging.INFO
         extra = {"action": action, "cause": state.cause, "probes": state.probes, "paused": state.paused}
-        _log.log(level, told, extra=extra)
+        _log.log(level, message, extra=extra)
 
 
 def _offered(instance: dg.DagsterInstance, state: BreakerState) -> str | None:

@@ -87,10 +87,10 @@ def _recorded_at(
     zone = ZoneInfo(settings.timezone)
     if request.recorded_at is not None:
         return _zoned(request.recorded_at, zone), "message"
-    told = source.metadata.get("recorded-at")
-    if told is not None:
+    stated = source.metadata.get("recorded-at")
+    if stated is not None:
         try:
-            time = _zoned(datetime.fromisoformat(told), zone)
+            time = _zoned(datetime.fromisoformat(stated), zone)
         except ValueError:
             pass  # a broken hint is no reason to refuse a video; the name may know better
         else:

@@ -31,7 +31,7 @@ def warn(
     error: Exception | None = None,
     **fields: Any,
 ) -> None:
-    """One line that stands in the tick's own log, too, for whoever looks at it in the UI."""
+    """Log one line that also appears in the tick's log in the UI."""
     context.log.log(level, message)
     if error is not None:
         fields["failure_class"] = classify(error).value

@@ -45,7 +45,7 @@ def look_up(
     def answer(future: Future[VideoUpload], request: AnalysisRequest) -> VideoUpload:
         if not future.done() or future.cancelled():
             raise StorageUnavailable(
-                f"S3 has not told of s3://{request.bucket}/{request.key} in this tick's time."
+                f"S3 has not answered about s3://{request.bucket}/{request.key} in this tick's time."
             )
         return future.result()
 
@@ -55,7 +55,7 @@ def look_up(
 def unwanted_model(request: AnalysisRequest, settings: Settings) -> str | None:
     """Why the model that a request names may not be used; None if it may, or none is named.
 
-    Whoever may send a message must not choose what file a worker loads.
+    A sender of messages must not choose the file that a worker loads.
     """
     model = request.model
     allowed = (settings.model, *settings.request_models)

@@ -35,7 +35,7 @@ def give_order(
     """Leave an order in Dagster's storage, where it survives restarts; the next tick follows it.
 
     Args:
-        by, why: for whoever asks later.
+        by, why: who gave the command, and the reason.
     """
     order = Order(wanted, by=by, why=why, at=time.time())
     instance.daemon_cursor_storage.set_cursor_values({ORDER_KEY: json.dumps(asdict(order))})

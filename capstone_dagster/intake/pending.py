@@ -41,8 +41,8 @@ class Counts:
     left: int = 0
 
     def __str__(self) -> str:
-        told = [f"{number} {name}" for name, number in asdict(self).items() if number]
-        return ", ".join(told) or "no messages"
+        counts = [f"{number} {name}" for name, number in asdict(self).items() if number]
+        return ", ".join(counts) or "no messages"
 
 
 def read_cursor(cursor: str | None) -> list[Pending]:

@@ -162,14 +162,14 @@ class UploadQueue:
                 empty = 0 if messages else empty + 1
                 for message in messages:
                     given = message.get("MessageAttributes", {})
-                    told = {name: value.get("StringValue") for name, value in given.items()}
+                    attributes = {name: value.get("StringValue") for name, value in given.items()}
                     found[message["MessageId"]] = DeadLetter(
                         message_id=message["MessageId"],
                         body=message["Body"],
                         receipt=message["ReceiptHandle"],
                         sent_ms=int(message.get("Attributes", {}).get("SentTimestamp", 0)),
-                        reason=told.get("reason"),
-                        source_message_id=told.get("source_message_id"),
+                        reason=attributes.get("reason"),
+                        source_message_id=attributes.get("source_message_id"),
                     )
         except (ClientError, BotoCoreError) as error:
             raise self._unavailable("read the dead letters of", error) from error

@@ -207,19 +207,19 @@ class Tick:
         cursor = write_cursor(self._pending)
         if self._waiting_runs is not None:
             limit = self._services.settings.max_queued_runs
-            told = (
+            text = (
                 f"{self._waiting_runs} runs wait, more than CAPSTONE_MAX_QUEUED_RUNS ({limit}): messages "
                 f"stay in the queue until some have run. {self.counts}."
             )
-            warn(self._context, told, action="intake.full", queued_runs=self._waiting_runs)
-            return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=cursor)
+            warn(self._context, text, action="intake.full", queued_runs=self._waiting_runs)
+            return dg.SensorResult(skip_reason=dg.SkipReason(text), cursor=cursor)
         if self.counts.received or self.counts.acknowledged:
             took = round(time.monotonic() - self._started, 3)
             fields = asdict(self.counts) | {"elapsed_s": took}
             tell(logging.INFO, f"Uploads: {self.counts}.", action="tick.completed", **fields)
         if not self._new:
-            told = f"{self._gate if self._gate.paused else 'Nothing to analyse'}: {self.counts}."
-            return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=cursor)
+            text = f"{self._gate if self._gate.paused else 'Nothing to analyse'}: {self.counts}."
+            return dg.SensorResult(skip_reason=dg.SkipReason(text), cursor=cursor)
         # In Dagster's own log of the tick, which is stored in S3: a tick with runs has no other word.
         self._context.log.info(f"Uploads: {self.counts}.")
         if self._gate.paused:
@@ -276,7 +276,7 @@ class Tick:
 
     def _warn(
         self,
-        told: str,
+        text: str,
         action: str,
         error: Exception,
         request: AnalysisRequest,
@@ -284,7 +284,7 @@ class Tick:
         level: int = logging.WARNING,
     ) -> None:
         about = of_message(message) | of_request(request)
-        warn(self._context, told, action=action, level=level, error=error, **about)
+        warn(self._context, text, action=action, level=level, error=error, **about)
 
     def _tell_duplicate(self, new: NewUpload, why: str, **fields: str) -> None:
         tell(
@@ -326,9 +326,9 @@ class Tick:
         for item in kept:
             ids = {"message_id": item.message_id, "request_id": item.request_id}
             for upload_id, key in item.run_keys.items():
-                told = f"Acknowledged: run {recorded[key]} is on record."
+                text = f"Acknowledged: run {recorded[key]} is on record."
                 fields = {"upload_id": upload_id, "run_id": recorded[key], "run_key": key}
-                tell(logging.INFO, told, action="message.acknowledged", **ids, **fields)
+                tell(logging.INFO, text, action="message.acknowledged", **ids, **fields)
 
     def _rejected_parts_are_kept(self, item: Pending) -> bool:
         """Copy a message's malformed parts to the dead-letter queue; False leaves the message where it is."""

@@ -148,7 +148,7 @@ class Visible:
 class Presence:
     """One uninterrupted presence of one subject: presentation times of its first and its last frame.
 
-    Present means that `PERSON_VISIBLE` or `FACE_VISIBLE` of the subject's box is inside the frame; whoever
+    Present means that `PERSON_VISIBLE` or `FACE_VISIBLE` of the subject's box is inside the frame; one who
     stands in front is not subtracted.
     """
 

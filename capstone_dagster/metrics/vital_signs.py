@@ -104,8 +104,8 @@ def vital_signs_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     memory = Memory.of_cursor(context.cursor, now)
     queues = None if services.settings.queue_url is None else queues_at(services.settings.queue_url)
     unseen = observe(context.instance, services, memory, queues, now=now)
-    told = f"Could not be looked at: {', '.join(unseen)}." if unseen else "All vital signs are published."
-    return dg.SensorResult(skip_reason=dg.SkipReason(told), cursor=memory.to_cursor())
+    message = f"Could not be looked at: {', '.join(unseen)}." if unseen else "All vital signs are published."
+    return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=memory.to_cursor())
 
 
 def observe(

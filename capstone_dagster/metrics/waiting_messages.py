@@ -37,13 +37,13 @@ class Queues:
         return 0 if self._dead_letter_url is None else self._count(self._dead_letter_url)
 
     def _count(self, url: str) -> int:
-        told = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=_WAITING)  # type: ignore[arg-type]
-        return sum(int(number) for number in told["Attributes"].values())
+        answer = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=_WAITING)  # type: ignore[arg-type]
+        return sum(int(number) for number in answer["Attributes"].values())
 
     @cached_property
     def _dead_letter_url(self) -> str | None:
-        told = self._client.get_queue_attributes(QueueUrl=self._url, AttributeNames=["RedrivePolicy"])
-        policy = json.loads(told.get("Attributes", {}).get("RedrivePolicy", "{}"))
+        answer = self._client.get_queue_attributes(QueueUrl=self._url, AttributeNames=["RedrivePolicy"])
+        policy = json.loads(answer.get("Attributes", {}).get("RedrivePolicy", "{}"))
         if "deadLetterTargetArn" not in policy:
             return None
         name = str(policy["deadLetterTargetArn"]).rpartition(":")[2]

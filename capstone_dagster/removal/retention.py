@@ -82,7 +82,7 @@ class Removed:
     more: bool
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         """For people."""
         if not self.days:
             return "kept for ever"
@@ -211,7 +211,7 @@ def remove_what_is_old(
     done = Retention(services, context.instance, config.most).apply(dry_run=config.dry_run)
     verb = "would go" if config.dry_run else "went"
     for each in done:
-        context.log.info(f"{each.kind.name} {verb}: {each.told} ({each.kind.variable}).")
+        context.log.info(f"{each.kind.name} {verb}: {each.sentence} ({each.kind.variable}).")
     counts = {each.kind.name: each.number for each in done}
     context.add_output_metadata({**counts, "dry_run": config.dry_run})
 

@@ -91,10 +91,10 @@ def cancel(
                 ended[run.run_id] = run
         if time.monotonic() > give_up:
             if not force:
-                told = ", ".join(run.run_id for run in runs)
+                message = ", ".join(run.run_id for run in runs)
                 raise Refused(
-                    f"Run {told} of {video_id} does not end: its worker does not answer. `--force` counts it "
-                    "as cancelled all the same; a worker that lives still publishes nothing of it."
+                    f"Run {message} of {video_id} does not end: its worker does not answer. `--force` counts "
+                    "it as cancelled all the same; a worker that lives still publishes nothing of it."
                 )
             for run in runs:
                 instance.report_run_canceled(run, f"Counted as cancelled by {by}.")
@@ -195,7 +195,7 @@ def start_again(
         known = instance.get_run_by_id(reexecution_id(run.run_id))
         if known is None or known.status != dg.DagsterRunStatus.NOT_STARTED:
             raise Refused(f"Run {run.run_id} of {restart.video_id} is being started again already.") from None
-        again = known  # whoever made it has died since
+        again = known  # its creator has died since
     database.transact(requeue, restart.upload_id, run.run_id, again.run_id, f"It is tried again by {by}.")
     # The queue takes a run by its record; it needs no workspace for that.
     instance.submit_run(again.run_id, workspace=None)  # type: ignore[arg-type]
@@ -234,8 +234,8 @@ def _end(instance: dg.DagsterInstance, run_id: str) -> None:
     except Exception as error:  # the launcher's own: a code server that is gone, AWS Batch that refuses
         run = instance.get_run_by_id(run_id)
         if run is not None and not run.is_finished:
-            told = f"It could not be ended: {type(error).__name__}: {error}"
-            instance.report_engine_event(told, run)
+            message = f"It could not be ended: {type(error).__name__}: {error}"
+            instance.report_engine_event(message, run)
 
 
 def _nothing_to_cancel(row: Mapping[str, Any]) -> str:

@@ -64,8 +64,8 @@ class Place:
     upload_id: str | None = None
 
     def __str__(self) -> str:
-        told = f"{ordinal(self.position)} of {self.of} in the queue"
-        return told + (f", {self.running} running" if self.running else "")
+        text = f"{ordinal(self.position)} of {self.of} in the queue"
+        return text + (f", {self.running} running" if self.running else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,8 @@ def waits(queue: Queue, rows: Sequence[Mapping[str, Any]]) -> dict[str, Waiting]
             reason = row["message"] or stopped or intake_pause(queue) or "its run is being asked for"
         else:
             reason = "its worker starts"
-        told[row["upload_id"]] = Waiting(place, reason)
-    return told
+        waiting[row["upload_id"]] = Waiting(place, reason)
+    return waiting
 
 
 def held_up(queue: Queue) -> str | None:

@@ -198,8 +198,8 @@ class _Tick:
         except Exception as error:  # whatever Dagster's storage and definitions raise
             waiting.errors += 1
             run_id = waiting.run.run_id
-            told = f"Run {run_id} could not be started again: {type(error).__name__}: {error}"
-            _log.exception(told, extra={"action": "reexecution.failed", "run_id": run_id})
+            message = f"Run {run_id} could not be started again: {type(error).__name__}: {error}"
+            _log.exception(message, extra={"action": "reexecution.failed", "run_id": run_id})
             return Wait() if waiting.errors < _ERRORS else Leave()
 
     def _start(self, waiting: WaitingRun, start: Start) -> Decision:
@@ -244,7 +244,7 @@ class _Tick:
         upload_id = run.tags.get(UPLOAD_TAG)
         if upload_id is None:
             return None
-        # Whoever orders a backfill has seen what is done, and wants it again.
+        # The operator of a backfill has seen what is done, and wants it again.
         ended = {None, "cancelled"}
         if run.job_name != UPLOAD_JOB:
             return self._unless_in(ended, upload_id)
@@ -278,10 +278,10 @@ class _Tick:
         return Leave() if state in states else None
 
     def _submit(self, run: dg.DagsterRun, again: dg.DagsterRun, failed: FailedRun) -> None:
-        told = f"It is tried again after {failed.failure} (attempt {attempts(again.tags)})."
+        message = f"It is tried again after {failed.failure} (attempt {attempts(again.tags)})."
         try:
             for upload_id in self._uploads(failed):
-                self._services.database.transact(requeue, upload_id, run.run_id, again.run_id, told)
+                self._services.database.transact(requeue, upload_id, run.run_id, again.run_id, message)
         except StorageError:
             self._store_answers = False  # the run tells its own status when it begins
         # The queue takes a run by its record; it needs no workspace for that.
@@ -320,7 +320,7 @@ class _Tick:
     def _leave(self, waiting: WaitingRun, decision: Leave) -> None:
         failed = waiting.run
         self._count_refusal(waiting, decision)
-        if decision.told and not self._has_told(waiting, decision.told):
+        if decision.outlook and not self._announce(waiting, decision.outlook):
             return  # until its status can say so
         if not self._has_given_up(failed):
             return  # until the event store answers
@@ -348,8 +348,8 @@ class _Tick:
 
     def _wait(self, waiting: WaitingRun, decision: Wait) -> None:
         self._count_refusal(waiting, decision)
-        if decision.told and not waiting.announced:
-            waiting.announced = self._has_told(waiting, decision.told)
+        if decision.outlook and not waiting.announced:
+            waiting.announced = self._announce(waiting, decision.outlook)
 
     def _count_refusal(self, waiting: WaitingRun, decision: Wait | Leave) -> None:
         if not decision.refused or waiting.refused:
@@ -359,16 +359,18 @@ class _Tick:
         self._services.metrics.add(REEXECUTIONS_REFUSED)
         extra = {"action": "reexecution.refused", "run_id": failed.run_id, "upload_id": failed.upload_id}
         extra["failure_class"] = failed.failure.value
-        _log.warning(f"Run {failed.run_id} failed for {failed.failure}. {decision.told}", extra=extra)
+        _log.warning(f"Run {failed.run_id} failed for {failed.failure}. {decision.outlook}", extra=extra)
 
-    def _has_told(self, waiting: WaitingRun, told: str) -> bool:
+    def _announce(self, waiting: WaitingRun, message: str) -> bool:
         """Add to the upload's status what follows; whether it says so, or never will."""
         failed = waiting.run
         if not self._store_answers:
             return False
         try:
             database, uploads = self._services.database, self._uploads(failed)
-            said = [database.transact(add_outlook, upload_id, failed.run_id, told) for upload_id in uploads]
+            said = [
+                database.transact(add_outlook, upload_id, failed.run_id, message) for upload_id in uploads
+            ]
         except StorageError:
             self._store_answers = False
             return False

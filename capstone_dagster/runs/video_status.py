@@ -59,8 +59,8 @@ def _reconcile_one(
     """Write what a run's record says of its upload; whether the row changed."""
     database = services.database
     if record is None:
-        told = "Its run was deleted from Dagster's records before it was over."
-        database.transact(mark_cancelled, upload_id, run_id, told)
+        message = "Its run was deleted from Dagster's records before it was over."
+        database.transact(mark_cancelled, upload_id, run_id, message)
         return True
     run = record.dagster_run
     if run.status == Status.STARTING and STATUS_TAG in run.tags:

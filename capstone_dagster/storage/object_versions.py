@@ -64,9 +64,9 @@ def delete_versions(client: S3Client, bucket: str, found: Sequence[Version]) -> 
             )
         if errors := answer.get("Errors"):
             first = errors[0]
-            told = f"s3://{bucket}/{first.get('Key')} could not be deleted (S3: {first.get('Code')}, "
-            told += f"{first.get('Message')}), nor {len(errors) - 1} others."
+            message = f"s3://{bucket}/{first.get('Key')} could not be deleted (S3: {first.get('Code')}, "
+            message += f"{first.get('Message')}), nor {len(errors) - 1} others."
             if first.get("Code") == "AccessDenied":
-                raise PermissionDenied(f"{told} Grant s3:DeleteObjectVersion, or see what locks it.")
-            raise StorageUnavailable(f"{told} Try again.")
+                raise PermissionDenied(f"{message} Grant s3:DeleteObjectVersion, or see what locks it.")
+            raise StorageUnavailable(f"{message} Try again.")
     return len(found)

@@ -23,7 +23,7 @@ class TraceContext:
     Attributes:
         trace_id: 32 hex digits.
         span_id: 16 hex digits.
-        sampled: whether whoever began the trace wants it recorded.
+        sampled: whether the origin of the trace wants it recorded.
     """
 
     trace_id: str
@@ -35,7 +35,7 @@ class TraceContext:
         return f"00-{self.trace_id}-{self.span_id}-{int(self.sampled):02x}"
 
     def child(self, *names: str) -> TraceContext:
-        """The context of the child span of that name: the same whoever asks."""
+        """The context of the child span of that name; deterministic, so every process gets the same one."""
         digest = hashlib.sha256("\n".join((self.span_id, *names)).encode()).hexdigest()
         return TraceContext(self.trace_id, digest[:16], self.sampled)
 

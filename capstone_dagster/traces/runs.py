@@ -49,9 +49,9 @@ def record_runs(instance: dg.DagsterInstance, tracer: Tracer, records: Iterable[
 
 def trace_of(tags: Mapping[str, str]) -> TraceContext | None:
     """The span that a run follows from: its upload's; None for a run of no upload's."""
-    told = parse_traceparent(tags.get(TRACEPARENT_TAG))
-    if told is not None:
-        return told
+    context = parse_traceparent(tags.get(TRACEPARENT_TAG))
+    if context is not None:
+        return context
     upload_id = tags.get(UPLOAD_TAG)
     return upload_context(upload_id) if upload_id else None
 
@@ -73,7 +73,7 @@ def spans_of_run(
     attributes = {name: run.tags[tag] for tag, name in _COPIED_TAGS.items() if tag in run.tags}
     failure = run.tags.get(FAILURE_TAG, "none")
     failed = run.status.value == "FAILURE"
-    told = (failure if failure != "none" else "the run failed") if failed else None
+    error = (failure if failure != "none" else "the run failed") if failed else None
     whole = Span(
         f"run {run.job_name}",
         context,
@@ -81,7 +81,7 @@ def spans_of_run(
         begun,
         stats.end_time,
         {**attributes, "dagster.run_id": run.run_id, "dagster.status": run.status.value},
-        told,
+        error,
     )
     return [whole, *_waiting(context, stats), *_steps(upload, run.run_id, context, steps, stats.end_time)]
 

@@ -68,7 +68,7 @@ class Tracer:
     Args:
         service: the process's part, as `service.name`.
         environment: the deployment, as `deployment.environment.name`.
-        lost: told how many spans were given up.
+        lost: called with the number of dropped spans.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class Tracer:
             yield
             return
         with self.within(parent.child(name, str(time.time_ns()))) as context:
-            began, told = time.time(), None
+            began, error_text = time.time(), None
             try:
                 yield
             except BaseException as error:
-                told = f"{type(error).__name__}: {error}"
+                error_text = f"{type(error).__name__}: {error}"
                 raise
             finally:
-                self.record(Span(name, context, parent, began, time.time(), attributes, told))
+                self.record(Span(name, context, parent, began, time.time(), attributes, error_text))
 
     @contextmanager
     def within(self, parent: TraceContext) -> Iterator[TraceContext]:

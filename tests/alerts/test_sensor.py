@@ -459,7 +459,7 @@ def test_dead_letters_are_an_alert_until_they_are_gone(office: Office) -> None:
 def test_intake_that_pauses_itself_is_one_alert_and_its_end_another(office: Office) -> None:
     told = "The last 5 runs failed for model-unavailable."
     write_breaker(
-        office.instance, BreakerState(Phase.OPEN, since=time.time(), cause="model-unavailable", told=told)
+        office.instance, BreakerState(Phase.OPEN, since=time.time(), cause="model-unavailable", reason=told)
     )
     office.tick()
     office.tick()

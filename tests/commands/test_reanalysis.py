@@ -94,9 +94,7 @@ def test_reanalyze_asks_for_nothing_in_a_dry_run_of_a_backfill(
     assert outcome.code == 0, outcome.err
     first, second, _ = outcome.out.split("\n")
     assert first == "2 videos in 1 run would be analysed again."
-    assert second == (
-        "2 passes over 2 videos of unknown length. No earlier pass says how long that takes."
-    )
+    assert second == ("2 passes over 2 videos of unknown length. No earlier pass says how long that takes.")
     assert instance.get_backfills() == []
 
 

@@ -143,7 +143,7 @@ def test_a_paused_intake_says_so(
 ) -> None:
     assert "stay in the queue" not in capstone("status").err
     now = time.time()
-    write_breaker(instance, BreakerState(Phase.OPEN, since=now, cause="operator", told="kim: new model"))
+    write_breaker(instance, BreakerState(Phase.OPEN, since=now, cause="operator", reason="kim: new model"))
 
     for outcome in (capstone("status"), capstone("status", "nobody")):
         told_all = " ".join(outcome.err.split())

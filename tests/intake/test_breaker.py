@@ -104,7 +104,7 @@ def test_another_run_than_the_probe_that_succeeds_resumes_intake_if_it_began_in_
     assert after(ended(60, None, at=START), state=OPEN, now=START + 9).paused
     resumed = after(ended(60, None, at=START + 5), state=OPEN, now=START + 9)
     assert (resumed.phase, resumed.cause, resumed.paused_since) == (Phase.CLOSED, MODEL, OPEN.since)
-    assert "run-60" in resumed.told
+    assert "run-60" in resumed.reason
 
 
 def test_what_failed_before_the_pause_ended_does_not_pause_again() -> None:
@@ -195,7 +195,7 @@ def test_a_duplicate_job_pauses_once_and_its_own_success_is_no_recovery() -> Non
     doubled = ended(7, None, at=START + 1)
     state = advance(BreakerState(), Seen([doubled], ["run-7"]), now=START + 2, pause_after=PAUSE_AFTER)
     assert (state.cause, state.paused) == (DUPLICATE_JOB, True)
-    assert "run-7" in state.told
+    assert "run-7" in state.reason
 
     late = replace(doubled, started_at=START + 3)
     state = advance(state, Seen([late], ["run-7"]), now=START + 4, pause_after=PAUSE_AFTER)

@@ -76,7 +76,7 @@ def test_status_says_why_intake_paused_itself_and_when_it_tries_again(
 ) -> None:
     now = time.time()
     state = BreakerState(
-        Phase.OPEN, since=now, cause="model-unavailable", told="5 uploads failed.", next_probe_at=now + 60
+        Phase.OPEN, since=now, cause="model-unavailable", reason="5 uploads failed.", next_probe_at=now + 60
     )
     write_breaker(instance, state)
 

@@ -250,7 +250,7 @@ def test_work_done_twice_pauses_intake(quick: Intake) -> None:
 
     state = read_breaker(quick.instance)
     assert (state.cause, state.paused) == (DUPLICATE_JOB, True)
-    assert run.run_id in state.told
+    assert run.run_id in state.reason
 
 
 def test_an_operators_orders_go_before_the_breakers_own(quick: Intake) -> None:

@@ -77,7 +77,7 @@ def test_the_delay_grows_with_each_attempt(attempt: int, delay_s: float) -> None
     waits = judge(failed, CLOSED, budget, 1000 + delay_s - 0.1)
     assert isinstance(waits, Wait)
     assert waits.until == 1000 + delay_s
-    assert f"(attempt {attempt + 1} of 9)" in waits.told
+    assert f"(attempt {attempt + 1} of 9)" in waits.outlook
     assert judge(failed, CLOSED, budget, 1000 + delay_s) == Start()
 
 
@@ -108,7 +108,7 @@ def test_while_intake_is_paused_for_it_only_the_probe_goes() -> None:
     offered = judge(FAILED, paused_for(DATABASE), BUDGET, 9999.0)
     assert isinstance(offered, Wait)
     assert offered.offered
-    assert "once database-unavailable is over" in offered.told
+    assert "once database-unavailable is over" in offered.outlook
     other = paused_for(DATABASE, Probe(1.0, reexecutes="another"))
     assert kind(FAILED, other) == "Wait"
     own = paused_for(DATABASE, Probe(1.0, reexecutes="r"))
@@ -130,7 +130,7 @@ def test_a_videos_budget_ends() -> None:
     verdict = judge(replace(FAILED, attempts=3), CLOSED, BUDGET, 9999.0)
     assert isinstance(verdict, Leave)
     assert verdict.refused
-    assert "CAPSTONE_REEXECUTIONS_PER_VIDEO (3)" in verdict.told
+    assert "CAPSTONE_REEXECUTIONS_PER_VIDEO (3)" in verdict.outlook
 
 
 def test_an_hours_budget_is_for_the_gpu_and_comes_back() -> None:
@@ -550,7 +550,7 @@ def test_the_breaker_holds_its_class_takes_a_probe_and_lets_all_follow_after_rec
     sensor.services.database.transact(record_upload, replace(UPLOAD, upload_id="u2", video_id="v2"))
     second = sensor.failed("database-unavailable", upload_id="u2")
     now = time.time()
-    paused = BreakerState(Phase.OPEN, since=now, cause=DATABASE, told="", next_probe_at=now + 60)
+    paused = BreakerState(Phase.OPEN, since=now, cause=DATABASE, reason="", next_probe_at=now + 60)
     write_breaker(sensor.instance, paused)
 
     sensor.tick(100)

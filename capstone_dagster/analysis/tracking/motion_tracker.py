@@ -37,7 +37,7 @@ _CUT_INSIDE, _CUT_EVIDENCE = 0.7, 0.5
 # better. Chosen by judgement: two people who stand in one place one after the other overlap as well.
 _BELIEVABLE = 1.5
 _STILL_OVERLAP, _STILL_EVIDENCE = 0.5, 0.5
-# A tracklet that is unseen for so long, and in so many pictures, has ended: from there on it is the
+# A tracklet that is unseen for this long, and in this many pictures, has ended: from there on it is the
 # stitcher's, which sees both sides of a gap. What was seen only once is sooner a false alarm.
 _PATIENCE_MS, _PATIENCE_PICTURES = 1000, 3
 _SINGLE_PATIENCE_MS, _SINGLE_PATIENCE_PICTURES = 350, 2

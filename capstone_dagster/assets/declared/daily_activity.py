@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 DAYS = 30
 ACTIVITY_FILE = "summaries/daily_activity.csv"
 _COLUMNS = ("camera", "hour", "events", "persons", "faces")
-# So many cameras are told apart in a picture; the others are in the file.
+# A picture can distinguish this many cameras; the others are in the file.
 _CAMERAS_SHOWN = 12
 _DAYS_SHOWN = 7
 

@@ -63,18 +63,18 @@ def of_comparison(
     return {
         "compared_with": previous["analysis_id"],
         **{f"{what}_events": count for what, count in comparison.counts.items()},
-        "changes": dg.MetadataValue.md(_told(comparison, published, previous["analysis_id"], picture)),
+        "changes": dg.MetadataValue.md(_described(comparison, published, previous["analysis_id"], picture)),
     }
 
 
-def _told(
+def _described(
     comparison: Comparison, published: PublishedAnalysis, previous: str, picture: Callable[[str], str]
 ) -> str:
     command = (
         f"capstone compare {published.video_id} --from {previous[:12]} --to {published.analysis_id[:12]} "
         "--html changes.html"
     )
-    told = [comparison.sentence]
+    lines = [comparison.sentence]
     if not comparison.identical:
         rows: list[tuple[str, Event, Event, str]] = [
             *(("vanished", event, event, "") for event in comparison.vanished),
@@ -82,18 +82,18 @@ def _told(
             *(("moved", pair.before, pair.after, _moved(pair)) for pair in comparison.moved),
         ]
         rows.sort(key=lambda row: (row[1].start_ms, row[0], row[1].track_id))
-        told += ["", "| | start | end | label | track | now | |", "|---|---:|---:|---|---:|---|---|"]
+        lines += ["", "| | start | end | label | track | now | |", "|---|---:|---:|---|---:|---|---|"]
         for kind, before, after, how in rows[:_ROWS_SHOWN]:
             # Of what moved, how it was seen best before and now.
             keys = dict.fromkeys((before.thumbnail_key, after.thumbnail_key))
             shown = " ".join(filter(None, (picture(key) for key in keys if key)))
-            told.append(
+            lines.append(
                 f"| {kind} | {before.start_ms / 1000:.1f} s | {before.end_ms / 1000:.1f} s | {before.label} "
                 f"| {before.track_id} | {how} | {shown} |"
             )
         if len(rows) > _ROWS_SHOWN:
-            told += ["", f"{len(rows) - _ROWS_SHOWN} more are not shown."]
-    return "\n".join([*told, "", f"With all pictures: `{command}`"])
+            lines += ["", f"{len(rows) - _ROWS_SHOWN} more are not shown."]
+    return "\n".join([*lines, "", f"With all pictures: `{command}`"])
 
 
 def _moved(pair: Pair) -> str:

@@ -221,8 +221,8 @@ def _region(services: Services) -> str | None:
 
 def _sheet(key: str, services: Services) -> dg.MetadataValue[Any]:
     jpeg = _picture(key, services, side=_SHEET_SIDE, most_bytes=int(MOST_PICTURE_BYTES / _BASE64) - 1000)
-    told = "no picture" if jpeg is None else _shown(jpeg, "contact sheet")
-    return dg.MetadataValue.md(told)
+    picture = "no picture" if jpeg is None else _shown(jpeg, "contact sheet")
+    return dg.MetadataValue.md(picture)
 
 
 class _Thumbnails:
@@ -257,8 +257,8 @@ def _picture(key: str, services: Services, *, side: int, most_bytes: int) -> byt
         return None
 
 
-def _shown(jpeg: bytes, told: str) -> str:
-    return f"![{told}](data:image/jpeg;base64,{b64encode(jpeg).decode()})"
+def _shown(jpeg: bytes, caption: str) -> str:
+    return f"![{caption}](data:image/jpeg;base64,{b64encode(jpeg).decode()})"
 
 
 def _table(events: Sequence[Event], picture: Callable[[str], str]) -> str:

@@ -41,7 +41,7 @@ def store_preview(
 
     Args:
         analysis_id: by default the current one.
-        progress: is told the share that is done, 0–1.
+        progress: called with the fraction done, 0–1.
 
     Raises:
         AnalysisMissing: there is none, or none is current.

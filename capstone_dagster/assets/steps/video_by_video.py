@@ -249,14 +249,14 @@ def _in_turn(
             context.instance.add_run_tags(context.run_id, {FAILURE_TAG: worth.value})
         named = [f"{video_id} ({failure.value})" for video_id, failure in failed.items()]
         more = f" and {len(named) - _FAILED_SHOWN} more" if len(named) > _FAILED_SHOWN else ""
-        told = (
+        message = (
             f"{len(failed)} of {len(videos)} videos could not be analysed: "
             f"{', '.join(named[:_FAILED_SHOWN])}{more}. The others are published."
         )
-        # Without its class a bad video would be told of as a defect of this program.
-        known = {"failure_class": worth.value, "cause": told, "remedy": POLICIES[worth].remedy}
+        # Without its class a bad video would be reported as a defect of this program.
+        known = {"failure_class": worth.value, "cause": message, "remedy": POLICIES[worth].remedy}
         raise dg.Failure(
-            told,
+            message,
             metadata={"failed": list(failed), **known},
             allow_retries=False,
         )
