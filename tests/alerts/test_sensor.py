@@ -591,7 +591,7 @@ def test_without_a_topic_nobody_gets_alerts_and_the_tick_says_so(office: Office)
 @pytest.mark.parametrize(
     ("variable", "value", "told"),
     [
-        ("CAPSTONE_ALERT_TOPIC_ARN", "arn:aws:sns:ap-northeast-2:123456789012:elsewhere", "SNS refused"),
+        ("CAPSTONE_ALERT_TOPIC_ARN", "arn:aws:sns:ap-northeast-2:123456789012:elsewhere", "SNS rejected"),
         ("AWS_ENDPOINT_URL_SNS", NOWHERE, "SNS cannot be reached"),
         ("AWS_ENDPOINT_URL_SNS", "no address", "SNS could not be given"),
     ],

@@ -68,14 +68,19 @@ def failed(
 @pytest.mark.parametrize(
     ("tags", "reason", "failure", "cause"),
     [
-        ({}, LOST, "worker-lost", "Its worker was told to stop."),
+        ({}, LOST, "worker-lost", "Its worker received a stop signal."),
         (BY_LAUNCHER, LOST, "timeout", "Its time was up."),
-        ({"batch_gpu/failure": "container-start"}, LOST, "container-start", "Its worker was told to stop."),
+        (
+            {"batch_gpu/failure": "container-start"},
+            LOST,
+            "container-start",
+            "Its worker received a stop signal.",
+        ),
         ({}, RunFailureReason.START_TIMEOUT, "capacity", "Its worker did not begin the run in time."),
         ({}, RunFailureReason.JOB_INITIALIZATION_FAILURE, "internal", "The run could not be prepared."),
         # What a parent's job left, and what anyone may have written.
-        ({"batch_gpu/failure": "none"}, LOST, "worker-lost", "Its worker was told to stop."),
-        ({"batch_gpu/failure": "no-such-class"}, LOST, "internal", "Its worker was told to stop."),
+        ({"batch_gpu/failure": "none"}, LOST, "worker-lost", "Its worker received a stop signal."),
+        ({"batch_gpu/failure": "no-such-class"}, LOST, "internal", "Its worker received a stop signal."),
     ],
 )
 def test_a_run_that_says_nothing_has_the_launchers_class_or_dagsters(
