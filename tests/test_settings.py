@@ -20,7 +20,7 @@ from capstone_dagster.settings import (
         ("CAPSTONE_COMPUTE", "cloud", ["'cloud'", "'local' or 'batch'"]),
         ("CAPSTONE_ENVIRONMENT", "staging", ["'staging'", "'prod'"]),
         ("CAPSTONE_LABELS", ",", ["at least one label"]),
-        ("CAPSTONE_LABELS", "person, face,person", ["'person, face,person'", "once", "person is there more"]),
+        ("CAPSTONE_LABELS", "person, face,person", ["'person, face,person'", "once", "person occurs more"]),
         ("CAPSTONE_DERIVED_URL", "http://x", ["'http://x'", "s3://bucket/prefix"]),
         ("CAPSTONE_QUEUE_URL", "capstone-uploads", ["'capstone-uploads'", "https://sqs."]),
         ("CAPSTONE_QUEUE_URL", "https://sqs.us-east-1.amazonaws.com", ["us-east-1.amazonaws.com'", "URL"]),
