@@ -1,4 +1,4 @@
-"""What becomes of jobs: each one's start and end, reported once to whoever keeps such a history.
+"""What becomes of jobs: each one's start and end, reported once to the owner of that history.
 
 Jobs are found by runs that changed lately, and followed until they have ended, which may be after their runs.
 """

@@ -44,8 +44,8 @@ app = typer.Typer(
     "Begin with `capstone demo`, which shows the whole way on this machine. `capstone dev` keeps the "
     "same stack running; then `submit` videos and watch `status` and `events` from another terminal. "
     "Settings are environment variables, listed in docs/reference.md; `doctor` checks them.\n\n"
-    "Exit codes: 0, it is done; 1, it failed or was refused, and one sentence says why; 2, it was typed "
-    "wrongly or names what nobody knows; 130, Ctrl-C.",
+    "Exit codes: 0, success; 1, failure, with one sentence that says why; 2, wrong or unknown arguments; "
+    "130, Ctrl-C.",
 )
 
 # In the order in which --help lists them.
@@ -81,7 +81,7 @@ def main() -> None:
         typer.echo("Nothing was done.", err=True)
         sys.exit(1)
     except Exception as error:
-        if hasattr(error, "format_message"):  # Typer's own class, or in other versions click's
+        if hasattr(error, "format_message"):  # Typer's class, or click's in other versions
             if type(error).__name__ == "NoArgsIsHelpError":
                 typer.echo(error.format_message())
             else:
@@ -90,8 +90,8 @@ def main() -> None:
         message = sentence_of(error)
         if message is None:
             traceback.print_exc()
-            told = f"{type(error).__name__}: {error}. This is a defect: please report the lines above."
-        _say_error(told)
+            message = f"{type(error).__name__}: {error}. This is a defect: please report the lines above."
+        _say_error(message)
         sys.exit(1)
     sys.exit(code or 0)
 

@@ -66,8 +66,8 @@ def progress(what: str) -> Iterator[Report]:
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    said = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), said, BarColumn(30), TimeElapsedColumn())
+    step = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), step, BarColumn(30), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bars:
         task = bars.add_task(what, total=None)
 
@@ -116,8 +116,8 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def move_told(pair: Pair) -> str:
-    """How a presence moved, in words: the times that shifted, and the place."""
+def move_text(pair: Pair) -> str:
+    """How an event moved, in words: shifted times, and the distance."""
     words = []
     for what, shift_ms, at_ms in (
         ("starts", pair.start_shift_ms, pair.after.start_ms),

@@ -49,10 +49,10 @@ def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.
         final: classes that are not to be retried here although they are transient.
     """
     failure = classify(error)
-    policy, told = POLICIES[failure], sentence(error)
+    policy, cause_text = POLICIES[failure], sentence(error)
     return dg.Failure(
-        description=f"{failure.value}: {told} What to do: {policy.remedy}",
-        metadata={"failure_class": failure.value, "cause": told, "remedy": policy.remedy},
+        description=f"{failure.value}: {cause_text} What to do: {policy.remedy}",
+        metadata={"failure_class": failure.value, "cause": cause_text, "remedy": policy.remedy},
         allow_retries=policy.transient and failure not in final,
     )
 
@@ -111,16 +111,16 @@ def tell_failure(
     fields: dict[str, Any] = {"failure_class": failure.value, "cause": cause, "tries_left": tries_left}
     if tries_left:
         action, level = "analysis.retried", logging.WARNING
-        told = f"{failure.value}: {cause} It is tried again."
+        message = f"{failure.value}: {cause} It is tried again."
     else:
         action, level = "analysis.failed", logging.CRITICAL if failure in _CANNOT_WORK else logging.ERROR
-        told = f"Video analysis failed: {failure.value}: {cause} What to do: {remedy}"
+        message = f"Video analysis failed: {failure.value}: {cause} What to do: {remedy}"
         fields["remedy"] = remedy
     if story is not None:
-        story.write(told, action=action, level=level, **fields)
+        story.write(message, action=action, level=level, **fields)
     else:
         known = {"video_id": video_id} if video_id else {}
-        context.log.log(level, told, extra={"action": action, **fields, **known})
+        context.log.log(level, message, extra={"action": action, **fields, **known})
 
 
 def _tries_left(context: dg.OpExecutionContext) -> int:
@@ -141,7 +141,7 @@ def record_failure(
     services: Services,
     upload_id: str | None,
     failure: FailureClass,
-    told: str,
+    message: str,
     *,
     video_id: str | None = None,
 ) -> None:
@@ -159,7 +159,7 @@ def record_failure(
     if run is not None:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
         failed = [video_id] if video_id else _partitions(context, run.tags)
-        report_failed_partitions(context.instance, run, failed, failure, told)
+        report_failed_partitions(context.instance, run, failed, failure, message)
     if upload_id is None:
         return
     try:
@@ -171,7 +171,7 @@ def record_failure(
                 upload_id,
                 context.run_id,
                 failure_class=failure.value,
-                message=told,
+                message=message,
                 tried_again=run is not None
                 and will_try_again(
                     failed_run(run, failure, time.time()), services.settings.reexecutions_per_video

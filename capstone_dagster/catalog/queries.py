@@ -112,7 +112,7 @@ S3_ACCESS_DENIED = SavedQuery(
     _EVERYTHING,
     """\
 filter failure_class in ["source-forbidden", "permission-denied"]
-| stats count(*) as times, latest(message) as said by component, bucket, key
+| stats count(*) as times, latest(message) as last_message by component, bucket, key
 | sort times desc
 | limit 100""",
 )

@@ -38,7 +38,7 @@ def preview(
     found = find_analyses(database, video_id)
     analysis_id = None if analysis is None else find_analysis(found, analysis)["analysis_id"]
 
-    # What brings Dagster along comes after what is refused at once.
+    # Imports Dagster, so it comes after the checks of arguments.
     from capstone_dagster.assets.steps.previews import store_preview
     from capstone_dagster.services import Services
 

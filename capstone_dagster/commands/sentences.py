@@ -8,7 +8,7 @@ from capstone_dagster.commands.joining import START_STACK
 
 
 def sentence_of(error: Exception) -> str | None:
-    """What went wrong and what to do about it; None if it is not known to happen."""
+    """What went wrong and what to do; None for an unexpected error."""
     from capstone_dagster.local.errors import LocalStackError
     from capstone_dagster.settings import NotConfigured
 

@@ -10,14 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from capstone_dagster.terminal import clock, local_time, move_told, settings_told
+from capstone_dagster.terminal import clock, local_time, move_text, settings_text
 
 if TYPE_CHECKING:
     from capstone_dagster.analysis.comparison import Comparison
 
 
 def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
-    """Events for people: when, what, how sure, and whether a face was seen."""
+    """Events for people: when, what, scores, and whether a face was seen."""
     several = len({event["video_id"] for event in events}) > 1
     names = ["video"] if several else []
     table = _table(*names, "start", "end", "what", "track", "seen", "best", "face", "cut off", "wall clock")
@@ -44,7 +44,7 @@ def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Videos and how far each is; below them, in full, why some failed and what others wait for."""
+    """Videos with state and progress; below, in full, why some failed and what others wait for."""
     table = _table("video", "external id", "camera", "state", "progress", "updated")
     colours = {"done": "green", "failed": "red", "running": "cyan"}
     for row in rows:
@@ -58,29 +58,29 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             local_time(row["updated_at"]),
         )
     reasons = [
-        Text.assemble("\n", (row["video_id"], "bold"), f" {told}")
+        Text.assemble("\n", (row["video_id"], "bold"), f" {reason}")
         for row in rows
-        if (told := _reason(row)) is not None
+        if (reason := _reason(row)) is not None
     ]
     return Group(table, *reasons)
 
 
 def _reason(row: Mapping[str, Any]) -> str | None:
-    """Why a video failed, or what it waits for, where that is known."""
+    """Why a video failed or what it waits for, if known."""
     if row["failure_class"]:
         return f"failed ({row['failure_class']}): {row['message']}"
     return f"waits: {row['waiting_for']}" if row.get("waiting_for") else None
 
 
 def analyses_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Analyses of one video, by what they were made with; the current one is marked."""
+    """Analyses of one video with model and settings; the current one is marked."""
     table = _table("", "analysis", "model", "settings", "events", "published")
     for row in rows:
         table.add_row(
             Text("current" if row["is_current"] else "", style="green"),
             Text(row["analysis_id"][:12]),
             Text(row["model"]),
-            Text(settings_told(row["settings"])),
+            Text(settings_text(row["settings"])),
             str(row["events"]),
             local_time(row["published_at"]),
         )
@@ -88,11 +88,11 @@ def analyses_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """What appeared, vanished and moved, in order of time."""
+    """Events that appeared, vanished or moved, in order of time."""
     table = _table("", "start", "end", "what", "track", "best", "how")
     rows = [("vanished", event, "") for event in comparison.vanished]
     rows += [("appeared", event, "") for event in comparison.appeared]
-    rows += [("moved", pair.before, move_told(pair)) for pair in comparison.moved]
+    rows += [("moved", pair.before, move_text(pair)) for pair in comparison.moved]
     colours = {"vanished": "red", "appeared": "green", "moved": "yellow"}
     for kind, event, how in sorted(rows, key=lambda row: (row[1].start_ms, row[0], row[1].track_id)):
         table.add_row(
@@ -108,7 +108,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def dead_letters_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Messages that were given up."""
+    """Messages in the dead-letter queue."""
     table = _table("message", "since", "reason", "text")
     for row in rows:
         since = datetime.fromtimestamp(row["sent_ms"] / 1000).astimezone()
@@ -123,7 +123,7 @@ def dead_letters_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def counts_table(counts: Mapping[str, int], *header: str) -> Table:
-    """Names and numbers, in their order."""
+    """Names and numbers, in the given order."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column(header[0])
     table.add_column(header[1], justify="right")
@@ -133,7 +133,7 @@ def counts_table(counts: Mapping[str, int], *header: str) -> Table:
 
 
 def retention_table(rows: Sequence[Mapping[str, Any]], verb: str) -> Table:
-    """What went of each kind, and by which setting."""
+    """Number of deleted items of each kind, with its setting."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("what", "setting", "days", verb):
         table.add_column(name, justify="right" if name in ("days", verb) else "left")

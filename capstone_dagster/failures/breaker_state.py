@@ -96,8 +96,8 @@ def describe(state: BreakerState) -> str:
     if not state.paused:
         if state.cause is None:
             return "Intake runs."
-        return f"Intake runs. It was paused for {state.cause} until {_clock(state.since)}: {state.told}"
-    said = f"Intake is paused since {_clock(state.since)} for {state.cause}: {state.told}"
+        return f"Intake runs. It was paused for {state.cause} until {_clock(state.since)}: {state.reason}"
+    said = f"Intake is paused since {_clock(state.since)} for {state.cause}: {state.reason}"
     if state.cause == OPERATOR:
         return f"{said} Messages stay in the queue until `capstone intake resume`."
     if state.probe is not None:

@@ -1,6 +1,6 @@
 """The sensor that brings what Dagster records outside of runs to the log lines of the runs.
 
-Who writes which line of a run is told by the record, not by its type, for engine events and ends of runs come
+The record, not its type, says who writes which line of a run, for engine events and ends of runs come
 from both sides:
 
 - what passed a run's log handlers was written there and then by `RunLogHandler`: the record has the message
@@ -65,7 +65,7 @@ _TICK_LEVELS = {
     TickStatus.SUCCESS: logging.INFO,
     TickStatus.FAILURE: logging.ERROR,
 }
-# Dagster plans each asset of each run; that is for whoever looks for a fault in Dagster.
+# Dagster plans each asset of each run; that helps only to find a fault in Dagster.
 _FOR_DEVELOPERS = {"ASSET_MATERIALIZATION_PLANNED", "ASSET_CHECK_EVALUATION_PLANNED"}
 
 
@@ -126,9 +126,9 @@ def run_events_forwarder(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         return dg.SkipReason("Log lines are text, for people: nothing is forwarded.")
     position = Position.read(context.cursor) if context.cursor else beginning(context.instance)
     redaction = Redaction(known_secrets(settings))
-    told = forward(context.instance, position, standard_output(), redaction, budget_s=_BUDGET_S)
+    summary = forward(context.instance, position, standard_output(), redaction, budget_s=_BUDGET_S)
     context.update_cursor(position.write())
-    return dg.SkipReason(told)
+    return dg.SkipReason(summary)
 
 
 def beginning(instance: dg.DagsterInstance) -> Position:
@@ -185,8 +185,8 @@ def forward(
         else:
             if is_all or time.monotonic() > over:
                 break
-    told = f"{taken['events']} events and {taken['ticks']} ticks forwarded."
-    return f"{told} Standard output takes no more: the rest waits." if is_full else told
+    summary = f"{taken['events']} events and {taken['ticks']} ticks forwarded."
+    return f"{summary} Standard output takes no more: the rest waits." if is_full else summary
 
 
 def _unforwarded(
@@ -330,6 +330,6 @@ def _tick_line(tick: InstigatorTick) -> Fields:
         fields["exception"] = error_text(data.error)
         fields["failure_class"] = classify_recorded(data.error)
     else:
-        told = data.skip_reason or f"{len(data.run_ids)} runs asked for."
-        fields["message"] = f"{data.instigator_name}: {told}"
+        summary = data.skip_reason or f"{len(data.run_ids)} runs asked for."
+        fields["message"] = f"{data.instigator_name}: {summary}"
     return fields

@@ -83,7 +83,7 @@ class Redaction:
 def known_secrets(settings: Settings | None, environment: Mapping[str, str] = os.environ) -> set[str]:
     """What is secret in this process: secret settings, passwords of URLs, AWS credentials.
 
-    A password that is also a name in use (as `capstone` is) is left out: it could not be told from the name.
+    A password that is also a name in use (as `capstone` is) is left out: it looks like the name.
     """
     found = {environment[name] for name in _SECRET_VARIABLES if name in environment}
     urls = [environment[name] for name in _URL_VARIABLES if name in environment]

@@ -1,4 +1,4 @@
-"""What Dagster knows of a run, in the fields of a log line: the same whoever writes it."""
+"""Dagster's facts about a run as fields of a log line, the same for every writer."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ ENDINGS = frozenset({"PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED"
 
 def trace_id(upload_id: str | None, traceparent: str | None) -> str | None:
     """The trace that an upload's work belongs to: the uploader's, else one that follows from the upload."""
-    told = parse_traceparent(traceparent)
-    if told is None and upload_id:
-        told = upload_context(upload_id)
-    return told.trace_id if told else None
+    context = parse_traceparent(traceparent)
+    if context is None and upload_id:
+        context = upload_context(upload_id)
+    return context.trace_id if context else None
 
 
 def run_fields(run_id: str | None, tags: Mapping[str, str]) -> Fields:
@@ -94,11 +94,11 @@ def error_text(error: Any) -> str:
 def _failure_fields(data: Any) -> Fields:
     found: Fields = {}
     first = getattr(data, "first_step_failure_event", None)
-    told = getattr(data, "user_failure_data", None) or getattr(
+    failure_data = getattr(data, "user_failure_data", None) or getattr(
         getattr(first, "event_specific_data", None), "user_failure_data", None
     )
     for name in ("failure_class", "cause", "remedy"):
-        value = told.metadata.get(name) if told is not None else None
+        value = failure_data.metadata.get(name) if failure_data is not None else None
         if value is not None:
             found[name] = str(value.value)
     reason = getattr(data, "failure_reason", None)

@@ -37,7 +37,7 @@ GROUPS = (INTAKE.name, VIDEO_ANALYSIS.name, BATCH_JOB.name)
 LEVELS: tuple[Level, ...] = get_args(Level)
 _NAMES = ("video_id", "external_id")
 
-# FilterLogEvents returns so many at most, and takes a pattern of so many characters.
+# Limits of FilterLogEvents: events in an answer, characters of a pattern.
 _PAGE = 10_000
 _PATTERN_LIMIT = 1024
 _CREDENTIALS = {

@@ -99,7 +99,7 @@ def waits(queue: Queue, rows: Sequence[Mapping[str, Any]]) -> dict[str, Waiting]
     found = places(queue.waiting, queue.running)
     by_upload = {place.upload_id: place for place in found.values()}
     stopped = held_up(queue)
-    told = {}
+    waiting = {}
     for row in rows:
         if row["state"] not in WAITING_STATES:
             continue
@@ -128,7 +128,7 @@ def held_up(queue: Queue) -> str | None:
 def intake_pause(queue: Queue) -> str | None:
     """Why new uploads are not taken from the queue of messages; None if they are."""
     state = queue.intake
-    return f"intake is paused for {state.cause}: {state.told}" if state.paused else None
+    return f"intake is paused for {state.cause}: {state.reason}" if state.paused else None
 
 
 def _priority(run: QueuedRun) -> int:

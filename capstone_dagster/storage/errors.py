@@ -80,7 +80,7 @@ def explained(url: str, *, source: bool = False) -> Iterator[None]:
         url: the object, named in the message.
         source: it is an uploaded video, for which missing, forbidden and changed have their own classes.
     """
-    # Here, because whoever reads the database alone needs none of it.
+    # Imported here, because code that only reads the database does not need it.
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 

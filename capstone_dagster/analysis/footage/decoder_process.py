@@ -31,7 +31,7 @@ from .sampling import Sampling
 from .sandbox import confine, die_with
 from .shared_pictures import SharedPictures
 
-# Frames without pictures are told of together: so many, or those of so long.
+# Frames without pictures are reported together: up to this number, or this duration.
 _FRAMES_TOLD_AT_ONCE = 64
 _TOLD_EVERY_S = 0.2
 

@@ -32,7 +32,7 @@ class SharedPictures:
         self._memory = mmap.mmap(descriptor, self._each * places)
 
     def bytes_of(self, places: int) -> int:
-        """How much memory so many pictures take."""
+        """The memory that this number of pictures takes."""
         return self._each * places
 
     def __getitem__(self, place: int) -> Image:
@@ -44,7 +44,7 @@ class SharedPictures:
 
 
 def reserve(descriptor: int, width: int, height: int, places: int) -> None:
-    """Makes room for so many pictures; the memory is taken when they are written."""
+    """Reserve room for this number of pictures; memory is used when they are written."""
     os.truncate(descriptor, picture_bytes(width, height) * places)
 
 
