@@ -237,7 +237,8 @@ class Settings(BaseSettings):
     )
     recorded_at_pattern: str = Field(
         default=r"(?<!\d)(?P<recorded_at>(?:19|20)\d{6}(?:[_-]\d{6}|\d{6}(?!\d)))",
-        description="Regular expression searched in the file's name for a local time as in 20250526_193726.",
+        description="Regular expression searched in the file's name for a local time such as "
+        "20250526_193726.",
     )
 
     poll_wait_s: float = Field(

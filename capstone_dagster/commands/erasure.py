@@ -64,7 +64,7 @@ def delete(
             typer.confirm(f"Delete {video_id} for good?", abort=True, err=True)
         with terminal.progress(f"Deleting {video_id}") as report:
             removed = eraser.erase(plan, by=by or getpass.getuser(), report=report)
-        # In the order of the look before; what an attempt before removed follows.
+        # In the order of the plan; what an earlier attempt removed follows.
         removed = {name: removed[name] for name in (*counts, *removed) if name in removed}
         _tell(video_id, plan, removed, form, done=True)
         if form == "table" and (sensors := eraser.what_remembers(plan.names)):
