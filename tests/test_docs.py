@@ -27,7 +27,7 @@ from tests.support.command_line import Capstone
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Options of programs that are not ours.
-OPTIONS_OF_OTHERS = {"--help", "--log-format", "--protocol"}  # Dagster's, the AWS CLI's
+OPTIONS_OF_OTHERS = {"--disable-rollback", "--help", "--log-format", "--protocol"}  # Dagster's, the AWS CLI's
 
 
 def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[str]:
