@@ -72,6 +72,7 @@ def main() -> None:
     Signals end it cleanly, with everything that it started: exit code 130 after Ctrl-C, 143 after SIGTERM,
     129 when the terminal closes.
     """
+    _leave_root()
     # Warnings of libraries would hide the output of the command.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     try:
@@ -94,6 +95,22 @@ def main() -> None:
         _say_error(message)
         sys.exit(1)
     sys.exit(code or 0)
+
+
+def _leave_root() -> None:
+    """In a container, become the user that the service runs as.
+
+    ECS starts an operator's command as root (ECS developer guide, "Monitor Amazon ECS containers with ECS
+    Exec"), and the service cannot read what root writes into caches and homes.
+    """
+    home = os.environ.get("HOME", "")
+    if os.geteuid() != 0 or not os.path.isdir(home):
+        return
+    owner = os.stat(home)
+    if owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def _say_error(sentence: str) -> None:

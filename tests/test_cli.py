@@ -28,7 +28,7 @@ from capstone_dagster.storage.videos import record_upload
 from tests.conftest import Aws
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
 from tests.support.command_line import Capstone
-from tests.support.waiting import wait_for
+from tests.support.waiting import scaled, wait_for
 
 
 @pytest.fixture
@@ -413,6 +413,26 @@ def test_dead_letters_can_be_looked_at_and_sent_again(
     )
     assert [letter.body for letter in queue.dead_letters()] == ["not json"]
     queue.put_back(queue.dead_letters())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(("owner", "becomes"), [(10001, 10001), (0, 0)])
+def test_a_command_that_ecs_starts_as_root_becomes_the_services_user(
+    tmp_path: Path, owner: int, becomes: int
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, owner, owner)
+    code = "import os, capstone_dagster.cli as cli; cli._leave_root(); print(os.getuid(), os.getgid())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=scaled(60),
+    )
+    assert done.stdout.split() == [str(becomes)] * 2
 
 
 class FalseEmpties:

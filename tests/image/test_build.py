@@ -119,6 +119,17 @@ def test_a_build_passes_on_what_it_is_given(builder: Path, tmp_path: Path) -> No
     assert "password" not in done.stdout
 
 
+@pytest.mark.parametrize("name", ["docker", "podman"])
+def test_images_are_for_the_machines_of_infra_and_one_manifest_each(builder: Path, name: str) -> None:
+    """Also where the builder's processor is another; docker would add a manifest of provenance."""
+    builder.rename(builder.with_name(name))
+    path = f"{builder.parent}{os.pathsep}{os.environ['PATH']}"
+    words = build(Path(name), PATH=path).stdout.split()
+    at = words.index("--platform")
+    assert words[at + 1] == "linux/amd64"
+    assert ("--provenance=false" in words) == (name == "docker")
+
+
 def test_without_a_base_the_dockerfiles_own_is_used(builder: Path) -> None:
     assert "BASE_IMAGE" not in build(builder).stdout
 

@@ -20,6 +20,7 @@ from tests.infra.test_templates import BY_A_BUCKET
 
 ROOT = INFRA.parent
 PAGE = ROOT / "docs" / "deploy.md"
+RESTORE = ROOT / "docs" / "howto" / "restore.md"
 # What the AWS CLI adds to AWS's API, with the options of its reference that are used here.
 COMMANDS_OF_THE_CLI = {
     "cloudformation deploy": {
@@ -39,14 +40,14 @@ HEARTBEATS = [{"Fn::Sub": f'ALARM("${{{name}HeartbeatLost}}")'} for name in ("Da
 OPTIONS_OF_THE_CLI = {"query", "output", "region", "max-items"}
 
 
-def blocks(section: str = "") -> list[str]:
-    text = PAGE.read_text()
-    return re.findall(r"^```bash\n(.*?)^```", text[text.index(section) :], re.MULTILINE | re.DOTALL)
+def blocks(section: str = "", page: Path = PAGE) -> list[str]:
+    text = page.read_text()
+    return re.findall(r"^ *```bash\n(.*?)^ *```", text[text.index(section) :], re.MULTILINE | re.DOTALL)
 
 
-def invocations(section: str = "") -> Iterator[list[str]]:
+def invocations(section: str = "", page: Path = PAGE) -> Iterator[list[str]]:
     """The words of every `aws …`, also of those whose output goes into a variable or a pipe."""
-    for line in "\n".join(blocks(section)).replace("\\\n", " ").splitlines():
+    for line in "\n".join(blocks(section, page)).replace("\\\n", " ").splitlines():
         assigned = re.fullmatch(r"\w+=\$\((.*)\)", line.strip())
         words = shlex.shlex(assigned[1] if assigned else line.strip(), posix=True, punctuation_chars="|;")
         words.whitespace_split = True
@@ -90,7 +91,7 @@ def options(words: list[str]) -> dict[str, list[str]]:
 
 def test_bash_can_read_the_commands() -> None:
     assert len(blocks()) >= 10
-    for block in blocks():
+    for block in [*blocks(), *blocks(page=RESTORE)]:
         checked = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
 
@@ -100,7 +101,9 @@ def test_the_commands_are_found() -> None:
     assert len(COMMANDS) == mentioned > 40
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: "-".join(words[:2]))
+@pytest.mark.parametrize(
+    "words", [*COMMANDS, *invocations(page=RESTORE)], ids=lambda words: "-".join(words[:2])
+)
 def test_aws_knows_the_command(words: list[str]) -> None:
     service, name = words[0], words[1]
     given = set(options(words)) - OPTIONS_OF_THE_CLI

@@ -346,6 +346,20 @@ def test_the_user_of_the_image_does_not_reach_the_machines_credentials() -> None
     assert "169.254.170.2" not in script, "where a job's own credentials come from"
 
 
+@pytest.mark.parametrize("kind", ["Gpu", "Cpu"])
+def test_a_machine_fetches_a_model_once_and_the_user_of_the_image_owns_it(kind: str) -> None:
+    container = properties("application", f"{kind}JobDefinition")["ContainerProperties"]
+    condition, [volume], _ = container["Volumes"]["Fn::If"]
+    same_condition, [mount], _ = container["MountPoints"]["Fn::If"]
+    script = properties("compute", "MachineTemplate")["LaunchTemplateData"]["UserData"]["Fn::Base64"]
+    dockerfile = (INFRA.parent / "Dockerfile").read_text()
+
+    assert condition == same_condition == "CacheOnMachine"
+    assert mount["SourceVolume"] == volume["Name"]
+    assert f"CAPSTONE_MODEL_CACHE={mount['ContainerPath']} " in dockerfile
+    assert f"--owner 10001 --group 10001 --mode 0700 {volume['Host']['SourcePath']}\n" in script
+
+
 def test_zones_are_three_and_can_be_chosen() -> None:
     """Which zone has which kind of machine differs; AWS's first ones are only the default."""
     zones = {
