@@ -136,11 +136,6 @@ def clock(ms: int) -> str:
     return f"{minutes}:{rest / 1000:04.1f}"
 
 
-def local_time(time: datetime | None) -> str:
-    """A time in this machine's zone; empty for None."""
-    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else ""
-
-
 def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 

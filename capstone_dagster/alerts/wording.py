@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from urllib.parse import quote
 
 from batch_gpu.links import job_url, log_url
@@ -14,6 +13,7 @@ from capstone_dagster.alerts.incidents import ENDS_WITH_ANY_RUN, Incident, Kind
 from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.catalog.model import Severity
 from capstone_dagster.failures.classes import POLICIES, FailureClass, Policy
+from capstone_dagster.wall_clock import wall_clock
 
 # SNS takes up to 100 characters of ASCII, no line break, as a subject.
 MAX_SUBJECT = 100
@@ -104,7 +104,7 @@ def _failure(incident: Incident, title: str, place: Place) -> list[str]:
     lines = [f"{title}.", f"Cause: {first_sentence(incident.cause)}"]
     if incident.failure is not None:
         lines.append(f"Class: {incident.failure}")
-    lines.append(f"Since: {_clock(incident.opened)}")
+    lines.append(f"Since: {wall_clock(incident.opened)}")
     if incident.relapse:
         lines.append("It had ended within the last hour, and is back.")
     lines += _extent(incident)
@@ -128,8 +128,8 @@ def _recovery(incident: Incident, title: str) -> list[str]:
     closed = incident.closed if incident.closed is not None else incident.last
     lines = [
         f"Over: {title[0].lower()}{title[1:]}.",
-        f"It lasted {duration(closed - incident.opened)}, from {_clock(incident.opened)} to "
-        f"{_clock(closed)}.",
+        f"It lasted {duration(closed - incident.opened)}, from {wall_clock(incident.opened)} to "
+        f"{wall_clock(closed)}.",
     ]
     lines += _extent(incident)
     lines.append(f"The cause was: {first_sentence(incident.cause)}")
@@ -189,10 +189,6 @@ def _logs_url(region: str, run_id: str, at_ms: int) -> str:
     span = f"$3Fstart$3D{at_ms - _BEFORE_MS}$26end$3D{at_ms + _AFTER_MS}$26filterPattern$3D{wanted}"
     group = log_url(region, VIDEO_ANALYSIS.name, "")
     return group.removesuffix("/") + span
-
-
-def _clock(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _subject(text: str) -> str:

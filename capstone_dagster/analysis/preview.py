@@ -63,6 +63,7 @@ def render_preview(
     *,
     name: str | None = None,
     recorded_at: datetime | None = None,
+    recorded_at_note: str = "",
     progress: Callable[[int], None] = lambda pts_ms: None,
 ) -> Preview:
     """Draw tracked detections into every frame of a video.
@@ -73,7 +74,8 @@ def render_preview(
         detections, frames: the Parquet files of the pass over this video.
         out: the file; it appears when it is complete.
         name: what messages call the video; by default its file's name.
-        recorded_at: wall-clock time of the first frame, shown beside the video's own.
+        recorded_at: wall-clock time of the first frame, shown in its own zone beside the video's time.
+        recorded_at_note: shown after it, in ASCII, such as that it is not verified.
         progress: called with the time of each frame, in milliseconds.
 
     Raises:
@@ -104,7 +106,7 @@ def render_preview(
                 image = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_AREA)
                 shown = annotations.at(frame.index, frame.pts_ms)
                 _draw(np.asarray(image, dtype=np.uint8), shown, (width / info.width, height / info.height))
-                _stamp(np.asarray(image, dtype=np.uint8), frame.pts_ms, recorded_at)
+                _stamp(np.asarray(image, dtype=np.uint8), frame.pts_ms, recorded_at, recorded_at_note)
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24").reformat(
                     format="yuv420p", dst_colorspace="ITU709"
                 )
@@ -187,12 +189,13 @@ def _draw(image: Image, boxes: _Boxes, scale: tuple[float, float]) -> None:
         cv2.putText(image, text, (left + 3, top + height + 3), _FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
 
 
-def _stamp(image: Image, pts_ms: int, recorded_at: datetime | None) -> None:
+def _stamp(image: Image, pts_ms: int, recorded_at: datetime | None, note: str) -> None:
     """Draw the time, bright on dark, so that it is readable on any picture."""
     seconds, tenths = divmod(pts_ms // 100, 10)
     text = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{tenths}"
     if recorded_at is not None:
-        text += f"   {recorded_at + timedelta(milliseconds=pts_ms):%Y-%m-%d %H:%M:%S %Z}".rstrip()
+        moment = recorded_at + timedelta(milliseconds=pts_ms)
+        text += f"   {moment.isoformat(sep=' ', timespec='seconds')} {note}".rstrip()
     (width, height), _ = cv2.getTextSize(text, _FONT, 0.5, 1)
     bottom = image.shape[0]
     cv2.rectangle(image, (0, bottom - height - 12), (width + 12, bottom), (0, 0, 0), cv2.FILLED)

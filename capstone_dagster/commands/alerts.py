@@ -14,6 +14,7 @@ import typer
 from capstone_dagster import terminal
 from capstone_dagster.clients import aws_client
 from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack, read_settings
+from capstone_dagster.wall_clock import wall_clock
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -92,7 +93,7 @@ def _show(notice: Received, form: str) -> None:
         print(json.dumps(asdict(notice) | {"at": notice.at.isoformat()}), flush=True)
         return
     colour = _COLOURS.get(notice.attributes.get("kind", ""), "default")
-    at = notice.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    at = wall_clock(notice.at)
     text = Text.assemble((f"[{at}] ", "dim"), (notice.subject, colour))
     for line in _words(notice.body).splitlines():
         text.append(f"\n    {line}")

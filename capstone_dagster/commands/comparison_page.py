@@ -16,6 +16,7 @@ import jinja2
 from capstone_dagster import terminal
 from capstone_dagster.analysis import Event
 from capstone_dagster.analysis.comparison import Comparison
+from capstone_dagster.wall_clock import wall_clock
 
 Picture = Callable[[str], bytes | None]
 """The JPEG of a key in the object store; None if it is not there."""
@@ -66,7 +67,7 @@ def comparison_page(
     environment.filters |= {
         "clock": terminal.clock,
         "described": _described,
-        "local_time": terminal.local_time,
+        "wall_clock": wall_clock,
         "settings": terminal.settings_text,
     }
     return environment.get_template("comparison.html.j2").render(

@@ -75,6 +75,7 @@ def delete(
 def _known(services: Services, video: str) -> str:
     """The id of the video, also of a deleted one, to look again for data that arrived late."""
     from capstone_dagster.storage.erasures import last_erasure
+    from capstone_dagster.wall_clock import wall_clock
 
     try:
         return find_video(services.database, video)
@@ -83,7 +84,7 @@ def _known(services: Services, video: str) -> str:
         if last is None:
             raise
         message = "was being deleted" if last.finished_at is None else "was deleted already"
-        when = terminal.local_time(last.finished_at or last.begun_at)
+        when = wall_clock(last.finished_at or last.begun_at)
         message = f"{video} {message} ({when}, by {last.requested_by}); looking for remaining data."
         terminal.err.print(message, markup=False, soft_wrap=True)
         return video

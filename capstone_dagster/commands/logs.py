@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +15,7 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, open_database, read_settings
+from capstone_dagster.wall_clock import wall_clock
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -172,7 +172,7 @@ def _in_text(line: LogLine, *, with_traceback: bool) -> Text:
     from rich.text import Text
 
     colour = _COLOURS.get(line.level, "default")
-    at = datetime.fromtimestamp(line.time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    at = wall_clock(line.time_ms / 1000)
     fields = line.fields
     # A message of Dagster's may hold a command or a stack trace after its first line.
     message, *below = str(fields.get("message", line.text)).rstrip().splitlines() or [""]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from capstone_dagster.terminal import clock, local_time, move_text, settings_text
+from capstone_dagster.terminal import clock, move_text, settings_text
+from capstone_dagster.wall_clock import wall_clock
 
 if TYPE_CHECKING:
     from capstone_dagster.analysis.comparison import Comparison
@@ -38,7 +38,7 @@ def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
             f"{event['best_score']:.2f}",
             "" if event["face_score"] is None else f"{event['face_score']:.2f}",
             cut.strip(),
-            local_time(event["started_at"]),
+            wall_clock(event["started_at"]),
         )
     return table
 
@@ -55,7 +55,7 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             Text(row["camera"]),
             Text(row["state"], style=colour),
             f"{row['progress']:.0%}",
-            local_time(row["updated_at"]),
+            wall_clock(row["updated_at"]),
         )
     reasons = [
         Text.assemble("\n", (row["video_id"], "bold"), f" {reason}")
@@ -82,7 +82,7 @@ def analyses_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             Text(row["model"]),
             Text(settings_text(row["settings"])),
             str(row["events"]),
-            local_time(row["published_at"]),
+            wall_clock(row["published_at"]),
         )
     return table
 
@@ -111,11 +111,10 @@ def dead_letters_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Messages in the dead-letter queue."""
     table = _table("message", "since", "reason", "text")
     for row in rows:
-        since = datetime.fromtimestamp(row["sent_ms"] / 1000).astimezone()
         text = row["body"] if len(row["body"]) <= 60 else row["body"][:59] + "…"
         table.add_row(
             Text(row["message_id"][:8]),
-            local_time(since),
+            wall_clock(row["sent_ms"] / 1000),
             Text(row["reason"] or "delivered too often"),
             Text(text),
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from capstone_dagster.run_tags import PRIORITY_TAG, PROBE_TAG
 
 if TYPE_CHECKING:
     import dagster as dg
+
+from capstone_dagster.wall_clock import wall_clock
 
 BREAKER_KEY = "capstone/intake/breaker"
 _OFFERS_KEY = "capstone/reexecution/offers"
@@ -96,16 +97,16 @@ def describe(state: BreakerState) -> str:
     if not state.paused:
         if state.cause is None:
             return "Intake runs."
-        return f"Intake runs. It was paused for {state.cause} until {_clock(state.since)}: {state.reason}"
-    said = f"Intake is paused since {_clock(state.since)} for {state.cause}: {state.reason}"
+        return f"Intake runs. It was paused for {state.cause} until {wall_clock(state.since)}: {state.reason}"
+    said = f"Intake is paused since {wall_clock(state.since)} for {state.cause}: {state.reason}"
     if state.cause == OPERATOR:
         return f"{said} Messages stay in the queue until `capstone intake resume`."
     if state.probe is not None:
         what = "a re-execution" if state.probe.reexecutes else "an upload"
-        since = _clock(state.probe.released_at)
+        since = wall_clock(state.probe.released_at)
         return f"{said} Messages stay in the queue. A probe, {what}, is out since {since}."
     return (
-        f"{said} Messages stay in the queue. The next probe is due at {_clock(state.next_probe_at)} "
+        f"{said} Messages stay in the queue. The next probe is due at {wall_clock(state.next_probe_at)} "
         f"({state.probes} so far)."
     )
 
@@ -153,7 +154,3 @@ def _read(instance: dg.DagsterInstance, key: str) -> dict[str, Any]:
 
 def _write(instance: dg.DagsterInstance, key: str, value: Mapping[str, Any]) -> None:
     instance.daemon_cursor_storage.set_cursor_values({key: json.dumps(value)})
-
-
-def _clock(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

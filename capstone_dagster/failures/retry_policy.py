@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from capstone_dagster.failures.breaker_state import DUPLICATE_JOB, OPERATOR, BreakerState
 from capstone_dagster.failures.classes import POLICIES, SYSTEMIC, FailureClass
+from capstone_dagster.wall_clock import wall_clock
 
 # After the first, second and every further failure of a request: a failover takes less than the first, a
 # throttled service or a machine's replacement less than the last.
@@ -171,8 +171,7 @@ def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) 
         return Wait(outlook=f"It is tried again when intake resumes ({which}).")
     due = failed.ended_at + delay_s(failed)
     if now < due and not mended:
-        clock = datetime.fromtimestamp(due, UTC).strftime("%H:%M:%S UTC")
-        return Wait(due, outlook=f"It is tried again at {clock} ({which}).")
+        return Wait(due, outlook=f"It is tried again at {wall_clock(due)} ({which}).")
     if failed.gpu and budget.spent(now):
         return Wait(
             outlook=f"It is tried again when CAPSTONE_REEXECUTIONS_PER_HOUR allows ({which}).", refused=True

@@ -23,6 +23,7 @@ from capstone_dagster.logs.redaction import HIDDEN, Redaction, known_secrets
 from capstone_dagster.logs.run_fields import ENDINGS, Fields, event_fields, run_fields, trace_id
 from capstone_dagster.logs.standard_output import standard_output
 from capstone_dagster.settings import ConfigurationError, Settings, read_settings
+from capstone_dagster.wall_clock import wall_clock
 
 Style = Literal["json", "text"]
 
@@ -105,7 +106,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TerminalFormatter(logging.Formatter):
-    """`[2026-01-22 14:23:15] INFO capstone.intake - message`, in the machine's own time."""
+    """`[2026-01-22 14:23:15+09:00] INFO capstone.intake - message`."""
 
     def __init__(self, redaction: Redaction | None = None) -> None:
         super().__init__()
@@ -114,8 +115,7 @@ class TerminalFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", None)
         message = str(meta["orig_message"]) if isinstance(meta, Mapping) else _message(record)
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        line = f"[{when}] {record.levelname} {record.name} - {message}"
+        line = f"[{wall_clock(record.created)}] {record.levelname} {record.name} - {message}"
         if record.exc_info and record.exc_info[0] is not None:
             line += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
         return self._redaction.text(line)

@@ -18,10 +18,14 @@ from capstone_dagster.storage.schema import SCHEMA, events, rows_of_view
 _ROWS_AT_ONCE = 2000
 
 # The window ends at the last event that has a wall-clock time, because footage may be older than its upload.
-# Events dated into the future are left out: they would move the window away from everything else.
+# Events dated into the future are left out, and so are older ones whose date only a tag of the file gives: a
+# camera whose clock was never set must not move the window away from everything else.
 _HOURLY = sa.text(f"""
     WITH last AS (
-        SELECT max(started_at) AS at FROM {SCHEMA}.current_events WHERE started_at <= now()
+        SELECT coalesce(max(started_at), now()) AS at
+        FROM {SCHEMA}.current_events JOIN {SCHEMA}.videos USING (video_id)
+        WHERE started_at <= now()
+          AND (recorded_at_source NOT LIKE 'container%' OR started_at > now() - make_interval(days => :days))
     )
     SELECT
         camera,

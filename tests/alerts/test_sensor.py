@@ -289,7 +289,7 @@ def test_an_alert_is_followed_by_one_of_its_end(office: Office) -> None:
     [_, over] = office.inbox()
     assert over.subject.startswith("[local] OVER model-unavailable")
     assert over.attributes["kind"] == "recovery"
-    assert re.search(r"It lasted \d+ s, from .* UTC to .* UTC\.", over.body)
+    assert re.search(r"It lasted \d+ s, from \S+ \S+\+09:00 to \S+ \S+\+09:00\.", over.body)
     assert "1 run has failed because of it." in over.body
 
 

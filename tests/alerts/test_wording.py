@@ -20,7 +20,7 @@ RUN = {
     "video_id": "gate-1a2b3c4d",
     "external_id": "84",
     "attempt": 2,
-    "outlook": "It is tried again at 00:02:00 UTC (attempt 2 of 3).",
+    "outlook": "It is tried again at 2026-01-01 09:02:00+09:00 (attempt 2 of 3).",
     "job_id": "job-7",
     "log_stream": "capstone-gpu/default/42",
 }
@@ -46,10 +46,10 @@ def test_an_alert_of_the_cloud_in_full() -> None:
         "No machine came in time.",
         "Cause: No machine came in time.",
         "Class: capacity",
-        "Since: 2026-01-01 00:00:00 UTC",
+        "Since: 2026-01-01 09:00:00+09:00",
         "1 run has failed because of it.",
         "Video: gate-1a2b3c4d (external id 84)",
-        "Attempt: 2. It is tried again at 00:02:00 UTC (attempt 2 of 3).",
+        "Attempt: 2. It is tried again at 2026-01-01 09:02:00+09:00 (attempt 2 of 3).",
         "What to do: Wait, or raise the quota of the compute environment.",
         "Run: https://dagster.example/runs/2f1c-run",
         "Job: https://ap-northeast-2.console.aws.amazon.com/batch/home?region=ap-northeast-2#jobs/detail/job-7",
@@ -70,7 +70,7 @@ def test_the_alert_of_an_end_says_how_long_and_how_many() -> None:
     assert message.subject == "[local] OVER capacity: No machine came in time (37 runs)"
     assert message.body.splitlines() == [
         "Over: no machine came in time.",
-        "It lasted 12 min, from 2026-01-01 00:00:00 UTC to 2026-01-01 00:12:34 UTC.",
+        "It lasted 12 min, from 2026-01-01 09:00:00+09:00 to 2026-01-01 09:12:34+09:00.",
         "37 runs have failed because of it, of v0, v1, v2, v3, v4 and others.",
         "The cause was: No machine came in time.",
         "3 notices before this one were dropped: there were too many at once.",

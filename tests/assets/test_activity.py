@@ -81,6 +81,18 @@ def test_events_are_counted_by_camera_and_hour_where_the_camera_stands(services:
     assert "| yard | 1 | 0 |" in told["table"]
 
 
+@pytest.mark.parametrize(
+    ("source", "counted"), [("container:creation_time", []), ("name", ["2015-01-01T09:00:00+09:00"])]
+)
+def test_an_old_date_that_only_a_tag_gives_does_not_move_the_window(
+    services: Services, source: str, counted: list[str]
+) -> None:
+    odd = datetime(2015, 1, 1, tzinfo=UTC)
+    publish(services.database, 1, [event_row("", 0)], recorded_at=odd, recorded_at_source=source)
+    rows, _ = services.database.transact(hourly_activity, zone="Asia/Seoul", days=30)
+    assert [row["hour"].isoformat() for row in rows] == counted
+
+
 def test_an_hour_that_a_clock_change_repeats_counts_twice(services: Services) -> None:
     began = datetime(2025, 10, 26, 0, 30, tzinfo=UTC)  # 02:30 in Berlin; an hour later it is 02:30 once more
     rows = [event_row("", 0), event_row("", HOUR_MS), event_row("", HOUR_MS + 1)]

@@ -150,8 +150,19 @@ def test_what_has_no_picture_is_shown_without(services: Services) -> None:
     assert metadata.of_detections(DONE, services, {})["contact_sheet"].value == "no picture"
     services.objects.put_bytes("detections/d/thumbnails/1.jpg", b"no picture")
     table = of_publication([event(1, truncated_start=True, face_score=0.5)], services)["table"].value
-    assert "|  | …0.1 s | 0.1 s | person | 1 | 2× | 0.90 | 0.70 | 0.50 |" in table
+    assert "|  |  | …0.1 s | 0.1 s | person | 1 | 2× | 0.90 | 0.70 | 0.50 |" in table
     assert of_publication([], services)["table"].value == "No events."
+
+
+def test_events_have_wall_clock_times_and_a_date_from_a_tag_is_marked(services: Services) -> None:
+    at = datetime(2026, 1, 1, 15, 0, tzinfo=UTC)
+    derived = EventsReference("a", "analyses/a/", 1, at, "container:creation_time", DONE)
+
+    shown = metadata.of_publication(published(1), [event(1, start_ms=61_000)], derived, services, {})
+
+    assert "| 2026-01-02 00:01:01+09:00 | 61.0 s |" in shown["table"].value
+    assert shown["recorded_at"] == "2026-01-02 00:00:00+09:00"
+    assert shown["recorded_at_known_from"] == "a tag of the file (creation_time), not verified"
 
 
 def test_links_lead_to_aws_only_in_aws(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:

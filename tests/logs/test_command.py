@@ -4,8 +4,10 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
@@ -108,7 +110,7 @@ def test_logs_for_people_have_one_form_and_tracebacks_for_developers(aws: Aws, c
     told = capstone("logs", VIDEO).out.splitlines()
     everything = capstone("logs", VIDEO, "--level", "DEBUG").out.splitlines()
 
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(NOW - 600))
+    at = datetime.fromtimestamp(NOW - 600, ZoneInfo("Asia/Seoul")).isoformat(" ", "seconds")
     assert told[0] == everything[0] == f"[{at}] INFO intake - Received."
     assert [text.partition("] ")[2] for text in told[-4::2]] == [
         "ERROR batch - Job failed.",

@@ -313,7 +313,7 @@ def test_a_transient_failure_is_told_when_it_is_tried_again_and_then_is(sensor: 
     row = sensor.status()
     assert row["state"] == "failed"
     assert row["message"].startswith("It failed. It is tried again at ")
-    assert "UTC (attempt 1 of 3)." in row["message"]
+    assert "+09:00 (attempt 1 of 3)." in row["message"]
     sensor.tick()
     assert sensor.status()["message"] == row["message"], "it is told once"
     assert sensor.submitted == []

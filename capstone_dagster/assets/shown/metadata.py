@@ -10,9 +10,11 @@ import inspect
 import warnings
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
@@ -24,6 +26,7 @@ from capstone_dagster.assets.steps.measurements import gpu_cost
 from capstone_dagster.assets.steps.references import DetectionsReference, EventsReference, PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.storage.events import events_of
+from capstone_dagster.wall_clock import time_source, wall_clock
 
 Metadata = dict[str, Any]
 
@@ -123,7 +126,9 @@ def of_publication(
     pictures = _Thumbnails(services, MOST_PICTURE_BYTES - 1000 - (_CHANGES_BYTES if compared else 0))
     return {
         "events": published.events,
-        "table": dg.MetadataValue.md(_table(events, lambda key: pictures(detections.prefix + key))),
+        "table": dg.MetadataValue.md(
+            _table(events, lambda key: pictures(detections.prefix + key), derived.recorded_at, services)
+        ),
         "rows": published.rows,
         "persons": sum(event.label == "person" for event in events),
         "faces": sum(event.label == "face" or event.face_score is not None for event in events),
@@ -133,6 +138,7 @@ def of_publication(
         "current": published.current,
         **compared,
         "camera": detections.upload.camera,
+        **_recorded(derived.recorded_at, derived.recorded_at_source, services),
         "published_at": dg.MetadataValue.timestamp(published.published_at),
         "video": _link(detections.upload.url, services),
         "parquet": _link(services.objects.url(derived.prefix + "events.parquet"), services),
@@ -150,7 +156,10 @@ def of_rollback(
         replaced: the one that was current before.
         by: whose order it was.
     """
-    events = [Event.of(row) for row in services.database.transact(events_of, analysis["analysis_id"])]
+    rows = services.database.transact(events_of, analysis["analysis_id"])
+    events = [Event.of(row) for row in rows]
+    recorded_at = next((row["started_at"] - _ms(row["start_ms"]) for row in rows if row["started_at"]), None)
+    pictures = _Thumbnails(services, MOST_PICTURE_BYTES - 1000)
     parquet = f"analyses/{analysis['analysis_id']}/events.parquet"
     return {
         "events": analysis["events"],
@@ -158,7 +167,7 @@ def of_rollback(
         "analysis_id": analysis["analysis_id"],
         **({"replaced": replaced} if replaced else {}),
         "current": True,
-        "table": dg.MetadataValue.md(_table(events, _Thumbnails(services, MOST_PICTURE_BYTES - 1000))),
+        "table": dg.MetadataValue.md(_table(events, pictures, recorded_at, services)),
         "persons": sum(event.label == "person" for event in events),
         "faces": sum(event.label == "face" or event.face_score is not None for event in events),
         "detection_id": analysis["detection_id"],
@@ -261,18 +270,34 @@ def _shown(jpeg: bytes, caption: str) -> str:
     return f"![{caption}](data:image/jpeg;base64,{b64encode(jpeg).decode()})"
 
 
-def _table(events: Sequence[Event], picture: Callable[[str], str]) -> str:
+def _ms(milliseconds: int) -> timedelta:
+    return timedelta(milliseconds=milliseconds)
+
+
+def _recorded(moment: datetime | None, source: str | None, services: Services) -> Metadata:
+    """When the recording began, on the wall and in its zone, and how that is known."""
+    shown = {"recorded_at": wall_clock(moment, ZoneInfo(services.settings.timezone))} if moment else {}
+    return {**shown, "recorded_at_known_from": time_source(source)}
+
+
+def _table(
+    events: Sequence[Event], picture: Callable[[str], str], recorded_at: datetime | None, services: Services
+) -> str:
+    """Events by the video's time and, where the recording's start is known, by the wall clock."""
     if not events:
         return "No events."
+    zone = ZoneInfo(services.settings.timezone)
     rows = [
-        "| | start | end | label | track | seen | best | mean | face |",
-        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
+        "| | wall clock | start | end | label | track | seen | best | mean | face |",
+        "|---|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for event in events[:_ROWS_SHOWN]:
         face = "" if event.face_score is None else f"{event.face_score:.2f}"
         before, after = "…" if event.truncated_start else "", "…" if event.truncated_end else ""
         rows.append(
-            f"| {picture(event.thumbnail_key)} | {before}{event.start_ms / 1000:.1f} s "
+            f"| {picture(event.thumbnail_key)} "
+            f"| {wall_clock(recorded_at + _ms(event.start_ms), zone) if recorded_at else ''} "
+            f"| {before}{event.start_ms / 1000:.1f} s "
             f"| {event.end_ms / 1000:.1f} s{after} | {event.label} | {event.track_id} | {event.detections}× "
             f"| {event.best_score:.2f} | {event.mean_score:.2f} | {face} |"
         )

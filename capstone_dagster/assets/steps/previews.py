@@ -5,7 +5,9 @@ Not an asset of every run: it takes about as long as an analysis, and few videos
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pyarrow.compute as pc
 
@@ -92,8 +94,13 @@ def store_preview(
             frames,
             out,
             name=upload.key,
-            recorded_at=upload.recorded_at,
+            recorded_at=_in_zone(upload.recorded_at, services),
+            recorded_at_note="(file tag)" if str(upload.recorded_at_source).startswith("container") else "",
             progress=lambda pts_ms: progress(min(1.0, pts_ms / last_ms)),
         )
         services.objects.put_file(key, out)
     return StoredPreview(key, analysis["analysis_id"], made=True)
+
+
+def _in_zone(moment: datetime | None, services: Services) -> datetime | None:
+    return moment.astimezone(ZoneInfo(services.settings.timezone)) if moment else None
