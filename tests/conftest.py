@@ -119,9 +119,11 @@ def shared_stack(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) ->
 
 
 @pytest.fixture
-def stack(shared_stack: SharedStack, monkeypatch: pytest.MonkeyPatch) -> LiveStack:
-    """The live stack that tests share, and this process a client of it."""
-    stack = shared_stack.running()
+def stack(
+    shared_stack: SharedStack, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> LiveStack:
+    """The live stack that tests share, and this process a client of it; a module's RETRIES is the stack's."""
+    stack = shared_stack.running(retries=getattr(request.module, "RETRIES", 0))
     for name, value in stack.local.environment.items():
         monkeypatch.setenv(name, value)
     return stack

@@ -26,6 +26,8 @@ from tests.support.live_stack import DEADLINE_S, LiveStack
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.live
+# A lost worker is replaced by the system.
+RETRIES = 1
 ASSETS = ("extracted_frames", "detections", "events")
 EVENTS = dg.AssetKey("events")
 NAMES = ("one", "two", "three")

@@ -92,22 +92,29 @@ class LiveStack:
 class SharedStack:
     """At most one live stack, started when a test first asks for it and kept for the next one.
 
-    Every frame is analysed, so that a run can be met in the middle of its pass. Of retries only Dagster's and
-    operators' are made.
+    Every frame is analysed, so that a run can be met in the middle of its pass.
     """
 
     folder: Path
     model_cache: Path
     _stack: LiveStack | None = field(default=None, init=False)
+    _retries: int = field(default=0, init=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False)
 
-    def running(self) -> LiveStack:
-        """The stack, which is started if none runs."""
+    def running(self, *, retries: int = 0) -> LiveStack:
+        """The stack, which is started if none runs.
+
+        Args:
+            retries: how often it starts a failed run again by itself; another number restarts the stack.
+        """
+        if retries != self._retries:
+            self.stop()
         if self._stack is None:
+            self._retries = retries
             variables = {
                 "CAPSTONE_MODEL_CACHE": str(self.model_cache),
                 "CAPSTONE_SAMPLE_FPS": "0",
-                "CAPSTONE_REEXECUTIONS_PER_VIDEO": "0",
+                "CAPSTONE_REEXECUTIONS_PER_VIDEO": str(retries),
             }
             with pytest.MonkeyPatch.context() as environment:
                 for name, value in variables.items():
