@@ -62,6 +62,7 @@ WITHOUT_A_CALL = {
         "ssmmessages:*": "the tunnel to the pages",
     },
     "WorkerRole": {},
+    "AnalysisRole": {},
 }
 # The daemon does all that the code does, because its sensors, its launcher and an operator's commands run
 # there; the others run parts of it.
@@ -71,6 +72,11 @@ MODULES = {
         "storage/sources.py",
         "storage/objects.py",
         "storage/object_versions.py",
+        "models.py",
+    ],
+    "AnalysisRole": [
+        "storage/sources.py",
+        "storage/objects.py",
         "models.py",
     ],
     "WebserverRole": [],
@@ -169,7 +175,7 @@ def test_metrics_travel_in_log_lines_on_aws() -> None:
     assert text.count("'CAPSTONE_METRICS'") == text.count("'Value': 'emf'")
 
 
-@pytest.mark.parametrize("role", ["DaemonRole", "WorkerRole"])
+@pytest.mark.parametrize("role", ["DaemonRole", "WorkerRole", "AnalysisRole"])
 def test_a_role_may_do_what_its_code_calls_and_no_more(role: str) -> None:
     extra = WITHOUT_A_CALL[role]
 
@@ -234,6 +240,7 @@ def test_roles_are_handed_only_to_containers_and_only_the_jobs() -> None:
     [statement] = [each for _, each in policies() if "iam:PassRole" in as_list(each["Action"])]
 
     assert statement["Resource"] == [
+        {"Fn::GetAtt": ["AnalysisRole", "Arn"]},
         {"Fn::GetAtt": ["WorkerRole", "Arn"]},
         {"Fn::GetAtt": ["ExecutionRole", "Arn"]},
     ]
@@ -299,3 +306,9 @@ def test_the_administrators_password_goes_to_the_daemons_task_alone() -> None:
 
     assert holders == {"DaemonExecutionRole"}
     assert tasks == {"DaemonTask"}
+
+
+def test_what_decodes_untrusted_video_deletes_nothing() -> None:
+    definition = template("application")["Resources"]["GpuJobDefinition"]["Properties"]
+    assert definition["ContainerProperties"]["JobRoleArn"] == {"Fn::GetAtt": ["AnalysisRole", "Arn"]}
+    assert not {action for action in granted("AnalysisRole") if "Delete" in action}
