@@ -82,6 +82,7 @@ def materialization(new: NewUpload) -> dg.AssetMaterialization:
             "uploaded_at": dg.MetadataValue.timestamp(upload.uploaded_at),
             "announced_at": dg.MetadataValue.timestamp(new.message.sent_ms / 1000),
             "camera": upload.camera,
+            **({"external_id": upload.external_id} if upload.external_id else {}),
             "upload_id": upload.upload_id,
         },
     )

@@ -54,7 +54,7 @@ def test_an_alert_of_the_cloud_in_full() -> None:
         "Run: https://dagster.example/runs/2f1c-run",
         "Job: https://ap-northeast-2.console.aws.amazon.com/batch/home?region=ap-northeast-2#jobs/detail/job-7",
         "Container's log: https://ap-northeast-2.console.aws.amazon.com/cloudwatch/home?region=ap-northeast-2"
-        "#logsV2:log-groups/log-group/$252Faws$252Fbatch$252Fjob/log-events/"
+        "#logsV2:log-groups/log-group/$252Fcapstone$252Fvideo-analysis/log-events/"
         "capstone-gpu$252Fdefault$252F42",
         "Logs at that time: https://ap-northeast-2.console.aws.amazon.com/cloudwatch/home?region=ap-northeast-2"
         "#logsV2:log-groups/log-group/$252Fcapstone$252Fvideo-analysis/log-events"

@@ -202,6 +202,54 @@ def test_a_picture_is_made_as_small_as_asked(most_bytes: int) -> None:
         shrunk(b"", side=320, most_bytes=4000)
 
 
+def test_a_video_is_described_as_operators_look_for_it(services: Services) -> None:
+    services.objects.put_bytes("detections/d/contact_sheet.jpg", noise(1950, 930))
+    at = "2026-01-01T15:00:00+00:00"
+    summary = replace(SUMMARY, creation_time=at, creation_time_rule="creation_time")
+    done = replace(DONE, upload=replace(UPLOAD, external_id="84"), summary=summary)
+
+    seen = metadata.of_video(done, services)
+
+    assert (seen.asset_key, seen.partition) == (dg.AssetKey("raw_videos"), UPLOAD.video_id)
+    assert seen.description is not None
+    assert seen.description.startswith("84: gate/a b.mp4, 10.0 s, ")
+    shown = {name: entry.value for name, entry in seen.metadata.items()}
+    assert (shown["external_id"], shown["camera"], shown["duration_s"]) == ("84", "gate", 10.0)
+    assert shown["resolution"] == f"{SUMMARY.width} × {SUMMARY.height}"
+    assert shown["recorded_at"] == "2026-01-02 00:00:00+09:00"
+    assert "not verified" in shown["recorded_at_known_from"]
+    assert shown["picture"].startswith("![gate/a b.mp4](data:image/jpeg;base64,")
+    assert len(shown["picture"]) < 35_000
+
+
+def test_tables_show_their_columns_and_how_many_rows_lie_where(services: Services) -> None:
+    from capstone_dagster.assets.declared.daily_activity import daily_activity
+    from capstone_dagster.assets.declared.videos import events, video_analysis
+
+    specs = [*video_analysis.specs, *events.specs, *daily_activity.specs]
+    found = {
+        spec.key.to_user_string(): {
+            column.name: (column.type, column.constraints.nullable)
+            for column in spec.metadata["dagster/column_schema"].columns
+        }
+        for spec in specs
+    }
+    assert found["extracted_frames"]["pts_ms"] == ("int64", False)
+    assert found["detections"]["track_id"] == ("int32", True)
+    assert found["events"]["started_at"] == ("timestamp with time zone", True)
+    assert found["events"]["best_box"] == ("double precision[]", False)
+    assert list(found["daily_activity"]) == ["camera", "hour", "events", "persons", "faces"]
+    [of_events] = events.specs
+    assert of_events.metadata["dagster/table_name"] == "capstone.events"
+
+    for shown, rows, file in (
+        (metadata.of_frames(DONE, services, {}, {}), 250, "detections/d/frames.parquet"),
+        (metadata.of_detections(DONE, services, {}), 90, "detections/d/detections.parquet"),
+        (of_publication([event(1)], services), 1, "analyses/a/events.parquet"),
+    ):
+        assert (shown["dagster/row_count"], shown["dagster/uri"]) == (rows, services.objects.url(file))
+
+
 def test_assets_say_whose_they_are_and_where_their_code_stands() -> None:
     from capstone_dagster.assets.declared.daily_activity import daily_activity
     from capstone_dagster.assets.declared.videos import events, raw_videos, video_analysis

@@ -66,6 +66,13 @@ def test_an_upload_becomes_events_exactly_once(pipeline: Pipeline, clip: Path, t
     [analysis] = pipeline.services.database.transact(analyses_of, upload.video_id)
     assert analysis["events"] == len(published) > 0
     assert status(pipeline, upload.video_id)["state"] == "done"
+    [seen] = pipeline.instance.fetch_observations(dg.AssetKey("raw_videos"), limit=5).records
+    assert seen.partition_key == upload.video_id
+    assert seen.asset_observation is not None
+    told = {name: value.value for name, value in seen.asset_observation.metadata.items()}
+    assert told["recorded_at"] == "2025-05-26 19:37:26+09:00"
+    assert told["recorded_at_known_from"] == "the file's name"
+    assert told["picture"].startswith("![gate/")
     objects = pipeline.services.objects
     prefix = f"detections/{analysis['detection_id']}/"
     names = {key.removeprefix(prefix) for key in objects.keys(prefix)}

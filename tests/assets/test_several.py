@@ -93,6 +93,8 @@ def test_a_bad_video_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path
         (check, video) for check in ("boxes_inside_frame", "events_stored") for video in good
     }
     assert materialized(pipeline) == dict.fromkeys(ASSETS, good)
+    seen = pipeline.instance.fetch_observations(dg.AssetKey("raw_videos"), limit=5).records
+    assert {record.partition_key for record in seen} == good
     for upload in (first, last):
         [status] = pipeline.services.database.transact(current_status, upload.video_id)
         assert status["state"] == "done"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from capstone_dagster.assets.failing import as_failure
+from capstone_dagster.assets.shown.columns import csv_columns, of_asset, of_materialization
 from capstone_dagster.assets.shown.metadata import OWNERS, code_of
 from capstone_dagster.dagster_private import PRIORITY_TAG
 from capstone_dagster.services import Services
@@ -27,7 +28,13 @@ Row = Mapping[str, Any]
 
 DAYS = 30
 ACTIVITY_FILE = "summaries/daily_activity.csv"
-_COLUMNS = ("camera", "hour", "events", "persons", "faces")
+_COLUMNS = {
+    "camera": "string",
+    "hour": "timestamp",
+    "events": "integer",
+    "persons": "integer",
+    "faces": "integer",
+}
 # A picture can distinguish this many cameras; the others are in the file.
 _CAMERAS_SHOWN = 12
 _DAYS_SHOWN = 7
@@ -45,7 +52,7 @@ apart. Counts only: nobody can be known by it.""",
     kinds={"csv", "s3"},
     owners=OWNERS,
     tags={"compute": "cpu"},
-    metadata=code_of({"query": hourly_activity}),
+    metadata={**code_of({"query": hourly_activity}), **of_asset(csv_columns(_COLUMNS))},
     op_tags={"batch_gpu/compute": "cpu"},
     # A day without is a day on which no video was analysed, or this was not made: somebody should know.
     freshness_policy=dg.FreshnessPolicy.time_window(
@@ -81,6 +88,7 @@ def daily_activity(
             "timezone": zone,
             "plot": dg.MetadataValue.md(_shown(rows)),
             "table": dg.MetadataValue.md(_table(rows)),
+            **of_materialization(rows=len(rows), uri=services.objects.url(ACTIVITY_FILE)),
             "csv": dg.MetadataValue.path(services.objects.url(ACTIVITY_FILE)),
         }
     )
@@ -103,7 +111,7 @@ def as_csv(rows: Sequence[Row]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for row in rows:
-        writer.writerow([row["camera"], row["hour"].isoformat(), *(row[name] for name in _COLUMNS[2:])])
+        writer.writerow([row["camera"], row["hour"].isoformat(), *(row[name] for name in [*_COLUMNS][2:])])
     return text.getvalue().encode()
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import dagster as dg
 
-from capstone_dagster.analysis import EventRules, build_events
+from capstone_dagster.analysis import DETECTIONS_SCHEMA, FRAMES_SCHEMA, EventRules, build_events
 from capstone_dagster.analysis import analyze_video as analyze_video_file
 from capstone_dagster.assets.declared.partitions import backfill_policy, videos
 from capstone_dagster.assets.failing import explained, run_tags
-from capstone_dagster.assets.shown import metadata
+from capstone_dagster.assets.shown import columns, metadata
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
 from capstone_dagster.assets.steps.detection import AnalysisOrder, detect
 from capstone_dagster.assets.steps.duplicate_passes import Passes
@@ -35,6 +35,7 @@ from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.requests import request_run_id
 from capstone_dagster.run_tags import FORCE_TAG
 from capstone_dagster.services import Services
+from capstone_dagster.storage.schema import events as events_table
 from capstone_dagster.storage.uploads import VideoUpload
 
 raw_videos = dg.AssetSpec(
@@ -135,6 +136,7 @@ def analyze_video(
         tags = run_tags(context)
         frames_shown = metadata.of_frames(done, services, watch.times(), tags)
         detections_shown = metadata.of_detections(done, services, tags)
+        context.log_event(metadata.of_video(done, services))
     frames = FramesReference(done.detection_id, done.prefix)
     yield dg.Output(frames, "extracted_frames", metadata=frames_shown)
     yield dg.Output(done, "detections", metadata=detections_shown)
@@ -199,7 +201,10 @@ are analysed.""",
             kinds={"parquet", "s3"},
             owners=metadata.OWNERS,
             tags={"compute": "gpu"},
-            metadata=metadata.code_of({"streaming pass": analyze_video_file}),
+            metadata={
+                **metadata.code_of({"streaming pass": analyze_video_file}),
+                **columns.of_asset(columns.parquet_columns(FRAMES_SCHEMA)),
+            },
         ),
         "detections": dg.AssetOut(
             description="""Every single detection of a video with its track, `detections.parquet`, and an
@@ -212,7 +217,10 @@ contradiction keeps `events` from being made of it.""",
             kinds={"ultralytics", "parquet", "s3"},
             owners=metadata.OWNERS,
             tags={"compute": "gpu", "personal-data": "yes"},
-            metadata=metadata.code_of({"detections": detect, "streaming pass": analyze_video_file}),
+            metadata={
+                **metadata.code_of({"detections": detect, "streaming pass": analyze_video_file}),
+                **columns.of_asset(columns.parquet_columns(DETECTIONS_SCHEMA)),
+            },
         ),
     },
     group_name="videos",
@@ -237,7 +245,10 @@ with what this camera usually has.""",
     kinds={"postgres"},
     owners=metadata.OWNERS,
     tags={"compute": "cpu", "personal-data": "yes"},
-    metadata=metadata.code_of({"event rules": build_events, "derivation": derive, "publication": publish}),
+    metadata={
+        **metadata.code_of({"event rules": build_events, "derivation": derive, "publication": publish}),
+        **columns.of_asset(columns.sql_columns(events_table), table=events_table.fullname),
+    },
     partitions_def=videos,
     backfill_policy=backfill_policy,
 )

@@ -19,11 +19,18 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from batch_gpu.jobs import JOB_ID_TAG, LOG_STREAM_TAG
-from batch_gpu.links import DEFAULT_LOG_GROUP, job_url, log_url
+from batch_gpu.links import job_url, log_url
 from capstone_dagster.analysis import Event, shrunk
 from capstone_dagster.assets.shown.changes import of_comparison
+from capstone_dagster.assets.shown.columns import of_materialization
 from capstone_dagster.assets.steps.measurements import gpu_cost
-from capstone_dagster.assets.steps.references import DetectionsReference, EventsReference, PublishedAnalysis
+from capstone_dagster.assets.steps.references import (
+    DetectionsReference,
+    EventsReference,
+    PublishedAnalysis,
+    recording_start,
+)
+from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.services import Services
 from capstone_dagster.storage.events import events_of
 from capstone_dagster.wall_clock import time_source, wall_clock
@@ -44,8 +51,35 @@ _THUMBNAIL_SIDE = 96
 _THUMBNAIL_BYTES = 4_000
 # Of these, for what an analysis has changed: some ten thumbnails; `capstone compare --html` shows all.
 _CHANGES_BYTES = 30_000
+# A contact sheet at a glance.
+_VIDEO_SIDE = 480
+_VIDEO_PICTURE_BYTES = 24_000
 # Base64 makes four bytes of three.
 _BASE64 = 4 / 3
+
+
+def of_video(done: DetectionsReference, services: Services) -> dg.AssetObservation:
+    """Of `raw_videos`, what is known once the pass has seen the video: how an operator finds it again."""
+    upload, summary = done.upload, done.summary
+    name = f"{upload.external_id}: {upload.key}" if upload.external_id else upload.key
+    jpeg = _picture(
+        done.prefix + "contact_sheet.jpg", services, side=_VIDEO_SIDE, most_bytes=_VIDEO_PICTURE_BYTES
+    )
+    return dg.AssetObservation(
+        "raw_videos",
+        partition=upload.video_id,
+        description=f"{name}, {summary.duration_ms / 1000:.1f} s, {summary.width} × {summary.height}",
+        metadata={
+            **({"external_id": upload.external_id} if upload.external_id else {}),
+            "camera": upload.camera,
+            "duration_s": summary.duration_ms / 1000,
+            "resolution": f"{summary.width} × {summary.height}",
+            **_recorded(*recording_start(done), services),
+            "picture": dg.MetadataValue.md("no picture" if jpeg is None else _shown(jpeg, upload.key)),
+            "object": _link(upload.url, services),
+            "upload_id": upload.upload_id,
+        },
+    )
 
 
 def of_frames(
@@ -75,6 +109,9 @@ def of_frames(
         "height": summary.height,
         "codec": summary.codec,
         "video": _link(done.upload.url, services),
+        **of_materialization(
+            rows=summary.frames_decoded, uri=services.objects.url(done.prefix + "frames.parquet")
+        ),
         "frames": _link(services.objects.url(done.prefix + "frames.parquet"), services),
         **times,
         **_whereabouts(tags, services),
@@ -105,6 +142,9 @@ def of_detections(done: DetectionsReference, services: Services, tags: Mapping[s
         "decoder": summary.decoder,
         "batch_size": summary.batch_size,
         "cpu_fallback": summary.cpu_fallback or "no",
+        **of_materialization(
+            rows=summary.detections, uri=services.objects.url(done.prefix + "detections.parquet")
+        ),
         "parquet": _link(services.objects.url(done.prefix + "detections.parquet"), services),
         "full_contact_sheet": _link(services.objects.url(sheet), services),
         **_whereabouts(tags, services),
@@ -141,6 +181,9 @@ def of_publication(
         **_recorded(derived.recorded_at, derived.recorded_at_source, services),
         "published_at": dg.MetadataValue.timestamp(published.published_at),
         "video": _link(detections.upload.url, services),
+        **of_materialization(
+            rows=published.events, uri=services.objects.url(derived.prefix + "events.parquet")
+        ),
         "parquet": _link(services.objects.url(derived.prefix + "events.parquet"), services),
         **_whereabouts(tags, services),
     }
@@ -174,6 +217,7 @@ def of_rollback(
         "model": analysis["model"],
         "model_sha256": analysis["model_sha256"],
         "published_at": dg.MetadataValue.timestamp(analysis["published_at"]),
+        **of_materialization(rows=analysis["events"], uri=services.objects.url(parquet)),
         "parquet": _link(services.objects.url(parquet), services),
     }
 
@@ -209,7 +253,7 @@ def _whereabouts(tags: Mapping[str, str], services: Services) -> Metadata:
     region = _region(services)
     if region is None or not job:
         return {}
-    log = {"log": dg.MetadataValue.url(log_url(region, DEFAULT_LOG_GROUP, stream))} if stream else {}
+    log = {"log": dg.MetadataValue.url(log_url(region, VIDEO_ANALYSIS.name, stream))} if stream else {}
     return {"batch_job": dg.MetadataValue.url(job_url(region, job)), **log}
 
 

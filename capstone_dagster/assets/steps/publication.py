@@ -30,7 +30,12 @@ from capstone_dagster.analysis import (
 )
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
 from capstone_dagster.assets.steps.measurements import measure_publication
-from capstone_dagster.assets.steps.references import DetectionsReference, EventsReference, PublishedAnalysis
+from capstone_dagster.assets.steps.references import (
+    DetectionsReference,
+    EventsReference,
+    PublishedAnalysis,
+    recording_start,
+)
 from capstone_dagster.assets.steps.temporary_files import read_object, take_removed, temporary_folder
 from capstone_dagster.catalog.metrics import DATABASE_RETRIES, PERSIST_ERRORS
 from capstone_dagster.services import Services
@@ -58,7 +63,7 @@ def derive(detections: DetectionsReference, services: Services, rules: EventRule
         path = folder / EVENTS_FILE
         write_events(path, events)
         services.objects.put_file(prefix + EVENTS_FILE, path)
-    recorded_at, source = _recorded_at(detections)
+    recorded_at, source = recording_start(detections)
     return EventsReference(identity, prefix, len(events), recorded_at, source, detections)
 
 
@@ -216,13 +221,3 @@ def _row(event: Event, derived: EventsReference) -> dict[str, Any]:
         "ended_at": clock(event.end_ms),
         "thumbnail_key": prefix + event.thumbnail_key if event.thumbnail_key else None,
     }
-
-
-def _recorded_at(detections: DetectionsReference) -> tuple[datetime | None, str | None]:
-    upload, tag = detections.upload, detections.summary.creation_time
-    if upload.recorded_at is not None:
-        return upload.recorded_at, upload.recorded_at_source
-    rule = detections.summary.creation_time_rule
-    return (
-        (datetime.fromisoformat(tag), f"container:{rule}" if rule else "container") if tag else (None, None)
-    )

@@ -85,6 +85,17 @@ class PublishedAnalysis:
     first: bool = False
 
 
+def recording_start(detections: DetectionsReference) -> tuple[datetime | None, str | None]:
+    """When a recording began and how that is known: what intake found, else a tag of the container."""
+    upload, tag = detections.upload, detections.summary.creation_time
+    if upload.recorded_at is not None:
+        return upload.recorded_at, upload.recorded_at_source
+    rule = detections.summary.creation_time_rule
+    return (
+        (datetime.fromisoformat(tag), f"container:{rule}" if rule else "container") if tag else (None, None)
+    )
+
+
 Reference = FramesReference | DetectionsReference | EventsReference | PublishedAnalysis
 
 _KINDS: Mapping[str, type] = {

@@ -157,6 +157,7 @@ class _Turn:
         frames = FramesReference(done.detection_id, done.prefix)
         tags = run_tags(self._context)
         self._materialize("extracted_frames", frames, metadata.of_frames(done, services, watch.times(), tags))
+        self._log(metadata.of_video(done, self._services))
         self._materialize("detections", done, metadata.of_detections(done, services, tags))
         findings = judge_detections(done, services)
         log_findings(log, findings)
@@ -188,7 +189,7 @@ class _Turn:
         keep_latest(self._services.objects, asset, self._video_id, reference)
         self._log(dg.AssetMaterialization(asset, partition=self._video_id, metadata=shown))
 
-    def _log(self, *events: dg.AssetMaterialization | dg.AssetCheckEvaluation) -> None:
+    def _log(self, *events: dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation) -> None:
         for event in events:
             # Dagster takes evaluations as well; its annotation lacks them.
             self._context.log_event(event)  # type: ignore[arg-type]
