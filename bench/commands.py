@@ -47,7 +47,7 @@ MISTYPED = (
     ("submit",),
     ("submit", "video.mp4", "--recorded-at", "noon"),
     ("export", "events", "--out", "x.csv", "--since", "noon"),
-    ("events", "--format", "xml"),
+    ("events", "--since", "noon"),
 )
 
 
@@ -95,7 +95,7 @@ def _measured(checkout: Path, stack: Mapping[str, str], times: int) -> Iterator[
         yield row("typing error", [*name, "--nonsense"])
     for words in MISTYPED:
         yield row("typing error", words)
-    *_, out = _median(checkout, stack, ["status", "--format", "json"], 1)
+    *_, out = _median(checkout, stack, ["status", "--json"], 1)
     videos = [each["video_id"] for each in json.loads(out) if each["state"] == "done"]
     for words in READING:
         if videos or "VIDEO" not in words:

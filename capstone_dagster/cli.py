@@ -5,7 +5,7 @@ import signal
 import sys
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -47,6 +47,25 @@ app = typer.Typer(
     "Exit codes: 0, success; 1, failure, with one sentence that says why; 2, wrong or unknown arguments; "
     "130, Ctrl-C.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"capstone {version('capstone-dagster')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Options of `capstone` itself."""
+
 
 # In the order in which --help lists them.
 COMMANDS = {

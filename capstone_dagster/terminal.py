@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from time import sleep
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     err: Console
 
 Format = Literal["table", "json", "csv"]
+_WIDEST = 10_000
 
 
 def __getattr__(name: str) -> Console:
@@ -80,6 +82,49 @@ def progress(what: str) -> Iterator[Report]:
         yield report
 
 
+def format_of(*, as_json: bool, as_csv: bool) -> Format:
+    """How a command prints its rows.
+
+    Raises:
+        BadParameter: both were asked for.
+    """
+    if as_json and as_csv:
+        import typer
+
+        raise typer.BadParameter("--json and --csv exclude each other: give one of them")
+    return "json" if as_json else "csv" if as_csv else "table"
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value, a list or an object, for other programs."""
+    print(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+
+
+def print_table(table: RenderableType) -> None:
+    """Print a table as wide as its content, so that ids and addresses can be copied whole.
+
+    A narrow terminal wraps the lines itself, and copies them as one.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    wide = Console(highlight=False, emoji=False, width=_WIDEST)
+    wide.width = max(Measurement.get(wide, wide.options, table).maximum, 1)
+    wide.print(table)
+
+
+def watch(show: Callable[[], RenderableType], *, pause_s: float) -> None:
+    """Show something again and again until Ctrl-C, in place on a terminal, else one below the other."""
+    from capstone_dagster.terminal import out
+
+    with suppress(KeyboardInterrupt):  # the ordinary end
+        while True:
+            table = show()
+            out.clear()  # does nothing where output is piped
+            print_table(table)
+            sleep(pause_s)
+
+
 def print_rows(
     rows: Sequence[Mapping[str, Any]],
     form: Format,
@@ -94,7 +139,7 @@ def print_rows(
         columns: the header of CSV, there without any row too.
     """
     if form == "json":
-        print(json.dumps([dict(row) for row in rows], default=_plain, ensure_ascii=False, indent=2))
+        print_json([dict(row) for row in rows])
     elif form == "csv":
         import csv
 
@@ -102,9 +147,7 @@ def print_rows(
         writer.writerow(columns)
         writer.writerows([cell(row[name]) for name in columns] for row in rows)
     else:
-        from capstone_dagster.terminal import out
-
-        out.print(table(rows))
+        print_table(table(rows))
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

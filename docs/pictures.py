@@ -142,7 +142,7 @@ def _submit(state: Path, video: Path, *, camera: str) -> None:
 
 def _answer(state: Path, *command: str) -> Any:
     answer = subprocess.run(
-        [*CAPSTONE, *command, "--format", "json", "--state", str(state)],
+        [*CAPSTONE, *command, "--json", "--state", str(state)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

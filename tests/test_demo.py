@@ -220,11 +220,11 @@ def test_dev_serves_the_ui_and_other_terminals_until_ctrl_c(
     capstone("submit", str(clip), "--camera", "gate", "--external-id", "84")
 
     def analysed() -> bool:
-        rows = json.loads(capstone("status", "--format", "json").stdout)
+        rows = json.loads(capstone("status", "--json").stdout)
         return any(row["external_id"] == "84" and row["state"] == "done" for row in rows)
 
     wait_for("the submitted video to be analysed", analysed, DEADLINE_S / 2)
-    events = json.loads(capstone("events", "--video", "84", "--format", "json").stdout)
+    events = json.loads(capstone("events", "84", "--json").stdout)
     assert {event["camera"] for event in events} == {"gate"}
 
     process.send_signal(signal.SIGINT)

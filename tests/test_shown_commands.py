@@ -249,7 +249,7 @@ def test_the_commands_of_a_page_do_what_they_show(
             for name, value in variables.items():
                 typed.setenv(name, value)
             if words[:2] == ["dlq", "show"]:
-                [letter] = json.loads(capstone("dlq", "list", "--format", "json").out)
+                [letter] = json.loads(capstone("dlq", "list", "--json").out)
                 words[2] = letter["message_id"][: len(words[2])]
             typed.setattr("sys.stdin", io.StringIO("y\n"))
             outcome = capstone(*words)

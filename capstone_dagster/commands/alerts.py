@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,9 +28,9 @@ _COLOURS = {"failure": "red", "update": "yellow", "recovery": "green"}
 def alerts(
     tail: Annotated[int, typer.Option(min=1, help="Only the last ones, this many.")] = 10,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new notices until Ctrl-C.")] = False,
-    form: Annotated[
-        Literal["text", "json"], typer.Option("--format", help="`json`: one object in a line.")
-    ] = "text",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list of objects; with --follow, one object a line.")
+    ] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Show the alerts that were sent: what failed, why, what to do, and what is resolved.
@@ -49,10 +49,13 @@ def alerts(
         _tell_how_to_subscribe(topic)
         raise typer.Exit(1)
     notices = look_into(sqs, url)
+    if as_json and not follow:
+        terminal.print_json([asdict(notice) for notice in notices[-tail:]])
+        return
     for notice in notices[-tail:]:
-        _show(notice, form)
+        _show(notice, as_json=as_json)
     if follow:
-        _follow(lambda: look_into(sqs, url), {notice.message_id for notice in notices}, form)
+        _follow(lambda: look_into(sqs, url), {notice.message_id for notice in notices}, as_json=as_json)
     elif not notices:
         terminal.err.print("No notice was sent yet.")
 
@@ -76,20 +79,20 @@ def _tell_how_to_subscribe(topic: str) -> None:
     terminal.err.print(text, markup=False, soft_wrap=True)
 
 
-def _follow(look: Callable[[], list[Received]], known: set[str], form: str) -> None:
+def _follow(look: Callable[[], list[Received]], known: set[str], *, as_json: bool) -> None:
     with suppress(KeyboardInterrupt):  # the normal end
         while True:
             time.sleep(_POLL_S)
             for notice in look():
                 if notice.message_id not in known:
                     known.add(notice.message_id)
-                    _show(notice, form)
+                    _show(notice, as_json=as_json)
 
 
-def _show(notice: Received, form: str) -> None:
+def _show(notice: Received, *, as_json: bool) -> None:
     from rich.text import Text
 
-    if form == "json":
+    if as_json:
         print(json.dumps(asdict(notice) | {"at": notice.at.isoformat()}), flush=True)
         return
     colour = _COLOURS.get(notice.attributes.get("kind", ""), "default")

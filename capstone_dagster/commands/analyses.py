@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import getpass
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +21,9 @@ from capstone_dagster.commands.finding import (
 )
 from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
-    FormatOption,
+    CsvOption,
+    JsonOption,
+    JsonRowsOption,
     StateOption,
     dagster_instance,
     object_store,
@@ -45,7 +46,12 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def analyses(video: VideoArgument, form: FormatOption = "table", state: StateOption = DEFAULT_STATE) -> None:
+def analyses(
+    video: VideoArgument,
+    as_json: JsonRowsOption = False,
+    as_csv: CsvOption = False,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
     """List a video's analyses: model, settings, number of events, and which one is current.
 
     Every analysis stays stored. `capstone compare` shows how two of them differ, `capstone rollback` makes an
@@ -55,6 +61,7 @@ def analyses(video: VideoArgument, form: FormatOption = "table", state: StateOpt
     """
     from capstone_dagster.commands import tables
 
+    form = terminal.format_of(as_json=as_json, as_csv=as_csv)
     database = open_database(state)
     found = [
         {name: row[name] for name in _COLUMNS} for row in find_analyses(database, find_video(database, video))
@@ -76,7 +83,7 @@ def compare(
         str | None,
         typer.Option("--to", metavar="ANALYSIS", help="The other analysis; by default the current one."),
     ] = None,
-    form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
+    as_json: JsonOption = False,
     html: Annotated[
         Path | None,
         typer.Option("--html", help="Also write a page with pictures side by side, in one file."),
@@ -121,14 +128,14 @@ def compare(
         with appearing(html) as partial:
             partial.write_text(page, encoding="utf-8")
         terminal.err.print(f"Wrote {html}", markup=False, soft_wrap=True)
-    if form == "json":
-        print(json.dumps(_as_json(video_id, first, second, comparison), ensure_ascii=False, indent=2))
+    if as_json:
+        terminal.print_json(_as_json(video_id, first, second, comparison))
         return
     message = f"{video_id}: {_named(first)} → {_named(second)}"
     terminal.out.print(message, markup=False, soft_wrap=True)
     terminal.out.print(comparison.sentence, markup=False, soft_wrap=True)
     if not comparison.identical:
-        terminal.out.print(tables.comparison_table(comparison))
+        terminal.print_table(tables.comparison_table(comparison))
 
 
 def rollback(

@@ -13,7 +13,8 @@ import typer
 from capstone_dagster import terminal
 from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
-    FormatOption,
+    CsvOption,
+    JsonRowsOption,
     StateOption,
     join_local_stack,
     read_settings,
@@ -31,14 +32,17 @@ app = typer.Typer(
 
 
 @app.command("list")
-def dlq_list(form: FormatOption = "table", state: StateOption = DEFAULT_STATE) -> None:
+def dlq_list(
+    as_json: JsonRowsOption = False, as_csv: CsvOption = False, state: StateOption = DEFAULT_STATE
+) -> None:
     """List the dead letters, oldest first, each with the reason.
 
-    Example: `capstone dlq list --format json`
+    Example: `capstone dlq list --json`
     """
     from capstone_dagster.commands import tables
     from capstone_dagster.intake.queue import DeadLetter
 
+    form = terminal.format_of(as_json=as_json, as_csv=as_csv)
     # The receipt is useless once the command has ended.
     shown = [field.name for field in fields(DeadLetter) if field.name != "receipt"]
     with _dead_letters(state) as (_, letters):

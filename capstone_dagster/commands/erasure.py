@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import getpass
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +12,7 @@ from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
 from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
+    JsonOption,
     StateOption,
     dagster_instance,
     join_local_stack,
@@ -32,7 +32,7 @@ def delete(
         str | None,
         typer.Option("--by", help="Who requests it, for the audit line.", show_default="this user"),
     ] = None,
-    form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
+    as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Delete a video with every trace of it: files, pictures, events, and Dagster's records.
@@ -57,7 +57,7 @@ def delete(
             plan = eraser.plan(video_id)
             counts = eraser.count(plan)
         if dry_run:
-            _tell(video_id, plan, counts, form, done=False)
+            _tell(video_id, plan, counts, as_json=as_json, done=False)
             return
         if not yes:
             terminal.err.print(tables.counts_table(counts, "what", "there is"))
@@ -66,8 +66,8 @@ def delete(
             removed = eraser.erase(plan, by=by or getpass.getuser(), report=report)
         # In the order of the plan; what an earlier attempt removed follows.
         removed = {name: removed[name] for name in (*counts, *removed) if name in removed}
-        _tell(video_id, plan, removed, form, done=True)
-        if form == "table" and (sensors := eraser.what_remembers(plan.names)):
+        _tell(video_id, plan, removed, as_json=as_json, done=True)
+        if not as_json and (sensors := eraser.what_remembers(plan.names)):
             message = f"The cursors of {', '.join(sensors)} still name it, until their next change."
             terminal.err.print(message, markup=False, soft_wrap=True)
 
@@ -90,17 +90,15 @@ def _known(services: Services, video: str) -> str:
         return video
 
 
-def _tell(
-    video_id: str, plan: Plan, counts: Mapping[str, int], form: Literal["table", "json"], *, done: bool
-) -> None:
+def _tell(video_id: str, plan: Plan, counts: Mapping[str, int], *, as_json: bool, done: bool) -> None:
     from capstone_dagster.commands import tables
 
-    if form == "json":
+    if as_json:
         about = {"video_id": video_id, "deleted": done, "counts": dict(counts), "kept": sorted(plan.kept)}
         cancelled = {} if done else {"runs_to_end": list(plan.cancel), "obstacle": plan.obstacle}
-        print(json.dumps({**about, **cancelled, "cannot_be_deleted": list(_LEFT)}, indent=2))
+        terminal.print_json({**about, **cancelled, "cannot_be_deleted": list(_LEFT)})
         return
-    terminal.out.print(tables.counts_table(counts, "what", "deleted" if done else "would be deleted"))
+    terminal.print_table(tables.counts_table(counts, "what", "deleted" if done else "would be deleted"))
     for kept in sorted(plan.kept):
         message = f"Detections {kept} stay: another video with the same bytes uses them."
         terminal.out.print(message, markup=False, soft_wrap=True)

@@ -9,18 +9,24 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from zoneinfo import ZoneInfo
 
 import typer
 
 from capstone_dagster import terminal
+from capstone_dagster.commands.event_options import (
+    CameraOption,
+    LabelOption,
+    SinceOption,
+    UntilOption,
+    VideosArgument,
+    event_filter,
+)
 from capstone_dagster.commands.finding import current_of, find_analyses, find_analysis, find_video
 from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
     StateOption,
     object_store,
     open_database,
-    read_settings,
 )
 from capstone_dagster.commands.sections import Sections
 from capstone_dagster.commands.writing import appearing
@@ -46,21 +52,11 @@ def events(
     form: Annotated[
         Literal["csv", "parquet", "json"], typer.Option("--format", help="What to write.")
     ] = "csv",
-    video: Annotated[
-        str | None, typer.Option("--video", help="Only this video's; its id or external id.")
-    ] = None,
-    camera: Annotated[str | None, typer.Option("--camera", help="Only this camera's.")] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            "--since",
-            metavar="TIME",
-            help="Only those that began then or later: ISO 8601, in CAPSTONE_TIMEZONE if it names no zone.",
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="TIME", help="Only those that began before.")
-    ] = None,
+    videos: VideosArgument = None,
+    camera: CameraOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    label: LabelOption = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Write the current events, with the columns of the view current_events.
@@ -71,14 +67,11 @@ def events(
 
     Example: `capstone export events --camera gate --since 2026-01-01 --out january.csv`
     """
-    began, ended = _moment(since), _moment(until)
-
-    from capstone_dagster.storage.events import EventFilter, stream_events
+    from capstone_dagster.storage.events import stream_events
 
     database = open_database(state)
-    which = EventFilter(
-        video=None if video is None else find_video(database, video), camera=camera, since=began, until=ended
-    )
+    named = [find_video(database, video) for video in videos or []]
+    which = event_filter(named, camera=camera, since=since, until=until, labels=label)
     write = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}[form]
     with appearing(out) as partial, database.transaction() as connection:
         rows = write(partial, *stream_events(connection, which))
@@ -202,13 +195,3 @@ def _parquet_schema(columns: Sequence[str]) -> pa.Schema:
         return pa.float64() if isinstance(column, sa.Double) else pa.string()
 
     return pa.schema([pa.field(name, kind(name)) for name in columns])
-
-
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no time as in 2026-01-22T14:23:15+09:00") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(read_settings().timezone))

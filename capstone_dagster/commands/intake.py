@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, join_local_stack
+from capstone_dagster.commands.joining import (
+    DEFAULT_STATE,
+    JsonOption,
+    StateOption,
+    dagster_instance,
+    join_local_stack,
+)
 from capstone_dagster.commands.sections import Sections
 
 if TYPE_CHECKING:
@@ -37,20 +42,20 @@ By = Annotated[str | None, typer.Option("--by", help="Who orders it.", show_defa
 
 @app.command("status")
 def intake_status(
-    form: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print.")] = "text",
+    as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Say whether intake runs or is paused, why, since when, and when the next probe is due.
 
-    Example: `capstone intake status --format json`
+    Example: `capstone intake status --json`
     """
     from capstone_dagster.commands.dagster_tables import read_intake
     from capstone_dagster.failures.breaker_state import describe
 
     join_local_stack(state)
     breaker, order = read_intake()
-    if form == "json":
-        print(json.dumps({**asdict(breaker), "paused": breaker.paused}))
+    if as_json:
+        terminal.print_json({**asdict(breaker), "paused": breaker.paused})
         return
     print(describe(breaker))
     if order is not None and order.at > breaker.order_at:

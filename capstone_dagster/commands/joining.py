@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +27,9 @@ StateOption = Annotated[
         "--state", help="Where the local stack keeps everything it remembers.", show_default=".capstone"
     ),
 ]
-FormatOption = Annotated[Literal["table", "json", "csv"], typer.Option("--format", help="How to print.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonRowsOption = Annotated[bool, typer.Option("--json", help="Print a JSON list of objects.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")]
 START_STACK = "Locally: start the stack with `make dev`, and try again from a second terminal."
 _SUFFICIENT = ("CAPSTONE_DATABASE_URL", "POSTGRES_HOST", "CAPSTONE_QUEUE_URL")
 

@@ -38,9 +38,9 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")
     ] = False,
-    form: Annotated[
-        Literal["text", "json"], typer.Option("--format", help="`json`: the lines as they were written.")
-    ] = "text",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list of objects; with --follow, one object a line.")
+    ] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Show one video's story in the logs: intake, its runs, their jobs.
@@ -64,8 +64,11 @@ def logs(
         return reading
 
     def show(lines: Iterable[LogLine]) -> None:
+        if as_json and not follow:
+            terminal.print_json([line.fields for line in lines])
+            return
         for line in lines:
-            shown = Text(line.text) if form == "json" else _in_text(line, with_traceback=level == "DEBUG")
+            shown = Text(line.text) if as_json else _in_text(line, with_traceback=level == "DEBUG")
             terminal.out.print(shown, soft_wrap=True)
 
     with terminal.progress("Reading the logs") if terminal.err.is_terminal else nullcontext():

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import getpass
-import re
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, dagster_instance, open_database
+from capstone_dagster.commands.joining import (
+    DEFAULT_STATE,
+    JsonRowsOption,
+    StateOption,
+    dagster_instance,
+    open_database,
+)
+from capstone_dagster.commands.moments import HOW_TO_TYPE, checked, read_moment
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from capstone_dagster.runs.by_hand import Restart
     from capstone_dagster.storage.database import Database
 
 VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")]
 By = Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")]
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 # What a back end may ask for at most, too; only the probe of a paused intake goes before it.
 _FIRST = 1000
 
@@ -80,12 +86,11 @@ def retry(
         str | None, typer.Option("--class", help="Only those that failed for this class.", metavar="CLASS")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(help="Only those that failed within the last 30m, 2h or 1d.", metavar="TIME")
+        str | None,
+        typer.Option(metavar="TIME", callback=checked, help=f"Only those that failed since: {HOW_TO_TYPE}."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be started, no more.")] = False,
-    form: Annotated[
-        Literal["text", "json"], typer.Option("--format", help="`json`: a list of objects.")
-    ] = "text",
+    as_json: JsonRowsOption = False,
     by: By = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
@@ -99,12 +104,10 @@ def retry(
     if not videos and failure is None and since is None:
         raise typer.BadParameter("name videos, or choose by --class or --since")
     _check_class(failure)
-    after = datetime.now(UTC) - duration(since) if since is not None else None
-
     from capstone_dagster.runs import by_hand  # seconds
 
     database = open_database(state)
-    rows = _chosen(database, videos or [], failure, after)
+    rows = _chosen(database, videos or [], failure, read_moment(since))
     who = by or getpass.getuser()
     accounts: list[dict[str, Any]] = []
     with dagster_instance(state) as instance, terminal.progress("Looking at failed runs") as report:
@@ -127,7 +130,7 @@ def retry(
                 accounts.append(_account(restart.video_id, restart, refusal=str(refused)))
             else:
                 accounts.append(_account(restart.video_id, restart, run_id=again.run_id))
-    _show(accounts, form, dry_run=dry_run)
+    _show(accounts, as_json=as_json, dry_run=dry_run)
     if any(each["refusal"] for each in accounts):
         raise typer.Exit(1)
 
@@ -145,11 +148,9 @@ def _account(
     }
 
 
-def _show(accounts: list[dict[str, Any]], form: str, *, dry_run: bool) -> None:
-    import json
-
-    if form == "json":
-        print(json.dumps(accounts, indent=2, ensure_ascii=False))
+def _show(accounts: list[dict[str, Any]], *, as_json: bool, dry_run: bool) -> None:
+    if as_json:
+        terminal.print_json(accounts)
         return
     for each in accounts:
         if each["refusal"]:
@@ -199,18 +200,6 @@ def _check_class(failure: str | None) -> None:
 
     if failure is not None and failure not in set(FailureClass):
         raise typer.BadParameter(f"{failure!r} is no failure class; there are {', '.join(FailureClass)}")
-
-
-def duration(text: str) -> timedelta:
-    """How long a person means by 30m, 2h or 1d.
-
-    Raises:
-        BadParameter: it is nothing of the kind.
-    """
-    found = re.fullmatch(r"(\d{1,5})([smhd])", text)  # more days would go back before all calendars
-    if found is None:
-        raise typer.BadParameter(f"{text!r} is no time as in 30m, 2h or 1d", param_hint="--since")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
 def _runs(count: int) -> str:

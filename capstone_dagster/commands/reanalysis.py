@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import getpass
-import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,12 +13,13 @@ from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
 from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
+    JsonOption,
     StateOption,
     dagster_instance,
     open_database,
     read_settings,
 )
-from capstone_dagster.commands.operating import duration
+from capstone_dagster.commands.moments import HOW_TO_TYPE, checked, read_moment
 
 if TYPE_CHECKING:
     from capstone_dagster.commands.estimating import Estimate
@@ -35,7 +34,8 @@ def reanalyze(
     everything: Annotated[bool, typer.Option("--all", help="Every video.")] = False,
     camera: Annotated[str | None, typer.Option(help="Videos of this camera.")] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Videos uploaded within the last 12h or 30d.")
+        str | None,
+        typer.Option(metavar="TIME", callback=checked, help=f"Videos uploaded since: {HOW_TO_TYPE}."),
     ] = None,
     model_not: Annotated[
         str | None,
@@ -55,7 +55,7 @@ def reanalyze(
         bool,
         typer.Option("--dry-run", help="Only show what would be done, and how long it would take."),
     ] = False,
-    form: Annotated[Literal["text", "json"], typer.Option("--format", help="`json`: one object.")] = "text",
+    as_json: JsonOption = False,
     by: Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
@@ -82,8 +82,8 @@ def reanalyze(
         )
     if events_only and force:
         raise typer.BadParameter("--force repeats detections, but --events-only keeps them")
-    after = datetime.now(UTC) - duration(since) if since is not None else None
     database = open_database(state)
+    after = read_moment(since)
     services = Services(read_settings())
     needed = model_not == TODAY or (dry_run and not events_only)
     sha256 = _todays_model(services) if needed else ""
@@ -103,7 +103,7 @@ def reanalyze(
             f"no video of camera {camera!r} is known; `capstone status` lists those that are"
         )
     if not rows:
-        _tell_nothing(_none_found(camera, since, model_not), form)
+        _tell_nothing(_none_found(camera, since, model_not), as_json=as_json)
         return
     if model_not not in (None, TODAY) and all(
         _made_by_another(row, str(model_not)) for row in known if row["model_sha256"]
@@ -121,7 +121,7 @@ def reanalyze(
             from capstone_dagster.commands.estimating import estimate
 
             work = estimate(services, rows, model_sha256=sha256, events_only=events_only, force=force)
-            _tell_plan(found, len(runs), work, form)
+            _tell_plan(found, len(runs), work, as_json=as_json)
             return
         backfill_id = backfills.request_backfill(
             instance,
@@ -131,25 +131,25 @@ def reanalyze(
             force=force,
             by=by or getpass.getuser(),
         )
-    if form == "json":
-        print(json.dumps({"backfill_id": backfill_id, "videos": found, "runs": len(runs)}, indent=2))
+    if as_json:
+        terminal.print_json({"backfill_id": backfill_id, "videos": found, "runs": len(runs)})
     else:
         begins = "Dagster begins within half a minute, and shows how far it is."
         print(f"Backfill {backfill_id}: {_count(found, len(runs))}. {begins}")
 
 
-def _tell_plan(found: Sequence[str], runs: int, work: Estimate, form: str) -> None:
-    if form == "json":
+def _tell_plan(found: Sequence[str], runs: int, work: Estimate, *, as_json: bool) -> None:
+    if as_json:
         plan = {"backfill_id": None, "videos": found, "runs": runs, "estimate": work.as_fields()}
-        print(json.dumps(plan, indent=2))
+        terminal.print_json(plan)
     else:
         print(f"{_count(found, runs)} would be analysed again.\n{work.described(len(found))}")
 
 
-def _tell_nothing(why: str, form: str) -> None:
+def _tell_nothing(why: str, *, as_json: bool) -> None:
     # Not an error: a script may call this after every change of the model.
-    if form == "json":
-        print(json.dumps({"backfill_id": None, "videos": [], "runs": 0}, indent=2))
+    if as_json:
+        terminal.print_json({"backfill_id": None, "videos": [], "runs": 0})
     terminal.err.print(why, markup=False, soft_wrap=True)
 
 
@@ -175,7 +175,7 @@ def _made_by_another(row: Row, model: str) -> bool:
 
 def _none_found(camera: str | None, since: str | None, model_not: str | None) -> str:
     which = [f"of camera {camera!r}"] if camera is not None else []
-    which += [f"uploaded within the last {since}"] if since is not None else []
+    which += [f"uploaded since {since}"] if since is not None else []
     which += [f"analysed by another model than {model_not}"] if model_not is not None else []
     return " ".join(["Nothing to analyse again: no video", *which, "is known."])
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
+    JsonOption,
     StateOption,
     dagster_instance,
     join_local_stack,
@@ -22,7 +22,7 @@ def retention(
     most: Annotated[
         int | None, typer.Option(min=1, help="Maximum of each kind in one call.", show_default="2000")
     ] = None,
-    form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print.")] = "table",
+    as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Delete data older than its CAPSTONE_..._RETENTION_DAYS, as the job `retention` does every night.
@@ -53,7 +53,7 @@ def retention(
         }
         for each in done
     ]
-    if form == "json":
-        print(json.dumps({"dry_run": dry_run, "kinds": rows}, indent=2))
+    if as_json:
+        terminal.print_json({"dry_run": dry_run, "kinds": rows})
         return
-    terminal.out.print(tables.retention_table(rows, "would go" if dry_run else "went"))
+    terminal.print_table(tables.retention_table(rows, "would go" if dry_run else "went"))

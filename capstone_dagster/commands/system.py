@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack, open_database
+from capstone_dagster.commands.joining import (
+    DEFAULT_STATE,
+    JsonRowsOption,
+    StateOption,
+    join_local_stack,
+    open_database,
+)
 
 
-def doctor(state: StateOption = DEFAULT_STATE) -> None:
+def doctor(as_json: JsonRowsOption = False, state: StateOption = DEFAULT_STATE) -> None:
     """Check settings, model, decoder, GPU, database and AWS, one by one.
 
     Exits with 1 if something required is missing; optional things are warnings.
@@ -18,6 +26,10 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
     from capstone_dagster.commands.examination import MARKS, examine
 
     join_local_stack(state)
+    if as_json:
+        findings = list(examine())
+        terminal.print_json([asdict(finding) for finding in findings])
+        raise typer.Exit(int(any(finding.state == "fail" for finding in findings)))
     failed = False
     for finding in examine():
         colour, mark = MARKS[finding.state]

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from capstone_dagster import terminal
+from capstone_dagster.commands.event_options import (
+    CameraOption,
+    LabelOption,
+    SinceOption,
+    UntilOption,
+    VideosArgument,
+    event_filter,
+)
 from capstone_dagster.commands.finding import find_video
+from capstone_dagster.commands.following import follow, video_page
 from capstone_dagster.commands.joining import (
     DEFAULT_STATE,
-    FormatOption,
+    CsvOption,
+    JsonRowsOption,
     StateOption,
     join_local_stack,
     open_database,
@@ -23,7 +34,11 @@ from capstone_dagster.commands.sentences import sentence_of
 from capstone_dagster.commands.waiting import WAITING_COLUMNS, with_waiting
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from capstone_dagster.storage.database import Database
+
+_POLL_S = 2.0
 
 
 def submit(
@@ -35,11 +50,18 @@ def submit(
     recorded_at: Annotated[
         str | None, typer.Option(help="Wall-clock time of the first frame, ISO 8601.", metavar="TIME")
     ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the analyses to their end, and print the events.")
+    ] = False,
+    as_json: JsonRowsOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Upload videos for analysis.
+    """Upload videos for analysis, and show where to follow them.
 
-    Example: `capstone submit video.mp4 --camera gate --external-id 84`
+    With --wait it exits 1 if a video fails, with the reason. Ctrl-C ends the waiting, not the analysis. With
+    --json it prints the uploads; with --wait and --json the events.
+
+    Example: `capstone submit video.mp4 --camera gate --external-id 84 --wait`
     """
     if external_id is not None and len(videos) > 1:
         raise typer.BadParameter("an external id names one video; submit them one by one")
@@ -56,6 +78,7 @@ def submit(
         from capstone_dagster.local.demo import warn_if_embedded
 
         warn_if_embedded(joined)
+    submissions = []
     for path in videos:
         with terminal.progress(f"Uploading {path.name}") as report:
             submission = submit_video(
@@ -67,63 +90,124 @@ def submit(
                 recorded_at=recorded_at,
                 sent=lambda fraction, name=path.name: report(f"Uploading {name}", fraction),  # type: ignore[misc]
             )
-        terminal.out.print(f"{path.name} → {submission.url}", markup=False, soft_wrap=True)
-        terminal.out.print(f"  capstone status {submission.video_id}", markup=False, soft_wrap=True)
+        submissions.append(submission)
+        if not as_json:
+            terminal.out.print(f"{path.name} → {submission.url}", markup=False, soft_wrap=True)
+            terminal.out.print(f"  capstone status {submission.video_id}", markup=False, soft_wrap=True)
+            if settings.ui_url is not None:
+                page = video_page(settings.ui_url, submission.video_id)
+                terminal.out.print(f"  {page}", markup=False, soft_wrap=True)
+    if wait:
+        follow(open_database(state), submissions, as_json=as_json)
+    elif as_json:
+        terminal.print_json([asdict(submission) for submission in submissions])
 
 
 def status(
-    video: Annotated[
-        str | None, typer.Argument(metavar="VIDEO", help="A video's id or external id; all by default.")
-    ] = None,
-    form: FormatOption = "table",
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows, latest first.")] = 50,
+    videos: VideosArgument = None,
+    as_json: JsonRowsOption = False,
+    as_csv: CsvOption = False,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows, latest first.")] = 50,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the table again every 2 seconds, until Ctrl-C.")
+    ] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Show the state and progress of videos, what they wait for, and why they failed.
 
     A waiting video has a position in Dagster's queue; `capstone prioritize` moves it to the front.
 
-    Example: `capstone status 84`
+    Example: `capstone status 84 --watch`
     """
     from capstone_dagster.commands import tables
+
+    form = terminal.format_of(as_json=as_json, as_csv=as_csv)
+    if watch and form != "table":
+        raise typer.BadParameter("--watch shows a table: leave --json and --csv out")
+    database = open_database(state)
+    if watch:
+
+        def table() -> RenderableType:
+            return tables.status_table(_status_rows(database, videos or [], limit, form))
+
+        terminal.watch(table, pause_s=_POLL_S)
+        return
+    rows = _status_rows(database, videos or [], limit, form)
+    if not rows and form == "table":
+        terminal.err.print("No video was uploaded yet. Upload one with `capstone submit FILE`.")
+    else:
+        columns = [*_columns(database, "current_status"), *WAITING_COLUMNS]
+        terminal.print_rows(rows, form, tables.status_table, columns=columns)
+
+
+def _status_rows(
+    database: Database, videos: Sequence[str], limit: int, form: terminal.Format
+) -> list[dict[str, Any]]:
     from capstone_dagster.storage.video_status import current_status
 
-    database = open_database(state)
-    rows = database.transact(current_status, video, limit=limit)
+    rows = database.transact(current_status, *videos, limit=limit)
     rows, paused = with_waiting(rows, ask=form == "table")
     if paused and form == "table":
         message = f"New uploads stay in the queue: {paused} `capstone intake status` says more."
         terminal.err.print(message, style="yellow", markup=False, soft_wrap=True)
-    if not rows and video is not None:
-        find_video(database, video)  # refuses it
-    if not rows and form == "table":
-        terminal.err.print("No video was uploaded yet. Upload one with `capstone submit FILE`.")
-        return
-    columns = [*_columns(database, "current_status"), *WAITING_COLUMNS]
-    terminal.print_rows(rows, form, tables.status_table, columns=columns)
+    if len(rows) < limit:
+        _refuse_unknown(database, videos, rows)
+    return rows
 
 
 def events(
-    video: Annotated[str | None, typer.Option("--video", help="A video's id or external id.")] = None,
-    form: FormatOption = "table",
+    videos: VideosArgument = None,
+    camera: CameraOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    label: LabelOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Most events: the latest ones.", show_default="all")
+    ] = None,
+    as_json: JsonRowsOption = False,
+    as_csv: CsvOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """List events: who was seen, when, with which score.
+    """List events in order of time: who was seen, when, with which score.
 
-    Example: `capstone events --video 84 --format json`
+    With --since or --until only events count whose wall-clock time is known. A date means its first moment,
+    so that `--since yesterday --until today` is the whole of yesterday.
+
+    Example: `capstone events --camera gate --since yesterday --until today`
     """
     from capstone_dagster.commands import tables
-    from capstone_dagster.storage.events import current_events
+    from capstone_dagster.storage.events import find_events
 
+    form = terminal.format_of(as_json=as_json, as_csv=as_csv)
     database = open_database(state)
-    rows = database.transact(current_events, video)
-    if not rows and video is not None:
-        find_video(database, video)  # refuses an unknown one
+    which = event_filter(videos or [], camera=camera, since=since, until=until, labels=label)
+    rows = database.transact(find_events, which, limit=limit)
+    if not rows:
+        _refuse_unknown(database, videos or [], rows)
+        _refuse_unknown_camera(database, camera)
     if not rows and form == "table":
-        terminal.err.print("There are no events" + (f" of {video}." if video else " yet."), markup=False)
+        chosen = any(value is not None for value in (videos, camera, since, until, label))
+        terminal.err.print("There are no such events." if chosen else "There are no events yet.")
         return
     columns = _columns(database, "current_events")
     terminal.print_rows(rows, form, tables.events_table, columns=columns)
+
+
+def _refuse_unknown(database: Database, videos: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a name that no video has; `rows` name some that exist."""
+    known = {row["video_id"] for row in rows} | {row["external_id"] for row in rows}
+    for video in videos:
+        if video not in known:
+            find_video(database, video)
+
+
+def _refuse_unknown_camera(database: Database, camera: str | None) -> None:
+    from capstone_dagster.storage.video_status import current_status
+
+    cameras = {row["camera"] for row in database.transact(current_status)} if camera is not None else set()
+    if camera is not None and camera not in cameras:
+        known = f"there are {', '.join(sorted(cameras))}" if cameras else "no video was uploaded yet"
+        raise typer.BadParameter(f"no video of camera {camera!r} is known; {known}")
 
 
 def analyze(

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from capstone_dagster.storage.schema import SCHEMA, events, rows_of_view
+from capstone_dagster.storage.schema import SCHEMA, events
 
 _ROWS_AT_ONCE = 2000
 
@@ -46,22 +46,40 @@ class EventFilter:
     """Which of the current events; None means all.
 
     Attributes:
-        video: a video's id or external id.
+        videos: ids or external ids; none means all videos.
+        labels: none means all labels.
         since, until: those that began at or after, and before; with either of them only events whose
             wall-clock time is known.
     """
 
-    video: str | None = None
+    videos: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     camera: str | None = None
     since: datetime | None = None
     until: datetime | None = None
 
 
-def current_events(
-    connection: sa.Connection, video: str | None = None, *, limit: int | None = None
+def current_events(connection: sa.Connection, *videos: str) -> list[dict[str, Any]]:
+    """Rows of `current_events` in order of time, of all videos or of some (by id or external id)."""
+    return find_events(connection, EventFilter(videos=videos))
+
+
+def find_events(
+    connection: sa.Connection, which: EventFilter, *, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of `current_events` in order of time, of all videos or of one (by its id or external id)."""
-    return rows_of_view(connection, "current_events", video, "video_id, start_ms, track_id", limit)
+    """Rows of `current_events` in order of time; first those whose wall-clock time is unknown, by video.
+
+    Args:
+        limit: only this many, the latest ones.
+    """
+    query, parameters = _chosen(which)
+    query += (
+        " ORDER BY started_at DESC NULLS LAST, video_id DESC, start_ms DESC, track_id DESC, event_id DESC"
+    )
+    if limit is not None:
+        query += " LIMIT :limit"
+    found = connection.execute(sa.text(query), {**parameters, "limit": limit}).mappings()
+    return [dict(row) for row in found][::-1]
 
 
 def events_of(connection: sa.Connection, analysis_id: str) -> list[dict[str, Any]]:
@@ -82,20 +100,31 @@ def stream_events(
     By camera, time, video and place in it; memory holds one portion at a time. The rows can be read as long
     as the transaction is open.
     """
-    conditions = {
-        "video": "(video_id = :video OR external_id = :video)",
-        "camera": "camera = :camera",
-        "since": "started_at >= :since",
-        "until": "started_at < :until",
-    }
-    parameters = {name: getattr(which, name) for name in conditions if getattr(which, name) is not None}
-    where = " AND ".join(conditions[name] for name in parameters)
-    query = f"SELECT * FROM {SCHEMA}.current_events" + (f" WHERE {where}" if where else "")
+    query, parameters = _chosen(which)
     query += " ORDER BY camera, started_at, video_id, start_ms, track_id, event_id"
     result = connection.execution_options(stream_results=True).execute(sa.text(query), parameters)
     # The size is given here: for textual SQL, SQLAlchemy ignores `yield_per` and returns all rows at once.
     portions = result.partitions(_ROWS_AT_ONCE)
     return list(result.keys()), ([tuple(row) for row in rows] for rows in portions)
+
+
+def _chosen(which: EventFilter) -> tuple[str, dict[str, Any]]:
+    """A query of `current_events` without an order, and its parameters."""
+    conditions = {
+        "videos": "(video_id = ANY(:videos) OR external_id = ANY(:videos))",
+        "labels": "label = ANY(:labels)",
+        "camera": "camera = :camera",
+        "since": "started_at >= :since",
+        "until": "started_at < :until",
+    }
+    given = {name: getattr(which, name) for name in conditions}
+    parameters = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value not in (None, ())
+    }
+    where = " AND ".join(conditions[name] for name in parameters)
+    return f"SELECT * FROM {SCHEMA}.current_events" + (f" WHERE {where}" if where else ""), parameters
 
 
 def hourly_activity(

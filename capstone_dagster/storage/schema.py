@@ -5,14 +5,11 @@ Columns are only ever added: other systems read `current_events` and `current_st
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
-    Connection,
     DateTime,
     Double,
     ForeignKey,
@@ -213,16 +210,3 @@ erasures = Table(
     Index("uq_erasures_under_way", "video_hash", unique=True, postgresql_where=text("finished_at IS NULL")),
     Index("ix_erasures_video_hash", "video_hash", "begun_at"),
 )
-
-
-def rows_of_view(
-    connection: Connection, view: str, video: str | None, order: str, limit: int | None
-) -> list[dict[str, Any]]:
-    """Rows of one of the views for consumers, of all videos or of one (by its id or external id)."""
-    query = f"SELECT * FROM {SCHEMA}.{view}"
-    if video is not None:
-        query += " WHERE video_id = :video OR external_id = :video"
-    query += f" ORDER BY {order}"
-    if limit is not None:
-        query += " LIMIT :limit"
-    return [dict(row) for row in connection.execute(text(query), {"video": video, "limit": limit}).mappings()]

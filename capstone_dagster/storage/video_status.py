@@ -21,7 +21,6 @@ from capstone_dagster.storage.schema import (
     UNFINISHED_STATES,
     analyses,
     outbox,
-    rows_of_view,
     video_status,
 )
 from capstone_dagster.storage.uploads import VideoUpload
@@ -34,11 +33,16 @@ State = Literal[
 LATEST_FIRST = (video_status.c.uploaded_at.desc(), video_status.c.recorded_order.desc())
 
 
-def current_status(
-    connection: sa.Connection, video: str | None = None, *, limit: int | None = None
-) -> list[dict[str, Any]]:
-    """Rows of `current_status`, latest first, of all videos or of one (by its id or external id)."""
-    return rows_of_view(connection, "current_status", video, "updated_at DESC, video_id", limit)
+def current_status(connection: sa.Connection, *videos: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows of `current_status`, latest first, of all videos or of some (by id or external id)."""
+    query = f"SELECT * FROM {SCHEMA}.current_status"
+    if videos:
+        query += " WHERE video_id = ANY(:videos) OR external_id = ANY(:videos)"
+    query += " ORDER BY updated_at DESC, video_id"
+    if limit is not None:
+        query += " LIMIT :limit"
+    parameters = {"videos": list(videos), "limit": limit}
+    return [dict(row) for row in connection.execute(sa.text(query), parameters).mappings()]
 
 
 def failed_uploads(
@@ -84,6 +88,13 @@ def latest(connection: sa.Connection, video_id: str) -> Mapping[str, Any] | None
     statement = (
         sa.select(video_status).where(video_status.c.video_id == video_id).order_by(*LATEST_FIRST).limit(1)
     )
+    row = connection.execute(statement).mappings().first()
+    return None if row is None else dict(row)
+
+
+def status_of_upload(connection: sa.Connection, upload_id: str) -> Mapping[str, Any] | None:
+    """The row of one upload; None before intake."""
+    statement = sa.select(video_status).where(video_status.c.upload_id == upload_id)
     row = connection.execute(statement).mappings().first()
     return None if row is None else dict(row)
 

@@ -48,10 +48,10 @@ def test_alerts_shows_the_last_ones_each_time(topic: Topic) -> None:
 def test_alerts_as_json(topic: Topic) -> None:
     topic.publish(message(1, "recovery"))
 
-    code, output = run("--format", "json")
+    code, output = run("--json")
 
     assert code == 0
-    [notice] = [json.loads(line) for line in output.splitlines()]
+    [notice] = json.loads(output)
     assert (notice["subject"], notice["attributes"]["kind"]) == ("[local] FAILED number 1", "recovery")
 
 

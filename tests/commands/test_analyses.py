@@ -67,8 +67,8 @@ def current(database: Database) -> list[str]:
 
 
 def test_analyses_are_listed_with_what_made_them(capstone: Capstone, database: Database) -> None:
-    rows = json.loads(capstone("analyses", "84", "--format", "json").out)
-    header, *lines = csv.reader(io.StringIO(capstone("analyses", "v1", "--format", "csv").out))
+    rows = json.loads(capstone("analyses", "84", "--json").out)
+    header, *lines = csv.reader(io.StringIO(capstone("analyses", "v1", "--csv").out))
     table = capstone("analyses", "v1").out
 
     assert [(row["analysis_id"], row["is_current"], row["model"]) for row in rows] == [
@@ -84,7 +84,7 @@ def test_analyses_are_listed_with_what_made_them(capstone: Capstone, database: D
 def test_compare_says_which_events_appeared_vanished_and_moved(
     capstone: Capstone, database: Database
 ) -> None:
-    told = json.loads(capstone("compare", "84", "--format", "json").out)
+    told = json.loads(capstone("compare", "84", "--json").out)
     table = capstone("compare", "v1").out
 
     assert (told["from"]["analysis_id"], told["to"]["analysis_id"]) == (FIRST, SECOND)
@@ -100,7 +100,7 @@ def test_compare_says_which_events_appeared_vanished_and_moved(
 
 
 def test_compare_takes_beginnings_of_ids_either_way_round(capstone: Capstone, database: Database) -> None:
-    told = json.loads(capstone("compare", "v1", "--from", "a2", "--to", "a1", "--format", "json").out)
+    told = json.loads(capstone("compare", "v1", "--from", "a2", "--to", "a1", "--json").out)
     assert [event["event_id"] for event in told["appeared"]] == ["e3"]
     same = capstone("compare", "v1", "--from", "a2", "--to", SECOND)
     assert "3 events match, 0 of them moved; 0 appeared, 0 vanished." in same.out
@@ -157,7 +157,7 @@ def test_rollback_makes_the_earlier_one_current_and_says_so(capstone: Capstone, 
     assert notices(database)[-1] == "video.analyzed"
 
     # What it replaced is what the next comparison is about.
-    compared = json.loads(capstone("compare", "v1", "--format", "json").out)
+    compared = json.loads(capstone("compare", "v1", "--json").out)
     assert (compared["from"]["analysis_id"], compared["to"]["analysis_id"]) == (SECOND, FIRST)
 
 

@@ -106,7 +106,7 @@ def test_exported_values_are_those_of_the_view(
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [
-        (["--video", "84"], ["e1", "e2"]),
+        (["84"], ["e1", "e2"]),
         (["--camera", "yard"], ["f1"]),
         (["--camera", "nowhere"], []),
         (["--since", (NOON + timedelta(seconds=1)).isoformat()], ["e2"]),
@@ -135,8 +135,8 @@ def test_parquet_has_a_type_for_every_column(database: Database) -> None:
 def test_what_cannot_be_exported_leaves_no_file(
     capstone: Capstone, database: Database, tmp_path: Path
 ) -> None:
-    wrong_time = capstone("export", "events", "--since", "yesterday", "--out", tmp_path / "x" / "a")
-    unknown = capstone("export", "events", "--video", "v9", "--out", tmp_path / "x" / "b")
+    wrong_time = capstone("export", "events", "--since", "tomorrow", "--out", tmp_path / "x" / "a")
+    unknown = capstone("export", "events", "v9", "--out", tmp_path / "x" / "b")
     gone = capstone("export", "detections", "v1", "--analysis", "a9", "--out", tmp_path / "x" / "c")
     (tmp_path / "derived" / "detections" / "d1" / "frames.parquet").unlink()
     missing = capstone("export", "detections", "v1", "--out", tmp_path / "x" / "d")

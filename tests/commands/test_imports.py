@@ -57,7 +57,7 @@ def loaded(*words: str, **environment: str) -> tuple[int, set[str]]:
         ("status --limit many", 2),
         ("retry", 2),
         ("retry --class nonsense", 2),
-        ("retry --since yesterday", 2),
+        ("retry --since tomorrow", 2),
         ("submit", 2),
         ("submit video.mp4 --recorded-at noon", 2),
         ("submit a.mp4 b.mp4 --external-id 84", 2),
@@ -74,7 +74,7 @@ READS = {"sqlalchemy", "psycopg", "pydantic_settings", "rich"}
     ("words", "may"),
     [
         ("status", READS),
-        ("status --format json", READS),
+        ("status --json", READS),
         ("events", READS),
         ("intake status", READS),
         ("alerts", {"boto3", "botocore", "pydantic_settings", "rich"}),

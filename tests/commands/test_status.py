@@ -72,7 +72,7 @@ def video(
 
 
 def told(capstone: Capstone, number: int) -> tuple[Any, ...]:
-    [row] = json.loads(capstone("status", f"v{number}", "--format", "json").out)
+    [row] = json.loads(capstone("status", f"v{number}", "--json").out)
     return tuple(row[name] for name in ("state", "queue_position", "queue_length", "waiting_for"))
 
 
@@ -89,7 +89,7 @@ def test_a_queued_video_has_its_place_and_what_is_before_it(
     assert told(capstone, 3) == ("queued", 4, 4, "4th of 4 in the queue, 1 running")
     assert told(capstone, 5) == ("running", None, None, None)
     assert "v2 waits: 3rd of 4 in the queue, 1 running" in capstone("status").out
-    [header, *_] = csv.reader(io.StringIO(capstone("status", "--format", "csv").out))
+    [header, *_] = csv.reader(io.StringIO(capstone("status", "--csv").out))
     assert set(header) >= COLUMNS
 
 

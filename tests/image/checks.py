@@ -190,14 +190,14 @@ class Inside:
         def upload() -> None:
             self.run("capstone", "submit", "/home/capstone/clip.mp4", "--external-id", "84")
             state = wait_for("the upload's end", self._finished, deadline_s=180)
-            events = json.loads(self.run("capstone", "events", "--video", "84", "--format", "json"))
+            events = json.loads(self.run("capstone", "events", "84", "--json"))
             if state != "done" or not events:
                 raise ImageTestError(f"The upload ended as {state} with {len(events)} events.")
 
         return self._service(["dagster-daemon", "run", "--workspace", "workspace.yaml"], upload)
 
     def _finished(self) -> str | None:
-        rows = json.loads(self.run("capstone", "status", "84", "--format", "json"))
+        rows = json.loads(self.run("capstone", "status", "84", "--json"))
         state = str(rows[0]["state"])
         return state if state in ("done", "failed", "cancelled") else None
 

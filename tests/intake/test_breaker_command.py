@@ -63,7 +63,7 @@ def test_an_operator_pauses_and_resumes_and_everybody_reads_who_and_why(
     assert "Intake is paused since" in paused.out
     assert "kim: the model is changed" in paused.out
     assert read_breaker(ticking.instance).paused
-    told = json.loads(capstone("intake", "status", "--format", "json").out)
+    told = json.loads(capstone("intake", "status", "--json").out)
     assert (told["paused"], told["cause"], told["by"]) == (True, "operator", "kim")
 
     resumed = capstone("intake", "resume", "--by", "lee")

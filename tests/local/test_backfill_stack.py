@@ -147,7 +147,7 @@ def test_a_backfill_from_the_terminal_is_compared_and_rolled_back(
     before = {video: stack.database.transact(analyses_of, video)[0] for video in (one, two)}
 
     def ask(*options: str) -> str:
-        outcome = capstone("reanalyze", *options, "--format", "json")
+        outcome = capstone("reanalyze", *options, "--json")
         assert outcome.code == 0, outcome.err
         return str(json.loads(outcome.out)["backfill_id"])
 
@@ -169,7 +169,7 @@ def test_a_backfill_from_the_terminal_is_compared_and_rolled_back(
     assert current["detection_id"] != before[one]["detection_id"]
     assert current["run_id"] == run.run_id
 
-    compared: Mapping[str, Any] = json.loads(capstone("compare", one, "--format", "json").out)
+    compared: Mapping[str, Any] = json.loads(capstone("compare", one, "--json").out)
     assert compared["from"]["analysis_id"] == before[one]["analysis_id"]
     assert compared["to"]["analysis_id"] == current["analysis_id"]
     assert (compared["appeared"], compared["vanished"], compared["moved"]) == ([], [], [])
@@ -178,6 +178,6 @@ def test_a_backfill_from_the_terminal_is_compared_and_rolled_back(
 
     [shown] = {event["analysis_id"] for event in stack.database.transact(current_events, one)}
     assert shown == before[one]["analysis_id"]
-    told = capstone("compare", one, "--format", "json")
+    told = capstone("compare", one, "--json")
     assert json.loads(told.out)["to"]["analysis_id"] == before[one]["analysis_id"]
     assert len(stack.database.transact(analyses_of, three)) == 1, "nobody asked for it"

@@ -109,7 +109,7 @@ def test_an_operator_says_what_goes_first_and_what_ends(
     urgent = stack.upload("gate/urgent.mp4", clip)
     stack.until(urgent, "queued")
 
-    waiting = {row["video_id"]: row for row in json.loads(capstone("status", "--format", "json").out)}
+    waiting = {row["video_id"]: row for row in json.loads(capstone("status", "--json").out)}
     assert [waiting[each]["queue_position"] for each in (unwanted, broken, urgent)] == [1, 2, 3]
     assert waiting[urgent]["waiting_for"] == "3rd of 3 in the queue, 1 running"
     assert waiting[endless]["queue_position"] is None
@@ -180,7 +180,7 @@ def test_retry_publishes_what_a_fault_kept_back_and_notices_wait_for_sns(
     row = stack.until(video, "failed")
     assert row["failure_class"] == "database-unavailable"
 
-    retried = capstone("retry", "--class", "database-unavailable", "--since", "1h", "--format", "json")
+    retried = capstone("retry", "--class", "database-unavailable", "--since", "1h", "--json")
 
     [told] = json.loads(retried.out)
     assert (told["video_id"], told["from_step"], told["gpu"]) == (video, "events.persist_events", False)

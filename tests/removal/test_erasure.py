@@ -103,9 +103,9 @@ def test_nothing_is_left_of_a_deleted_video(
     assert any("references/" in each for each in before)
     assert everything(PICTURE)
 
-    dry = capstone("delete", upload.video_id, "--dry-run", "--format", "json")
+    dry = capstone("delete", upload.video_id, "--dry-run", "--json")
     assert (dry.code, everything(upload.video_id)) == (0, before)
-    outcome = capstone("delete", upload.video_id, "--yes", "--by", "hana", "--format", "json")
+    outcome = capstone("delete", upload.video_id, "--yes", "--by", "hana", "--json")
 
     assert outcome.code == 0, outcome.err
     left = everything(*names_of(earlier, upload))
@@ -133,7 +133,7 @@ def test_nothing_is_left_of_a_deleted_video(
     assert last is not None
     assert (last.requested_by, last.counts) == ("hana", told["counts"])
     assert last.finished_at is not None
-    again = capstone("delete", upload.video_id, "--yes", "--format", "json")
+    again = capstone("delete", upload.video_id, "--yes", "--json")
     assert again.code == 0, again.err
     assert "deleted already" in again.err
     assert json.loads(again.out)["counts"] == {}

@@ -253,7 +253,7 @@ def test_the_command_says_what_goes(
     monkeypatch.setenv("CAPSTONE_DERIVED_URL", world.aws.resources.derived_url)
     monkeypatch.setenv("CAPSTONE_EVENTS_RETENTION_DAYS", "1")
 
-    looked = json.loads(capstone("retention", "--dry-run", "--format", "json").out)
+    looked = json.loads(capstone("retention", "--dry-run", "--json").out)
     assert looked["dry_run"] is True
     numbers = {each["setting"]: each["number"] for each in looked["kinds"]}
     assert numbers["CAPSTONE_EVENTS_RETENTION_DAYS"] == 2
