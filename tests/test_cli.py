@@ -217,7 +217,7 @@ def test_what_is_missing_is_named(
         *(
             (f"{words} nobody", "no video 'nobody' is known; `capstone status` lists those that are.")
             for words in (
-                *("status", "events --video", "analyses", "compare", "rollback", "preview", "cancel"),
+                *("status", "events", "analyses", "compare", "rollback", "preview", "cancel"),
                 *("prioritize", "retry", "delete", "reanalyze", "export detections --out x.json"),
             )
         ),
