@@ -259,6 +259,13 @@ class Settings(BaseSettings):
         ge=1,
         description="While more runs than this are queued, new messages stay in SQS.",
     )
+    request_patience_s: float = Field(
+        default=2700.0,
+        ge=0,
+        le=3300,
+        description="Seconds that a back end's request waits in the queue for an object that is not there. "
+        "A message becomes a dead letter after 20 deliveries, 180 s apart.",
+    )
     raw_retention_days: int = Field(
         default=0,
         ge=0,

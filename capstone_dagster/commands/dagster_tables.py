@@ -59,8 +59,15 @@ def read_queue() -> Queue:
 
 
 def read_intake() -> tuple[BreakerState, Order | None]:
-    """Intake's circuit breaker as its last tick left it, and the last order that was given."""
+    """Intake's circuit breaker as its last tick left it, and the last order that was given.
+
+    Raises:
+        NotConfigured: DAGSTER_POSTGRES_URL is not set.
+        SQLAlchemyError: its storage does not answer.
+    """
     with _connection() as connection:
+        if not sa.inspect(connection).has_table(_kept.name):
+            return breaker_of(None), order_of(None)  # Dagster has not started yet
         return breaker_of(_value(connection, BREAKER_KEY)), order_of(_value(connection, ORDER_KEY))
 
 

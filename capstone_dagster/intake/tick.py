@@ -46,9 +46,6 @@ from capstone_dagster.storage.videos import record_upload
 # is bounded by the number of messages and takes a few seconds.
 _RECEIVE_BUDGET_S = 25.0
 _IDENTIFY_BUDGET_S = 32.0
-# A back end's request may come before its object: the message stays for the upload, whose id, camera and time
-# it has. Less than 20 deliveries at 180 s, after which it would be a dead letter.
-_AWAITED_S = 45 * 60.0
 # The queue's visibility time-out is 180 s: a receipt older than this is not worth keeping.
 _RECEIPT_LIFE_S = 170.0
 
@@ -170,7 +167,10 @@ class Tick:
                     upload = answer()
                     self._services.database.transact(record_upload, upload, stated=_stated(request))
                 except SourceMissing as error:
-                    if request.may_precede and time.time() - message.sent_ms / 1000 < _AWAITED_S:
+                    # It may come before its object: the message stays for the upload, whose id, camera and
+                    # time it has.
+                    age_s = time.time() - message.sent_ms / 1000
+                    if request.may_precede and age_s < settings.request_patience_s:
                         complete = False
                         self.counts.awaited += 1
                         awaited = f"{error} Its request stays in the queue for the upload to come."

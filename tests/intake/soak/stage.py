@@ -90,6 +90,8 @@ def set_stage(
             "CAPSTONE_RAW_BUCKET": resources.raw_bucket,
             "CAPSTONE_DERIVED_URL": resources.derived_url,
             "CAPSTONE_POLL_WAIT_S": "0",
+            # Some requests name objects that never come: they are acknowledged at once.
+            "CAPSTONE_REQUEST_PATIENCE_S": "0",
             # Back-pressure has tests of its own; here nobody would ever take a run out of the queue.
             "CAPSTONE_MAX_QUEUED_RUNS": "1000000",
             VARIABLE: variant,
