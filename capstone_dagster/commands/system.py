@@ -20,6 +20,8 @@ def doctor(as_json: JsonRowsOption = False, state: StateOption = DEFAULT_STATE) 
     """Check settings, model, decoder, GPU, database and AWS, one by one.
 
     Exits with 1 if something required is missing; optional things are warnings.
+
+    Example: `capstone doctor --json`
     """
     from rich.markup import escape
 
