@@ -58,6 +58,7 @@ ELSEWHERE = {
 # Blocks for a shell with AWS's own command line, which is not installed here.
 BASH = {
     "deploy.md": "tests/infra/test_deploy_page.py",  # bash reads them; AWS's models, templates and parameters
+    "restore.md": "tests/infra/test_deploy_page.py",
     "consume.md": "test_a_back_ends_queue_subscribes_as_shown",
     "tracing.md": "test_the_collectors_variable_is_read",
 }

@@ -151,6 +151,7 @@ def test_every_error_has_the_class_of_the_contract() -> None:
     known = {each.__name__: each.failure_class for each in AnalysisError.__subclasses__()}
     assert known == {
         "UndecodableVideo": "undecodable-video",
+        "DecoderLost": "worker-lost",
         "ModelUnavailable": "model-unavailable",
         "GpuOutOfMemory": "gpu-out-of-memory",
         "GpuError": "gpu-error",
