@@ -89,7 +89,7 @@ def test_events_alone_without_detections_fail_with_a_class(
     [failed] = [event for event in result.all_events if event.is_step_failure]
     data = failed.step_failure_data.user_failure_data
     assert data is not None
-    assert data.metadata["failure_class"].value == "internal"
+    assert data.metadata["failure_class"].value == "analysis-missing"
 
 
 def test_re_execution_from_failure_reads_what_its_own_lineage_made(
