@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -175,7 +176,9 @@ def _made_by_another(row: Row, model: str) -> bool:
 
 def _none_found(camera: str | None, since: str | None, model_not: str | None) -> str:
     which = [f"of camera {camera!r}"] if camera is not None else []
-    which += [f"uploaded since {since}"] if since is not None else []
+    if since is not None:
+        is_duration = re.fullmatch(r"[\d.]+[a-z]+", since)
+        which.append(f"uploaded within the last {since}" if is_duration else f"uploaded since {since}")
     which += [f"analysed by another model than {model_not}"] if model_not is not None else []
     return " ".join(["Nothing to analyse again: no video", *which, "is known."])
 

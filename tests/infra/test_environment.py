@@ -36,6 +36,7 @@ LEFT_AT_DEFAULT = {
     "CAPSTONE_POLL_WAIT_S": "SQS's longest",
     "CAPSTONE_MESSAGES_PER_TICK": "measured against the queue's visibility time-out",
     "CAPSTONE_MAX_QUEUED_RUNS": "what Dagster's queue takes without slowing down",
+    "CAPSTONE_REQUEST_PATIENCE_S": "just under the deliveries that the queue allows",
     "CAPSTONE_RAW_RETENTION_DAYS": "for ever, until somebody decides",
     "CAPSTONE_DETECTIONS_RETENTION_DAYS": "for ever, until somebody decides",
     "CAPSTONE_EARLIER_ANALYSES_RETENTION_DAYS": "for ever, until somebody decides",

@@ -223,7 +223,7 @@ def test_logs_where_cloudwatch_fails_say_so_and_show_what_else_there_is(
     assert "CloudWatch cannot be read" in outcome.err
     assert told in outcome.err
     assert messages(outcome.out).count("Looked.") == 1
-    actions = [json.loads(text)["action"] for text in outcome.out.splitlines()]
+    actions = [line["action"] for line in json.loads(outcome.out)]
     assert "run.started" in actions
     assert actions[-1] == "run.succeeded"
 
