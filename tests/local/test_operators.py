@@ -165,9 +165,10 @@ def _ended(stack: LiveStack, video_id: str) -> Any:
 
 @pytest.mark.timeout(900)
 def test_retry_publishes_what_a_fault_kept_back_and_notices_wait_for_sns(
-    stack: LiveStack, back_end: BackEnd, capstone: Capstone, clip: Path
+    stack: LiveStack, back_end: BackEnd, capstone: Capstone, clip: Path, tmp_path: Path
 ) -> None:
-    video = stack.upload("gate/kept_back.mp4", clip)
+    # Long enough that a fast machine is still at it when the database refuses to write.
+    video = stack.upload("gate/kept_back.mp4", repeated(clip, 10, tmp_path / "long.mp4"))
     back_end.until(video, "received")
     wait_for("its analysis", lambda: stack.row(video)["progress"] > 0, DEADLINE_S)
     sns = stack.client("sns")
