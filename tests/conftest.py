@@ -66,6 +66,7 @@ def pytest_report_header() -> str:
     return f"slowness: {slowness():.1f} ({SLOWNESS_VARIABLE}); every deadline is multiplied by it"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Live tests and long files first; a group per file; what one emulator shows is not run on the other."""
     place = {name: number for number, name in enumerate(LONG)}
