@@ -100,7 +100,7 @@ def take_no_writes(stack: LiveStack, state: str) -> None:
 def test_an_operator_says_what_goes_first_and_what_ends(
     stack: LiveStack, back_end: BackEnd, capstone: Capstone, clip: Path, tmp_path: Path
 ) -> None:
-    endless = stack.upload("gate/endless.mp4", repeated(clip, 20, tmp_path / "endless.mp4"))
+    endless = stack.upload("gate/endless.mp4", repeated(clip, 200, tmp_path / "endless.mp4"))
     wait_for("its analysis", lambda: stack.row(endless)["progress"] > 0, DEADLINE_S)
     unwanted = stack.upload("gate/unwanted.mp4", clip)
     stack.until(unwanted, "queued")
