@@ -1,9 +1,9 @@
 # Two images of the same code: `services` for webserver and daemon, and `worker` for jobs, which has PyTorch and
 # CUDA as well. docs/container.md says how to build and run them.
 
-# Python 3.11 is what the tests run on, bookworm what the wheels were tried on. An exact tag and no digest:
-# a tag can be renewed, so give BASE_IMAGE=python@sha256:... where builds must be the same for ever.
-ARG BASE_IMAGE=python:3.11.14-slim-bookworm
+# Python 3.11 is what the tests run on, bookworm what the wheels were tried on. The digest is that of the index of
+# all architectures, so that a build is the same tomorrow; docs/container.md says how to renew it.
+ARG BASE_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 # --- four stages that make things, with pip and what it needs; only what the last ones copy is shipped ---
 FROM ${BASE_IMAGE} AS packages
@@ -18,6 +18,7 @@ RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv \
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
 COPY infra/locked.py infra/
+COPY infra/image/unused ./
 # Wheels only, so no compiler is needed and no package's own code runs. Where packages come from is the builder's
 # matter: a pip.conf reaches these commands alone (--secret id=pip,src=...), and no layer. What builds the project
 # goes to pip's own environment.
@@ -27,6 +28,7 @@ RUN --mount=type=secret,id=pip \
         --disable-pip-version-check --no-input --no-deps --only-binary :all: --require-hashes -r "$2"; } \
     && install /opt/venv/bin/python services.lock && install /opt/pip/bin/python build.lock \
     && /opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > site-packages \
+    && cd "$(cat site-packages)" && rm -rf $(sed 's/#.*//' /build/unused) && cd /build \
     && echo /app > "$(cat site-packages)/capstone.pth" \
     # By links, which cost nothing as long as it is the command that made the files.
     && mkdir -p /layers/packages/opt && cp -al /opt/venv /layers/packages/opt/
@@ -38,10 +40,11 @@ RUN --mount=type=secret,id=pip \
     touch before && python3 infra/locked.py torch > worker.lock \
     && PIP_CONFIG_FILE=/run/secrets/pip /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir \
         --disable-pip-version-check --no-input --no-deps --only-binary :all: --require-hashes -r worker.lock \
+    && cd "$(cat site-packages)" && rm -rf $(sed 's/#.*//' /build/unused) && cd /build \
     && mkdir -p /layers/torch "/layers/cuda$(cat site-packages)" && cd / \
     && find opt/venv -cnewer /build/before ! -type d -print0 | xargs -0 cp -al --parents -t /layers/torch \
     && cd "/layers/torch$(cat /build/site-packages)" \
-    && mv nvidia torch triton "/layers/cuda$(cat /build/site-packages)"
+    && mv nvidia torch "/layers/cuda$(cat /build/site-packages)"
 
 # The model: what it is given is checked before it is loaded, and exported as the analysis would. These files
 # alone, so that a change elsewhere does not export again. The embedded detector brings its export along.

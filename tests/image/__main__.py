@@ -96,6 +96,8 @@ def test(builder: Builder, *, base: str, model: str) -> Figures:
                 figures.doctor = inside.doctor()
             with step("capstone analyze"):
                 figures.analysis = inside.analyze()
+            with step("An analysis by PyTorch"):
+                inside.pytorch()
             with step("capstone analyze, nothing writable but /tmp"):
                 inside.analyze(read_only=True)
             with step("The model, compiled before and not"):

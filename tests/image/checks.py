@@ -15,17 +15,32 @@ from typing import Any
 
 from capstone_dagster.local.processes import free_port
 from capstone_dagster.local.stack import LocalStack, join_environment
-from tests.image.builder import ImageTestError, PipSettings
+from tests.image.builder import ROOT, ImageTestError, PipSettings
 from tests.image.container import Image
 from tests.support.waiting import wait_for
 
 _PYTHON = "/opt/venv/bin/python"
+_PACKAGES = "opt/venv/lib/python3*/site-packages"
 # Read and compile everything that a process of each kind imports, and say how long that took.
 _IMPORTS = {
     "an analysis on a CPU": "import capstone_dagster.analysis, capstone_dagster.cli, openvino",
     "a run (Dagster and the code location)": "import dagster, capstone_dagster.definitions",
     "PyTorch, for a GPU": "import torch",
 }
+# The detector that a GPU gets, on this processor: PyTorch, Ultralytics and torchvision as they are in there.
+_PYTORCH = """
+from pathlib import Path
+from capstone_dagster.analysis import AnalysisSettings, analyze_video
+from capstone_dagster.analysis.detection.device import Device
+from capstone_dagster.analysis.detection.torch_detector import TorchDetector
+from capstone_dagster.local.detector import MODEL_PATH
+settings = AnalysisSettings(sample_fps=2)
+detector = TorchDetector(MODEL_PATH, settings, device=Device("cpu"), sha256="0" * 64)
+found = analyze_video(
+    Path("/home/capstone/clip.mp4"), Path("/tmp/by-pytorch"), detector=detector, settings=settings
+)
+print(found.backend, found.detections)
+"""
 _STALE = """
 import importlib.util, pathlib, struct, sys
 stale = checked = 0
@@ -39,6 +54,12 @@ for folder in sys.argv[1:]:
             stale += flags == 0 and (modified, size) != (int(found.st_mtime), found.st_size)
 print(checked, stale)
 """
+
+
+def unused_files() -> list[str]:
+    """Patterns of what the Dockerfile leaves out of the packages."""
+    lines = (ROOT / "infra/image/unused").read_text().splitlines()
+    return [pattern for line in lines for pattern in line.partition("#")[0].split()]
 
 
 def nothing_of_the_builder(image: Image, inspected: Mapping[str, Any], pip: PipSettings) -> None:
@@ -57,7 +78,7 @@ def nothing_of_the_builder(image: Image, inspected: Mapping[str, Any], pip: PipS
     unwanted = [
         *("build", "layers", "opt/pip", "etc/pip.conf", "run/secrets", "usr/bin/gcc", "opt/venv/bin/pip*"),
         *("app/tests", "app/bench", "app/.git", "app/.venv", "app/.capstone", "app/requirements.lock"),
-        *(f"opt/venv/lib/python3*/site-packages/{name}" for name in ("pip", "moto", "pytest")),
+        *(f"{_PACKAGES}/{name}" for name in ("pip", "moto", "pytest", *unused_files())),
         # Folders that the build alone was shown; the base has certificates of its own.
         *(f"{folder}/*".lstrip("/") for folder in pip.folders if folder.name != "certs"),
     ]
@@ -147,6 +168,12 @@ class Inside:
         if summary["events"] == 0:
             raise ImageTestError(f"People were expected in the demo clip, but the analysis found {summary}.")
         return summary
+
+    def pytorch(self) -> None:
+        """A pass by PyTorch, without the files of packages that infra/image/unused leaves out."""
+        backend, detections = self.run(_PYTHON, "-c", _PYTORCH).splitlines()[-1].split()
+        if not backend.startswith("torch") or int(detections) == 0:
+            raise ImageTestError(f"People were expected by PyTorch, but it found {detections} ({backend}).")
 
     def model_load(self) -> dict[str, float]:
         """Seconds that loading the model takes, with what OpenVINO compiled before and without."""

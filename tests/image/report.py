@@ -86,7 +86,6 @@ def sizes(root: Path) -> dict[str, int]:
     counted = {
         "CUDA libraries": packages / "nvidia",
         "PyTorch": packages / "torch",
-        "Triton": packages / "triton",
     }
     parts = {name: _bytes(path) for name, path in counted.items()}
     parts["other Python packages"] = _bytes(root / "opt/venv") - sum(parts.values())
