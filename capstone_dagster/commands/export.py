@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,11 +27,6 @@ from capstone_dagster.commands.joining import (
 from capstone_dagster.commands.sections import Sections
 from capstone_dagster.commands.writing import appearing
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-Portions = Iterator[Sequence[tuple[Any, ...]]]
 OutOption = Annotated[
     Path,
     typer.Option("--out", help="The file to write, in place of one there; it appears when it is complete."),
@@ -67,14 +58,14 @@ def events(
 
     Example: `capstone export events --camera gate --since 2026-01-01 --out january.csv`
     """
+    from capstone_dagster.storage.event_files import WRITERS
     from capstone_dagster.storage.events import stream_events
 
     database = open_database(state)
     named = [find_video(database, video) for video in videos or []]
     which = event_filter(named, camera=camera, since=since, until=until, labels=label)
-    write = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}[form]
     with appearing(out) as partial, database.transaction() as connection:
-        rows = write(partial, *stream_events(connection, which))
+        rows = WRITERS[form](partial, *stream_events(connection, which))
     terminal.err.print(f"Wrote {rows} events to {out}", markup=False, soft_wrap=True)
 
 
@@ -130,68 +121,3 @@ def detections(
                     table, frames, target, width=size.width, height=size.height, video=video_id, labels=labels
                 )
     terminal.err.print(f"Wrote {written} detections to {out}", markup=False, soft_wrap=True)
-
-
-def _write_csv(path: Path, columns: Sequence[str], portions: Portions) -> int:
-    rows = 0
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for portion in portions:
-            writer.writerows([terminal.cell(value) for value in row] for row in portion)
-            rows += len(portion)
-    return rows
-
-
-def _write_json(path: Path, columns: Sequence[str], portions: Portions) -> int:
-    rows = 0
-    with path.open("w", encoding="utf-8") as file:
-        file.write("[")
-        for portion in portions:
-            for row in portion:
-                file.write(",\n" if rows else "\n")
-                file.write(_json_object(columns, row))
-                rows += 1
-        file.write("\n]\n")
-    return rows
-
-
-def _json_object(columns: Sequence[str], row: Sequence[Any]) -> str:
-    return json.dumps(dict(zip(columns, row, strict=True)), default=datetime.isoformat, ensure_ascii=False)
-
-
-def _write_parquet(path: Path, columns: Sequence[str], portions: Portions) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = 0
-    schema = _parquet_schema(columns)
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for portion in portions:
-            values = dict(zip(columns, zip(*portion, strict=True), strict=True))
-            writer.write_batch(pa.record_batch({name: list(values[name]) for name in columns}, schema=schema))
-            rows += len(portion)
-    return rows
-
-
-def _parquet_schema(columns: Sequence[str]) -> pa.Schema:
-    """By what the columns are in PostgreSQL, also where there is no row to guess from."""
-    import pyarrow as pa
-    import sqlalchemy as sa
-    from sqlalchemy.dialects.postgresql import ARRAY
-
-    from capstone_dagster.storage.schema import events as table
-
-    def kind(name: str) -> pa.DataType:
-        column = table.c[name].type if name in table.c else sa.Text()
-        if isinstance(column, ARRAY):
-            return pa.list_(pa.float64())
-        if isinstance(column, sa.DateTime):
-            return pa.timestamp("us", tz="UTC")
-        if isinstance(column, sa.Boolean):
-            return pa.bool_()
-        if isinstance(column, sa.Integer):
-            return pa.int64()
-        return pa.float64() if isinstance(column, sa.Double) else pa.string()
-
-    return pa.schema([pa.field(name, kind(name)) for name in columns])

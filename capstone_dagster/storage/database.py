@@ -32,6 +32,8 @@ from capstone_dagster.storage.statements import SlowStatementReport, StatementWa
 # Chosen so that a dead server is noticed in seconds and no statement holds a run for longer than a minute.
 _CONNECT_TIMEOUT_S = 5
 _STATEMENT_TIMEOUT_MS = 60_000
+# People who look wait ten seconds, not a minute.
+_AS_READER = "-c role=capstone_reader -c default_transaction_read_only=on -c statement_timeout=10000"
 # Any constant will do, as long as no other code takes the same advisory lock.
 _MIGRATION_LOCK = 0x6361_7073
 # The first two digits of a SQLSTATE are its class. The first list is transient: connection, transaction state
@@ -77,6 +79,8 @@ class Database:
     Args:
         slow: called with each statement that took long.
         unavailable: called each time that the database does not answer.
+        reader: work as the role `capstone_reader`, which may read the views and nothing else; the URL's user
+            is a member of it.
 
     Raises:
         ConfigurationError: the URL is not a database URL.
@@ -87,8 +91,12 @@ class Database:
         url: str,
         slow: SlowStatementReport | None = None,
         unavailable: Callable[[DatabaseUnavailable], None] | None = None,
+        *,
+        reader: bool = False,
     ) -> None:
-        self.engine = _open_engine(url)
+        self.engine = _open_engine(
+            url, _AS_READER if reader else f"-c statement_timeout={_STATEMENT_TIMEOUT_MS}"
+        )
         self._unavailable = unavailable
         if slow is not None:
             StatementWatch(self.engine, slow)
@@ -161,7 +169,7 @@ class Database:
             raise named from error
 
 
-def _open_engine(url: str) -> sa.Engine:
+def _open_engine(url: str, options: str) -> sa.Engine:
     try:
         return sa.create_engine(
             url,
@@ -172,7 +180,7 @@ def _open_engine(url: str) -> sa.Engine:
             connect_args={
                 "connect_timeout": _CONNECT_TIMEOUT_S,
                 "application_name": "capstone",
-                "options": f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+                "options": f"{options} -c timezone=UTC",
             },
         )
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:

@@ -1,6 +1,6 @@
 """The event store's tables as SQLAlchemy sees them; the migrations create them, a test keeps both equal.
 
-Columns are only ever added: other systems read `current_events` and `current_status`.
+Columns are only ever added: other systems read the views.
 """
 
 from __future__ import annotations
@@ -148,6 +148,10 @@ events = Table(
     Index("ix_events_analysis_id", "analysis_id"),
     Index("ix_events_video_start", "video_id", "start_ms"),
     Index("ix_events_camera_started", "camera", "started_at"),
+    Index("ix_events_started", "started_at", "event_id", postgresql_where=text("started_at IS NOT NULL")),
+    Index(
+        "ix_events_undated", "video_id", "start_ms", "event_id", postgresql_where=text("started_at IS NULL")
+    ),
 )
 
 video_status = Table(
@@ -175,6 +179,7 @@ video_status = Table(
         "recorded_order",
         postgresql_where=text("state IN ('queued', 'waiting-for-compute', 'running')"),
     ),
+    Index("ix_video_status_failed", "updated_at", postgresql_where=text("state = 'failed'")),
 )
 
 outbox = Table(

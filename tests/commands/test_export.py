@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from capstone_dagster.commands.export import _parquet_schema
 from capstone_dagster.storage import events
 from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.event_files import _parquet_schema
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.videos import record_upload
 from tests.analysis.test_formats import WALK, assert_coco, write

@@ -23,10 +23,11 @@ from capstone_dagster.storage.database import (
     SchemaMissing,
     storage_error,
 )
-from capstone_dagster.storage.errors import DatabaseUnavailable, PermissionDenied
+from capstone_dagster.storage.errors import DatabaseUnavailable, PermissionDenied, StorageError
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.schema import metadata
 from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.video_status import latest
 from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, count
 
@@ -87,9 +88,28 @@ def test_readers_read_the_views_and_nothing_else(database: Database, database_ur
         connection.execute("SET ROLE capstone_reader")
         assert connection.execute("SELECT count(*) FROM capstone.current_events").fetchone() == (2,)
         assert connection.execute("SELECT state FROM capstone.current_status").fetchone() == ("done",)
+        assert connection.execute("SELECT state FROM capstone.uploads").fetchone() == ("done",)
+        assert connection.execute("SELECT width FROM capstone.published_analyses").fetchone() == (64,)
         for forbidden in ("SELECT 1 FROM capstone.events", "DELETE FROM capstone.video_status"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(forbidden)
+
+
+def test_a_reading_event_store_can_neither_write_nor_see_tables(
+    database: Database, database_url: str
+) -> None:
+    database.transact(record_upload, UPLOAD)
+    reading = Database(database_url, reader=True)
+
+    with reading.transaction() as connection:
+        assert (
+            connection.execute(sa.text("SELECT key FROM capstone.current_status")).scalar_one() == UPLOAD.key
+        )
+    with pytest.raises(PermissionDenied):
+        reading.transact(latest, UPLOAD.video_id)
+    with pytest.raises(StorageError), reading.transaction() as connection:
+        connection.execute(sa.text("CREATE TABLE mine ()"))
+    reading.close()
 
 
 def test_the_readers_role_gets_its_grants_from_a_user_who_may_not_create_roles(

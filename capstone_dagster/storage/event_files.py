@@ -1,0 +1,91 @@
+"""Events as CSV, JSON and Parquet files, a portion of rows at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from capstone_dagster.storage.schema import events as table
+
+Portions = Iterator[Sequence[tuple[Any, ...]]]
+
+
+def _write_csv(path: Path, columns: Sequence[str], portions: Portions) -> int:
+    rows = 0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for portion in portions:
+            writer.writerows([_cell(value) for value in row] for row in portion)
+            rows += len(portion)
+    return rows
+
+
+def _write_json(path: Path, columns: Sequence[str], portions: Portions) -> int:
+    rows = 0
+    with path.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for portion in portions:
+            for row in portion:
+                file.write(",\n" if rows else "\n")
+                file.write(_json_object(columns, row))
+                rows += 1
+        file.write("\n]\n")
+    return rows
+
+
+def _json_object(columns: Sequence[str], row: Sequence[Any]) -> str:
+    return json.dumps(dict(zip(columns, row, strict=True)), default=datetime.isoformat, ensure_ascii=False)
+
+
+def _write_parquet(path: Path, columns: Sequence[str], portions: Portions) -> int:
+    rows = 0
+    schema = _parquet_schema(columns)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for portion in portions:
+            values = dict(zip(columns, zip(*portion, strict=True), strict=True))
+            writer.write_batch(pa.record_batch({name: list(values[name]) for name in columns}, schema=schema))
+            rows += len(portion)
+    return rows
+
+
+def _parquet_schema(columns: Sequence[str]) -> pa.Schema:
+    """By what the columns are in PostgreSQL, also where there is no row to guess from."""
+
+    def kind(name: str) -> pa.DataType:
+        column = table.c[name].type if name in table.c else sa.Text()
+        if isinstance(column, ARRAY):
+            return pa.list_(pa.float64())
+        if isinstance(column, sa.DateTime):
+            return pa.timestamp("us", tz="UTC")
+        if isinstance(column, sa.Boolean):
+            return pa.bool_()
+        if isinstance(column, sa.Integer):
+            return pa.int64()
+        return pa.float64() if isinstance(column, sa.Double) else pa.string()
+
+    return pa.schema([pa.field(name, kind(name)) for name in columns])
+
+
+def _cell(value: Any) -> Any:
+    """Times as ISO 8601, lists as JSON."""
+    if isinstance(value, list):
+        return json.dumps(value)
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+WRITERS: Mapping[str, Callable[[Path, Sequence[str], Portions], int]] = {
+    "csv": _write_csv,
+    "json": _write_json,
+    "parquet": _write_parquet,
+}
+"""By format: writes columns and rows to a file, and returns the number of rows."""
