@@ -9,16 +9,16 @@ from batch_gpu.compute import ComputeClass
 from batch_gpu.config import JobConfig, merged
 from batch_gpu.errors import ConfigurationError
 
-JOB_NAME_TAG = "batch_gpu/job_name"
+JOB_NAME_TAG = ".dagster/batch_gpu.job_name"
 JOB_ID_TAG = "batch_gpu/job_id"
 JOB_QUEUE_TAG = "batch_gpu/job_queue"
 LOG_STREAM_TAG = "batch_gpu/log_stream"
-STATUS_TAG = "batch_gpu/status"
-STATUS_SINCE_TAG = "batch_gpu/status_since"
+STATUS_TAG = ".dagster/batch_gpu.status"
+STATUS_SINCE_TAG = ".dagster/batch_gpu.status_since"
 """When the status tag was written, Unix time in s."""
 FAILURE_TAG = "batch_gpu/failure"
-CAUSE_TAG = ".dagster/batch_gpu/cause"
-"""The sentence that belongs to the failure; Dagster's pages hide tags of this prefix."""
+CAUSE_TAG = ".dagster/batch_gpu.cause"
+"""The sentence that belongs to the failure. Dagster's pages hide tags with the prefix `.dagster/`."""
 # A re-executed run inherits its parent's tags; this stands where the parent's job, log or failure stood.
 NONE = "none"
 TERMINATED = "TERMINATED"

@@ -26,7 +26,7 @@ from batch_gpu.endings import Ending
 from batch_gpu.errors import ConfigurationError, WorkerNotStarted
 from batch_gpu.fork_server import start_time
 
-PROCESS_TAG = "batch_gpu/process"
+PROCESS_TAG = ".dagster/batch_gpu.process"
 """A local run's process: `<pid> <start time>`."""
 # The server imports Dagster and the project first: seconds, and a minute on a busy small machine.
 LAUNCH_TIMEOUT_S = 180.0

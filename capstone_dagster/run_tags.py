@@ -1,20 +1,22 @@
 """The tags of runs: every name once, with its meaning.
 
 Dagster's own are in `dagster._core.storage.tags`, the launcher's in `batch_gpu.jobs` and `batch_gpu.compute`.
-A run that is started again takes its parent's tags along, so one that is true of a single run alone holds
-that run's id, or is taken off on the way (`runs/lineage.py`).
+Dagster's pages hide tags with the prefix `.dagster/`: a run shows only what people search by. A run that is
+started again takes its parent's tags along, so one that is true of a single run alone holds that run's id, or
+is taken off on the way (`runs/lineage.py`).
 """
 
 # Dagster's own, named here for what must not import it.
 PRIORITY_TAG = "dagster/priority"
 
-# Whose run it is: the video, the upload that announced it, its name in the product's back end, its object.
+# The video, the upload that announced it, its id in the back end, its camera, its object.
 VIDEO_TAG = "capstone/video_id"
 UPLOAD_TAG = "capstone/upload_id"
 EXTERNAL_ID_TAG = "capstone/external_id"
+CAMERA_TAG = "capstone/camera"
 S3_URI_TAG = "capstone/s3_uri"
 # ETag and size of the object: dagster.yaml lets one run at a time work on the same bytes.
-CONTENT_TAG = "capstone/content"
+CONTENT_TAG = ".dagster/capstone.content"
 # The span of the upload, from which the run's follow.
 TRACEPARENT_TAG = "capstone/traceparent"
 
@@ -22,34 +24,34 @@ TRACEPARENT_TAG = "capstone/traceparent"
 # field for tags.
 FORCE_TAG = "capstone/force"
 # Its run shows whether a systemic failure is over.
-PROBE_TAG = "capstone/probe"
+PROBE_TAG = ".dagster/capstone.probe"
 
 # The class of the failure that ended it.
 FAILURE_TAG = "capstone/failure"
 # Takes the place of a failure that is a parent's, not its own.
 NO_FAILURE = "none"
 
-# What it tries a step again for (`failures/step_retries.py`); Dagster's pages hide tags of this prefix.
-RETRYING_TAG = ".dagster/capstone/retrying"
+# What it tries a step again for (`failures/step_retries.py`).
+RETRYING_TAG = ".dagster/capstone.retrying"
 
 # On a run that an operator cancels, before it is ended: its own id, because later runs take its tags along.
-CANCELLED_TAG = "capstone/cancelled"
+CANCELLED_TAG = ".dagster/capstone.cancelled"
 
 # How often the system has started this request again; true of a run whose parent the second tag names.
-REEXECUTION_TAG = "capstone/reexecution"
-REEXECUTION_OF_TAG = "capstone/reexecution_of"
+REEXECUTION_TAG = ".dagster/capstone.reexecution"
+REEXECUTION_OF_TAG = ".dagster/capstone.reexecution_of"
 # The run that somebody asked for, of which this one is a later try.
-REQUEST_RUN_TAG = "capstone/request_run_id"
+REQUEST_RUN_TAG = ".dagster/capstone.request_run_id"
 # On a failed run of which it was decided what follows: its own id, because later runs take its tags along.
-SETTLED_TAG = "capstone/reexecution_settled"
+SETTLED_TAG = ".dagster/capstone.reexecution_settled"
 
 # The detections that its events are or will be derived from, made by it or found finished.
-USED_TAG = "capstone/detections_used"
+USED_TAG = ".dagster/capstone.detections_used"
 # The detections that it passes over pixels for, or did last, and those that it stored last.
-DETECTION_TAG = "capstone/detection_id"
-STORED_TAG = "capstone/detections_stored"
+DETECTION_TAG = ".dagster/capstone.detection_id"
+STORED_TAG = ".dagster/capstone.detections_stored"
 # Seconds of video that it has to do with, as far as it knows yet.
-VIDEO_SECONDS_TAG = "capstone/video_s"
+VIDEO_SECONDS_TAG = ".dagster/capstone.video_s"
 # The run that did what another one had done or was doing, and that other one.
-DUPLICATE_TAG = "capstone/duplicate"
-DUPLICATE_OF_TAG = "capstone/duplicate_of"
+DUPLICATE_TAG = ".dagster/capstone.duplicate"
+DUPLICATE_OF_TAG = ".dagster/capstone.duplicate_of"

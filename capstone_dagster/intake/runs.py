@@ -10,6 +10,7 @@ from capstone_dagster.failures.breaker_state import PROBE_TAGS
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.run_tags import (
+    CAMERA_TAG,
     CONTENT_TAG,
     EXTERNAL_ID_TAG,
     S3_URI_TAG,
@@ -58,6 +59,7 @@ def run_request(new: NewUpload, *, probe: bool = False) -> dg.RunRequest:
         # dagster.yaml lets one run at a time work on the same bytes.
         CONTENT_TAG: f"{upload.etag}-{upload.size_bytes}",
         EXTERNAL_ID_TAG: upload.external_id,
+        CAMERA_TAG: upload.camera,
         TRACEPARENT_TAG: str(upload_context(upload.upload_id, upload.traceparent)),
         PRIORITY_TAG: str(request.priority) if request.priority else None,
         **(PROBE_TAGS if probe else {}),

@@ -38,7 +38,7 @@ from capstone_dagster.run_tags import (
 _NAMESPACE = UUID("6d1f6a0e-3f0f-4c3b-9a57-8f6f6f1f2a55")
 # What a failed run's tags say of itself alone; of batch_gpu's, these two are wishes, all others its job's.
 _OWN_TAGS = {FAILURE_TAG, PROBE_TAG}
-_LAUNCHER_PREFIXES = ("batch_gpu/", ".dagster/batch_gpu/")
+_LAUNCHER_PREFIXES = ("batch_gpu/", ".dagster/batch_gpu.")
 _LAUNCHER_WISHES = {"batch_gpu/compute", "batch_gpu/config"}
 
 

@@ -297,7 +297,11 @@ def test_what_is_decided_of_a_run_and_its_place_are_in_the_alert(office: Office)
     upload = {"capstone/upload_id": "u1"}
     first = office.fails("worker-lost", "Its worker was lost.", **upload)
     office.fails("internal", "It broke.", **upload, **{"dagster/root_run_id": first.run_id})
-    tried = {"capstone/reexecution": "3", "capstone/reexecution_of": "p", "dagster/parent_run_id": "p"}
+    tried = {
+        ".dagster/capstone.reexecution": "3",
+        ".dagster/capstone.reexecution_of": "p",
+        "dagster/parent_run_id": "p",
+    }
     office.fails("timeout", "Its time was up.", **upload, **tried)
     office.fails("model-unavailable", **upload)
     office.fails("gpu-error", "Nobody starts it again.")  # somebody's own run
@@ -350,7 +354,7 @@ def test_no_alert_is_lost_that_waited_for_its_explanation_while_the_daemon_was_a
 
 
 def test_a_class_that_nobody_knows_stops_no_alerts(office: Office) -> None:
-    office.fails("no-such-class", "Whatever.", **{"capstone/reexecution": "many"})
+    office.fails("no-such-class", "Whatever.", **{".dagster/capstone.reexecution": "many"})
     office.fails("undecodable-video")
     office.tick()
 
@@ -553,7 +557,7 @@ def test_a_step_that_is_tried_again_for_long_is_an_alert(office: Office, ends_we
 
 
 def test_runs_that_wait_long_for_a_machine_are_an_alert(office: Office) -> None:
-    run = create_run_for_test(office.instance, tags={"batch_gpu/status": "RUNNABLE: no capacity"})
+    run = create_run_for_test(office.instance, tags={".dagster/batch_gpu.status": "RUNNABLE: no capacity"})
     office.instance.report_dagster_event(DagsterEvent("PIPELINE_STARTING", run.job_name), run.run_id)
     office.tick()
     assert office.inbox() == []

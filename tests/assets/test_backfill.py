@@ -274,7 +274,7 @@ def test_a_later_try_of_a_backfills_run_leaves_out_what_failed_for_good(
     }
 
     by_the_system = backfill(
-        pipeline, one, three, tags={**lineage, "capstone/reexecution_of": stopped.run_id}
+        pipeline, one, three, tags={**lineage, ".dagster/capstone.reexecution_of": stopped.run_id}
     )
 
     # Dagster counts a partition as failed only where a run failed.

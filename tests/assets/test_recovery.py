@@ -220,7 +220,7 @@ def launched(pipeline: Pipeline, status: dg.DagsterRunStatus, tags: dict[str, st
 def test_a_run_that_fails_before_it_begins_has_failed(pipeline: Pipeline) -> None:
     upload = pipeline.upload("gate/a.mp4", b"x")
     cause = "No machine of that kind came within an hour."
-    tags = {"batch_gpu/failure": "capacity", ".dagster/batch_gpu/cause": cause}
+    tags = {"batch_gpu/failure": "capacity", ".dagster/batch_gpu.cause": cause}
     run = launched(pipeline, dg.DagsterRunStatus.STARTING, tags)
     pipeline.services.database.transact(mark_queued, {upload.upload_id: run.run_id})
 
@@ -233,7 +233,7 @@ def test_a_run_that_fails_before_it_begins_has_failed(pipeline: Pipeline) -> Non
 
 def test_waiting_for_a_machine_is_told_with_its_reason(pipeline: Pipeline) -> None:
     upload = pipeline.upload("gate/a.mp4", b"x")
-    tags = {"batch_gpu/status": "RUNNABLE: no machine is free"}
+    tags = {".dagster/batch_gpu.status": "RUNNABLE: no machine is free"}
     run = launched(pipeline, dg.DagsterRunStatus.STARTING, tags)
     pipeline.services.database.transact(mark_queued, {upload.upload_id: run.run_id})
     tick(pipeline, pipeline.services)

@@ -323,7 +323,7 @@ def test_waiting_for_a_machine_is_said_once_and_ends_at_its_limit(cloud: Cloud) 
     for _ in range(2):
         assert cloud.watch().waiting == 1
     assert cloud.messages(run).count("The job waits for a machine (RUNNABLE: CAPACITY") == 1
-    assert cloud.fresh(run).tags["batch_gpu/status"].startswith("RUNNABLE: CAPACITY")
+    assert cloud.fresh(run).tags[".dagster/batch_gpu.status"].startswith("RUNNABLE: CAPACITY")
     assert cloud.watch(3500).waiting == 1
 
     assert cloud.watch(3700).failed == 1

@@ -154,7 +154,7 @@ def test_a_module_that_cannot_be_preloaded_stops_no_run(local: Cloud) -> None:
     ids=["no tag", "alive", "another", "alive, no /proc", "gone", "gone, no /proc"],
 )
 def test_a_process_is_recognised_by_number_and_start(cloud: Cloud, tag: str, alive: bool) -> None:
-    run = cloud.run(tags={"batch_gpu/process": tag} if tag else {})
+    run = cloud.run(tags={".dagster/batch_gpu.process": tag} if tag else {})
     assert (live_process(run) is not None) == alive
 
 

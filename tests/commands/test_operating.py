@@ -409,7 +409,11 @@ def test_a_notice_says_whether_the_system_tries_again(failure: FailureClass) -> 
     # Of runs that a person has started only a lost worker is replaced.
     for job, theirs in (("analyze_upload", {}), ("__ASSET_JOB", tags), ("analyze_videos", tags)):
         assert again(job, theirs) is (failure == FailureClass.WORKER_LOST)
-    third = {"capstone/reexecution": "3", "capstone/reexecution_of": "p", "dagster/parent_run_id": "p"}
+    third = {
+        ".dagster/capstone.reexecution": "3",
+        ".dagster/capstone.reexecution_of": "p",
+        "dagster/parent_run_id": "p",
+    }
     assert not again("analyze_upload", tags | third)
 
 

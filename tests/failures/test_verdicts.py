@@ -21,7 +21,7 @@ from tests.support.ended_runs import judge
 
 LOST = RunFailureReason.UNEXPECTED_TERMINATION
 UPLOAD = {"capstone/upload_id": "u1"}
-BY_LAUNCHER = {"batch_gpu/failure": "timeout", ".dagster/batch_gpu/cause": "Its time was up."}
+BY_LAUNCHER = {"batch_gpu/failure": "timeout", ".dagster/batch_gpu.cause": "Its time was up."}
 
 
 @pytest.fixture

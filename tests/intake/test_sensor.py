@@ -28,6 +28,7 @@ def test_an_upload_becomes_one_run_and_its_message_goes_when_the_run_is_on_recor
     upload = request.run_config["ops"]["video_analysis"]["ops"]["analyze_video"]["config"]["upload"]
     assert upload["key"] == "gate/20250526_193726 정문.mp4"
     assert request.tags["capstone/external_id"] == "84"
+    assert request.tags["capstone/camera"] == "gate"
     assert request.tags["capstone/s3_uri"] == "s3://capstone-raw/gate/20250526_193726 정문.mp4"
     assert request.partition_key == upload["video_id"] in intake.instance.get_dynamic_partitions("videos")
     assert request.run_key == upload["upload_id"][:32]

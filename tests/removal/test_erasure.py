@@ -264,7 +264,7 @@ def test_detections_that_another_video_has_not_published_yet_stay(pipeline: Pipe
     under_way = dg.DagsterRun(
         job_name="analyze_upload",
         status=dg.DagsterRunStatus.STARTED,
-        tags={"capstone/video_id": second.video_id, "capstone/detections_used": detection_id},
+        tags={"capstone/video_id": second.video_id, ".dagster/capstone.detections_used": detection_id},
     )
     pipeline.instance.add_run(under_way)
     eraser = VideoErasure(pipeline.services, pipeline.instance)

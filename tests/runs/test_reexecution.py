@@ -181,11 +181,13 @@ def test_no_start_exceeds_a_budget_or_meets_what_is_not_over(
     ("tags", "times", "asked"),
     [
         ({}, 0, "own"),
-        ({"capstone/reexecution": "2", "capstone/reexecution_of": "p", "dagster/parent_run_id": "p",
-          "capstone/request_run_id": "first", "dagster/root_run_id": "first"}, 2, "first"),
+        ({".dagster/capstone.reexecution": "2", ".dagster/capstone.reexecution_of": "p",
+          "dagster/parent_run_id": "p", "dagster/root_run_id": "first",
+          ".dagster/capstone.request_run_id": "first"}, 2, "first"),
         # A person's re-execution in the UI takes all tags along, and is a request of its own.
-        ({"capstone/reexecution": "3", "capstone/reexecution_of": "p", "dagster/parent_run_id": "q",
-          "capstone/request_run_id": "first", "dagster/root_run_id": "first"}, 0, "own"),
+        ({".dagster/capstone.reexecution": "3", ".dagster/capstone.reexecution_of": "p",
+          "dagster/parent_run_id": "q", "dagster/root_run_id": "first",
+          ".dagster/capstone.request_run_id": "first"}, 0, "own"),
     ],
 )  # fmt: skip
 def test_whose_request_a_run_serves_and_how_often_it_was_tried(

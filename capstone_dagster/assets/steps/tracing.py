@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from capstone_dagster.run_tags import EXTERNAL_ID_TAG, S3_URI_TAG, TRACEPARENT_TAG, UPLOAD_TAG, VIDEO_TAG
+from capstone_dagster.run_tags import (
+    CAMERA_TAG,
+    EXTERNAL_ID_TAG,
+    S3_URI_TAG,
+    TRACEPARENT_TAG,
+    UPLOAD_TAG,
+    VIDEO_TAG,
+)
 from capstone_dagster.storage.uploads import VideoUpload
 from capstone_dagster.traces.context import TraceContext, upload_context
 from capstone_dagster.traces.runs import step_context, trace_of
@@ -31,6 +38,7 @@ def step_trace(
             TRACEPARENT_TAG: str(trace),
             VIDEO_TAG: upload.video_id,
             S3_URI_TAG: upload.url,
+            CAMERA_TAG: upload.camera,
         }
         if upload.external_id is not None:
             tags[EXTERNAL_ID_TAG] = upload.external_id
