@@ -14,7 +14,6 @@ from capstone_dagster.assets.declared.jobs import analyze_videos, check_videos, 
 from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.steps.references import ReferenceIOManager
 from capstone_dagster.intake.sensor import upload_sensor
-from capstone_dagster.logs.forwarding import run_events_forwarder
 from capstone_dagster.logs.job_history import write_job_history
 from capstone_dagster.logs.json_lines import configure_logging
 from capstone_dagster.metrics.vital_signs import vital_signs_sensor
@@ -46,7 +45,6 @@ defs = dg.Definitions(
             look_back=False,
             on_changes=partial(write_job_history, lambda: services.logs, services.settings.job_log_group),
         ),
-        run_events_forwarder,
         vital_signs_sensor,
         outbox_sensor,
     ],

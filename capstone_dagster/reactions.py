@@ -1,8 +1,8 @@
 """The sensor `ended_runs`: reads each ended run once, judges it once, and lets everything follow from that.
 
-Consumers take verdicts: metrics, intake's pause, traces, retries, alerts. One that fails is owed its runs,
-and holds up no other. Then the tick acts: it sends notices, brings `video_status` up to date, starts runs
-again. An action that fails is tried again later, and holds up no other.
+Consumers take verdicts: metrics, intake's pause, retries, log lines, traces, alerts. One that fails is owed
+its runs, and holds up no other. Then the tick acts: it sends notices, brings `video_status` up to date,
+starts runs again. An action that fails is tried again later, and holds up no other.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from capstone_dagster.failures.breaker_state import BreakerState, read_breaker
 from capstone_dagster.failures.classes import FailureClass, classify, sentence
 from capstone_dagster.failures.ended_runs import SENSOR_NAME, Position
 from capstone_dagster.failures.verdicts import Outcome, Verdict, is_explained, keep_class, verdict_of
+from capstone_dagster.logs.run_records import write_run_records
 from capstone_dagster.metrics import runs as run_metrics
 from capstone_dagster.runs import reexecution, video_status
 from capstone_dagster.services import Services
@@ -112,8 +113,8 @@ class Memory:
     name=SENSOR_NAME,
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Reads each ended run once: publishes its metrics and trace, sends notices of what failed "
-    "and when it is over, brings the uploads' status up to date, and starts failed runs again.",
+    description="Reads each ended run once: publishes its metrics, trace and log lines, sends notices of "
+    "what failed and when it is over, brings the uploads' status up to date, and starts failed runs again.",
 )
 def ended_runs_sensor(
     context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
@@ -159,6 +160,7 @@ class _Tick:
         self._give("metrics", verdicts, partial(run_metrics.publish, services.metrics, started))
         self._give("pause", verdicts, partial(recent.remember, instance))
         self._give("retries", verdicts, partial(memory.retries.enter, instance))
+        self._give("logs", verdicts, partial(write_run_records, instance, services.settings))
         self._give("traces", verdicts, lambda _: record_runs(instance, services.tracer, records))
         self._give("alerts", verdicts, self._enter_incidents)
         said = [f"{len(verdicts)} runs ended."]

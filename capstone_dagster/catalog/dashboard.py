@@ -22,7 +22,6 @@ SENSORS = (
     "upload_sensor",
     "ended_runs",
     "batch_gpu_runs",
-    "run_events_forwarder",
     "vital_signs",
     "outbox",
     "summaries",

@@ -13,7 +13,8 @@ INTAKE = LogGroup(
     7,
     "awslogs",
     "Standard output of the code location: what the upload sensor did with each message (received, ignored, "
-    "refused, run requested), the other sensors, and what Dagster records outside of runs.",
+    "refused, run requested), the other sensors, and what Dagster recorded about ended runs outside of their "
+    "workers.",
 )
 BATCH_JOB = LogGroup(
     "/aws/batch/job",

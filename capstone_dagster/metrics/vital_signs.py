@@ -30,8 +30,10 @@ from capstone_dagster.catalog.metrics import (
     SENSOR_TICK_ERRORS,
 )
 from capstone_dagster.failures.breaker_state import read_breaker
+from capstone_dagster.failures.classes import classify_recorded, recorded_sentence
 from capstone_dagster.failures.cursors import known_fields
 from capstone_dagster.failures.limits import age_over_limit
+from capstone_dagster.logs.run_fields import error_text
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.waiting_messages import Queues, queues_at
 from capstone_dagster.settings import Settings
@@ -221,5 +223,15 @@ def _measure_ticks(instance: dg.DagsterInstance, metrics: Metrics, memory: Memor
                 took = max(0.0, (tick.end_timestamp or tick.timestamp) - tick.timestamp)
                 failed = tick.status == TickStatus.FAILURE
                 metrics.add_all({SENSOR_TICK_DURATION: took, SENSOR_TICK_ERRORS: failed}, sensor=name)
+                if tick.error is not None:
+                    log.error(
+                        f"A tick of {name} failed: {recorded_sentence(tick.error)}",
+                        extra={
+                            "action": "tick.failed",
+                            "sensor": name,
+                            "failure_class": classify_recorded(tick.error),
+                            "exception": error_text(tick.error),
+                        },
+                    )
         memory.ticks[name] = max([memory.ticks.get(name, 0), *(tick.tick_id for tick in ended)])
     memory.ticks_read = now
