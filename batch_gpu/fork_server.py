@@ -189,8 +189,12 @@ def _execute_run(instance: "DagsterInstance", args: "ExecuteRunArgs") -> int:
 
 
 def _report_lost(instance: "DagsterInstance", run_id: str, how: str) -> None:
+    from dagster import DagsterRunStatus
+
     run = instance.get_run_by_id(run_id)
-    if run is not None and not run.is_finished:
+    if run is not None and run.status == DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run, f"The run was canceled. {how}")
+    elif run is not None and not run.is_finished:
         instance.add_run_tags(run_id, {FAILURE_TAG: "worker-lost"})
         instance.report_run_failed(run, f"worker-lost: {how}")
 

@@ -16,6 +16,9 @@ LOG_STREAM_TAG = "batch_gpu/log_stream"
 STATUS_TAG = ".dagster/batch_gpu.status"
 STATUS_SINCE_TAG = ".dagster/batch_gpu.status_since"
 """When the status tag was written, Unix time in s."""
+CANCELLED_TAG = ".dagster/batch_gpu.cancelled"
+"""On a run that is to be ended, written before anything ends it: its own id, because later runs inherit its
+tags. Nothing launches such a run."""
 FAILURE_TAG = "batch_gpu/failure"
 CAUSE_TAG = ".dagster/batch_gpu.cause"
 """The sentence that belongs to the failure. Dagster's pages hide tags with the prefix `.dagster/`."""
@@ -51,6 +54,11 @@ def job_name(prefix: str, run_id: str, resumed: int = 0) -> str:
             "first a letter or digit. Correct run_launcher.config.job_name_prefix."
         )
     return name
+
+
+def is_cancelled(run_id: str, tags: Mapping[str, str]) -> bool:
+    """Whether somebody has ordered to end this run, however it ends."""
+    return tags.get(CANCELLED_TAG) == run_id
 
 
 def own_job_id(run_id: str, tags: Mapping[str, str]) -> str | None:

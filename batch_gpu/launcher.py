@@ -42,6 +42,7 @@ from batch_gpu.jobs import (
     OUTCOME_TAGS,
     STATUS_TAG,
     TERMINATED,
+    is_cancelled,
     job_name,
     own_job_id,
     submission_began,
@@ -102,6 +103,11 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
 
         Called again for a run whose submission was cut off it finds the job and adopts it.
         """
+        run = self._fresh(context.dagster_run)
+        if is_cancelled(run.run_id, run.tags):
+            # Dagster's queue takes a run by what it read before the run was canceled.
+            self._instance.report_run_canceled(run, "The run was canceled before it was launched.")
+            return
         if self.config.compute == "batch":
             self.submit(context.dagster_run)
             return
@@ -238,8 +244,10 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             return False
         if self._is_local(run):
             return self.local.terminate(run_id)
-        begun = run.status == DagsterRunStatus.STARTED
-        self._instance.report_run_canceling(run)
+        record = self._instance.get_run_record_by_id(run_id)
+        begun = record is not None and record.start_time is not None
+        if run.status != DagsterRunStatus.CANCELING:
+            self._instance.report_run_canceling(run)
         job_id = self.job_id(run)
         if job_id is not None:
             job = self.api.describe([job_id]).get(job_id)

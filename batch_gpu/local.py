@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ class LocalLauncher(RunLauncher[DagsterInstance]):
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
-        self._instance.report_run_canceling(run)
+        if run.status != DagsterRunStatus.CANCELING:
+            self._instance.report_run_canceling(run)
         process = live_process(run)
         if process is not None:
             os.kill(process, signal.SIGTERM)
@@ -186,6 +188,16 @@ def live_process(run: DagsterRun) -> int | None:
     except PermissionError:
         pass
     return int(pid)
+
+
+def kill(run: DagsterRun) -> bool:
+    """Kill the run's process and what that has started; whether the run had one on this machine."""
+    process = live_process(run)
+    if process is None:
+        return False
+    with suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)  # it leads a session of its own
+    return True
 
 
 def _listens(path: Path) -> bool:

@@ -34,9 +34,6 @@ NO_FAILURE = "none"
 # What it tries a step again for (`failures/step_retries.py`).
 RETRYING_TAG = ".dagster/capstone.retrying"
 
-# On a run that an operator cancels, before it is ended: its own id, because later runs take its tags along.
-CANCELLED_TAG = ".dagster/capstone.cancelled"
-
 # How often the system has started this request again; true of a run whose parent the second tag names.
 REEXECUTION_TAG = ".dagster/capstone.reexecution"
 REEXECUTION_OF_TAG = ".dagster/capstone.reexecution_of"

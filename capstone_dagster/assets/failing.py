@@ -5,11 +5,12 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import dagster as dg
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
+from batch_gpu.jobs import is_cancelled
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
 from capstone_dagster.failures.classes import POLICIES, FailureClass, classify, sentence
 from capstone_dagster.failures.retry_policy import will_try_again
@@ -19,7 +20,7 @@ from capstone_dagster.run_tags import FAILURE_TAG, NO_FAILURE, UPLOAD_TAG
 from capstone_dagster.runs.failed_partitions import report_failed_partitions
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
-from capstone_dagster.storage.video_status import mark_failed, mark_superseded
+from capstone_dagster.storage.video_status import UploadCancelled, mark_failed, mark_superseded
 
 # Transient faults get two more tries within the run, some 5 and 10 s apart: long enough for a failover's
 # first seconds, short enough not to hold a GPU for a database. Asked for failure by failure, not set on the
@@ -76,7 +77,11 @@ def explained(
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: NO_FAILURE})
     retry = retry_of(context.run_id, tags)
     try:
+        if is_cancelled(context.run_id, tags):
+            raise UploadCancelled("The run was cancelled.")
         yield subject
+    except UploadCancelled as cancelled:
+        _end_as_cancelled(context, cancelled)
     except Exception as error:
         failure = as_failure(error, final=final)
         tries_left = _tries_left(context) if failure.allow_retries else 0
@@ -91,6 +96,14 @@ def explained(
         ) from failure
     if retry is not None:
         clear_retry(context.instance, context.run_id)
+
+
+def _end_as_cancelled(context: dg.OpExecutionContext, cancelled: UploadCancelled) -> NoReturn:
+    """End the run as a stop signal would, which it has not received yet or has lost."""
+    run = context.instance.get_run_by_id(context.run_id)
+    if run is not None and not run.is_finished and run.status != dg.DagsterRunStatus.CANCELING:
+        context.instance.report_run_canceling(run, str(cancelled))
+    raise dg.DagsterExecutionInterruptedError(str(cancelled)) from cancelled
 
 
 def tell_failure(

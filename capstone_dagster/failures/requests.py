@@ -9,7 +9,6 @@ from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NA
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
 from capstone_dagster.run_tags import (
-    CANCELLED_TAG,
     REEXECUTION_OF_TAG,
     REEXECUTION_TAG,
     REQUEST_RUN_TAG,
@@ -51,8 +50,3 @@ def is_kept_going(run: dg.DagsterRun) -> bool:
     # A later try of a backfill's run no longer belongs to the backfill once that is over.
     later = REEXECUTION_OF_TAG in run.tags and is_later_try(run.tags)
     return later or BACKFILL_ID_TAG in run.tags or (run.job_name == UPLOAD_JOB and UPLOAD_TAG in run.tags)
-
-
-def is_cancelled(run: dg.DagsterRun) -> bool:
-    """Whether an operator has ordered to cancel this run, however it ends."""
-    return run.tags.get(CANCELLED_TAG) == run.run_id

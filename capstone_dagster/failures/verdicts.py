@@ -20,7 +20,7 @@ from dagster._core.storage.tags import (
     RUN_KEY_TAG,
 )
 
-from batch_gpu.jobs import CAUSE_TAG, JOB_ID_TAG, LOG_STREAM_TAG
+from batch_gpu.jobs import CAUSE_TAG, JOB_ID_TAG, LOG_STREAM_TAG, is_cancelled
 from batch_gpu.jobs import FAILURE_TAG as JOB_FAILURE_TAG
 from capstone_dagster.failures.breaker_state import BreakerState
 from capstone_dagster.failures.classes import (
@@ -30,7 +30,7 @@ from capstone_dagster.failures.classes import (
     recorded_sentence,
 )
 from capstone_dagster.failures.duplicates import doubled_work
-from capstone_dagster.failures.requests import attempts, is_cancelled, is_kept_going
+from capstone_dagster.failures.requests import attempts, is_kept_going
 from capstone_dagster.failures.retry_policy import Budget, Decision, FailedRun, Leave, judge, outlook
 from capstone_dagster.failures.run_steps import PASS_STEP, has_pass
 from capstone_dagster.run_tags import (
@@ -211,7 +211,7 @@ def outcome_of(instance: dg.DagsterInstance, record: dg.RunRecord) -> tuple[Outc
     run = record.dagster_run
     if run.status == dg.DagsterRunStatus.SUCCESS:
         return Outcome.SUCCEEDED, None
-    if run.status == dg.DagsterRunStatus.CANCELED or is_cancelled(run):
+    if run.status == dg.DagsterRunStatus.CANCELED or is_cancelled(run.run_id, run.tags):
         return Outcome.CANCELED, None
     seen = Cause(FailureClass.WORKER_LOST, "Its worker ended without reporting an end.")
     not_launched: Cause | None = None

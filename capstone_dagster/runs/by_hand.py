@@ -17,12 +17,14 @@ from dagster._core.storage.tags import (
     PRIORITY_TAG,
 )
 
+from batch_gpu.jobs import CANCELLED_TAG
+from batch_gpu.local import kill
 from capstone_dagster.failures.run_steps import PASS_STEP
-from capstone_dagster.run_tags import CANCELLED_TAG, UPLOAD_TAG
+from capstone_dagster.run_tags import UPLOAD_TAG
 from capstone_dagster.runs.lineage import Resumption, create_reexecution, reexecution_id
 from capstone_dagster.runs.queueing import Place, QueuedRun, places
 from capstone_dagster.storage.database import Database
-from capstone_dagster.storage.video_status import cancel_upload, requeue
+from capstone_dagster.storage.video_status import cancel_upload, is_done_by, requeue
 
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -32,6 +34,7 @@ _UNFINISHED = [
     dg.DagsterRunStatus.CANCELING,
 ]
 _POLL_S = 0.5
+_ASK_AGAIN_S = 5.0
 
 
 class Refused(Exception):
@@ -64,9 +67,11 @@ def cancel(
     force: bool = False,
     deadline_s: float = 60.0,
 ) -> int:
-    """End every run of a video, and say in its status that it is cancelled.
+    """End every run of a video, and what has failed and would be retried.
 
-    What has failed and would be tried again is not tried again, either.
+    The intention is recorded first, in the event store and in the runs' tags: whatever starts, retries or
+    publishes an analysis asks for it. A run whose end is not seen is asked again, and after the deadline its
+    process is killed if it is one of this machine.
 
     Args:
         row: of `current_status`.
@@ -76,40 +81,88 @@ def cancel(
         How many runs were ended.
 
     Raises:
-        Refused: there is nothing to end, a run analyses other videos too, or one does not end.
+        Refused: there is nothing to end, a run analyses other videos too, one has published its events
+            meanwhile, or one does not end.
     """
     video_id = row["video_id"]
     _refuse_shared(instance, row)
-    ended: dict[str, dg.DagsterRun] = {}
+    runs = _unfinished(instance, video_id)
+    if row["state"] == "received" and not runs:
+        raise Refused(_nothing_to_cancel(row))
+    intention = _Intention(instance, database, row, f"Cancelled by {by}.")
+    for run in runs:
+        intention.holds_for(run)
+    if row["run_id"]:
+        intention.record(row["upload_id"], row["run_id"])
+    asked: dict[str, float] = {}
     give_up = time.monotonic() + deadline_s
-    while runs := _unfinished(instance, video_id):
+    while runs := [run for run in _unfinished(instance, video_id) if intention.holds_for(run)]:
+        now = time.monotonic()
         for run in runs:
-            if run.run_id not in ended and run.status != dg.DagsterRunStatus.NOT_STARTED:
-                # First the intention: each retry asks for it, however the run ends.
-                instance.add_run_tags(run.run_id, {CANCELLED_TAG: run.run_id})
+            if run.status != dg.DagsterRunStatus.NOT_STARTED and now >= asked.get(run.run_id, 0.0):
                 _end(instance, run.run_id)
-                ended[run.run_id] = run
-        if time.monotonic() > give_up:
-            if not force:
-                message = ", ".join(run.run_id for run in runs)
+                # A signal can be lost, in a library that swallows the exception of its handler.
+                asked[run.run_id] = now + _ASK_AGAIN_S
+        if now > give_up:
+            alive = [run for run in runs if not (kill(run) or run.status == dg.DagsterRunStatus.NOT_STARTED)]
+            if alive and not force:
+                message = ", ".join(run.run_id for run in alive)
                 raise Refused(
-                    f"Run {message} of {video_id} does not end: its worker does not answer. `--force` counts "
-                    "it as cancelled all the same; a worker that lives still publishes nothing of it."
+                    f"Run {message} of {video_id} does not end: its worker does not answer. It publishes "
+                    "nothing any more. `--force` counts it as cancelled."
                 )
             for run in runs:
-                instance.report_run_canceled(run, f"Counted as cancelled by {by}.")
-                ended[run.run_id] = run
+                _report_ended(instance, run.run_id, f"Counted as cancelled by {by}.")
+                asked[run.run_id] = now
             break
         time.sleep(_POLL_S)
-    if not ended and row["state"] == "received":
+    if intention.published:
+        others = f" {len(asked)} other runs were ended." if asked else ""
+        raise Refused(
+            f"{video_id} was published before its run could be ended.{others} `capstone delete {video_id}` "
+            "deletes the video with its events."
+        )
+    if not asked and not intention.changed:
         raise Refused(_nothing_to_cancel(row))
-    uploads = {run.tags.get(UPLOAD_TAG, row["upload_id"]) for run in ended.values()} | {row["upload_id"]}
-    changed = sum(
-        database.transact(cancel_upload, upload, f"Cancelled by {by}.") for upload in sorted(uploads)
-    )
-    if not ended and not changed:
-        raise Refused(_nothing_to_cancel(row))
-    return len(ended)
+    return len(asked)
+
+
+class _Intention:
+    """That a video's runs are to end, on record before any of them is ended.
+
+    Attributes:
+        changed: an upload's status says so now, and did not before.
+        published: a run was too quick: its analysis is published.
+    """
+
+    def __init__(
+        self, instance: dg.DagsterInstance, database: Database, row: Mapping[str, Any], message: str
+    ) -> None:
+        self.changed = self.published = False
+        self._instance = instance
+        self._database = database
+        self._row = row
+        self._message = message
+        self._recorded: dict[str, bool] = {}
+
+    def holds_for(self, run: dg.DagsterRun) -> bool:
+        """Record it for a run; False for one that has published, which is left to end by itself."""
+        return self.record(run.tags.get(UPLOAD_TAG, self._row["upload_id"]), run.run_id)
+
+    def record(self, upload_id: str, run_id: str) -> bool:
+        """Record it for an upload and a run of it; False if that run has published the upload's analysis."""
+        if run_id in self._recorded:
+            return self._recorded[run_id]
+        with self._database.transaction() as connection:
+            # The status of a finished upload stays, whatever later run of it ends.
+            self.changed |= cancel_upload(connection, upload_id, self._message, run_id)
+            published = is_done_by(connection, upload_id, run_id)
+        if not published and self._instance.has_run(run_id):
+            self._instance.add_run_tags(run_id, {CANCELLED_TAG: run_id})
+        was_done = self._row["state"] == "done" and self._row["run_id"] == run_id
+        self.published |= published and not was_done
+        self._recorded[run_id] = not published
+        return not published
 
 
 def prioritize(instance: dg.DagsterInstance, row: Mapping[str, Any], priority: int) -> dict[str, Place]:
@@ -236,6 +289,12 @@ def _end(instance: dg.DagsterInstance, run_id: str) -> None:
         if run is not None and not run.is_finished:
             message = f"It could not be ended: {type(error).__name__}: {error}"
             instance.report_engine_event(message, run)
+
+
+def _report_ended(instance: dg.DagsterInstance, run_id: str, message: str) -> None:
+    run = instance.get_run_by_id(run_id)
+    if run is not None and not run.is_finished:
+        instance.report_run_canceled(run, message)
 
 
 def _nothing_to_cancel(row: Mapping[str, Any]) -> str:

@@ -16,11 +16,12 @@ import dagster as dg
 from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_BACKFILL_ID_TAG, PARENT_RUN_ID_TAG
 
+from batch_gpu.jobs import is_cancelled
 from capstone_dagster.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
 from capstone_dagster.failures.breaker_state import BreakerState, read_offers, write_offers
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.cursors import known_fields
-from capstone_dagster.failures.requests import UPLOAD_JOB, attempts, is_cancelled
+from capstone_dagster.failures.requests import UPLOAD_JOB, attempts
 from capstone_dagster.failures.retry_policy import (
     Budget,
     Decision,
@@ -206,7 +207,7 @@ class _Tick:
         """Start a run again, unless a look at the records says otherwise: then what follows instead."""
         failed = waiting.run
         run = self._instance.get_run_by_id(failed.run_id)
-        if run is None or run.status != dg.DagsterRunStatus.FAILURE or is_cancelled(run):
+        if run is None or run.status != dg.DagsterRunStatus.FAILURE or is_cancelled(run.run_id, run.tags):
             return Leave()
         children = self._instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}))
         again = next((child for child in children if child.run_id == reexecution_id(run.run_id)), None)
@@ -284,6 +285,10 @@ class _Tick:
                 self._services.database.transact(requeue, upload_id, run.run_id, again.run_id, message)
         except StorageError:
             self._store_answers = False  # the run tells its own status when it begins
+        # An operator may have cancelled the upload since the look at it.
+        if (before := self._instance.get_run_by_id(run.run_id)) and is_cancelled(run.run_id, before.tags):
+            self._instance.report_run_canceled(again, f"Run {run.run_id}, which it continues, was cancelled.")
+            return
         # The queue takes a run by its record; it needs no workspace for that.
         self._instance.submit_run(again.run_id, workspace=None)  # type: ignore[arg-type]
         self._instance.report_engine_event(f"Started again as run {again.run_id}.", run)

@@ -116,11 +116,15 @@ def publish_analysis(
 
     Args:
         rows: one mapping a row of `events`, without analysis_id and video_id.
+
+    Raises:
+        UploadCancelled: an operator has cancelled the run's upload; nothing is written.
     """
     known = _locked_video(connection, analysis.video_id)
     if known is None:
         raise DatabaseError(f"There is no video {analysis.video_id!r}: it was deleted meanwhile.")
     erasures.refuse_if_under_way(connection, analysis.video_id)
+    video_status.refuse_if_cancelled(connection, analysis.upload_id, analysis.run_id)
     of_upload = sa.select(statuses).where(statuses.c.upload_id == analysis.upload_id)
     upload = connection.execute(of_upload).mappings().first()
     latest = video_status.latest(connection, analysis.video_id)

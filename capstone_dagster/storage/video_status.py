@@ -14,6 +14,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.outbox import notify
 from capstone_dagster.storage.schema import (
     FINAL_STATES,
@@ -28,6 +29,13 @@ from capstone_dagster.storage.uploads import VideoUpload
 State = Literal[
     "received", "queued", "waiting-for-compute", "running", "done", "failed", "superseded", "cancelled"
 ]
+
+
+class UploadCancelled(StorageError):
+    """An operator has cancelled the run's upload: the run neither goes on nor publishes."""
+
+    failure_class = "internal"
+
 
 # Of uploads within one second, which is the precision of S3's clock, the one recorded later is later.
 LATEST_FIRST = (video_status.c.uploaded_at.desc(), video_status.c.recorded_order.desc())
@@ -187,14 +195,17 @@ def mark_running(connection: sa.Connection, upload_id: str, run_id: str, progres
     """A run works on the upload.
 
     Args:
-        progress: the share of the video that is done, 0–1. At 0 the run takes the upload over, whatever its
-            row says; above, it reports only while the upload is its own, so that a worker given up for lost
-            does not overwrite the run that follows it.
+        progress: the share of the video that is done, 0–1. At 0 the run takes the upload over, whatever
+            another run has left in its row; above, it reports only while the upload is its own, so that a
+            worker given up for lost does not overwrite the run that follows it.
+
+    Raises:
+        UploadCancelled: an operator has cancelled the upload's analysis by this run.
     """
-    conditions = [video_status.c.upload_id == upload_id]
+    conditions = [video_status.c.upload_id == upload_id, sa.not_(_cancelled(run_id))]
     if progress > 0:
         conditions += [video_status.c.run_id == run_id, video_status.c.state.not_in(FINAL_STATES)]
-    _change(
+    changed = _change(
         connection,
         *conditions,
         state="running",
@@ -203,6 +214,21 @@ def mark_running(connection: sa.Connection, upload_id: str, run_id: str, progres
         failure_class=None,
         message=None,
     )
+    if changed is None:
+        refuse_if_cancelled(connection, upload_id, run_id)
+
+
+def refuse_if_cancelled(connection: sa.Connection, upload_id: str, run_id: str) -> None:
+    """Lock the upload's row until the transaction ends, so that no cancellation comes in between.
+
+    Raises:
+        UploadCancelled: an operator has cancelled the upload's analysis by this run.
+    """
+    columns = (video_status.c.message, _cancelled(run_id).label("cancelled"))
+    statement = sa.select(*columns).where(video_status.c.upload_id == upload_id).with_for_update()
+    row = connection.execute(statement).first()
+    if row is not None and row.cancelled:
+        raise UploadCancelled(f"The analysis was cancelled. {row.message or ''}".strip())
 
 
 def mark_begun(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
@@ -257,8 +283,7 @@ def mark_failed(
         Whether the row changed; the notice `video.failed` is queued with it.
     """
     # A run that an operator has cancelled may fail because of that.
-    cancelled = sa.and_(video_status.c.state == "cancelled", video_status.c.run_id == run_id)
-    conditions = [video_status.c.upload_id == upload_id, sa.not_(cancelled)]
+    conditions = [video_status.c.upload_id == upload_id, sa.not_(_cancelled(run_id))]
     if only_if_unfinished:
         conditions = _unfinished(upload_id, run_id)
     video_id = _change(
@@ -341,10 +366,13 @@ def mark_cancelled(
     _change(connection, *conditions, state="cancelled", message=message, run_id=run_id)
 
 
-def cancel_upload(connection: sa.Connection, upload_id: str, message: str) -> bool:
+def cancel_upload(connection: sa.Connection, upload_id: str, message: str, run_id: str | None = None) -> bool:
     """An operator cancels the upload, whether its analysis is under way or has failed and will be retried.
 
-    Its run may be seen to have been cancelled before this is written: then the message is added.
+    From here on its run publishes nothing. If the watchdog saw the run's end first, the message is added.
+
+    Args:
+        run_id: the run that is to be ended; None keeps the one that the row names.
 
     Returns:
         Whether the row changed; a finished, superseded or cancelled upload stays as it is.
@@ -355,7 +383,15 @@ def cancel_upload(connection: sa.Connection, upload_id: str, message: str) -> bo
     )
     conditions = [video_status.c.upload_id == upload_id, open_or_unexplained]
     changed = {"state": "cancelled", "failure_class": None, "message": message}
+    if run_id is not None:
+        changed["run_id"] = run_id
     return _change(connection, *conditions, **changed) is not None
+
+
+def is_done_by(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
+    """Whether the run has finished the upload."""
+    this = sa.and_(video_status.c.upload_id == upload_id, video_status.c.run_id == run_id)
+    return connection.execute(sa.select(sa.exists().where(this, video_status.c.state == "done"))).scalar_one()
 
 
 def finish(connection: sa.Connection, upload_id: str, run_id: str, *, anew: bool) -> bool:
@@ -390,6 +426,14 @@ def _change(connection: sa.Connection, *conditions: sa.ColumnElement[bool], **va
         .returning(video_status.c.video_id)
     )
     return connection.execute(statement).scalar()
+
+
+def _cancelled(run_id: str) -> sa.ColumnElement[bool]:
+    """The row is cancelled, and this run with it: a run that is requested later may take it over.
+
+    The row may name no run: IS NOT DISTINCT FROM answers false then, where `=` would answer null.
+    """
+    return sa.and_(video_status.c.state == "cancelled", video_status.c.run_id.is_not_distinct_from(run_id))
 
 
 def _unfinished(upload_id: str, run_id: str) -> list[sa.ColumnElement[bool]]:

@@ -8,10 +8,13 @@ import dagster as dg
 import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from batch_gpu.jobs import CANCELLED_TAG
+from capstone_dagster.assets import failing
 from capstone_dagster.assets.declared import videos
 from capstone_dagster.assets.steps import detection
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import StorageUnavailable
+from capstone_dagster.storage.video_status import cancel_upload
 from capstone_dagster.testing import MakeClip, SquareDetector
 from tests.assets.conftest import Pipeline
 from tests.assets.test_recovery import execute
@@ -62,6 +65,38 @@ def test_an_operators_end_of_a_run_is_not_tried_again(
     kinds = {event.event_type_value for event in result.all_events if event.step_key == step}
     assert "STEP_UP_FOR_RETRY" not in kinds
     assert pipeline.services.database.transact(analyses_of, upload.video_id) == []
+
+
+@pytest.mark.parametrize("recorded", ["in the run's tags", "in the event store"])
+@pytest.mark.parametrize("step", ["analyze_video", "persist_events"])
+def test_a_run_whose_stop_signal_is_lost_ends_as_cancelled(
+    pipeline: Pipeline,
+    instance: dg.DagsterInstance,
+    make_clip: MakeClip,
+    stand_in_detector: SquareDetector,
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: str,
+    step: str,
+) -> None:
+    upload = pipeline.upload("gate/a.mp4", make_clip("a.mp4", range(0, 1000, 40), lambda _: ()).read_bytes())
+    database = pipeline.services.database
+    real = failing.run_tags
+
+    def cancel_before_step(context: dg.OpExecutionContext) -> Any:
+        if context.op.name == step:
+            if recorded == "in the event store":
+                database.transact(cancel_upload, upload.upload_id, "Cancelled by kim.", context.run_id)
+            else:
+                instance.add_run_tags(context.run_id, {CANCELLED_TAG: context.run_id})
+        return real(context)
+
+    monkeypatch.setattr(failing, "run_tags", cancel_before_step)
+
+    execute(pipeline, upload, pipeline.services, run_config=pipeline.configured(upload))
+
+    [run] = instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.CANCELED
+    assert database.transact(analyses_of, upload.video_id) == []
 
 
 def test_a_transient_failure_is_tried_twice_more(

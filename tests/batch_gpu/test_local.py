@@ -13,7 +13,8 @@ from dagster._core.launcher import LaunchRunContext, WorkerStatus
 
 from batch_gpu import pool
 from batch_gpu.fork_server import start_time
-from batch_gpu.local import live_process
+from batch_gpu.jobs import CANCELLED_TAG
+from batch_gpu.local import kill, live_process
 from batch_gpu.sensor import batch_runs_sensor
 from tests.batch_gpu.conftest import PROJECT, ROOT, Cloud
 from tests.support.waiting import wait_for
@@ -61,6 +62,26 @@ def test_a_run_is_a_forked_process_that_can_be_canceled(local: Cloud) -> None:
     assert local.launcher.terminate(run.run_id)
     local.until(run, "CANCELED")
     wait_for("its process to end", lambda: live_process(run) is None)
+
+
+def test_a_frozen_worker_ignores_its_signal_and_is_killed(local: Cloud) -> None:
+    run, pid = start(local)
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(2):  # asking again changes nothing
+        assert local.launcher.terminate(run.run_id)
+    assert live_process(local.fresh(run)) == pid
+    assert kill(local.fresh(run))
+    local.until(run, "CANCELED")
+    wait_for("its process to end", lambda: live_process(run) is None)
+    assert not kill(run)
+
+
+def test_a_run_that_was_cancelled_since_the_queue_read_it_is_not_launched(local: Cloud) -> None:
+    run = local.run("waits")
+    local.instance.add_run_tags(run.run_id, {CANCELLED_TAG: run.run_id})
+    local.instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+    assert local.status(run) == "CANCELED"
+    assert servers() == []
 
 
 def test_a_killed_worker_fails_its_run_at_once(local: Cloud) -> None:

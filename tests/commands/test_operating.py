@@ -26,7 +26,13 @@ from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
-from capstone_dagster.storage.video_status import current_status, mark_failed, mark_queued, mark_running
+from capstone_dagster.storage.video_status import (
+    UploadCancelled,
+    current_status,
+    mark_failed,
+    mark_queued,
+    mark_running,
+)
 from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, notices
 from tests.support.command_line import Capstone
@@ -141,7 +147,8 @@ def test_cancel_ends_a_run_at_every_stage(
     row = operations.row(1)
     assert (row["state"], row["message"], row["failure_class"]) == ("cancelled", "Cancelled by kim.", None)
     # What its worker still says changes nothing, and no sensor starts it again.
-    operations.database.transact(mark_running, "u1", run.run_id, 0.5)
+    with pytest.raises(UploadCancelled):
+        operations.database.transact(mark_running, "u1", run.run_id, 0.5)
     operations.database.transact(
         mark_failed, "u1", run.run_id, failure_class="internal", message="It was interrupted."
     )
@@ -188,12 +195,56 @@ def test_a_worker_that_does_not_answer_needs_force(
 
     outcome = capstone("cancel", "v1")
     assert outcome.code == 1
-    assert "its worker does not answer. `--force`" in outcome.err
-    assert operations.row(1)["state"] == "running"
+    assert "its worker does not answer. It publishes nothing any more. `--force`" in outcome.err
+    assert operations.fresh(run).status == dg.DagsterRunStatus.CANCELING
+    analysis = replace(ANALYSIS, video_id="v1", upload_id="u1", run_id=run.run_id)
+    with pytest.raises(UploadCancelled, match=r"The analysis was cancelled\. Cancelled by"):
+        operations.database.transact(publish_analysis, analysis, ROWS, FACTS)
 
     assert capstone("cancel", "v1", "--force").code == 0
     assert operations.fresh(run).status == dg.DagsterRunStatus.CANCELED
     assert operations.row(1)["state"] == "cancelled"
+
+
+def test_a_run_that_misses_its_signal_is_asked_again(
+    operations: Operations, capstone: Capstone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler's exception can be swallowed where it is raised, as within a callback of a C library."""
+    run = operations.run(1, STARTED)
+    asked: list[str] = []
+
+    def terminate(worker: Worker, run_id: str) -> bool:
+        asked.append(run_id)
+        worker.lost = len(asked) < 3
+        return ends(worker, run_id)
+
+    ends = Worker.terminate
+    monkeypatch.setattr(Worker, "terminate", terminate)
+    monkeypatch.setattr(by_hand, "_ASK_AGAIN_S", 0.05)
+
+    assert capstone("cancel", "v1").out == "v1 is cancelled; 1 run ended.\n"
+    assert asked == [run.run_id] * 3
+
+
+def test_a_run_that_publishes_before_it_can_be_ended_is_not_called_cancelled(
+    operations: Operations, capstone: Capstone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = operations.run(1, STARTED)
+    analysis = replace(ANALYSIS, video_id="v1", upload_id="u1", run_id=run.run_id)
+    record = by_hand._Intention.record
+
+    def too_late(intention: Any, upload_id: str, run_id: str) -> bool:
+        operations.database.transact(publish_analysis, analysis, ROWS, FACTS)
+        return record(intention, upload_id, run_id)
+
+    monkeypatch.setattr(by_hand._Intention, "record", too_late)
+
+    outcome = capstone("cancel", "v1")
+
+    assert outcome.code == 1
+    assert "v1 was published before its run could be ended. `capstone delete v1` deletes" in outcome.err
+    assert operations.row(1)["state"] == "done"
+    assert operations.fresh(run).status == STARTED
 
 
 def test_cancel_ends_a_backfills_run_over_this_video_alone(

@@ -11,11 +11,12 @@ from dagster._core.events import DagsterEvent, EngineEventData, RunFailureReason
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import serializable_error_info_from_exc_info
 
+from batch_gpu.jobs import CANCELLED_TAG
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.failures import ended_runs
 from capstone_dagster.failures.ended_runs import Position
 from capstone_dagster.failures.verdicts import Cause, Outcome, Verdict
-from capstone_dagster.run_tags import CANCELLED_TAG, DETECTION_TAG, STORED_TAG
+from capstone_dagster.run_tags import DETECTION_TAG, STORED_TAG
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from tests.support.ended_runs import judge
 

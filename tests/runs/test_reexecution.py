@@ -16,6 +16,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch_gpu.jobs import CANCELLED_TAG
 from capstone_dagster.assets.declared.backfills import request_backfill
 from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.failures.breaker_state import (
@@ -40,7 +41,7 @@ from capstone_dagster.failures.retry_policy import (
     delay_s,
     judge,
 )
-from capstone_dagster.run_tags import CANCELLED_TAG, FAILURE_TAG, PROBE_TAG
+from capstone_dagster.run_tags import FAILURE_TAG, PROBE_TAG
 from capstone_dagster.runs.lineage import Resumption, reexecution_id
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings

@@ -10,12 +10,16 @@ from capstone_dagster.storage.analyses import analyses_of, publish_analysis
 from capstone_dagster.storage.database import Database, DatabaseError
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.video_status import (
+    UploadCancelled,
+    cancel_upload,
     current_status,
+    is_done_by,
     mark_cancelled,
     mark_failed,
     mark_queued,
     mark_running,
     mark_superseded,
+    requeue,
     unfinished_runs,
 )
 from capstone_dagster.storage.videos import latest_upload, record_upload
@@ -209,6 +213,32 @@ def test_a_zombies_progress_is_no_news(database: Database) -> None:
     database.transact(mark_running, "u1", "r1", 0.7)
     database.transact(mark_running, "u1", "r2", 0.8)
     assert state() == ("done", 1.0, "r2")
+
+
+@pytest.mark.parametrize("cancelled", ["waiting", "running", "failed"])
+def test_a_cancelled_run_publishes_nothing_and_a_later_request_does(
+    database: Database, cancelled: str
+) -> None:
+    database.transact(record_upload, UPLOAD)
+    if cancelled != "waiting":
+        database.transact(mark_running, "u1", "r1")
+    if cancelled == "failed":
+        database.transact(mark_failed, "u1", "r1", failure_class="internal", message="why")
+    assert database.transact(cancel_upload, "u1", "Cancelled by kim.", "r1")
+    for work in (
+        lambda connection: mark_running(connection, "u1", "r1"),
+        lambda connection: mark_running(connection, "u1", "r1", 0.5),
+        lambda connection: publish_analysis(connection, ANALYSIS, ROWS, FACTS),
+    ):
+        with pytest.raises(UploadCancelled, match=r"Cancelled by kim\."):
+            database.transact(work)
+    assert database.transact(analyses_of, "v1") == []
+    assert not database.transact(requeue, "u1", "r1", "r2", "It is tried again.")
+
+    database.transact(mark_running, "u1", "r3")
+    assert database.transact(publish_analysis, replace(ANALYSIS, run_id="r3"), ROWS, FACTS).inserted
+    assert not database.transact(cancel_upload, "u1", "Cancelled by kim.", "r3")
+    assert database.transact(is_done_by, "u1", "r3")
 
 
 def test_a_superseded_upload_is_no_failure(database: Database) -> None:

@@ -11,7 +11,7 @@ from capstone_dagster.failures.classes import classify
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import SourceMissing, StorageError
 from capstone_dagster.storage.uploads import VideoUpload
-from capstone_dagster.storage.video_status import mark_running
+from capstone_dagster.storage.video_status import UploadCancelled, mark_running
 from capstone_dagster.storage.videos import latest_upload
 
 
@@ -61,7 +61,11 @@ class Watch:
             )
 
     def report(self, fraction: float) -> None:
-        """Report to the event store how far it is, 0–1."""
+        """Report to the event store how far it is, 0–1.
+
+        Raises:
+            UploadCancelled: an operator has cancelled the analysis, and the stop signal was lost or is late.
+        """
         if self._silent or self.log is None:
             return
         try:
@@ -69,6 +73,8 @@ class Watch:
             self._services.database.transact(
                 mark_running, self.log.upload_id, self._context.run_id, min(fraction, 0.99)
             )
+        except UploadCancelled:
+            raise
         except StorageError as error:
             self._silent = True
             self.log.write(

@@ -42,6 +42,7 @@ from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import Analysis, Publication, publish_analysis
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from capstone_dagster.storage.uploads import VideoFacts
+from capstone_dagster.storage.video_status import UploadCancelled
 
 EVENTS_FILE = "events.parquet"
 
@@ -81,10 +82,13 @@ def publish(
     Raises:
         IntegrityViolation: events and detections contradict each other.
         DatabaseUnavailable: it did not answer.
+        UploadCancelled: an operator was quicker; nothing is published.
     """
     started = time.monotonic()
     try:
         publication, events = _publish(derived, services, run_id, requested_at, log)
+    except UploadCancelled:
+        raise
     except Exception:
         services.metrics.add(PERSIST_ERRORS)
         raise

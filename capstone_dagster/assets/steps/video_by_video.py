@@ -48,7 +48,7 @@ from capstone_dagster.services import Services
 from capstone_dagster.storage.erasures import ErasureUnderWay
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.uploads import VideoUpload
-from capstone_dagster.storage.video_status import uploads_failed_in
+from capstone_dagster.storage.video_status import UploadCancelled, uploads_failed_in
 from capstone_dagster.traces.context import upload_context
 
 # What is wrong with one video says nothing about the next. Anything else would fail them all.
@@ -231,6 +231,8 @@ def _in_turn(
             )
             try:
                 work(video_id, subject)
+            except UploadCancelled:
+                raise
             except Exception as error:
                 failure = classify(error)
                 # One that is being deleted, or whose deletion was broken off, is no trouble of the others'.
