@@ -6,11 +6,11 @@ RUNNABLE status") and of Amazon ECS, whose agent runs the containers. Patterns b
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from batch_gpu.errors import FailureClass
-from batch_gpu.jobs import CAUSE_TAG, FAILURE_TAG
+from batch_gpu.jobs import CAUSE_TAG, FAILURE_TAG, RECLAIMED_TAG
 
 Job = Mapping[str, Any]
 """One element of DescribeJobs' answer."""
@@ -27,16 +27,19 @@ class Ending:
         transient: trying again, later or elsewhere, can succeed.
         message: sentences for an operator: what happened, AWS's reason, what to do.
         cause: what happened, in one sentence; the message if none is given.
+        reclaimed: the machine was taken away, which the run's work did not cause.
     """
 
     failure: FailureClass
     transient: bool
     message: str
     cause: str = ""
+    reclaimed: bool = False
 
     def tags(self) -> dict[str, str]:
         """Failure and cause as the run's tags."""
-        return {FAILURE_TAG: self.failure, CAUSE_TAG: self.cause or self.message}
+        reclaimed = {RECLAIMED_TAG: "true"} if self.reclaimed else {}
+        return {FAILURE_TAG: self.failure, CAUSE_TAG: self.cause or self.message, **reclaimed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class _Rule:
     remedy: str
     # How long a job may wait for this reason, which does not pass by waiting. None: as long as any job may.
     patience_s: int | None = None
+    reclaimed: bool = False
 
 
 _BY_THE_QUEUE = r"(Canceled by JobStateTimeLimit action due to reason: )?"
@@ -61,7 +65,7 @@ UNDETERMINED_S = 1800
 # `exit` its exit code.
 RULES: Sequence[_Rule] = (
     _Rule("status", r"Host EC2 ", "worker-lost", True, "The machine was taken away",
-          "Nothing: spot machines are reclaimed now and then, and the run is tried again."),
+          "Nothing: spot machines are reclaimed now and then, and the run is tried again.", reclaimed=True),
     _Rule("status", r"Job attempt duration exceeded timeout", "timeout", True, "The time limit was reached",
           "See in the log where the time went; raise timeout_seconds for long work."),
     _Rule("status", r"MISCONFIGURATION:SERVICE_ROLE_PERMISSIONS", "permission-denied", False,
@@ -103,7 +107,8 @@ def ending_of(job: Job) -> Ending:
     """The ending of a job whose status is one of `ENDED` although its run has not finished."""
     rule = _rule_of(job)
     if rule is not None:
-        return _ending(job, rule.failure, rule.transient, rule.happened, rule.remedy)
+        ending = _ending(job, rule.failure, rule.transient, rule.happened, rule.remedy)
+        return replace(ending, reclaimed=rule.reclaimed)
     if job.get("isTerminated") or job.get("isCancelled"):
         happened = "The job was terminated in AWS Batch"
         return _ending(job, "worker-lost", False, happened, "Re-execute the run if it is still wanted.")
@@ -134,6 +139,7 @@ def lost_to_reclaim(job: Job, run_started_ms: int | None) -> Ending | None:
             True,
             f"The worker's machine was taken away during the run ({reason}). The job's further attempts are "
             "ended, because this run cannot be continued by them.",
+            reclaimed=True,
         )
     return None
 

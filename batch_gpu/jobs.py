@@ -22,13 +22,15 @@ tags. Nothing launches such a run."""
 FAILURE_TAG = "batch_gpu/failure"
 CAUSE_TAG = ".dagster/batch_gpu.cause"
 """The sentence that belongs to the failure. Dagster's pages hide tags with the prefix `.dagster/`."""
+RECLAIMED_TAG = ".dagster/batch_gpu.reclaimed"
+""""true" where the machine was taken away, which the run's work did not cause."""
 # A re-executed run inherits its parent's tags; this stands where the parent's job, log or failure stood.
 NONE = "none"
 TERMINATED = "TERMINATED"
 """The status tag of a job that the launcher has ended."""
 RUN_ID_VARIABLE = "BATCH_GPU_RUN_ID"
 """The run of a job, for code that runs in the container before or without Dagster."""
-OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG, CAUSE_TAG)
+OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG, CAUSE_TAG, RECLAIMED_TAG)
 
 DEFAULT_ATTEMPTS = 3
 # ECS, which runs the container, takes overrides of 8192 characters as JSON (ECS API reference, "RunTask").

@@ -37,6 +37,9 @@ RETRYING_TAG = ".dagster/capstone.retrying"
 # How often the system has started this request again; true of a run whose parent the second tag names.
 REEXECUTION_TAG = ".dagster/capstone.reexecution"
 REEXECUTION_OF_TAG = ".dagster/capstone.reexecution_of"
+# The classes by which earlier tries of this request failed in their pass, separated by commas; not those
+# whose machine was taken away.
+FAILED_BEFORE_TAG = ".dagster/capstone.failed_before"
 # The run that somebody asked for, of which this one is a later try.
 REQUEST_RUN_TAG = ".dagster/capstone.request_run_id"
 # On a failed run of which it was decided what follows: its own id, because later runs take its tags along.

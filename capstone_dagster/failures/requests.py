@@ -9,6 +9,7 @@ from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NA
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
 from capstone_dagster.run_tags import (
+    FAILED_BEFORE_TAG,
     REEXECUTION_OF_TAG,
     REEXECUTION_TAG,
     REQUEST_RUN_TAG,
@@ -25,6 +26,12 @@ def attempts(tags: Mapping[str, str]) -> int:
     number = tags.get(REEXECUTION_TAG, "0")
     # Anyone may write a tag: one that is no number must stop no sensor.
     return int(number) if is_later_try(tags) and number.isdecimal() else 0
+
+
+def failed_before(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """The classes by which earlier tries of a run's request failed in their pass over the video."""
+    classes = tags.get(FAILED_BEFORE_TAG, "") if is_later_try(tags) else ""
+    return tuple(filter(None, classes.split(",")))
 
 
 def request_run_id(run_id: str, tags: Mapping[str, str]) -> str:

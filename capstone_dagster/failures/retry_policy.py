@@ -30,6 +30,9 @@ class FailedRun:
         ended_at: seconds since 1970.
         attempts: how often the system has started its request again before.
         gpu: what is left to do takes the GPU; None as long as that is unknown.
+        progress: the share of the video that its pass had done, 0–1; None as long as that is unknown.
+        before: the classes by which earlier tries failed in their pass.
+        reclaimed: its machine was taken away, which is not its video's doing.
         job: its name in Dagster.
         kept_going: the system finishes its work; of other runs only lost workers are replaced.
     """
@@ -42,6 +45,9 @@ class FailedRun:
     gpu: bool | None = None
     job: str = ""
     kept_going: bool = True
+    progress: float | None = None
+    before: Sequence[str] = ()
+    reclaimed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,18 @@ def outlook(decision: Decision, failure: FailureClass) -> str:
     return "It is not tried again."
 
 
+def _why_futile(failed: FailedRun) -> str | None:
+    """Why another pass over the same video would end in the same way, as far as that shows; else None."""
+    again = failed.failure in failed.before
+    if failed.failure == FailureClass.WORKER_LOST and again and not failed.reclaimed:
+        return "its worker died twice at this video"
+    if failed.failure == FailureClass.TIMEOUT and again:
+        return "it reached the time limit twice"
+    if failed.failure == FailureClass.TIMEOUT and failed.progress == 0:
+        return "it made no progress within the time limit"
+    return None
+
+
 def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) -> Decision:
     """What becomes of a failed run.
 
@@ -159,6 +177,8 @@ def judge(failed: FailedRun, breaker: BreakerState, budget: Budget, now: float) 
         if failed.failure in SYSTEMIC and now - failed.ended_at < _MAY_PAUSE_S:
             return Wait()
         return Leave()
+    if failed.gpu and (futile := _why_futile(failed)):
+        return Leave(f"It is not tried again: {futile}.")
     if failed.attempts >= budget.per_video:
         allowed = f"CAPSTONE_REEXECUTIONS_PER_VIDEO ({budget.per_video})"
         return Leave(f"It is not tried again: {allowed} is used up.", refused=True)

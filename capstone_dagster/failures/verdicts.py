@@ -20,7 +20,7 @@ from dagster._core.storage.tags import (
     RUN_KEY_TAG,
 )
 
-from batch_gpu.jobs import CAUSE_TAG, JOB_ID_TAG, LOG_STREAM_TAG, is_cancelled
+from batch_gpu.jobs import CAUSE_TAG, JOB_ID_TAG, LOG_STREAM_TAG, RECLAIMED_TAG, is_cancelled
 from batch_gpu.jobs import FAILURE_TAG as JOB_FAILURE_TAG
 from capstone_dagster.failures.breaker_state import BreakerState
 from capstone_dagster.failures.classes import (
@@ -30,7 +30,7 @@ from capstone_dagster.failures.classes import (
     recorded_sentence,
 )
 from capstone_dagster.failures.duplicates import doubled_work
-from capstone_dagster.failures.requests import attempts, is_kept_going
+from capstone_dagster.failures.requests import attempts, failed_before, is_kept_going
 from capstone_dagster.failures.retry_policy import Budget, Decision, FailedRun, Leave, judge, outlook
 from capstone_dagster.failures.run_steps import PASS_STEP, has_pass
 from capstone_dagster.run_tags import (
@@ -199,6 +199,8 @@ def failed_run(run: dg.DagsterRun, failure: FailureClass, ended_at: float) -> Fa
         attempts(run.tags),
         job=run.job_name,
         kept_going=is_kept_going(run),
+        before=failed_before(run.tags),
+        reclaimed=run.tags.get(RECLAIMED_TAG) == "true",
     )
 
 

@@ -24,10 +24,14 @@ from dagster._core.storage.tags import (
     TAGS_TO_MAYBE_OMIT_ON_RETRY,
 )
 
+from batch_gpu.jobs import RECLAIMED_TAG
 from capstone_dagster.failures.breaker_state import PROBE_TAGS
-from capstone_dagster.failures.requests import attempts, request_run_id
+from capstone_dagster.failures.requests import attempts, failed_before, request_run_id
+from capstone_dagster.failures.run_steps import PASS_STEP
 from capstone_dagster.run_tags import (
+    FAILED_BEFORE_TAG,
     FAILURE_TAG,
+    NO_FAILURE,
     PROBE_TAG,
     REEXECUTION_OF_TAG,
     REEXECUTION_TAG,
@@ -104,6 +108,7 @@ def create_reexecution(
         # A probe that fails for the common cause is not held against its video.
         REEXECUTION_TAG: str(0 if anew else attempts(failed.tags) + (0 if probe else 1)),
         REEXECUTION_OF_TAG: failed.run_id,
+        FAILED_BEFORE_TAG: "" if anew else ",".join(_failures(failed, resumption)),
         REQUEST_RUN_TAG: request_run_id(failed.run_id, failed.tags),
         **(PROBE_TAGS if probe else {}),
     }
@@ -137,6 +142,14 @@ def create_reexecution(
         job_code_origin=failed.job_code_origin,
         asset_graph=selected.asset_layer.asset_graph,
     )
+
+
+def _failures(failed: dg.DagsterRun, resumption: Resumption) -> tuple[str, ...]:
+    """The classes by which the request's tries failed in their pass, without lost machines."""
+    reclaimed = failed.tags.get(RECLAIMED_TAG) == "true"
+    failure = failed.tags.get(FAILURE_TAG, NO_FAILURE)
+    counts = failure != NO_FAILURE and PASS_STEP in resumption.steps and not reclaimed
+    return (*failed_before(failed.tags), *([failure] if counts else []))
 
 
 def _of_backfill(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import dagster as dg
 from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_BACKFILL_ID_TAG, PARENT_RUN_ID_TAG
 
+from batch_gpu.jobs import FAILURE_TAG as JOB_FAILURE_TAG
 from batch_gpu.jobs import is_cancelled
 from capstone_dagster.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
 from capstone_dagster.failures.breaker_state import BreakerState, read_offers, write_offers
@@ -43,6 +44,7 @@ from capstone_dagster.storage.video_status import (
     add_outlook,
     give_up,
     requeue,
+    status_of_upload,
     upload_states,
     uploads_failed_in,
 )
@@ -221,7 +223,8 @@ class _Tick:
             resumption = Resumption.of(self._instance, run)
             if not resumption.steps:
                 return Leave()
-            waiting.run = failed = replace(failed, gpu=PASS_STEP in resumption.steps)
+            gpu = PASS_STEP in resumption.steps
+            waiting.run = failed = replace(failed, gpu=gpu, progress=self._progress(run) if gpu else None)
             if not isinstance(decision := self._judge(failed), Start):
                 return decision
             again = create_reexecution(self._instance, self._repository, run, resumption, probe=start.probe)
@@ -262,6 +265,17 @@ class _Tick:
         if any(each.status not in _OVER for each in later):
             return Wait()
         return self._unless_in(ended | {"done", "superseded"}, upload_id)
+
+    def _progress(self, run: dg.DagsterRun) -> float | None:
+        """How far a run was, 0–1, that the launcher ended at its time limit; None for others."""
+        upload_id = run.tags.get(UPLOAD_TAG)
+        if upload_id is None or run.tags.get(JOB_FAILURE_TAG) != FailureClass.TIMEOUT:
+            return None
+        try:
+            row = self._services.database.transact(status_of_upload, upload_id)
+        except StorageError:
+            return None
+        return row["progress"] if row is not None and row["run_id"] == run.run_id else None
 
     def _unless_in(self, states: Set[str | None], upload_id: str) -> Decision | None:
         """None, unless the upload is in one of these states, or nobody can tell."""

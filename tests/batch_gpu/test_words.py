@@ -317,6 +317,8 @@ def test_aws_words_have_a_class(detail: dict[str, Any], failure: str, transient:
     ending = ending_of(job(**detail))
     assert (ending.failure, ending.transient) == (failure, transient)
     assert str(detail.get("statusReason", "")) in ending.message
+    # What is no fault of the run's work, so that another try of it is not one too many.
+    assert ending.reclaimed == str(detail.get("statusReason")).startswith("Host EC2")
 
 
 @given(st.text(), st.text(), st.one_of(st.none(), st.integers(0, 255)))

@@ -224,9 +224,9 @@ class Inside:
         return self._service(["dagster-daemon", "run", "--workspace", "workspace.yaml"], upload)
 
     def _finished(self) -> str | None:
-        rows = json.loads(self.run("capstone", "status", "84", "--json"))
-        state = str(rows[0]["state"])
-        return state if state in ("done", "failed", "cancelled") else None
+        rows = json.loads(self.run("capstone", "status", "--json"))  # of all: it may not have arrived yet
+        states = {row["state"] for row in rows if row["external_id"] == "84"}
+        return next(iter(states & {"done", "failed", "cancelled"}), None)
 
     def _service(self, command: list[str], work: Any = lambda: None) -> tuple[float, float | None]:
         with tempfile.TemporaryDirectory(prefix="capstone-log-") as folder:

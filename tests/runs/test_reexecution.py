@@ -16,7 +16,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_gpu.jobs import CANCELLED_TAG
+from batch_gpu.jobs import CANCELLED_TAG, RECLAIMED_TAG
 from capstone_dagster.assets.declared.backfills import request_backfill
 from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.failures.breaker_state import (
@@ -132,6 +132,29 @@ def test_a_videos_budget_ends() -> None:
     assert isinstance(verdict, Leave)
     assert verdict.refused
     assert "CAPSTONE_REEXECUTIONS_PER_VIDEO (3)" in verdict.outlook
+
+
+@pytest.mark.parametrize(
+    ("failure", "more", "reason"),
+    [
+        ("worker-lost", {}, None),
+        ("worker-lost", {"before": ("timeout",)}, None),
+        ("worker-lost", {"before": ("timeout", "worker-lost")}, "its worker died twice at this video"),
+        ("worker-lost", {"before": ("worker-lost",), "reclaimed": True}, None),
+        ("worker-lost", {"before": ("worker-lost",), "gpu": False}, None),  # only publishing is left
+        ("timeout", {}, None),
+        ("timeout", {"progress": 0.0}, "it made no progress within the time limit"),
+        ("timeout", {"progress": 0.4}, None),
+        ("timeout", {"progress": 0.4, "before": ("timeout",)}, "it reached the time limit twice"),
+        ("storage-unavailable", {"before": ("storage-unavailable",), "progress": 0.0}, None),
+    ],
+)
+def test_a_video_that_no_worker_survives_pays_for_no_gpu_again(
+    failure: str, more: dict[str, Any], reason: str | None
+) -> None:
+    failed = replace(FAILED, **{"failure": FailureClass(failure), "gpu": True, **more})
+    verdict = judge(failed, CLOSED, BUDGET, 9999.0)
+    assert verdict == (Start() if reason is None else Leave(f"It is not tried again: {reason}."))
 
 
 def test_an_hours_budget_is_for_the_gpu_and_comes_back() -> None:
@@ -308,6 +331,35 @@ def sensor(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     coordinator = {"module": "dagster._core.run_coordinator", "class": "QueuedRunCoordinator"}
     with dg.DagsterInstance.local_temp(str(tmp_path), {"run_coordinator": coordinator}) as instance:
         yield Sensor(instance, Services(read_settings(database_url=url)), monkeypatch)
+
+
+def test_a_second_death_at_the_same_video_is_the_last_one_unless_the_machine_was_taken_away(
+    sensor: Sensor,
+) -> None:
+    run: dg.DagsterRun | None = sensor.failed("worker-lost")
+    for reclaimed in (False, True, False):
+        assert run is not None
+        if reclaimed:
+            sensor.instance.add_run_tags(run.run_id, {RECLAIMED_TAG: "true"})
+        if run.status != dg.DagsterRunStatus.FAILURE:
+            sensor.fail(run, "worker-lost")
+        sensor.tick()
+        sensor.tick(601)
+        run = sensor.child(run)
+    assert run is None
+    assert "It is not tried again: its worker died twice at this video." in sensor.status()["message"]
+
+
+@pytest.mark.parametrize(("progress", "again"), [(0.0, False), (0.5, True)])
+def test_a_time_out_without_progress_is_final(sensor: Sensor, progress: float, again: bool) -> None:
+    run = sensor.run(dg.DagsterRunStatus.STARTED, batch_gpu__failure="timeout")
+    sensor.services.database.transact(mark_running, "u1", run.run_id)
+    sensor.services.database.transact(mark_running, "u1", run.run_id, progress)
+    sensor.fail(run, "timeout")
+    sensor.tick(31)
+    sensor.tick(31)
+    assert (sensor.child(run) is not None) == again
+    assert again or "it made no progress within the time limit" in sensor.status()["message"]
 
 
 def test_a_transient_failure_is_told_when_it_is_tried_again_and_then_is(sensor: Sensor) -> None:
