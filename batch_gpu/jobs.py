@@ -23,7 +23,7 @@ FAILURE_TAG = "batch_gpu/failure"
 CAUSE_TAG = ".dagster/batch_gpu.cause"
 """The sentence that belongs to the failure. Dagster's pages hide tags with the prefix `.dagster/`."""
 RECLAIMED_TAG = ".dagster/batch_gpu.reclaimed"
-""""true" where the machine was taken away, which the run's work did not cause."""
+"""`true` where the machine was taken away, which the run's work did not cause."""
 # A re-executed run inherits its parent's tags; this stands where the parent's job, log or failure stood.
 NONE = "none"
 TERMINATED = "TERMINATED"
