@@ -32,7 +32,7 @@ class Services:
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self.settings = settings
-        # Made at once: it duplicates standard output before a step redirects it.
+        # Made at once: it duplicates standard output before anything redirects it.
         self.metrics = metrics or Metrics(settings)
 
     @cached_property

@@ -1,7 +1,7 @@
 """The process's own standard output: lines arrive whole, and a reader that stops costs lines, not time.
 
-While a step runs, Dagster redirects file descriptor 1 into a file of compute logs, which `tail` copies to the
-real one; a killed worker's last lines do not always survive that. A duplicate made before is not redirected.
+It writes to a duplicate of file descriptor 1: a library that redirects standard output for a while does not
+redirect log lines.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class MetricRefused(ValueError):
 class Metrics:
     """Publishes values of declared metrics, unless CAPSTONE_METRICS is `off`; safe to share between threads.
 
-    Each line goes to the process's own standard output, which Dagster does not redirect during a step.
+    Each line goes to the process's own standard output, whatever redirects it later.
 
     Args:
         output: in place of the process's standard output.

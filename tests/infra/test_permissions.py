@@ -56,7 +56,7 @@ WITHOUT_A_CALL = {
         "ssmmessages:*": "an operator's commands in the container",
     },
     "WebserverRole": {
-        "s3:GetObject": "Dagster's S3ComputeLogManager shows what runs and sensors printed",
+        "s3:GetObject": "TickLogsInS3 shows what sensors logged",
         "s3:ListBucket": "the same",
         "cloudwatch:PutMetricData": "the health check's heartbeat (infra/image/healthcheck.py)",
         "ssmmessages:*": "the tunnel to the pages",

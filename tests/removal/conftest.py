@@ -34,8 +34,8 @@ def dagster_home(
             "postgres": {"postgres_url": url.set(database=name).render_as_string(hide_password=False)}
         },
         "compute_logs": {
-            "module": "dagster_aws.s3.compute_log_manager",
-            "class": "S3ComputeLogManager",
+            "module": "capstone_dagster.logs.compute_logs",
+            "class": "TickLogsInS3",
             "config": {"bucket": "capstone-derived", "prefix": "compute-logs"},
         },
         "telemetry": {"enabled": False},
