@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
+from typing import NamedTuple
 
 from capstone_dagster.intake.identity import identify
 from capstone_dagster.intake.messages import AnalysisRequest
@@ -19,19 +20,30 @@ from capstone_dagster.storage.uploads import VideoUpload
 _HEADS_AT_ONCE = 16
 
 
+class Found(NamedTuple):
+    """The upload that a request speaks of.
+
+    Attributes:
+        archived: no worker can read it until it is restored.
+    """
+
+    upload: VideoUpload
+    archived: bool
+
+
 def look_up(
     requests: Sequence[AnalysisRequest], services: Services, deadline: float
-) -> Iterator[Callable[[], VideoUpload]]:
+) -> Iterator[Callable[[], Found]]:
     """For each request something that returns its upload or raises why there is none, in order.
 
     Args:
         deadline: of `time.monotonic()`. What S3 has not answered by then counts as not answered.
     """
 
-    def ask(request: AnalysisRequest) -> VideoUpload:
+    def ask(request: AnalysisRequest) -> Found:
         source = head_source(services.s3, request.bucket, request.key, request.version_id)
         try:
-            return identify(request, source, services.settings)
+            return Found(identify(request, source, services.settings), source.archived)
         except Exception as error:
             # A defect met by one message must not keep its neighbours waiting.
             raise StorageUnavailable(f"{source.url} could not be identified: {error!r}") from error
@@ -42,7 +54,7 @@ def look_up(
     # Without waiting for stragglers: their threads end by their own time-outs.
     pool.shutdown(wait=False, cancel_futures=True)
 
-    def answer(future: Future[VideoUpload], request: AnalysisRequest) -> VideoUpload:
+    def answer(future: Future[Found], request: AnalysisRequest) -> Found:
         if not future.done() or future.cancelled():
             raise StorageUnavailable(
                 f"S3 has not answered about s3://{request.bucket}/{request.key} in this tick's time."

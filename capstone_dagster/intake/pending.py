@@ -35,6 +35,7 @@ class Counts:
     duplicate: int = 0
     ignored: int = 0
     vanished: int = 0
+    archived: int = 0
     awaited: int = 0
     malformed: int = 0
     acknowledged: int = 0

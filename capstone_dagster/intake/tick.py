@@ -39,7 +39,7 @@ from capstone_dagster.storage.errors import (
     StorageError,
     StorageUnavailable,
 )
-from capstone_dagster.storage.video_status import mark_queued
+from capstone_dagster.storage.video_status import mark_archived, mark_queued
 from capstone_dagster.storage.videos import record_upload
 
 # Dagster cuts a tick off after 60 s. Receiving ends after this long, asking S3 after that long; what follows
@@ -164,8 +164,10 @@ class Tick:
                     item.rejected.append((reason, message.body))
                     continue
                 try:
-                    upload = answer()
+                    upload, archived = answer()
                     self._services.database.transact(record_upload, upload, stated=_stated(request))
+                    if archived:
+                        self._services.database.transact(mark_archived, upload.upload_id)
                 except SourceMissing as error:
                     # It may come before its object: the message stays for the upload, whose id, camera and
                     # time it has.
@@ -188,6 +190,11 @@ class Tick:
                     left = f"{error} Its message stays in the queue."
                     self._warn(left, "message.left", error, request, message, level=logging.ERROR)
                 else:
+                    if archived:  # no GPU waits for what cannot be read; its restore is a message of its own
+                        self.counts.archived += 1
+                        text = f"{upload.url} is in an archive: it is analysed once it is restored."
+                        tell(logging.WARNING, text, action="upload.archived", **of_upload(upload, request))
+                        continue
                     key = run_key(upload.upload_id, request, message.message_id)
                     item.run_keys[upload.upload_id] = key
                     self._note(NewUpload(key, upload, request, message))

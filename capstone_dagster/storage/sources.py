@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class SourceObject:
         etag: without its quotes.
         size_bytes: length of the object.
         last_modified: when S3 took the upload, timezone-aware.
+        archived: S3 holds it, but hands it out only after it was restored.
         metadata: the uploader's own key-value pairs, keys in lower case, values decoded.
     """
 
@@ -35,6 +37,7 @@ class SourceObject:
     etag: str
     size_bytes: int
     last_modified: datetime
+    archived: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -63,10 +66,17 @@ def head_source(client: S3Client, bucket: str, key: str, version_id: str | None 
         etag=answer["ETag"].strip('"'),
         size_bytes=answer["ContentLength"],
         last_modified=answer["LastModified"],
+        archived=_is_archived(answer),
         metadata={
             name.lower(): decoded_metadata(value) for name, value in answer.get("Metadata", {}).items()
         },
     )
+
+
+def _is_archived(answer: HeadObjectOutputTypeDef) -> bool:
+    # S3 API reference, "HeadObject": StorageClass, ArchiveStatus (of Intelligent-Tiering), Restore.
+    away = answer.get("StorageClass") in ("GLACIER", "DEEP_ARCHIVE") or "ArchiveStatus" in answer
+    return away and 'ongoing-request="false"' not in answer.get("Restore", "")
 
 
 def encoded_metadata(value: str) -> str:

@@ -306,6 +306,24 @@ def mark_failed(
     return True
 
 
+def mark_archived(connection: sa.Connection, upload_id: str) -> bool:
+    """Intake found the upload in an archive, so that no run is started for it.
+
+    Returns:
+        Whether the row changed, with its notice `video.failed`; it does not once a run had the upload.
+    """
+    message = "The video is in an archive. Restore it: a completed restore is analysed like an upload."
+    conditions = [video_status.c.upload_id == upload_id, video_status.c.state == "received"]
+    video_id = _change(
+        connection, *conditions, state="failed", failure_class="source-archived", message=message
+    )
+    if video_id is None:
+        return False
+    payload = {"failure_class": "source-archived", "message": message, "tried_again": False, "run_id": None}
+    notify(connection, "video.failed", upload_id, video_id, payload)
+    return True
+
+
 def give_up(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     """Send a notice that a failed upload is not retried, where the last one said that it would be.
 

@@ -174,6 +174,11 @@ def test_superseded_uploads_outlive_the_messages_that_name_them() -> None:
     assert days * 24 * 3600 > 2 * aws.RETENTION_S
 
 
+def test_uploads_and_completed_restores_reach_the_queue() -> None:
+    configurations = properties("data", "RawBucket")["NotificationConfiguration"]["QueueConfigurations"]
+    assert [each["Event"] for each in configurations] == ["s3:ObjectCreated:*", "s3:ObjectRestore:Completed"]
+
+
 def test_results_are_never_expired() -> None:
     rules = properties("data", "DerivedBucket")["LifecycleConfiguration"]["Rules"]
     assert [each.get("Prefix") for each in rules if "ExpirationInDays" in each] == ["compute-logs/"]

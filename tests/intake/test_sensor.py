@@ -295,6 +295,39 @@ def test_forbidden_objects_stay_in_the_queue(intake: Intake, monkeypatch: pytest
     assert len(intake.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"StorageClass": "GLACIER"},
+        {"StorageClass": "DEEP_ARCHIVE", "Restore": 'ongoing-request="true"'},
+        {"StorageClass": "INTELLIGENT_TIERING", "ArchiveStatus": "ARCHIVE_ACCESS"},
+    ],
+)
+def test_an_archived_upload_is_no_run_until_it_is_restored(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
+) -> None:
+    # No emulator archives; these are the fields by which S3 says so.
+    head = intake.services.s3.head_object
+    with monkeypatch.context() as archived:
+        archived.setattr(intake.services.s3, "head_object", lambda **asked: {**head(**asked), **said})
+        version = intake.upload("gate/a.mp4")
+        intake.ticks_until("its message to go", lambda: _states(intake) and intake.messages() == 0)
+    assert not intake.requests
+    assert _states(intake) == [("failed", "source-archived")]
+
+    restored = {**said, "Restore": 'ongoing-request="false", expiry-date="Fri, 21 Dec 2029 00:00:00 GMT"'}
+    monkeypatch.setattr(intake.services.s3, "head_object", lambda **asked: {**head(**asked), **restored})
+    record = {"eventSource": "aws:s3", "eventName": "ObjectRestore:Completed"}
+    place = {"bucket": {"name": "capstone-raw"}, "object": {"key": "gate/a.mp4", "versionId": version}}
+    intake.send({"Records": [{**record, "s3": place}]})
+    intake.ticks_until("its run", lambda: intake.requests and intake.messages() == 0)
+
+
+def _states(intake: Intake) -> list[tuple[str, str]]:
+    rows = intake.services.database.transact(current_status)
+    return [(row["state"], row["failure_class"]) for row in rows]
+
+
 def test_pruning_old_partitions_runs_nothing_again(intake: Intake) -> None:
     intake.upload("gate/a.mp4")
     intake.ticks_until("its run", lambda: intake.requests and intake.messages() == 0)
