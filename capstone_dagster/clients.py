@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
@@ -12,34 +13,64 @@ if TYPE_CHECKING:
     from mypy_boto3_sns import SNSClient
     from mypy_boto3_sqs import SQSClient
 
+# Codes of errors: a permission is missing; the caller is not known, or not any more.
+FORBIDDEN = frozenset(
+    {"AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation"}
+)
+CREDENTIALS = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long one answer may take, and how often a client asks."""
+
+    read_s: float
+    attempts: int
+
+
+# SQS long polls hold the connection for up to 20 s. Three attempts bound the worst call at about 90 s, under
+# any visibility time-out used here.
+WORK = Patience(25.0, 3)
+# A tick is cut off after 60 s, and what it decided would be decided again: the next tick tries again instead.
+TICK = Patience(5.0, 1)
+# Somebody waits in front of a terminal.
+COMMAND = Patience(10.0, 2)
+
 
 @overload
-def aws_client(service: Literal["s3"]) -> S3Client: ...
+def aws_client(service: Literal["s3"], patience: Patience = ..., region: str | None = ...) -> S3Client: ...
 @overload
-def aws_client(service: Literal["sqs"]) -> SQSClient: ...
+def aws_client(service: Literal["sqs"], patience: Patience = ..., region: str | None = ...) -> SQSClient: ...
 @overload
-def aws_client(service: Literal["sns"]) -> SNSClient: ...
+def aws_client(service: Literal["sns"], patience: Patience = ..., region: str | None = ...) -> SNSClient: ...
 @overload
-def aws_client(service: Literal["logs"]) -> CloudWatchLogsClient: ...
+def aws_client(
+    service: Literal["logs"], patience: Patience = ..., region: str | None = ...
+) -> CloudWatchLogsClient: ...
 @overload
-def aws_client(service: Literal["cloudwatch"]) -> CloudWatchClient: ...
-def aws_client(service: str) -> Any:
+def aws_client(
+    service: Literal["cloudwatch"], patience: Patience = ..., region: str | None = ...
+) -> CloudWatchClient: ...
+def aws_client(service: str, patience: Patience = WORK, region: str | None = None) -> Any:
     """A new client for one AWS service, configured by the `AWS_*` variables that boto3 reads.
 
     Clients are safe to share between threads; making one costs some 50 ms, so keep it.
+
+    Args:
+        region: in place of the environment's.
     """
     import boto3
     from botocore.config import Config
 
-    # SQS long polls hold the connection for up to 20 s, so the read time-out stays above that. Three
-    # attempts bound the worst call at about 90 s, under any visibility time-out used here.
     config = Config(
-        connect_timeout=5,
-        read_timeout=25,
+        connect_timeout=min(5.0, patience.read_s),
+        read_timeout=patience.read_s,
         max_pool_connections=32,
-        retries={"mode": "standard", "total_max_attempts": 3},
+        retries={"mode": "standard", "total_max_attempts": patience.attempts},
     )
-    return boto3.client(service, config=config)  # type: ignore[call-overload]
+    return boto3.client(service, region_name=region, config=config)  # type: ignore[call-overload]
 
 
 def on_forbidden(client: Any, tell: Callable[[str], None]) -> None:

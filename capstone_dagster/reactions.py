@@ -7,24 +7,23 @@ starts runs again. An action that fails is tried again later, and holds up no ot
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import dagster as dg
 
 from batch_gpu.errors import BatchGpuError
 from batch_gpu.sensor import settle_ended
 from capstone_dagster.alerts import alerting
-from capstone_dagster.alerts import memory as alerts
 from capstone_dagster.alerts.incidents import Trouble
 from capstone_dagster.failures import ended_runs, recent
-from capstone_dagster.failures.breaker_state import BreakerState, read_breaker
+from capstone_dagster.failures.backoff import Backoff
+from capstone_dagster.failures.breaker_state import BREAKER, BreakerState
 from capstone_dagster.failures.classes import FailureClass, classify, sentence
+from capstone_dagster.failures.cursors import from_json, to_json
 from capstone_dagster.failures.ended_runs import SENSOR_NAME, Position
 from capstone_dagster.failures.verdicts import Outcome, Verdict, is_explained, keep_class, verdict_of
 from capstone_dagster.logs.run_records import write_run_records
@@ -40,28 +39,10 @@ _log = logging.getLogger("capstone.reactions")
 _JUDGE_BUDGET_S = 10.0
 # Beyond this many, the oldest runs that a consumer is owed are given up.
 _MOST_OWED = 500
-# An action that failed is tried again with the next tick, then less often.
-_AGAIN_S = 5.0
-_AGAIN_LIMIT_S = 60.0
 # One failure may be a moment's loss of connection; the second is trouble.
 _FAILURES_OF_TROUBLE = 2
 # For how long after a run's end its job of AWS Batch is looked at: stopping takes a container half a minute.
 _JOB_S = 600.0
-
-
-@dataclass(slots=True)
-class Failing:
-    """An action that failed the last times.
-
-    Attributes:
-        times: how often in a row.
-        try_again: not before this time, seconds since 1970.
-    """
-
-    times: int
-    failure: str
-    sentence: str
-    try_again: float
 
 
 @dataclass(slots=True)
@@ -75,38 +56,11 @@ class Memory:
     """
 
     position: Position
-    alerts: alerts.Memory = field(default_factory=alerts.Memory)
+    alerts: alerting.Memory = field(default_factory=alerting.Memory)
     retries: reexecution.Memory = field(default_factory=reexecution.Memory)
     owed: dict[str, list[str]] = field(default_factory=dict)
-    failing: dict[str, Failing] = field(default_factory=dict)
+    failing: dict[str, Backoff] = field(default_factory=dict)
     jobs: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, cursor: str | None, instance: dg.DagsterInstance, now: float) -> Memory:
-        """What :meth:`write` wrote; without it, one that looks back over the last minutes."""
-        if not cursor:
-            return cls(Position.beginning(instance, now))
-        kept: dict[str, Any] = json.loads(cursor)
-        return cls(
-            Position.from_json(kept["position"]),
-            alerts.Memory.from_json(kept["alerts"]),
-            reexecution.Memory.from_json(kept["retries"]),
-            kept["owed"],
-            {name: Failing(**each) for name, each in kept["failing"].items()},
-            kept["jobs"],
-        )
-
-    def write(self) -> str:
-        """The cursor."""
-        kept = {
-            "position": self.position.to_json(),
-            "alerts": self.alerts.to_json(),
-            "retries": self.retries.to_json(),
-            "owed": self.owed,
-            "failing": {name: asdict(each) for name, each in self.failing.items()},
-            "jobs": self.jobs,
-        }
-        return json.dumps(kept, separators=(",", ":"))
 
 
 @dg.sensor(
@@ -121,9 +75,12 @@ def ended_runs_sensor(
 ) -> dg.SensorResult:
     """See the module."""
     assert context.repository_def is not None
-    memory = Memory.read(context.cursor, context.instance, time.time())
+    if context.cursor:
+        memory = from_json(Memory, context.cursor)
+    else:
+        memory = Memory(Position.beginning(context.instance, time.time()))
     account = react(context.instance, context.repository_def, services, memory)
-    return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=memory.write())
+    return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=to_json(memory))
 
 
 def react(
@@ -150,7 +107,7 @@ class _Tick:
         self._services = services
         self._memory = memory
         self._now = time.time()
-        self._breaker: BreakerState = read_breaker(instance)
+        self._breaker: BreakerState = BREAKER.read(instance)
 
     def run(self) -> str:
         instance, services, memory = self._instance, self._services, self._memory
@@ -224,17 +181,16 @@ class _Tick:
     def _act(self, action: str, act: Callable[[], str]) -> str:
         """Do something that may fail; it is tried again, ever more seldom."""
         failing = self._memory.failing.get(action)
-        if failing is not None and self._now < failing.try_again:
-            return f"{action.capitalize()} failed last: {failing.sentence}"
+        if failing is not None and not failing.is_due:
+            return f"{action.capitalize()} failed last: {failing.reason}"
         try:
             account = act()
         except Exception as error:
-            times = 1 if failing is None else failing.times + 1
-            again = self._now + min(_AGAIN_S * 2 ** min(times - 1, 10), _AGAIN_LIMIT_S)
-            self._memory.failing[action] = Failing(times, classify(error).value, sentence(error), again)
+            failure = classify(error).value
+            self._memory.failing.setdefault(action, Backoff()).failed(sentence(error), failure)
             level = logging.WARNING if isinstance(error, StorageError) else logging.ERROR
             message = f"{action.capitalize()} failed: {sentence(error)}"
-            extra = {"action": "reaction.failed", "reaction": action, "failure_class": classify(error).value}
+            extra = {"action": "reaction.failed", "reaction": action, "failure_class": failure}
             _log.log(level, message, extra=extra, exc_info=not isinstance(error, StorageError))
             return message
         self._memory.failing.pop(action, None)
@@ -242,7 +198,7 @@ class _Tick:
 
     def _enter_incidents(self, verdicts: Sequence[Verdict]) -> None:
         troubles = [
-            Trouble(f"reaction {action}", each.sentence, each.failure, FailureClass(each.failure))
+            Trouble(f"reaction {action}", each.reason, each.failure, FailureClass(each.failure))
             for action, each in self._memory.failing.items()
             if each.times >= _FAILURES_OF_TROUBLE
         ]

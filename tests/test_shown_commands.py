@@ -23,8 +23,6 @@ import boto3
 import dagster as dg
 import pytest
 
-from capstone_dagster.alerts.sending import Topic
-from capstone_dagster.alerts.wording import Message
 from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.commands import alerts, operating, reanalysis
@@ -34,6 +32,7 @@ from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.services import Services
 from capstone_dagster.storage.video_status import current_status, mark_failed, mark_queued, mark_running
 from capstone_dagster.testing import Analyzed, Aws, MakeClip, Pipeline, SquareDetector
+from capstone_dagster.topics import Message, Topic
 from capstone_dagster.traces.tracer import ENDPOINT_VARIABLES
 from tests.intake.conftest import Intake
 from tests.support.command_line import Capstone
@@ -118,9 +117,8 @@ class Desk:
             self._log("84")
         if command == "alerts":
             attributes = {"kind": "failure", "class": "internal", "severity": "ticket", "incident": "i"}
-            Topic(self.pipeline.aws.resources.alert_topic_arn).publish(
-                Message("FAILED", "It broke.", attributes)
-            )
+            topic = Topic(self.pipeline.aws.resources.alert_topic_arn, "CAPSTONE_ALERT_TOPIC_ARN")
+            topic.publish([Message("1", "i", "It broke.", attributes, "FAILED")])
         if command == "dlq" and not self.intake.messages(self.pipeline.aws.resources.dead_letter_queue_url):
             self.intake.send("not what was expected")
             url = self.pipeline.aws.resources.dead_letter_queue_url

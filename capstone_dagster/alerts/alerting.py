@@ -10,23 +10,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
 import dagster as dg
 
 from capstone_dagster.alerts import troubles
-from capstone_dagster.alerts.incidents import Trouble, due, observe, sent
-from capstone_dagster.alerts.memory import Memory
-from capstone_dagster.alerts.sending import NotSent, Topic
+from capstone_dagster.alerts.incidents import Record, Trouble, due, observe, sent
 from capstone_dagster.alerts.wording import Place, compose
 from capstone_dagster.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
+from capstone_dagster.failures.backoff import Backoff
 from capstone_dagster.failures.verdicts import Cause, Verdict
 from capstone_dagster.logs.redaction import Redaction, known_secrets
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.waiting_messages import queues_at
 from capstone_dagster.settings import Settings
+from capstone_dagster.topics import NotSent, Topic
 
 log = logging.getLogger("capstone.alerts")
 
@@ -36,9 +36,6 @@ _SEND_BUDGET_S = 15.0
 LOOK_INTERVAL_S = 10.0
 # The number of dead letters takes three requests and a client.
 _LETTERS_INTERVAL_S = 20.0
-# SNS is tried again with the next tick, then less often.
-_AGAIN_S = 5.0
-_AGAIN_LIMIT_S = 60.0
 
 _Look = Callable[[], list[Trouble]]
 
@@ -50,6 +47,21 @@ class Needs(Protocol):
     def settings(self) -> Settings: ...
     @property
     def metrics(self) -> Metrics: ...
+
+
+@dataclass(slots=True)
+class Memory:
+    """What one tick leaves to the next. Times are seconds since 1970.
+
+    Attributes:
+        sns: how sending fails.
+        looked: when troubles were looked for last; `letters_read`, when the dead letters were counted.
+    """
+
+    record: Record = field(default_factory=Record)
+    sns: Backoff = field(default_factory=Backoff)
+    looked: float = 0.0
+    letters_read: float = 0.0
 
 
 def enter(
@@ -81,30 +93,34 @@ def send_due(services: Needs, memory: Memory) -> str:
     arn = services.settings.alert_topic_arn
     if arn is None:
         return "CAPSTONE_ALERT_TOPIC_ARN is not set: no notice is sent."
-    topic = Topic(arn)
+    topic = Topic(arn, "CAPSTONE_ALERT_TOPIC_ARN")
     place = place_of(services.settings, arn)
     waiting = list(due(memory.record))
     over = time.monotonic() + _SEND_BUDGET_S
     count = 0
-    if waiting and time.time() >= memory.try_again:
+    if memory.sns.is_due:
         for incident, kind in waiting:
             if time.monotonic() > over:
                 break
             message = compose(incident, kind, place, given_up=memory.record.given_up)
             try:
-                topic.publish(message)
+                for refusal in topic.publish([message]).values():
+                    raise NotSent(refusal)
             except NotSent as error:
-                _note_refusal(services, memory, error)
+                memory.sns.failed(str(error))
+                services.metrics.add(NOTICES_FAILED)
+                extra = {"action": "notice.failed", "refusals": memory.sns.times}
+                log.error(f"A notice was not sent: {error}", extra=extra)
                 break
             sent(memory.record, incident, kind, time.time())
             count += 1
-            memory.refusals, memory.refusal = 0, ""
+            memory.sns.succeeded()
             _log_sent(message.subject, message.attributes)
     if count:
         services.metrics.add(NOTICES_SENT, count)
     left = len(waiting) - count
-    if memory.refusal:
-        return f"{count} notices sent, {left} kept to be sent again: {memory.refusal}"
+    if memory.sns.reason:
+        return f"{count} notices sent, {left} kept to be sent again: {memory.sns.reason}"
     return f"{count} notices sent." if count or left else "No notice is due."
 
 
@@ -155,20 +171,6 @@ def _cleaned(verdict: Verdict, clean: Callable[[str], str]) -> Verdict:
     if verdict.cause is None:
         return verdict
     return replace(verdict, cause=Cause(verdict.cause.failure, clean(verdict.cause.sentence)))
-
-
-def _note_refusal(services: Needs, memory: Memory, error: NotSent) -> None:
-    now = time.time()
-    if memory.refusals == 0:
-        memory.refused_since = now
-    memory.refusals += 1
-    memory.refusal = str(error)
-    # An exponent that grew with an outage of days would be too large for a float.
-    memory.try_again = now + min(_AGAIN_S * 2 ** min(memory.refusals - 1, 10), _AGAIN_LIMIT_S)
-    services.metrics.add(NOTICES_FAILED)
-    log.error(
-        f"A notice was not sent: {error}", extra={"action": "notice.failed", "refusals": memory.refusals}
-    )
 
 
 def _log_sent(subject: str, attributes: Mapping[str, str]) -> None:

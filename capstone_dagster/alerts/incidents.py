@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from capstone_dagster.failures.classes import SHOWN_BY_ANY_RUN, SYSTEMIC, FailureClass
@@ -122,9 +122,6 @@ class Incident:
         return self.failure is None or FailureClass(self.failure) in ENDS_WITH_ANY_RUN
 
 
-_EMPTY = Incident("", "", "", "", 0.0, 0.0)
-
-
 @dataclass(slots=True)
 class Record:
     """Everything that is remembered from tick to tick.
@@ -136,27 +133,6 @@ class Record:
 
     incidents: list[Incident] = field(default_factory=list)
     given_up: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for the cursor; what has its default is left out."""
-        return {
-            "given_up": self.given_up,
-            "incidents": [
-                {name: value for name, value in asdict(item).items() if value != getattr(_EMPTY, name)}
-                for item in self.incidents
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Record:
-        """The record that :meth:`to_json` gave, be it of a later version that was rolled back."""
-        empty = asdict(_EMPTY)
-        incidents = []
-        for item in value["incidents"]:
-            due: list[tuple[Kind, float]] = [(kind, at) for kind, at in item.get("due", [])]
-            known = {name: each for name, each in item.items() if name in empty}
-            incidents.append(Incident(**{**empty, **known, "due": due}))
-        return cls(incidents, value["given_up"])
 
 
 def observe(

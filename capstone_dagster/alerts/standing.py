@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dagster as dg
 from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, SensorInstigatorData
 
+from capstone_dagster.alerts.alerting import Memory
 from capstone_dagster.alerts.incidents import due
-from capstone_dagster.alerts.memory import Memory
+from capstone_dagster.failures.cursors import from_json
 from capstone_dagster.failures.ended_runs import SENSOR_NAME
 
 
@@ -33,18 +33,25 @@ class Standing:
     refused_since: float
 
 
+@dataclass(slots=True)
+class _Cursor:
+    """The part of the sensor's cursor that is about alerts."""
+
+    alerts: Memory = field(default_factory=Memory)
+
+
 def read_standing(instance: dg.DagsterInstance) -> Standing | None:
     """The sensor's standing; None if Dagster's daemon has never run it."""
     for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
         data = state.instigator_data
         if state.instigator_name == SENSOR_NAME and isinstance(data, SensorInstigatorData):
-            memory = Memory.from_json(json.loads(data.cursor)["alerts"]) if data.cursor else Memory()
+            memory = from_json(_Cursor, data.cursor).alerts if data.cursor else Memory()
             return Standing(
                 state.status != InstigatorStatus.STOPPED,
                 data.last_tick_timestamp,
                 len(list(due(memory.record))),
                 sum(incident.closed is None for incident in memory.record.incidents),
-                memory.refusal,
-                memory.refused_since,
+                memory.sns.reason,
+                memory.sns.since,
             )
     return None

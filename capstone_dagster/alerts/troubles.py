@@ -12,12 +12,11 @@ from dagster_shared.error import SerializableErrorInfo
 
 from batch_gpu.jobs import STATUS_TAG
 from capstone_dagster.alerts.incidents import Trouble
-from capstone_dagster.failures.breaker_state import DUPLICATE_JOB, OPERATOR, read_breaker
+from capstone_dagster.failures.breaker_state import BREAKER, DUPLICATE_JOB, OPERATOR
 from capstone_dagster.failures.classes import FailureClass, classify_recorded, recorded_sentence
-from capstone_dagster.failures.left_messages import read_left
+from capstone_dagster.failures.left_messages import LEFT_MESSAGES
 from capstone_dagster.failures.limits import age_over_limit
 from capstone_dagster.failures.step_retries import retry_of
-from capstone_dagster.failures.verdicts import named
 from capstone_dagster.metrics.waiting_messages import Queues
 from capstone_dagster.run_tags import VIDEO_TAG
 from capstone_dagster.settings import Settings
@@ -54,7 +53,7 @@ def failing_sensors(
 
 def intake_pause(instance: dg.DagsterInstance) -> list[Trouble]:
     """Intake that has paused itself; what an operator ordered he knows."""
-    breaker = read_breaker(instance)
+    breaker = BREAKER.read(instance)
     if not breaker.paused or breaker.cause == OPERATOR:
         return []
     page = "duplicate-job" if breaker.cause == DUPLICATE_JOB else "intake-paused"
@@ -65,11 +64,10 @@ def left_messages(
     instance: dg.DagsterInstance, *, now: float, clean: Callable[[str], str] = lambda text: text
 ) -> list[Trouble]:
     """Messages that intake cannot look up; those that it still cannot come again before this forgets them."""
-    left = read_left(instance)
+    left = LEFT_MESSAGES.read(instance)
     if left is None or now - left.at > _LEFT_FOR_S:
         return []
-    failure = FailureClass(left.failure)
-    return [Trouble("lookup of uploads", clean(left.sentence), failure.value, failure, left.count)]
+    return [Trouble("lookup of uploads", clean(left.sentence), left.failure.value, left.failure, left.count)]
 
 
 def waiting_runs(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
@@ -118,9 +116,8 @@ def retrying_runs(
         retry = retry_of(run.run_id, run.tags)
         if retry is None or now - retry.since < _RETRIES_FOR_S:
             continue
-        failure = named(retry.failure)
-        causes.setdefault(failure, clean(retry.cause))
-        runs.setdefault(failure, []).append(run.run_id)
+        causes.setdefault(retry.failure, clean(retry.cause))
+        runs.setdefault(retry.failure, []).append(run.run_id)
     return [
         Trouble(f"retry of a step ({failure})", causes[failure], failure.value, failure, len(ids), tuple(ids))
         for failure, ids in runs.items()

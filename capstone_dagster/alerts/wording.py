@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from urllib.parse import quote
 
 from batch_gpu.links import job_url, log_url
 from capstone_dagster.alerts.conditions import CONDITIONS, Condition
-from capstone_dagster.alerts.incidents import ENDS_WITH_ANY_RUN, Incident, Kind
+from capstone_dagster.alerts.incidents import Incident, Kind
 from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
-from capstone_dagster.catalog.model import Severity
 from capstone_dagster.failures.classes import POLICIES, FailureClass, Policy
+from capstone_dagster.topics import Message
 from capstone_dagster.wall_clock import wall_clock
 
 # SNS takes up to 100 characters of ASCII, no line break, as a subject.
@@ -39,21 +40,6 @@ class Place:
     region: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What SNS is given."""
-
-    subject: str
-    body: str
-    attributes: Mapping[str, str]
-
-
-def severity_of(incident: Incident) -> Severity:
-    """`page` if one cause meets whatever runs, `ticket` if it is about single videos."""
-    failure = incident.failure
-    return "page" if failure is None or FailureClass(failure) in ENDS_WITH_ANY_RUN else "ticket"
-
-
 def compose(incident: Incident, kind: Kind, place: Place, *, given_up: int = 0) -> Message:
     """A notice of an incident.
 
@@ -66,7 +52,7 @@ def compose(incident: Incident, kind: Kind, place: Place, *, given_up: int = 0) 
     attributes = {
         "kind": kind,
         "class": incident.failure or "none",
-        "severity": severity_of(incident),
+        "severity": "page" if incident.systemic else "ticket",
         "environment": place.environment,
         "incident": incident.id,
         "page": incident.page,
@@ -77,7 +63,8 @@ def compose(incident: Incident, kind: Kind, place: Place, *, given_up: int = 0) 
     lines.append(f"Runbook: {place.runbook_url}#{incident.page}")
     # SNS takes UTF-8; what is not printable could only come from a file's name or a library's message.
     body = "\n".join("".join(letter for letter in line if letter.isprintable()) for line in lines)
-    return Message(_subject(subject), body, attributes)
+    digest = hashlib.sha256(f"{subject}\n{body}".encode()).hexdigest()
+    return Message(digest, incident.id, body, attributes, _subject(subject))
 
 
 def first_sentence(text: str) -> str:

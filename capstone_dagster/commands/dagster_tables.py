@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from capstone_dagster.failures.breaker_state import BREAKER_KEY, BreakerState, breaker_of
-from capstone_dagster.intake.orders import ORDER_KEY, Order, order_of
+from capstone_dagster.failures.breaker_state import BREAKER, BreakerState
+from capstone_dagster.intake.orders import ORDER, Order
 from capstone_dagster.run_tags import PRIORITY_TAG, UPLOAD_TAG
 from capstone_dagster.runs.queueing import Queue, QueuedRun
 from capstone_dagster.settings import NotConfigured
@@ -54,7 +54,7 @@ def read_queue() -> Queue:
             ),
             running=connection.execute(under_way).scalar_one(),
             daemon_seen_at=None if body is None else float(json.loads(body)["timestamp"]),
-            intake=breaker_of(_value(connection, BREAKER_KEY)),
+            intake=BREAKER.parse(_value(connection, BREAKER.key)),
         )
 
 
@@ -67,8 +67,8 @@ def read_intake() -> tuple[BreakerState, Order | None]:
     """
     with _connection() as connection:
         if not sa.inspect(connection).has_table(_kept.name):
-            return breaker_of(None), order_of(None)  # Dagster has not started yet
-        return breaker_of(_value(connection, BREAKER_KEY)), order_of(_value(connection, ORDER_KEY))
+            return BREAKER.parse(None), ORDER.parse(None)  # Dagster has not started yet
+        return BREAKER.parse(_value(connection, BREAKER.key)), ORDER.parse(_value(connection, ORDER.key))
 
 
 def _value(connection: sa.Connection, key: str) -> str | None:

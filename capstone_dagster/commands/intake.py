@@ -96,11 +96,11 @@ def _order(wanted: Literal["pause", "resume"], why: str, by: str | None, state: 
 
 def _followed(instance: dg.DagsterInstance, order: Order) -> BreakerState | None:
     """The breaker after it followed the order; None if no tick did in time."""
-    from capstone_dagster.failures.breaker_state import read_breaker
+    from capstone_dagster.failures.breaker_state import BREAKER
 
     give_up = time.monotonic() + _FOLLOWED_WITHIN_S
     while time.monotonic() < give_up:
-        breaker = read_breaker(instance)
+        breaker = BREAKER.read(instance)
         if breaker.order_at >= order.at:
             return breaker
         time.sleep(_POLL_S)

@@ -6,22 +6,13 @@ Kept in Dagster's own storage, not in the event store, which may be what failed.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
 
-from capstone_dagster.failures.cursors import known_fields
+from capstone_dagster.failures.cursors import Kept
 from capstone_dagster.run_tags import PRIORITY_TAG, PROBE_TAG
-
-if TYPE_CHECKING:
-    import dagster as dg
-
 from capstone_dagster.wall_clock import wall_clock
 
-BREAKER_KEY = "capstone/intake/breaker"
-_OFFERS_KEY = "capstone/reexecution/offers"
 # What pauses intake beside failure classes, in the place of one.
 DUPLICATE_JOB = "duplicate-job"
 OPERATOR = "operator"
@@ -111,46 +102,9 @@ def describe(state: BreakerState) -> str:
     )
 
 
-def read_breaker(instance: dg.DagsterInstance) -> BreakerState:
-    """The breaker as intake's last tick left it; closed if there was none yet."""
-    return _breaker(_read(instance, BREAKER_KEY))
+BREAKER = Kept("capstone/intake/breaker", BreakerState, BreakerState)
+"""The breaker as intake's last tick left it, closed if there was none yet; only intake's tick writes it."""
 
-
-def breaker_of(kept: str | None) -> BreakerState:
-    """The breaker as it is kept under `BREAKER_KEY`."""
-    return _breaker(json.loads(kept or "{}"))
-
-
-def _breaker(kept: Mapping[str, Any]) -> BreakerState:
-    known = known_fields(BreakerState, kept)
-    if "phase" in known:
-        known["phase"] = Phase(known["phase"])
-    if known.get("probe") is not None:
-        known["probe"] = Probe(**known_fields(Probe, known["probe"]))
-    if "duplicates" in known:
-        known["duplicates"] = tuple(known["duplicates"])
-    return BreakerState(**known)
-
-
-def write_breaker(instance: dg.DagsterInstance, state: BreakerState) -> None:
-    """Keep the breaker's state; for intake's tick only."""
-    _write(instance, BREAKER_KEY, asdict(state))
-
-
-def read_offers(instance: dg.DagsterInstance) -> dict[str, str]:
-    """Failed runs (ids to failure classes) of which re-execution waits for the breaker: cheap probes."""
-    return _read(instance, _OFFERS_KEY)
-
-
-def write_offers(instance: dg.DagsterInstance, offers: Mapping[str, str]) -> None:
-    """Offer failed runs as probes; for the sensor that re-executes only."""
-    _write(instance, _OFFERS_KEY, dict(offers))
-
-
-def _read(instance: dg.DagsterInstance, key: str) -> dict[str, Any]:
-    kept: dict[str, Any] = json.loads(instance.daemon_cursor_storage.get_cursor_values({key}).get(key, "{}"))
-    return kept
-
-
-def _write(instance: dg.DagsterInstance, key: str, value: Mapping[str, Any]) -> None:
-    instance.daemon_cursor_storage.set_cursor_values({key: json.dumps(value)})
+OFFERS: Kept[dict[str, str]] = Kept("capstone/reexecution/offers", dict[str, str], dict)
+"""Failed runs (ids to failure classes) of which re-execution waits for the breaker: cheap probes. Only the
+sensor that re-executes writes it."""

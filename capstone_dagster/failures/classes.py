@@ -39,6 +39,11 @@ class FailureClass(StrEnum):
     CONFIGURATION = "configuration"
     INTERNAL = "internal"
 
+    @classmethod
+    def _missing_(cls, value: object) -> FailureClass:
+        """Anyone may write a tag, and a later version may have left a class that does not exist here."""
+        return cls.INTERNAL
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

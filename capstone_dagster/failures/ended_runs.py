@@ -6,15 +6,12 @@ number. Transactions take milliseconds, so what is older than the overlap has no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import dagster as dg
 from dagster._core.event_api import RunStatusChangeEventType
-
-from capstone_dagster.failures.cursors import known_fields
 
 # The sensor that reads them, in whose cursor everything about them is kept (`reactions.py`).
 SENSOR_NAME = "ended_runs"
@@ -59,16 +56,6 @@ class Position:
         )
         records = instance.get_run_records(lately, limit=_EVENTS_AT_ONCE)
         return cls(newest, waiting={record.dagster_run.run_id: record.end_time or now for record in records})
-
-    @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> Position:
-        """What :meth:`to_json` made, be it of a later version that was rolled back."""
-        fields = known_fields(cls, kept)
-        fields["recent"] = {int(number): float(at) for number, at in kept["recent"].items()}
-        return cls(**fields)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def read(instance: dg.DagsterInstance, position: Position, *, now: float) -> int:

@@ -6,14 +6,10 @@ such tick met is kept in Dagster's own storage: intake alone writes it, notices 
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import dagster as dg
-
-from capstone_dagster.failures.cursors import known_fields
-
-_KEY = "capstone/intake/left_messages"
+from capstone_dagster.failures.classes import FailureClass
+from capstone_dagster.failures.cursors import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +18,17 @@ class LeftMessages:
 
     Attributes:
         count: how many messages.
-        failure: the failure class of the last of them; `sentence` describes it.
+        failure: the class of the last of them; `sentence` describes it.
         at: when, seconds since 1970.
     """
 
     count: int
-    failure: str
+    failure: FailureClass
     sentence: str
     at: float
 
 
-def read_left(instance: dg.DagsterInstance) -> LeftMessages | None:
-    """What was left last; None if nothing ever was."""
-    kept = instance.daemon_cursor_storage.get_cursor_values({_KEY}).get(_KEY)
-    return None if kept is None else LeftMessages(**known_fields(LeftMessages, json.loads(kept)))
-
-
-def write_left(instance: dg.DagsterInstance, left: LeftMessages) -> None:
-    """Keep what a tick left; for intake's tick only."""
-    instance.daemon_cursor_storage.set_cursor_values({_KEY: json.dumps(asdict(left))})
+LEFT_MESSAGES: Kept[LeftMessages | None] = Kept(
+    "capstone/intake/left_messages", LeftMessages | None, lambda: None
+)
+"""What was left last, None if nothing ever was; only intake's tick writes it."""

@@ -1,24 +1,17 @@
-"""The last uploads' runs that ended, in brief: what intake's circuit breaker learns of them.
-
-Kept in Dagster's own storage, not in the event store, which may be what failed. The reader of ended runs
-alone writes it.
-"""
+"""The last uploads' runs that ended, in brief: what intake's circuit breaker learns of them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import dagster as dg
 
 from capstone_dagster.failures.classes import SYSTEMIC, FailureClass
-from capstone_dagster.failures.cursors import known_fields
+from capstone_dagster.failures.cursors import Kept
 from capstone_dagster.failures.requests import UPLOAD_JOB
-from capstone_dagster.failures.verdicts import Outcome, Verdict, named
+from capstone_dagster.failures.verdicts import Outcome, Verdict
 
-_KEY = "capstone/failures/recent_runs"
 # Some multiple of any sensible CAPSTONE_PAUSE_AFTER_FAILURES: failures of single videos may lie between.
 _KEPT = 60
 # Runs that ended longer ago say nothing about now.
@@ -69,10 +62,8 @@ def of_verdict(verdict: Verdict) -> EndedRun:
     )
 
 
-def recent_runs(instance: dg.DagsterInstance) -> list[EndedRun]:
-    """Runs that succeeded or failed, newest first."""
-    kept = instance.daemon_cursor_storage.get_cursor_values({_KEY}).get(_KEY, "[]")
-    return [_known(each) for each in json.loads(kept)]
+RECENT_RUNS: Kept[list[EndedRun]] = Kept("capstone/failures/recent_runs", list[EndedRun], list)
+"""Runs that succeeded or failed, newest first; only the reader of ended runs writes it."""
 
 
 def remember(instance: dg.DagsterInstance, verdicts: Iterable[Verdict]) -> None:
@@ -84,13 +75,7 @@ def remember(instance: dg.DagsterInstance, verdicts: Iterable[Verdict]) -> None:
     }
     if not fresh:
         return
-    known = [*fresh.values(), *(run for run in recent_runs(instance) if run.run_id not in fresh)]
+    known = [*fresh.values(), *(run for run in RECENT_RUNS.read(instance) if run.run_id not in fresh)]
     newest = sorted(known, key=lambda run: run.ended_at, reverse=True)[:_KEPT]
     since = newest[0].ended_at - _KEPT_S
-    kept = [asdict(run) for run in newest if run.ended_at > since]
-    instance.daemon_cursor_storage.set_cursor_values({_KEY: json.dumps(kept, separators=(",", ":"))})
-
-
-def _known(kept: dict[str, Any]) -> EndedRun:
-    failure = kept["failure"] and named(kept["failure"])
-    return EndedRun(**known_fields(EndedRun, kept) | {"failure": failure})
+    RECENT_RUNS.write(instance, [run for run in newest if run.ended_at > since])

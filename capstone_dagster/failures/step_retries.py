@@ -5,16 +5,15 @@ The worker writes it, alerts read it. A worker that cannot write it goes on: onl
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import dagster as dg
 
 from capstone_dagster.failures.classes import FailureClass, sentence
-from capstone_dagster.failures.cursors import known_fields
+from capstone_dagster.failures.cursors import from_json, to_json
 from capstone_dagster.run_tags import RETRYING_TAG
 
 _log = logging.getLogger("capstone.analysis")
@@ -39,10 +38,10 @@ class StepRetry:
 def retry_of(run_id: str, tags: Mapping[str, str]) -> StepRetry | None:
     """What a run tries a step again for now; None if nothing."""
     try:
-        kept = json.loads(tags.get(RETRYING_TAG, "null"))
-        return None if not kept or kept["run_id"] != run_id else StepRetry(**known_fields(StepRetry, kept))
-    except (ValueError, KeyError, TypeError):  # anyone may write a tag
+        retry = from_json(StepRetry, tags.get(RETRYING_TAG, ""))
+    except ValueError:  # none, or what somebody else wrote: anyone may write a tag
         return None
+    return retry if retry.run_id == run_id else None
 
 
 def note_retry(
@@ -54,7 +53,7 @@ def note_retry(
 ) -> None:
     """Note that a step is tried again; `before` is what was noted at its last try."""
     since = before.since if before is not None else time.time()
-    _write(instance, run_id, json.dumps(asdict(StepRetry(run_id, failure, cause[:_MAX_CAUSE], since))))
+    _write(instance, run_id, to_json(StepRetry(run_id, failure, cause[:_MAX_CAUSE], since)))
 
 
 def clear_retry(instance: dg.DagsterInstance, run_id: str) -> None:

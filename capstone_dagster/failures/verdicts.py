@@ -241,19 +241,14 @@ def outcome_of(instance: dg.DagsterInstance, record: dg.RunRecord) -> tuple[Outc
             seen = _of_run(data, event.message, seen)
     by_worker = run.tags.get(FAILURE_TAG, NO_FAILURE)
     if by_worker != NO_FAILURE:
-        seen = Cause(named(by_worker), seen.sentence)
+        seen = Cause(FailureClass(by_worker), seen.sentence)
     by_launcher = run.tags.get(JOB_FAILURE_TAG, NO_FAILURE)
     if by_launcher != NO_FAILURE:  # "none" is what it writes over a parent's
         recorded = run.tags.get(CAUSE_TAG, NO_FAILURE)
-        seen = Cause(named(by_launcher), seen.sentence if recorded == NO_FAILURE else recorded)
+        seen = Cause(FailureClass(by_launcher), seen.sentence if recorded == NO_FAILURE else recorded)
     elif not_launched is not None:
         seen = not_launched
     return Outcome.FAILED, explained or seen
-
-
-def named(name: str) -> FailureClass:
-    """The class of that name; `internal` for one that does not exist, because anyone may write a tag."""
-    return FailureClass(name) if name in set(FailureClass) else FailureClass.INTERNAL
 
 
 def keep_class(instance: dg.DagsterInstance, verdict: Verdict) -> None:
@@ -270,7 +265,7 @@ def _explained_step(data: StepFailureData) -> Cause | None:
     failure, cause = metadata.get("failure_class"), metadata.get("cause")
     if failure is None or cause is None:
         return None
-    return Cause(named(str(failure.value)), str(cause.value))
+    return Cause(FailureClass(str(failure.value)), str(cause.value))
 
 
 def _of_run(data: JobFailureData, message: str | None, seen: Cause) -> Cause:

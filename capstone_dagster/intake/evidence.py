@@ -9,7 +9,7 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RUN_KEY_TAG
 
 from capstone_dagster.failures.breaker_state import Probe
 from capstone_dagster.failures.duplicates import doubled_work
-from capstone_dagster.failures.recent import EndedRun, recent_runs
+from capstone_dagster.failures.recent import RECENT_RUNS, EndedRun
 from capstone_dagster.intake.breaker import ProbeFate
 from capstone_dagster.intake.runs import JOB_NAME
 
@@ -18,7 +18,7 @@ def last_runs(instance: dg.DagsterInstance) -> tuple[list[EndedRun], list[str]]:
     """The last uploads' runs that ended, newest first, and the ids of runs that doubled GPU work, running
     ones included.
     """
-    ended = recent_runs(instance)
+    ended = RECENT_RUNS.read(instance)
     running = instance.get_runs(dg.RunsFilter(job_name=JOB_NAME, statuses=[dg.DagsterRunStatus.STARTED]))
     duplicates = [run.run_id for run in running if doubled_work(run)]
     return ended, [*duplicates, *(run.run_id for run in ended if run.doubled)]

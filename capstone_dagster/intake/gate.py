@@ -8,18 +8,11 @@ from dataclasses import replace
 
 import dagster as dg
 
-from capstone_dagster.failures.breaker_state import (
-    BreakerState,
-    Probe,
-    describe,
-    read_breaker,
-    read_offers,
-    write_breaker,
-)
+from capstone_dagster.failures.breaker_state import BREAKER, OFFERS, BreakerState, Probe, describe
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.intake.breaker import Seen, advance, probe_is_due, release
 from capstone_dagster.intake.evidence import fate_of, last_runs
-from capstone_dagster.intake.orders import last_order
+from capstone_dagster.intake.orders import ORDER
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError, StorageUnavailable
 
@@ -37,7 +30,7 @@ class Gate:
     def __init__(self, instance: dg.DagsterInstance, services: Services) -> None:
         self._instance = instance
         now = time.time()
-        before = read_breaker(instance)
+        before = BREAKER.read(instance)
         ended, duplicates = last_runs(instance)
         seen = Seen(
             ended,
@@ -50,7 +43,7 @@ class Gate:
             seen,
             now=now,
             pause_after=services.settings.pause_after_failures,
-            order=last_order(instance),
+            order=ORDER.read(instance),
         )
         self.wants_probe = probe_is_due(state, seen, now)
         if self.wants_probe and (failed := _offered(instance, state)) is not None:
@@ -72,7 +65,7 @@ class Gate:
         before, self._state = self._state, state
         if state == before:
             return
-        write_breaker(self._instance, state)
+        BREAKER.write(self._instance, state)
         message = describe(state)
         if replace(state, duplicates=()) == replace(before, duplicates=()):
             return
@@ -86,7 +79,7 @@ class Gate:
 
 def _offered(instance: dg.DagsterInstance, state: BreakerState) -> str | None:
     """A run that failed for the cause and waits to be re-executed."""
-    return next((run for run, failure in read_offers(instance).items() if failure == state.cause), None)
+    return next((run for run, failure in OFFERS.read(instance).items() if failure == state.cause), None)
 
 
 def _reachable(state: BreakerState, services: Services) -> bool | None:

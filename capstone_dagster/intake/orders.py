@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from capstone_dagster.failures.cursors import known_fields
+from capstone_dagster.failures.cursors import Kept
 
 if TYPE_CHECKING:
     import dagster as dg
-
-ORDER_KEY = "capstone/intake/order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +26,10 @@ class Order:
     at: float = field(default=0.0)
 
 
+ORDER: Kept[Order | None] = Kept("capstone/intake/order", Order | None, lambda: None)
+"""The last order that was given, followed or not; None if there was none."""
+
+
 def give_order(
     instance: dg.DagsterInstance, wanted: Literal["pause", "resume"], *, by: str, why: str
 ) -> Order:
@@ -38,15 +39,5 @@ def give_order(
         by, why: who gave the command, and the reason.
     """
     order = Order(wanted, by=by, why=why, at=time.time())
-    instance.daemon_cursor_storage.set_cursor_values({ORDER_KEY: json.dumps(asdict(order))})
+    ORDER.write(instance, order)
     return order
-
-
-def last_order(instance: dg.DagsterInstance) -> Order | None:
-    """The last order that was given, followed or not; None if there was none."""
-    return order_of(instance.daemon_cursor_storage.get_cursor_values({ORDER_KEY}).get(ORDER_KEY))
-
-
-def order_of(kept: str | None) -> Order | None:
-    """The order as it is kept under `ORDER_KEY`."""
-    return None if kept is None else Order(**known_fields(Order, json.loads(kept)))

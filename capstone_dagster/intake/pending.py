@@ -1,10 +1,9 @@
 """What one tick leaves to the next: the messages whose runs are not on record yet; and what it counted."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from capstone_dagster.failures.cursors import known_fields
+from capstone_dagster.failures.cursors import from_json, to_json
 
 
 @dataclass(slots=True)
@@ -48,9 +47,9 @@ class Counts:
 
 def read_cursor(cursor: str | None) -> list[Pending]:
     """What an earlier tick kept, be it of a later version that was rolled back."""
-    return [Pending(**known_fields(Pending, item)) for item in (json.loads(cursor) if cursor else [])]
+    return from_json(list[Pending], cursor) if cursor else []
 
 
 def write_cursor(pending: Sequence[Pending]) -> str:
     """What the next tick is to know."""
-    return json.dumps([asdict(item) for item in pending])
+    return to_json(list(pending))

@@ -18,7 +18,8 @@ from capstone_dagster.catalog.metrics import (
 )
 from capstone_dagster.catalog.model import Metric
 from capstone_dagster.dagster_private import RUN_KEY_TAG
-from capstone_dagster.failures.left_messages import LeftMessages, write_left
+from capstone_dagster.failures.classes import FailureClass
+from capstone_dagster.failures.left_messages import LEFT_MESSAGES, LeftMessages
 from capstone_dagster.intake.gate import Gate
 from capstone_dagster.intake.identity import run_key
 from capstone_dagster.intake.lines import of_message, of_request, of_upload, tell, warn
@@ -209,8 +210,8 @@ class Tick:
         """What Dagster stores and does, and the account of this tick."""
         self._measure()
         if (why := self._why_left) is not None:
-            left = LeftMessages(self.counts.left, why.failure_class, str(why), time.time())
-            write_left(self._context.instance, left)
+            left = LeftMessages(self.counts.left, FailureClass(why.failure_class), str(why), time.time())
+            LEFT_MESSAGES.write(self._context.instance, left)
         cursor = write_cursor(self._pending)
         if self._waiting_runs is not None:
             limit = self._services.settings.max_queued_runs

@@ -23,6 +23,7 @@ from botocore.exceptions import (
 
 from capstone_dagster.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSIS
 from capstone_dagster.catalog.model import Level
+from capstone_dagster.clients import COMMAND, CREDENTIALS, FORBIDDEN, aws_client
 from capstone_dagster.logs.json_lines import json_line, utc
 from capstone_dagster.logs.redaction import Redaction
 from capstone_dagster.logs.run_fields import event_fields, run_fields
@@ -40,13 +41,6 @@ _NAMES = ("video_id", "external_id")
 # Limits of FilterLogEvents: events in an answer, characters of a pattern.
 _PAGE = 10_000
 _PATTERN_LIMIT = 1024
-_CREDENTIALS = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "UnrecognizedClientException",
-    "InvalidClientTokenId",
-}
-_FORBIDDEN = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +116,7 @@ class Reading:
 
 def logs_client() -> CloudWatchLogsClient:
     """A client that somebody waits for: it gives up within half a minute."""
-    import boto3
-    from botocore.config import Config
-
-    config = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
-    return boto3.client("logs", config=config)
+    return aws_client("logs", COMMAND)
 
 
 def read_story(
@@ -303,9 +293,9 @@ def _in_words(error: BotoCoreError | ClientError) -> str:
     what = f"CloudWatch cannot be read: {str(error).rstrip('.')}."
     if isinstance(error, ClientError):
         code = error.response["Error"]["Code"]
-        if code in _FORBIDDEN:
+        if code in FORBIDDEN:
             return f"{what} Grant this user logs:FilterLogEvents on {', '.join(GROUPS)}."
-        if code in _CREDENTIALS:
+        if code in CREDENTIALS:
             return f"{what} Log in again, or name another profile in AWS_PROFILE."
         if "Throttling" in code or "LimitExceeded" in code:
             return f"{what} Others are asking, too: try again in a minute."

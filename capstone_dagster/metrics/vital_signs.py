@@ -7,12 +7,11 @@ the reader of ended runs (`metrics/runs.py`).
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import dagster as dg
@@ -29,9 +28,9 @@ from capstone_dagster.catalog.metrics import (
     SENSOR_TICK_DURATION,
     SENSOR_TICK_ERRORS,
 )
-from capstone_dagster.failures.breaker_state import read_breaker
+from capstone_dagster.failures.breaker_state import BREAKER
 from capstone_dagster.failures.classes import classify_recorded, recorded_sentence
-from capstone_dagster.failures.cursors import known_fields
+from capstone_dagster.failures.cursors import from_json, to_json
 from capstone_dagster.failures.limits import age_over_limit
 from capstone_dagster.logs.run_fields import error_text
 from capstone_dagster.metrics.emission import Metrics
@@ -81,16 +80,6 @@ class Memory:
     ticks: dict[str, int] = field(default_factory=dict)
     ticks_read: float = 0.0
 
-    @classmethod
-    def of_cursor(cls, cursor: str | None, now: float) -> Memory:
-        """What the last tick left, maybe of a later version, rolled back since; without it, now begins."""
-        if cursor is None:
-            return cls(since=now)
-        return cls(**known_fields(cls, json.loads(cursor)))
-
-    def to_cursor(self) -> str:
-        return json.dumps(asdict(self))
-
 
 @dg.sensor(
     name=SENSOR_NAME,
@@ -103,11 +92,11 @@ def vital_signs_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """See the module."""
     services = cast(Needs, context.resources.services)
     now = time.time()
-    memory = Memory.of_cursor(context.cursor, now)
+    memory = from_json(Memory, context.cursor) if context.cursor else Memory(since=now)
     queues = None if services.settings.queue_url is None else queues_at(services.settings.queue_url)
     unseen = observe(context.instance, services, memory, queues, now=now)
     message = f"Could not be looked at: {', '.join(unseen)}." if unseen else "All vital signs are published."
-    return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=memory.to_cursor())
+    return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=to_json(memory))
 
 
 def observe(
@@ -199,7 +188,7 @@ def _beat(instance: dg.DagsterInstance, metrics: Metrics, now: float) -> None:
 
 
 def _tell_pause(instance: dg.DagsterInstance, metrics: Metrics) -> None:
-    breaker = read_breaker(instance)
+    breaker = BREAKER.read(instance)
     if breaker.paused and breaker.cause is not None:
         metrics.add(INTAKE_PAUSED, 1, failure_class=breaker.cause)
     else:

@@ -6,6 +6,8 @@ import json
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+from capstone_dagster.clients import TICK, aws_client
+
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
@@ -51,11 +53,4 @@ class Queues:
 
     @cached_property
     def _client(self) -> SQSClient:
-        import boto3
-        from botocore.config import Config
-
-        # A tick that waits longer misses others; the next one tries again.
-        config = Config(
-            connect_timeout=2, read_timeout=3, retries={"mode": "standard", "total_max_attempts": 1}
-        )
-        return boto3.client("sqs", config=config)
+        return aws_client("sqs", TICK)

@@ -1,16 +1,18 @@
-"""The content of a notice: a JSON object, and the attributes by which a subscription can filter.
+"""A notice as SNS takes it: a JSON object, and the attributes by which a subscription can filter.
 
 docs/consume.md lists the fields; they are only ever added.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from capstone_dagster.storage.outbox import Notice
+from capstone_dagster.topics import Message
 
 STATES = {"video.received": "received", "video.analyzed": "done", "video.failed": "failed"}
 # The fields that depend on the kind, with their value for other kinds.
@@ -25,6 +27,15 @@ _DETAILS: Mapping[str, Any] = {
 }
 # SNS takes 256 KiB for ten notices together; everything else in one is shorter than two of S3's keys.
 _LONGEST_MESSAGE = 2_000
+_LONGEST_GROUP = 128
+
+
+def message(notice: Notice) -> Message:
+    """What SNS is given: of one video, in the order of the notices."""
+    group = notice.video_id
+    if not group.isascii() or len(group) > _LONGEST_GROUP:  # SNS rejects such a group in a FIFO topic
+        group = hashlib.sha256(group.encode()).hexdigest()
+    return Message(str(notice.notice_id), group, body(notice), attributes(notice))
 
 
 def body(notice: Notice) -> str:

@@ -7,25 +7,26 @@ so.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import dagster as dg
 
 from capstone_dagster.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_SENT
-from capstone_dagster.failures.cursors import known_fields
-from capstone_dagster.outbox.topic import BATCH, NoticeTopic, NotSent
+from capstone_dagster.failures.backoff import Backoff
+from capstone_dagster.failures.cursors import from_json, to_json
+from capstone_dagster.outbox.message import message
 from capstone_dagster.services import Services
-from capstone_dagster.storage.outbox import oldest_notice, prune_notices, send_notices
+from capstone_dagster.storage.outbox import Notice, oldest_notice, prune_notices, send_notices
+from capstone_dagster.topics import BATCH, NotSent, Topic
 
 SENSOR_NAME = "outbox"
 # A tick may take 60 s. A request to SNS that hangs takes 8 s more.
 _BUDGET_S = 15.0
-# A topic that cannot be reached is tried again with the next tick, then less often.
-_AGAIN_S = 5.0
-_AGAIN_LIMIT_S = 60.0
 # Twice as long as SQS keeps a message for a consumer, so that sent notices can be looked up.
 KEPT_DAYS = 28
 _PRUNE_EVERY_S = 3600.0
@@ -38,16 +39,11 @@ class _Memory:
     """What one tick leaves to the next; times are seconds since 1970.
 
     Attributes:
-        failures: how often in a row SNS could not be used, and `failure` why not last.
-        failed_since: since when.
-        try_again: not before this time is it tried again.
+        sns: how sending fails as a whole.
         pruned: when old notices were forgotten last.
     """
 
-    failures: int = 0
-    failure: str = ""
-    failed_since: float = 0.0
-    try_again: float = 0.0
+    sns: Backoff = field(default_factory=Backoff)
     pruned: float = 0.0
 
 
@@ -64,35 +60,36 @@ def outbox_sensor(
     """See the module. Without a topic it does nothing, and says so."""
     arn = services.settings.notice_topic_arn
     if arn is None:
-        message = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."
-        return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=context.cursor)
-    memory = _read(context.cursor)
-    message = _send(services, NoticeTopic(arn), memory)
-    if memory.failures:
-        context.log.error(message)
+        account = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."
+        return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=context.cursor)
+    memory = from_json(_Memory, context.cursor) if context.cursor else _Memory()
+    account = _send(services, Topic(arn, "CAPSTONE_NOTICE_TOPIC_ARN"), memory)
+    if memory.sns.times:
+        context.log.error(account)
     _forget_old(services, memory)
-    return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=json.dumps(asdict(memory)))
+    return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=to_json(memory))
 
 
-def _read(cursor: str | None) -> _Memory:
-    """The state of an earlier tick, even of a later version that was rolled back."""
-    return _Memory(**known_fields(_Memory, json.loads(cursor) if cursor else {}))
-
-
-def _send(services: Services, topic: NoticeTopic, memory: _Memory) -> str:
+def _send(services: Services, topic: Topic, memory: _Memory) -> str:
     """Send due notices within the tick's time; returns a summary."""
     sent = 0
     refused: dict[int, str] = {}
     over = time.monotonic() + _BUDGET_S
-    while time.time() >= memory.try_again and time.monotonic() < over:
+    while memory.sns.is_due and time.monotonic() < over:
         try:
-            count, refusals = services.database.transact(send_notices, topic.publish, most=BATCH)
+            count, refusals = services.database.transact(send_notices, partial(_publish, topic), most=BATCH)
         except NotSent as error:
-            _note_failure(memory, error)
+            memory.sns.failed(str(error))
+            extra: dict[str, Any] = {"action": "outbox.failed", "failures": memory.sns.times}
+            log.error(f"Notices to other systems wait: {error}", extra=extra)
             break
         if not count and not refusals:
             break
-        _note_answer(memory)
+        if memory.sns.times:
+            after_s = time.time() - memory.sns.since
+            extra = {"action": "outbox.recovered", "elapsed_s": round(after_s, 1)}
+            log.info(f"Notices leave again, after {after_s:,.0f} s.", extra=extra)
+            memory.sns.succeeded()
         sent += count
         refused |= refusals
     for notice_id, reason in refused.items():
@@ -102,42 +99,29 @@ def _send(services: Services, topic: NoticeTopic, memory: _Memory) -> str:
         )
     oldest = services.database.transact(oldest_notice)
     age_s = max(0.0, time.time() - oldest.timestamp()) if oldest is not None else 0.0
-    failed = len(refused) + bool(memory.failures)
+    failed = len(refused) + bool(memory.sns.times)
     services.metrics.add_all({OUTBOX_SENT: sent, OUTBOX_REFUSED: failed, OUTBOX_AGE: age_s})
     if sent:
         log.info(
             f"{sent} notices sent.",
             extra={"action": "outbox.sent", "notices": sent, "refused": len(refused)},
         )
-    if memory.failures:
-        return f"{sent} notices sent; the oldest that waits is {age_s:,.0f} s old: {memory.failure}"
+    if memory.sns.times:
+        return f"{sent} notices sent; the oldest that waits is {age_s:,.0f} s old: {memory.sns.reason}"
     if refused:
         last = next(reversed(refused.values()))
         return f"{sent} notices sent, {len(refused)} refused and tried again later: {last}"
     return f"{sent} notices sent." if sent or not age_s else f"Notices wait for {age_s:,.0f} s at most."
 
 
-def _note_failure(memory: _Memory, error: NotSent) -> None:
-    now = time.time()
-    if not memory.failures:
-        memory.failed_since = now
-    memory.failures += 1
-    memory.failure = str(error)
-    memory.try_again = now + min(_AGAIN_S * 2 ** min(memory.failures - 1, 8), _AGAIN_LIMIT_S)
-    log.error(
-        f"Notices to other systems wait: {error}",
-        extra={"action": "outbox.failed", "failures": memory.failures},
-    )
+def _publish(topic: Topic, notices: Sequence[Notice]) -> dict[int, str]:
+    """Hand notices over; those that SNS refused alone: ids to reasons.
 
-
-def _note_answer(memory: _Memory) -> None:
-    if memory.failures:
-        after_s = time.time() - memory.failed_since
-        log.info(
-            f"Notices leave again, after {after_s:,.0f} s.",
-            extra={"action": "outbox.recovered", "elapsed_s": round(after_s, 1)},
-        )
-    memory.failures, memory.failure, memory.try_again = 0, "", 0.0
+    Raises:
+        NotSent: it took none.
+    """
+    refused = topic.publish([message(notice) for notice in notices])
+    return {notices[place].notice_id: reason for place, reason in refused.items()}
 
 
 def _forget_old(services: Services, memory: _Memory) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 import dagster as dg
 from dagster._core.execution.backfill import BulkActionStatus
@@ -19,9 +18,8 @@ from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_BACKFILL_ID_TAG, 
 from batch_gpu.jobs import FAILURE_TAG as JOB_FAILURE_TAG
 from batch_gpu.jobs import is_cancelled
 from capstone_dagster.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
-from capstone_dagster.failures.breaker_state import BreakerState, read_offers, write_offers
+from capstone_dagster.failures.breaker_state import OFFERS, BreakerState
 from capstone_dagster.failures.classes import FailureClass
-from capstone_dagster.failures.cursors import known_fields
 from capstone_dagster.failures.requests import UPLOAD_JOB, attempts
 from capstone_dagster.failures.retry_policy import (
     Budget,
@@ -94,20 +92,6 @@ class Memory:
     waiting: dict[str, WaitingRun] = field(default_factory=dict)
     started: list[float] = field(default_factory=list)
 
-    @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> Memory:
-        """What :meth:`to_json` made, be it of a later version that was rolled back."""
-        waiting = {}
-        for each in kept["waiting"]:
-            failure = FailureClass(each["run"]["failure"])
-            run = FailedRun(**known_fields(FailedRun, each["run"]) | {"failure": failure})
-            waiting[run.run_id] = WaitingRun(**known_fields(WaitingRun, each) | {"run": run})
-        return cls(waiting, kept["started"])
-
-    def to_json(self) -> dict[str, Any]:
-        started = budget_of(None, self.started).lately(time.time())
-        return {"waiting": [asdict(each) for each in self.waiting.values()], "started": started}
-
     def enter(self, instance: dg.DagsterInstance, verdicts: Iterable[Verdict]) -> None:
         """Put runs that failed on the list of those that may be started again."""
         for verdict in verdicts:
@@ -121,10 +105,8 @@ class Memory:
                 self.waiting[run.run_id] = WaitingRun(failed)
 
 
-def budget_of(settings: Settings | None, started: Sequence[float]) -> Budget:
+def budget_of(settings: Settings, started: Sequence[float]) -> Budget:
     """How much the settings let the system start again."""
-    if settings is None:
-        return Budget(0, 0, tuple(started))
     return Budget(settings.reexecutions_per_video, settings.reexecutions_per_hour, tuple(started))
 
 
@@ -184,8 +166,8 @@ class _Tick:
                 self._wait(waiting, decision)
                 if decision.offered and len(offers) < _OFFERED_AT_ONCE:
                     offers[waiting.run.run_id] = waiting.run.failure.value
-        if offers != read_offers(self._instance):
-            write_offers(self._instance, offers)
+        if offers != OFFERS.read(self._instance):
+            OFFERS.write(self._instance, offers)
         waiting_runs = len(self._memory.waiting)
         return f"{self._started} failed runs were started again, {waiting_runs} wait for their time."
 
@@ -308,7 +290,8 @@ class _Tick:
         self._instance.report_engine_event(f"Started again as run {again.run_id}.", run)
         self._started += 1
         if failed.gpu and PROBE_TAG not in again.tags:
-            self._memory.started.append(self._now)
+            started = budget_of(self._services.settings, self._memory.started).lately(self._now)
+            self._memory.started = [*started, self._now]
         self._services.metrics.add(REEXECUTIONS, failure_class=failed.failure.value)
         _log.info(
             f"Run {run.run_id} failed for {failed.failure} and goes on as run {again.run_id}.",

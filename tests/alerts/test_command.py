@@ -7,10 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from capstone_dagster.alerts.inbox import look_into
-from capstone_dagster.alerts.sending import Topic
-from capstone_dagster.alerts.wording import Message
 from capstone_dagster.cli import app
 from capstone_dagster.commands import alerts as command
+from capstone_dagster.topics import Message, Topic
 from tests.conftest import Aws
 
 
@@ -18,12 +17,13 @@ from tests.conftest import Aws
 def topic(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Topic:
     monkeypatch.setenv("CAPSTONE_QUEUE_URL", aws.resources.queue_url)
     monkeypatch.setenv("CAPSTONE_ALERT_TOPIC_ARN", aws.resources.alert_topic_arn)
-    return Topic(aws.resources.alert_topic_arn)
+    return Topic(aws.resources.alert_topic_arn, "CAPSTONE_ALERT_TOPIC_ARN")
 
 
 def message(number: int, kind: str = "failure") -> Message:
     attributes = {"kind": kind, "class": "internal", "severity": "ticket", "incident": f"i{number}"}
-    return Message(f"[local] FAILED number {number}", f"It broke.\nRunbook: #{number}", attributes)
+    subject, body = f"[local] FAILED number {number}", f"It broke.\nRunbook: #{number}"
+    return Message(str(number), attributes["incident"], body, attributes, subject)
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -34,7 +34,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_alerts_shows_the_last_ones_each_time(topic: Topic) -> None:
     assert run() == (0, "No notice was sent yet.\n")
     for number in range(15):
-        topic.publish(message(number))
+        topic.publish([message(number)])
 
     for _ in range(2):  # looking takes nothing away
         code, output = run("--tail", "3")
@@ -46,7 +46,7 @@ def test_alerts_shows_the_last_ones_each_time(topic: Topic) -> None:
 
 
 def test_alerts_as_json(topic: Topic) -> None:
-    topic.publish(message(1, "recovery"))
+    topic.publish([message(1, "recovery")])
 
     code, output = run("--json")
 
@@ -66,10 +66,10 @@ def test_alerts_shows_an_alarm_of_cloudwatch_in_words(aws: Aws, topic: Topic) ->
 
 
 def test_alerts_follow_shows_each_new_one_once(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
-    topic.publish(message(1))
+    topic.publish([message(1)])
 
     def rounds() -> Iterator[None]:
-        topic.publish(message(2))
+        topic.publish([message(2)])
         yield
         yield
         raise KeyboardInterrupt
@@ -96,6 +96,6 @@ def test_the_inbox_gets_alerts_once_however_often_the_stack_starts(aws: Aws, top
     from capstone_dagster.local.aws import create_resources
 
     assert create_resources(aws.endpoint_url) == aws.resources
-    topic.publish(message(1))
+    topic.publish([message(1)])
 
     assert len(look_into(aws.client("sqs"), aws.resources.alert_inbox_url)) == 1

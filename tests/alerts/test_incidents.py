@@ -24,6 +24,7 @@ from capstone_dagster.alerts.incidents import (
     sent,
 )
 from capstone_dagster.failures.classes import FailureClass
+from capstone_dagster.failures.cursors import from_json, to_json
 from capstone_dagster.failures.verdicts import Cause, Outcome, Verdict
 
 DATABASE = FailureClass.DATABASE_UNAVAILABLE
@@ -59,16 +60,16 @@ def tell(record: Record, now: float) -> list[tuple[str, Kind, int]]:
 
 def stored(record: Record) -> Record:
     """As it comes back from a cursor."""
-    return Record.from_json(json.loads(json.dumps(record.to_json())))
+    return from_json(Record, to_json(record))
 
 
 def test_alerts_outlive_a_version_that_was_rolled_back() -> None:
     record = Record()
     observe(record, verdicts=[failure()], now=START)
-    kept = record.to_json()
+    kept = json.loads(to_json(record))
     kept["incidents"][0]["of_a_later_version"] = 1
 
-    assert tell(Record.from_json(kept), START) == [("database-unavailable", "failure", 1)]
+    assert tell(from_json(Record, json.dumps(kept)), START) == [("database-unavailable", "failure", 1)]
 
 
 def test_500_failures_for_one_reason_make_one_alert_with_a_count() -> None:
@@ -254,7 +255,7 @@ def test_what_is_dropped_is_said_in_the_next_alert() -> None:
 
     assert len(record.incidents) == MAX_INCIDENTS
     assert record.given_up == 10
-    assert len(json.dumps(record.to_json())) < 100_000
+    assert len(to_json(record)) < 100_000
 
 
 FAILURES = st.lists(

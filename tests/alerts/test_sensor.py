@@ -35,9 +35,9 @@ from capstone_dagster.assets.failing import explained
 from capstone_dagster.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
 from capstone_dagster.commands import channels
 from capstone_dagster.failures import ended_runs
-from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
+from capstone_dagster.failures.breaker_state import BREAKER, BreakerState, Phase
 from capstone_dagster.failures.classes import FailureClass
-from capstone_dagster.failures.left_messages import LeftMessages, write_left
+from capstone_dagster.failures.left_messages import LEFT_MESSAGES, LeftMessages
 from capstone_dagster.failures.step_retries import note_retry, retry_of
 from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.services import Services
@@ -220,7 +220,7 @@ def test_an_outage_of_days_stops_no_alerts(office: Office, monkeypatch: pytest.M
     office.fails()
     office.tick()
     cursor = json.loads(str(office.cursor))
-    cursor["alerts"]["refusals"] = 5000
+    cursor["alerts"]["sns"]["times"] = 5000
     cursor["alerts"]["record"]["incidents"][0]["relapse"] = 5000
     office.cursor = json.dumps(cursor)
     office.clock(60)
@@ -462,7 +462,7 @@ def test_dead_letters_are_an_alert_until_they_are_gone(office: Office) -> None:
 
 def test_intake_that_pauses_itself_is_one_alert_and_its_end_another(office: Office) -> None:
     told = "The last 5 runs failed for model-unavailable."
-    write_breaker(
+    BREAKER.write(
         office.instance, BreakerState(Phase.OPEN, since=time.time(), cause="model-unavailable", reason=told)
     )
     office.tick()
@@ -471,7 +471,7 @@ def test_intake_that_pauses_itself_is_one_alert_and_its_end_another(office: Offi
     assert notice.attributes["page"] == "intake-paused"
     assert told in notice.body
 
-    write_breaker(office.instance, BreakerState())
+    BREAKER.write(office.instance, BreakerState())
     office.clock(CALM_S + 5)
     office.tick()
     assert [notice.attributes["kind"] for notice in office.inbox()] == ["failure", "recovery"]
@@ -480,7 +480,7 @@ def test_intake_that_pauses_itself_is_one_alert_and_its_end_another(office: Offi
 def test_uploads_that_may_not_be_looked_up_are_an_alert(office: Office) -> None:
     """No run and no tick fails of it: the messages stay in the queue and come again."""
     told = "S3 forbids HeadObject on s3://raw/a.mp4. Grant s3:GetObject."
-    write_left(office.instance, LeftMessages(3, "source-forbidden", told, time.time()))
+    LEFT_MESSAGES.write(office.instance, LeftMessages(3, FailureClass.SOURCE_FORBIDDEN, told, time.time()))
     office.tick()
     [notice] = office.inbox()
     assert notice.attributes["class"] == "source-forbidden"
@@ -488,7 +488,7 @@ def test_uploads_that_may_not_be_looked_up_are_an_alert(office: Office) -> None:
     assert "Concerned: lookup of uploads (3)." in notice.body
 
     office.clock(180)
-    write_left(office.instance, LeftMessages(1, "source-forbidden", told, time.time()))
+    LEFT_MESSAGES.write(office.instance, LeftMessages(1, FailureClass.SOURCE_FORBIDDEN, told, time.time()))
     office.tick()
     assert {notice.attributes["kind"] for notice in office.inbox()} == {"failure"}
     office.clock(300)

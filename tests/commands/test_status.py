@@ -14,7 +14,7 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
 
-from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
+from capstone_dagster.failures.breaker_state import BREAKER, BreakerState, Phase
 from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.video_status import (
@@ -143,7 +143,7 @@ def test_a_paused_intake_says_so(
 ) -> None:
     assert "stay in the queue" not in capstone("status").err
     now = time.time()
-    write_breaker(instance, BreakerState(Phase.OPEN, since=now, cause="operator", reason="kim: new model"))
+    BREAKER.write(instance, BreakerState(Phase.OPEN, since=now, cause="operator", reason="kim: new model"))
 
     for outcome in (capstone("status"), capstone("status", "nobody")):
         told_all = " ".join(outcome.err.split())

@@ -14,6 +14,7 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 from batch_gpu.jobs import CANCELLED_TAG
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.failures import ended_runs
+from capstone_dagster.failures.cursors import from_json, to_json
 from capstone_dagster.failures.ended_runs import Position
 from capstone_dagster.failures.verdicts import Cause, Outcome, Verdict
 from capstone_dagster.run_tags import DETECTION_TAG, STORED_TAG
@@ -176,7 +177,7 @@ class Ended:
         found = ended_runs.take_ready(self.instance, self.position, now=now, is_ready=ready)
         for record in found:
             ended_runs.done(self.position, record.dagster_run.run_id)
-        self.position = Position.from_json(self.position.to_json())
+        self.position = from_json(Position, to_json(self.position))
         return [record.dagster_run.run_id for record in found]
 
     def end(self, status: str = "PIPELINE_SUCCESS") -> str:

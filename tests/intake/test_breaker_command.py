@@ -11,8 +11,8 @@ import dagster as dg
 import pytest
 
 from capstone_dagster.commands import intake as command
-from capstone_dagster.failures.breaker_state import BreakerState, Phase, read_breaker, write_breaker
-from capstone_dagster.intake.orders import last_order
+from capstone_dagster.failures.breaker_state import BREAKER, BreakerState, Phase
+from capstone_dagster.intake.orders import ORDER
 from tests.intake.conftest import Intake
 from tests.support.command_line import Capstone
 
@@ -62,13 +62,13 @@ def test_an_operator_pauses_and_resumes_and_everybody_reads_who_and_why(
     assert paused.code == 0
     assert "Intake is paused since" in paused.out
     assert "kim: the model is changed" in paused.out
-    assert read_breaker(ticking.instance).paused
+    assert BREAKER.read(ticking.instance).paused
     told = json.loads(capstone("intake", "status", "--json").out)
     assert (told["paused"], told["cause"], told["by"]) == (True, "operator", "kim")
 
     resumed = capstone("intake", "resume", "--by", "lee")
     assert "Intake runs." in resumed.out
-    assert not read_breaker(ticking.instance).paused
+    assert not BREAKER.read(ticking.instance).paused
 
 
 def test_status_says_why_intake_paused_itself_and_when_it_tries_again(
@@ -78,7 +78,7 @@ def test_status_says_why_intake_paused_itself_and_when_it_tries_again(
     state = BreakerState(
         Phase.OPEN, since=now, cause="model-unavailable", reason="5 uploads failed.", next_probe_at=now + 60
     )
-    write_breaker(instance, state)
+    BREAKER.write(instance, state)
 
     told = capstone("intake", "status").out
 
@@ -95,7 +95,7 @@ def test_an_order_that_no_tick_follows_is_kept_and_said_to_be(
 
     assert said.code == 0
     assert "no tick has followed it yet: does the daemon run" in said.err
-    order = last_order(instance)
+    order = ORDER.read(instance)
     assert order is not None
     assert (order.wanted, order.by, order.why) == ("pause", "kim", "maintenance")
     assert "no tick has followed it yet" in capstone("intake", "status").err

@@ -7,15 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from capstone_dagster.failures.breaker_state import (
-    DUPLICATE_JOB,
-    BreakerState,
-    Phase,
-    read_breaker,
-    read_offers,
-    write_breaker,
-    write_offers,
-)
+from capstone_dagster.failures.breaker_state import BREAKER, DUPLICATE_JOB, OFFERS, BreakerState, Phase
 from capstone_dagster.intake.orders import give_order
 from capstone_dagster.run_tags import DUPLICATE_TAG, FAILURE_TAG, PROBE_TAG
 from capstone_dagster.services import Services
@@ -67,11 +59,11 @@ def paused_by(intake: Intake, failure: str = "model-unavailable") -> BreakerStat
     for run in uploaded(intake, 2):
         fail(intake, run, failure)
     intake.tick()
-    return read_breaker(intake.instance)
+    return BREAKER.read(intake.instance)
 
 
 def make_due(intake: Intake) -> None:
-    write_breaker(intake.instance, replace(read_breaker(intake.instance), next_probe_at=time.time()))
+    BREAKER.write(intake.instance, replace(BREAKER.read(intake.instance), next_probe_at=time.time()))
 
 
 def test_intake_pauses_says_so_and_leaves_messages_in_the_queue(quick: Intake) -> None:
@@ -129,7 +121,7 @@ def test_one_probe_goes_through_before_all_others_and_its_success_resumes(quick:
     succeed(quick, runs(quick)[-1])
     quick.ticks_until("all others", lambda: len(quick.requests) == 5 and quick.messages() == 0)
     assert not any(PROBE_TAG in request.tags for request in quick.requests[3:])
-    state = read_breaker(quick.instance)
+    state = BREAKER.read(quick.instance)
     assert (state.phase, state.cause, state.probes) == (Phase.CLOSED, "model-unavailable", 1)
 
 
@@ -142,7 +134,7 @@ def test_a_probe_that_fails_doubles_the_wait(quick: Intake) -> None:
     fail(quick, runs(quick)[-1], "model-unavailable")
     quick.tick()
 
-    state = read_breaker(quick.instance)
+    state = BREAKER.read(quick.instance)
     assert (state.phase, state.since) == (Phase.OPEN, first.since)
     assert state.next_probe_at > time.time() + 100
 
@@ -159,13 +151,13 @@ def test_a_probe_whose_tick_died_is_not_followed_by_a_second_one(quick: Intake) 
     wait_for("a doomed tick", died)
     for _ in range(3):
         assert not quick.tick().run_requests
-    state = read_breaker(quick.instance)
+    state = BREAKER.read(quick.instance)
     assert state.probe is not None
     lost = replace(state.probe, released_at=state.probe.released_at - 300)
-    write_breaker(quick.instance, replace(state, probe=lost))
+    BREAKER.write(quick.instance, replace(state, probe=lost))
 
     quick.ticks_until("the probe after all", lambda: len(quick.requests) == 3)
-    assert read_breaker(quick.instance).phase is Phase.HALF_OPEN
+    assert BREAKER.read(quick.instance).phase is Phase.HALF_OPEN
 
 
 def test_of_a_message_with_several_uploads_one_is_the_probe(quick: Intake) -> None:
@@ -194,15 +186,15 @@ def test_what_failed_is_a_cheaper_probe_than_a_new_upload(quick: Intake) -> None
     paused_by(quick, "database-unavailable")
     failed = runs(quick)[-1]
     quick.upload("gate/more.mp4")
-    write_offers(
+    OFFERS.write(
         quick.instance, {"of another class": "storage-unavailable", failed.run_id: "database-unavailable"}
     )
-    assert len(read_offers(quick.instance)) == 2
+    assert len(OFFERS.read(quick.instance)) == 2
     make_due(quick)
 
     quick.tick()
 
-    state = read_breaker(quick.instance)
+    state = BREAKER.read(quick.instance)
     assert state.probe is not None
     assert (state.phase, state.probe.reexecutes) == (Phase.HALF_OPEN, failed.run_id)
     assert len(quick.requests) == 2
@@ -211,7 +203,7 @@ def test_what_failed_is_a_cheaper_probe_than_a_new_upload(quick: Intake) -> None
         _again, tags={**failed.tags, "dagster/parent_run_id": failed.run_id}
     )
     quick.tick()
-    assert read_breaker(quick.instance).phase is Phase.HALF_OPEN
+    assert BREAKER.read(quick.instance).phase is Phase.HALF_OPEN
     succeed(quick, child)
     quick.ticks_until("the upload", lambda: len(quick.requests) == 3)
 
@@ -236,7 +228,7 @@ def test_a_database_that_is_away_pauses_intake_without_failing_ticks_and_is_noti
     for _ in range(3):
         assert "Intake is paused" in str(quick.tick().skip_reason)
     assert quick.cursor == pending, "what cannot be said to be queued is not acknowledged"
-    state = read_breaker(quick.instance)
+    state = BREAKER.read(quick.instance)
     assert state.next_probe_at > time.time() + 50
 
     quick.services = there
@@ -251,7 +243,7 @@ def test_work_done_twice_pauses_intake(quick: Intake) -> None:
 
     quick.tick()
 
-    state = read_breaker(quick.instance)
+    state = BREAKER.read(quick.instance)
     assert (state.cause, state.paused) == (DUPLICATE_JOB, True)
     assert run.run_id in state.reason
 
@@ -263,7 +255,7 @@ def test_an_operators_orders_go_before_the_breakers_own(quick: Intake) -> None:
     quick.ticks_until("its run", lambda: len(quick.requests) == 3)
 
     give_order(quick.instance, "pause", by="kim", why="the model is changed")
-    quick.ticks_until("the pause", lambda: read_breaker(quick.instance).paused)
+    quick.ticks_until("the pause", lambda: BREAKER.read(quick.instance).paused)
     quick.upload("gate/still-more.mp4")
     told = str(quick.tick().skip_reason)
     assert "kim: the model is changed" in told

@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 from sqlalchemy.engine import make_url
 
-from capstone_dagster.failures.left_messages import read_left
+from capstone_dagster.failures.left_messages import LEFT_MESSAGES
 from capstone_dagster.intake.identity import video_id
 from capstone_dagster.removal.retention import retention
 from capstone_dagster.services import Services
@@ -287,7 +287,7 @@ def test_forbidden_objects_stay_in_the_queue(intake: Intake, monkeypatch: pytest
         wait_for("the upload's tick", left)
         assert intake.messages() >= 1
         assert not intake.requests
-    noted = read_left(intake.instance)  # for notices: no tick and no run fails of it
+    noted = LEFT_MESSAGES.read(intake.instance)  # for notices: no tick and no run fails of it
     assert noted is not None
     assert (noted.count, noted.failure) == (1, "source-forbidden")
 

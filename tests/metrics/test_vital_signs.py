@@ -29,7 +29,8 @@ from dagster_shared.error import SerializableErrorInfo
 from capstone_dagster.catalog import metrics as declared
 from capstone_dagster.catalog.model import Metric
 from capstone_dagster.definitions import defs
-from capstone_dagster.failures.breaker_state import BreakerState, Phase, write_breaker
+from capstone_dagster.failures.breaker_state import BREAKER, BreakerState, Phase
+from capstone_dagster.failures.cursors import from_json, to_json
 from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.metrics.vital_signs import Memory, observe, vital_signs_sensor
 from capstone_dagster.metrics.waiting_messages import Queues
@@ -59,16 +60,16 @@ class Onlooker:
         self.settings: Settings = read_settings(**settings)
         self.metrics = self.published.metrics(self.settings)
         self.started = time.time() - 1
-        self.cursor = Memory(since=self.started).to_cursor()
+        self.cursor = to_json(Memory(since=self.started))
         self.unseen: list[str] = []
 
     def look(self, *, after_s: float = 10.0, queue: str | None = None) -> None:
         """Observe, so long after the test began, with what the last observation left."""
         now = self.started + after_s
-        memory = Memory.of_cursor(self.cursor, now)
+        memory = from_json(Memory, self.cursor)
         queues = None if queue is None else Queues(queue)
         self.unseen = observe(self.instance, self, memory, queues, now=now)
-        self.cursor = memory.to_cursor()
+        self.cursor = to_json(memory)
 
     def values(self, metric: Metric, **dimensions: str) -> list[float]:
         return self.published.values(metric, **dimensions)
@@ -191,10 +192,10 @@ def test_metrics_of_queues(onlooker: Onlooker, aws: Aws) -> None:
 def test_metrics_say_why_intake_pauses(onlooker: Onlooker) -> None:
     onlooker.look()
     for cause in ("database-unavailable", "duplicate-job", "operator"):
-        write_breaker(onlooker.instance, BreakerState(Phase.OPEN, cause=cause))
+        BREAKER.write(onlooker.instance, BreakerState(Phase.OPEN, cause=cause))
         onlooker.look()
         assert onlooker.values(declared.INTAKE_PAUSED, FailureClass=cause) == [1]
-    write_breaker(onlooker.instance, BreakerState(Phase.CLOSED, cause="operator"))
+    BREAKER.write(onlooker.instance, BreakerState(Phase.CLOSED, cause="operator"))
     onlooker.look()
     assert onlooker.values(declared.INTAKE_PAUSED) == [0, 1, 1, 1, 0]
 

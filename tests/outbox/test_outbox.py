@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -16,7 +15,6 @@ import sqlalchemy as sa
 from capstone_dagster.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_SENT
 from capstone_dagster.catalog.model import Metric
 from capstone_dagster.outbox.sensor import outbox_sensor
-from capstone_dagster.outbox.topic import NoticeTopic
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import publish_analysis
@@ -24,6 +22,7 @@ from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.outbox import Notice, notify, outbox_backlog, send_notices
 from capstone_dagster.storage.video_status import mark_failed, mark_running, requeue
 from capstone_dagster.storage.videos import record_upload
+from capstone_dagster.topics import Message, Topic
 from tests.conftest import Aws
 from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, count, notices
 
@@ -200,13 +199,13 @@ def test_while_sns_is_away_notices_wait_and_it_is_asked_less_and_less(
     arn = outbox.topic_arn
     outbox.topic_arn = f"{arn}-gone"
     asked = []
-    real = NoticeTopic.publish
+    real = Topic.publish
 
-    def publish(self: NoticeTopic, notices: Sequence[Notice]) -> dict[int, str]:
-        asked.append(len(notices))
-        return real(self, notices)
+    def publish(self: Topic, messages: Sequence[Message]) -> dict[int, str]:
+        asked.append(len(messages))
+        return real(self, messages)
 
-    monkeypatch.setattr(NoticeTopic, "publish", publish)
+    monkeypatch.setattr(Topic, "publish", publish)
 
     told = outbox.tick()
     assert "CAPSTONE_NOTICE_TOPIC_ARN should name a topic that exists" in told
@@ -237,14 +236,14 @@ def test_a_refused_notice_holds_back_its_own_video_alone(
         upload(outbox.database, number)
         fail(outbox.database, number)
     poisoned = {"v0", "v3"}
-    publish = NoticeTopic.publish
+    publish = Topic.publish
 
-    def refuse_some(self: NoticeTopic, notices: Sequence[Notice]) -> dict[int, str]:
-        fine = [each for each in notices if each.video_id not in poisoned]
-        refused = {each.notice_id: "too long" for each in notices if each.video_id in poisoned}
+    def refuse_some(self: Topic, messages: Sequence[Message]) -> dict[int, str]:
+        fine = [each for each in messages if each.group not in poisoned]
+        refused = {place: "too long" for place, each in enumerate(messages) if each.group in poisoned}
         return refused | (publish(self, fine) if fine else {})
 
-    monkeypatch.setattr(NoticeTopic, "publish", refuse_some)
+    monkeypatch.setattr(Topic, "publish", refuse_some)
 
     told = outbox.tick()
 
@@ -262,18 +261,6 @@ def test_a_refused_notice_holds_back_its_own_video_alone(
     for video in ("v0", "v3"):
         kinds = [each["kind"] for each in got if each["video_id"] == video]
         assert kinds == ["video.received", "video.failed"]
-
-
-def test_a_notice_that_sns_itself_refuses_is_named(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The emulators take everything, so its answer stands here as AWS documents it."""
-    upload(outbox.database, 1)
-    topic = NoticeTopic("arn:aws:sns:ap-northeast-2:123456789012:capstone-notices")
-    taken: list[Notice] = []
-    outbox.database.transact(send_notices, lambda these: taken.extend(these) or {}, most=1)  # type: ignore[func-returns-value]
-    [notice] = taken
-    answer = {"Id": str(notice.notice_id), "Code": "InvalidParameter", "Message": "No.", "SenderFault": True}
-    monkeypatch.setattr(topic, "_client", SimpleNamespace(publish_batch=lambda **_: {"Failed": [answer]}))
-    assert topic.publish([notice]) == {notice.notice_id: "SNS rejected it: InvalidParameter (No)."}
 
 
 def test_two_daemons_send_each_notice_once_and_in_order(database: Database) -> None:

@@ -20,13 +20,13 @@ from batch_gpu.jobs import CANCELLED_TAG, RECLAIMED_TAG
 from capstone_dagster.assets.declared.backfills import request_backfill
 from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.failures.breaker_state import (
+    BREAKER,
     DUPLICATE_JOB,
+    OFFERS,
     OPERATOR,
     BreakerState,
     Phase,
     Probe,
-    read_offers,
-    write_breaker,
 )
 from capstone_dagster.failures.classes import POLICIES, SYSTEMIC, FailureClass
 from capstone_dagster.failures.requests import attempts, request_run_id
@@ -606,14 +606,14 @@ def test_the_breaker_holds_its_class_takes_a_probe_and_lets_all_follow_after_rec
     second = sensor.failed("database-unavailable", upload_id="u2")
     now = time.time()
     paused = BreakerState(Phase.OPEN, since=now, cause=DATABASE, reason="", next_probe_at=now + 60)
-    write_breaker(sensor.instance, paused)
+    BREAKER.write(sensor.instance, paused)
 
     sensor.tick(100)
     assert sensor.submitted == []
-    assert read_offers(sensor.instance) == dict.fromkeys([first.run_id, second.run_id], str(DATABASE))
+    assert OFFERS.read(sensor.instance) == dict.fromkeys([first.run_id, second.run_id], str(DATABASE))
     assert "once database-unavailable is over" in sensor.status()["message"]
 
-    write_breaker(
+    BREAKER.write(
         sensor.instance,
         replace(paused, phase=Phase.HALF_OPEN, probe=Probe(now, reexecutes=second.run_id)),
     )
@@ -622,12 +622,12 @@ def test_the_breaker_holds_its_class_takes_a_probe_and_lets_all_follow_after_rec
     assert child is not None
     assert sensor.submitted == [child.run_id]
     assert (child.tags[PROBE_TAG], attempts(child.tags)) == ("true", 0)
-    assert read_offers(sensor.instance) == {first.run_id: str(DATABASE)}
+    assert OFFERS.read(sensor.instance) == {first.run_id: str(DATABASE)}
 
-    write_breaker(sensor.instance, BreakerState(since=now + 102, cause=DATABASE))
+    BREAKER.write(sensor.instance, BreakerState(since=now + 102, cause=DATABASE))
     sensor.tick(103)
     assert len(sensor.submitted) == 2
-    assert read_offers(sensor.instance) == {}
+    assert OFFERS.read(sensor.instance) == {}
 
 
 def test_gpu_work_of_an_hour_is_bounded(sensor: Sensor) -> None:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from batch_gpu.compute import compute_class
-from capstone_dagster.failures.breaker_state import read_breaker
+from capstone_dagster.failures.breaker_state import BREAKER
 from capstone_dagster.local.aws import client
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
 from capstone_dagster.local.stack import LocalStack, local_stack
@@ -71,9 +71,9 @@ def test_a_cut_database_costs_no_second_gpu_pass_and_nobody_has_to_act(stack: Lo
             lambda: instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])),
             DEADLINE_S,
         )
-        wait_for("the pause", lambda: read_breaker(instance).paused, DEADLINE_S)
-        assert read_breaker(instance).cause == "database-unavailable"
-        wait_for("the database to be missed", lambda: read_breaker(instance).unreachable, DEADLINE_S)
+        wait_for("the pause", lambda: BREAKER.read(instance).paused, DEADLINE_S)
+        assert BREAKER.read(instance).cause == "database-unavailable"
+        wait_for("the database to be missed", lambda: BREAKER.read(instance).unreachable, DEADLINE_S)
 
         take_no_writes(stack.postgres, "off")
         mended = time.monotonic()
@@ -99,6 +99,6 @@ def test_a_cut_database_costs_no_second_gpu_pass_and_nobody_has_to_act(stack: Lo
             if event.dagster_event is not None
         ]
         assert started.count("video_analysis.analyze_video") == 1
-        wait_for("intake to resume", lambda: not read_breaker(instance).paused, DEADLINE_S)
+        wait_for("intake to resume", lambda: not BREAKER.read(instance).paused, DEADLINE_S)
         assert len(database.transact(current_events)) > 0
     print(f"database back → events published: {took_s:.1f} s")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from capstone_dagster.failures.breaker_state import read_breaker
+from capstone_dagster.failures.breaker_state import BREAKER
 from capstone_dagster.failures.recent import remember
 from capstone_dagster.failures.retry_policy import Budget
 from capstone_dagster.failures.verdicts import Verdict, verdict_of
@@ -43,7 +43,7 @@ def judge(instance: dg.DagsterInstance, run_id: str) -> Verdict:
     record = instance.get_run_record_by_id(run_id)
     assert record is not None
     verdict = verdict_of(
-        instance, record, breaker=read_breaker(instance), budget=Budget(3, 60), now=time.time()
+        instance, record, breaker=BREAKER.read(instance), budget=Budget(3, 60), now=time.time()
     )
     remember(instance, [verdict])
     return verdict

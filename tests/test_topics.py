@@ -10,20 +10,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from capstone_dagster.alerts import sending
-from capstone_dagster.alerts.sending import NotSent, Topic
-from capstone_dagster.alerts.wording import Message
+from capstone_dagster import topics
+from capstone_dagster.clients import Patience
+from capstone_dagster.topics import Message, NotSent, Topic
 
 ARN = "arn:aws:sns:ap-northeast-2:123456789012:capstone-alerts"
-MESSAGE = Message("a subject", "a body", {"kind": "failure", "incident": "1"})
-TAKEN = "<PublishResponse><PublishResult><MessageId>1</MessageId></PublishResult></PublishResponse>"
+MESSAGE = Message("1", "incident-1", "a body", {"kind": "failure"}, "a subject")
+TAKEN = "<PublishBatchResponse><PublishBatchResult>{}</PublishBatchResult></PublishBatchResponse>"
+ONE_REFUSED = (
+    "<Failed><member><Id>1</Id><Code>InvalidParameter</Code><Message>Too long.</Message>"
+    "<SenderFault>true</SenderFault></member></Failed>"
+)
 
 
 class ScriptedSns:
     """An endpoint that answers each request with `status` and the error `code`, late or not at all."""
 
     def __init__(self) -> None:
-        self.status, self.code, self.hang_s, self.drop = 200, "", 0.0, False
+        self.status, self.code, self.hang_s, self.drop, self.failed = 200, "", 0.0, False, ""
         self.requests = 0
 
 
@@ -40,7 +44,11 @@ def sns(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedSns]:
                 self.close_connection = True
                 return
             error = f"<Error><Code>{scripted.code}</Code><Message>as told</Message></Error>"
-            body = (TAKEN if scripted.status == 200 else f"<ErrorResponse>{error}</ErrorResponse>").encode()
+            body = (
+                TAKEN.format(scripted.failed)
+                if scripted.status == 200
+                else f"<ErrorResponse>{error}</ErrorResponse>"
+            ).encode()
             self.send_response(scripted.status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -75,9 +83,18 @@ def credentials(sns: ScriptedSns, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("credentials")
 def test_alerts_need_no_region_but_the_topics_own(sns: ScriptedSns) -> None:
-    Topic(ARN).publish(MESSAGE)
+    Topic(ARN, "CAPSTONE_ALERT_TOPIC_ARN").publish([MESSAGE])
 
     assert sns.requests == 1
+
+
+@pytest.mark.usefixtures("credentials")
+def test_a_message_that_sns_refuses_alone_is_named(sns: ScriptedSns) -> None:
+    sns.failed = ONE_REFUSED
+
+    refused = Topic(ARN, "CAPSTONE_NOTICE_TOPIC_ARN").publish([MESSAGE, MESSAGE])
+
+    assert refused == {1: "SNS rejected it: InvalidParameter (Too long)."}
 
 
 @pytest.mark.usefixtures("credentials")
@@ -87,7 +104,7 @@ def test_alerts_need_no_region_but_the_topics_own(sns: ScriptedSns) -> None:
         (403, "AuthorizationError", "Grant this role sns:Publish"),
         (403, "AccessDeniedException", "Grant this role sns:Publish"),
         (403, "InvalidClientTokenId", "Grant this role sns:Publish"),
-        (404, "NotFound", "should name a topic that exists"),
+        (404, "NotFound", "CAPSTONE_ALERT_TOPIC_ARN should name a topic that exists"),
         (400, "InvalidParameter", "tried again"),
         (400, "Throttling", "tried again"),
         (500, "InternalFailure", "tried again"),
@@ -98,15 +115,15 @@ def test_alerts_that_sns_refuses_are_kept_with_the_remedy(
     sns: ScriptedSns, status: int, code: str, remedy: str
 ) -> None:
     sns.status, sns.code = status, code
-    topic = Topic(ARN)
+    topic = Topic(ARN, "CAPSTONE_ALERT_TOPIC_ARN")
 
     with pytest.raises(NotSent, match=remedy) as refused:
-        topic.publish(MESSAGE)
+        topic.publish([MESSAGE])
 
     assert code in str(refused.value)
     assert sns.requests == 1  # the next tick tries again, not this one
     sns.status = 200
-    topic.publish(MESSAGE)
+    topic.publish([MESSAGE])
 
 
 @pytest.mark.usefixtures("credentials")
@@ -114,15 +131,15 @@ def test_alerts_that_sns_refuses_are_kept_with_the_remedy(
 def test_alerts_wait_for_sns_no_longer_than_seconds(
     sns: ScriptedSns, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "_READ_S", 0.3)
+    monkeypatch.setattr(topics, "TICK", Patience(0.3, 1))
     sns.drop, sns.hang_s = fault == "drops", 30.0 if fault == "hangs" else 0.0
 
     with pytest.raises(NotSent, match="SNS cannot be reached"):
-        Topic(ARN).publish(MESSAGE)
+        Topic(ARN, "CAPSTONE_ALERT_TOPIC_ARN").publish([MESSAGE])
 
 
 def test_alerts_without_credentials_are_kept(sns: ScriptedSns) -> None:
     with pytest.raises(NotSent, match="Check the AWS_\\* variables"):
-        Topic(ARN).publish(MESSAGE)
+        Topic(ARN, "CAPSTONE_ALERT_TOPIC_ARN").publish([MESSAGE])
 
     assert sns.requests == 0
