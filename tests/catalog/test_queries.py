@@ -264,52 +264,39 @@ def test_what_was_written_is_what_these_tests_need(written: list[Written]) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "problem"),
     [
-        ("", "ends too early"),
         ("select level", "no command"),
-        ("filter level =", "ends too early"),
-        ("filter level = 'a' level", "expected the end"),
-        ("filter (level = 'a'", "expected '\\)'"),
-        ("filter level in 'a'", "expected '\\['"),
+        ('filter level = "a" level', "no expression"),
+        ('filter (level = "a"', "no expression"),
         ("stats median(elapsed_s)", "no function"),
-        ("stats pct(elapsed_s)", "takes 2 arguments"),
-        ("sort @timestamp desc | limit many", "whole number"),
-        ("fields @message | | limit 1", "found '\\|'"),
-        ("parse @message '* *' as one", "2 wildcards"),
-        ("filter by = 1", "found 'by'"),
-        ("filter level = \u2018a\u2019", "cannot read"),
+        ("sort timestamp down", "expected asc or desc"),
+        ("sort timestamp desc | limit many", "whole number"),
+        ("display message | | limit 1", "no command"),
+        ('stats count(*) as n by component | filter level = "x"', "'level'] is not among"),
     ],
 )
-def test_what_is_no_query_is_refused(text: str, told: str) -> None:
-    with pytest.raises(insights.NotInsights, match=told):
-        insights.parse(text)
+def test_what_is_no_query_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(insights.NotInsights, match=problem):
+        insights.fields_read(insights.parse(text))
 
 
 @pytest.mark.parametrize(
     ("text", "fields"),
     [
-        ("fields @timestamp, upper.lower as x | filter x = 1 and y = 2", {"@timestamp", "upper.lower", "y"}),
-        ("stats count(*) as n by component, bin(5m) as t | sort n", {"component", "@timestamp"}),
-        ("stats max(a) as most, most / 2 as half | filter half > 1", {"a"}),
-        ('parse @message "took * s" as took | stats avg(took)', {"@message"}),
-        ("filter ispresent(a) or not b like /x/ | limit 1", {"a", "b"}),
-        ("fields strcontains(action, 'f') as f | stats sum(f)", {"action"}),
+        ("stats count(*) as n by component, bin(5m) as t | sort n desc", {"component", "@timestamp"}),
+        ('filter ispresent(a) or not b in ["x | y"] | limit 1', {"a", "b"}),
+        ('stats sum(strcontains(action, "f")) as failed', {"action"}),
     ],
 )
 def test_fields_that_a_query_reads(text: str, fields: set[str]) -> None:
     assert insights.fields_read(insights.parse(text)) == fields
 
 
-def test_a_field_that_stats_has_done_away_with_is_not_read_any_more() -> None:
-    with pytest.raises(insights.NotInsights, match="'level' is not among"):
-        insights.fields_read(insights.parse("stats count(*) as n by component | filter level = 'x'"))
-
-
 LINES: list[Row] = [
-    {"@timestamp": 0, "@message": "took 5 s", "c": "a", "s": 1.0},
-    {"@timestamp": 59_000, "@message": "took 7 s", "c": "a", "s": 3.0},
-    {"@timestamp": 61_000, "@message": "never", "c": "b", "s": None},
+    {"@timestamp": 0, "c": "a", "s": 1.0},
+    {"@timestamp": 59_000, "c": "a", "s": 3.0},
+    {"@timestamp": 61_000, "c": "b", "s": None},
 ]
 
 
@@ -320,15 +307,12 @@ LINES: list[Row] = [
         ("stats count(s) as n, avg(s) as m", [{"n": 2, "m": 2.0}]),
         ("stats count(*) as n by bin(1m) as t", [{"t": 0, "n": 2}, {"t": 60_000, "n": 1}]),
         ("stats pct(s, 50) as p, max(s) as q, sum(s) / count(*) as r", [{"p": 1.0, "q": 3.0, "r": 4 / 3}]),
-        ("filter s > 1 | fields c, s", [{"c": "a", "s": 3.0}]),
-        ("filter not ispresent(s) | fields c", [{"c": "b"}]),
-        ("filter c in ['b', 'x'] or s = 1 | fields c", [{"c": "a"}, {"c": "b"}]),
-        ("filter @message like /^took [5-6]/ | fields s * 2 + 1 as x", [{"x": 3.0}]),
-        ("parse @message 'took * s' as took | filter ispresent(took) | stats sum(took) as t", [{"t": 12.0}]),
-        ("stats latest(c) as l, earliest(c) as e, count_distinct(c) as d", [{"l": "b", "e": "a", "d": 2}]),
-        ("fields c | sort @timestamp desc | limit 1", [{"c": "b"}]),
-        ("filter s != 3 | fields c", [{"c": "a"}]),  # of what is not there nothing is said
-        ("stats count(*) as n by c | display n | limit 1", [{"n": 2}]),
+        ('stats 100 * sum(strcontains(c, "a")) / count(*) as p', [{"p": 200 / 3}]),
+        ("filter s > 1 | display c, s", [{"c": "a", "s": 3.0}]),  # of what is not there nothing is said
+        ("filter not ispresent(s) | display c", [{"c": "b"}]),
+        ('filter c in ["b", "x"] or s = 1 | display c', [{"c": "a"}, {"c": "b"}]),
+        ("stats latest(c) as l, count_distinct(c) as d", [{"l": "b", "d": 2}]),
+        ("sort s desc | display c, s | limit 1", [{"c": "a", "s": 3.0}]),
     ],
 )
 def test_queries_are_evaluated(text: str, answer: list[Row]) -> None:
