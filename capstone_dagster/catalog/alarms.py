@@ -248,12 +248,7 @@ LOAD_BALANCER_5XX = Alarm(
 
 
 def _busy(
-    name: str,
-    metric: AwsMetric,
-    threshold: float,
-    meaning: str,
-    runbook: str,
-    look_at: tuple[str, ...],
+    name: str, metric: AwsMetric, threshold: float, meaning: str, runbook: str, look_at: tuple[str, ...]
 ) -> Alarm:
     return Alarm(
         name,
@@ -394,11 +389,7 @@ HIGH_BATCH_JOB_FAILURE_RATE = Alarm(
     wait_s=300,  # failures of before count here, and not for a pause, which wants five in a row
 )
 # And what explains these in turn.
-_STOPS_UPLOADS = (
-    DAEMON_HEARTBEAT_LOST.name,
-    SENSOR_TICKS_FAILING.name,
-    HIGH_BATCH_JOB_FAILURE_RATE.name,
-)
+_STOPS_UPLOADS = (DAEMON_HEARTBEAT_LOST.name, SENSOR_TICKS_FAILING.name, HIGH_BATCH_JOB_FAILURE_RATE.name)
 LONG_RUNNING_JOBS = Alarm(
     "LongRunningJobs",
     "A run takes longer than its video explains (30 minutes at least): it hangs, or its machine is slow.",

@@ -18,14 +18,7 @@ HAS_LOAD_BALANCER = "HasAddress"
 # Number of the deployment: GiB that the database's disk was made with. It grows by itself when it is nearly
 # full, which no metric reports: afterwards the share shown is too high until the deployment is updated.
 DATABASE_STORAGE = "database_storage_gib"
-SENSORS = (
-    "upload_sensor",
-    "ended_runs",
-    "batch_gpu_runs",
-    "vital_signs",
-    "outbox",
-    "summaries",
-)
+SENSORS = ("upload_sensor", "ended_runs", "batch_gpu_runs", "vital_signs", "outbox", "summaries")
 
 
 def _lines(target: float, warning: float, critical: float) -> tuple[Line, ...]:
@@ -40,22 +33,21 @@ CONNECTION_LINES = _lines(50, 80, 100)
 FREE_STORAGE_LINES = _lines(30, 20, 10)  # percent: here less is worse
 
 
-def _sums(**metrics: Metric) -> tuple[Series, ...]:
-    return tuple(Series(name, metric, "Sum") for name, metric in metrics.items())
+def _each(statistic: Statistic, **metrics: Metric | AwsMetric) -> tuple[Series, ...]:
+    """The same statistic of several metrics, by their ids."""
+    return tuple(Series(name, metric, statistic) for name, metric in metrics.items())
 
 
-def _percentiles(name: str, metric: Metric, *statistics: Statistic) -> tuple[Series, ...]:
+def _of(name: str, metric: Metric | AwsMetric, *statistics: Statistic) -> tuple[Series, ...]:
+    """Several statistics of one metric."""
     return tuple(Series(f"{name}_{statistic.lower()}", metric, statistic) for statistic in statistics)
-
-
-def _average_and_most(name: str, metric: AwsMetric) -> tuple[Series, ...]:
-    return (Series(f"{name}_average", metric, "Average"), Series(f"{name}_most", metric, "Maximum"))
 
 
 _PIPELINE = (
     Graph(
         "Pipeline: from upload to events",
-        _sums(
+        _each(
+            "Sum",
             uploads=own.UPLOADS_RECEIVED,
             prevented=own.DUPLICATES_PREVENTED,
             started=own.RUNS_STARTED,
@@ -77,7 +69,7 @@ _PIPELINE = (
     ),
     Graph(
         "Error rate of runs",
-        _sums(failed=own.RUNS_FAILED, succeeded=own.RUNS_SUCCEEDED),
+        _each("Sum", failed=own.RUNS_FAILED, succeeded=own.RUNS_SUCCEEDED),
         expressions=(
             (
                 "error_rate",
@@ -92,19 +84,15 @@ _PIPELINE = (
     ),
     Graph(
         "Upload to events in PostgreSQL",
-        _percentiles("latency", own.UPLOAD_TO_PERSISTED, "p50", "p90", "p99"),
+        _of("latency", own.UPLOAD_TO_PERSISTED, "p50", "p90", "p99"),
         period_s=300,
         unit="s",
     ),
-    Graph(
-        "Run duration",
-        _percentiles("duration", own.RUN_DURATION, "p50", "p95", "Maximum"),
-        period_s=300,
-        unit="s",
-    ),
+    Graph("Run duration", _of("duration", own.RUN_DURATION, "p50", "p95", "Maximum"), period_s=300, unit="s"),
     Graph(
         "What uploads turned out to be",
-        _sums(
+        _each(
+            "Sum",
             ignored=own.UPLOADS_IGNORED,
             vanished=own.UPLOADS_VANISHED,
             malformed=own.MESSAGES_MALFORMED,
@@ -114,20 +102,22 @@ _PIPELINE = (
     ),
     Graph(
         "Waiting",
-        (
-            Series("messages", aws.QUEUE_LENGTH, "Maximum"),
-            Series("queued", own.RUNS_QUEUED, "Maximum"),
-            Series("dead", aws.DEAD_LETTER_QUEUE_LENGTH, "Maximum"),
-            Series("paused", own.INTAKE_PAUSED, "Maximum"),
+        _each(
+            "Maximum",
+            messages=aws.QUEUE_LENGTH,
+            queued=own.RUNS_QUEUED,
+            dead=aws.DEAD_LETTER_QUEUE_LENGTH,
+            paused=own.INTAKE_PAUSED,
         ),
     ),
     Graph(
         "How long",
-        (
-            Series("oldest", aws.QUEUE_OLDEST, "Maximum"),
-            Series("age", own.QUEUE_AGE, "Maximum"),
-            Series("no_success", own.SECONDS_WITHOUT_SUCCESS, "Maximum"),
-            Series("outbox", own.OUTBOX_AGE, "Maximum"),
+        _each(
+            "Maximum",
+            oldest=aws.QUEUE_OLDEST,
+            age=own.QUEUE_AGE,
+            no_success=own.SECONDS_WITHOUT_SUCCESS,
+            outbox=own.OUTBOX_AGE,
         ),
         unit="s",
     ),
@@ -137,8 +127,8 @@ _ANALYSIS = (
     Graph(
         "Frames a second",
         (
-            *_percentiles("decoded", own.FRAMES_DECODED_PER_SECOND, "Average"),
-            *_percentiles("analyzed", own.FRAMES_ANALYZED_PER_SECOND, "Average"),
+            *_of("decoded", own.FRAMES_DECODED_PER_SECOND, "Average"),
+            *_of("analyzed", own.FRAMES_ANALYZED_PER_SECOND, "Average"),
         ),
         period_s=300,
     ),
@@ -152,7 +142,7 @@ _ANALYSIS = (
     ),
     Graph(
         "GPU seconds and their cost",
-        _sums(gpu=own.GPU_SECONDS, cost=own.ESTIMATED_COST),
+        _each("Sum", gpu=own.GPU_SECONDS, cost=own.ESTIMATED_COST),
         expressions=(
             ("hours", "gpu/3600", "GPU hours"),
             ("dollars", "FILL(cost,0)", "US dollars, estimated"),
@@ -162,22 +152,19 @@ _ANALYSIS = (
     Graph(
         "GPU: room and fallbacks",
         (
-            *_sums(backoffs=own.OUT_OF_MEMORY_BACKOFFS, fallbacks=own.CPU_FALLBACKS),
+            *_each("Sum", backoffs=own.OUT_OF_MEMORY_BACKOFFS, fallbacks=own.CPU_FALLBACKS),
             Series("batch", own.BATCH_SIZE, "Average"),
         ),
         period_s=300,
     ),
     Graph(
         "Found in a video",
-        (
-            Series("detections", own.DETECTIONS_PER_VIDEO, "Average"),
-            Series("events", own.EVENTS_PER_VIDEO, "Average"),
-        ),
+        _each("Average", detections=own.DETECTIONS_PER_VIDEO, events=own.EVENTS_PER_VIDEO),
         period_s=300,
     ),
     Graph(
         "Overdue: age of the longest run to its own limit",
-        (Series("overdue", own.LONGEST_RUN_OVER_LIMIT, "Maximum"),),
+        _each("Maximum", overdue=own.LONGEST_RUN_OVER_LIMIT),
         lines=(Line("critical", 1),),
     ),
 )
@@ -195,20 +182,22 @@ _SYSTEM = (
     ),
     Graph(
         "Notices and telemetry",
-        _sums(
+        _each(
+            "Sum",
             sent=own.NOTICES_SENT,
             unsent=own.NOTICES_FAILED,
             dropped=own.TELEMETRY_DROPPED,
             reexecuted=own.REEXECUTIONS,
             refused=own.REEXECUTIONS_REFUSED,
-            told=own.OUTBOX_SENT,
-            untold=own.OUTBOX_REFUSED,
+            notified=own.OUTBOX_SENT,
+            not_notified=own.OUTBOX_REFUSED,
         ),
         period_s=300,
     ),
     Graph(
         "Storage's refusals",
-        _sums(
+        _each(
+            "Sum",
             failures=own.DATABASE_CONNECTION_FAILURES,
             retries=own.DATABASE_RETRIES,
             persist_errors=own.PERSIST_ERRORS,
@@ -218,23 +207,23 @@ _SYSTEM = (
     ),
     Graph(
         "Publishing events",
-        _percentiles("publishing", own.PERSIST_TIME, "p50", "p95", "Maximum"),
+        _of("publishing", own.PERSIST_TIME, "p50", "p95", "Maximum"),
         period_s=300,
         unit="s",
     ),
-    Graph("Rows published", _sums(rows=own.ROWS_PERSISTED), period_s=300),
+    Graph("Rows published", _each("Sum", rows=own.ROWS_PERSISTED), period_s=300),
 )
 
 _MACHINES = (
-    Graph("Database: CPU", _average_and_most("cpu", aws.DATABASE_CPU), lines=CPU_LINES, unit="%"),
+    Graph("Database: CPU", _of("cpu", aws.DATABASE_CPU, "Average", "Maximum"), lines=CPU_LINES, unit="%"),
     Graph(
         "Database: connections",
-        (Series("connections", aws.DATABASE_CONNECTIONS, "Maximum"),),
+        _each("Maximum", connections=aws.DATABASE_CONNECTIONS),
         lines=CONNECTION_LINES,
     ),
     Graph(
         "Database: free storage",
-        (Series("free", aws.DATABASE_FREE_STORAGE, "Minimum"),),
+        _each("Minimum", free=aws.DATABASE_FREE_STORAGE),
         expressions=(
             (
                 "free_percent",
@@ -247,20 +236,14 @@ _MACHINES = (
     ),
     Graph(
         "Web server and daemon: CPU",
-        (
-            Series("webserver", aws.WEBSERVER_CPU, "Average"),
-            Series("daemon", aws.DAEMON_CPU, "Average"),
-        ),
+        _each("Average", webserver=aws.WEBSERVER_CPU, daemon=aws.DAEMON_CPU),
         lines=CPU_LINES,
         width=12,
         unit="%",
     ),
     Graph(
         "Web server and daemon: memory",
-        (
-            Series("webserver", aws.WEBSERVER_MEMORY, "Maximum"),
-            Series("daemon", aws.DAEMON_MEMORY, "Maximum"),
-        ),
+        _each("Maximum", webserver=aws.WEBSERVER_MEMORY, daemon=aws.DAEMON_MEMORY),
         lines=MEMORY_LINES,
         width=12,
         unit="%",
@@ -269,13 +252,10 @@ _MACHINES = (
 
 # Last, so that nothing stands below a gap where there is no load balancer.
 _LOAD_BALANCER = (
-    Graph("Web server: requests", (Series("requests", aws.REQUESTS, "Sum"),), condition=HAS_LOAD_BALANCER),
+    Graph("Web server: requests", _each("Sum", requests=aws.REQUESTS), condition=HAS_LOAD_BALANCER),
     Graph(
         "Web server: response time",
-        (
-            Series("p50", aws.RESPONSE_TIME, "p50"),
-            Series("p95", aws.RESPONSE_TIME, "p95"),
-        ),
+        (Series("p50", aws.RESPONSE_TIME, "p50"), Series("p95", aws.RESPONSE_TIME, "p95")),
         expressions=(("p50_ms", "1000*p50", "p50"), ("p95_ms", "1000*p95", "p95")),
         lines=RESPONSE_LINES,
         unit="ms",
@@ -283,10 +263,7 @@ _LOAD_BALANCER = (
     ),
     Graph(
         "Web server: 5xx",
-        (
-            Series("target", aws.TARGET_5XX, "Sum"),
-            Series("load_balancer", aws.LOAD_BALANCER_5XX, "Sum"),
-        ),
+        _each("Sum", target=aws.TARGET_5XX, load_balancer=aws.LOAD_BALANCER_5XX),
         stacked=True,
         condition=HAS_LOAD_BALANCER,
     ),

@@ -2,150 +2,129 @@
 
 from __future__ import annotations
 
-from .model import Metric
+from functools import partial
+
+from .model import Kind, Metric, Unit
+
+
+def _metric(kind: Kind, name: str, meaning: str, *dimensions: str, unit: Unit = "Count") -> Metric:
+    return Metric(name, unit, kind, meaning, dimensions)
+
+
+_counter = partial(_metric, "counter")
+_gauge = partial(_metric, "gauge")
+_measure = partial(_metric, "measure")
 
 # --- intake ---
-UPLOADS_RECEIVED = Metric(
-    "UploadsReceived", "Count", "counter", "Messages that asked for an analysis, duplicates included."
+UPLOADS_RECEIVED = _counter("UploadsReceived", "Messages that asked for an analysis, duplicates included.")
+DUPLICATES_PREVENTED = _counter(
+    "DuplicatesPrevented", "Requests whose run was on record already: nothing was started."
 )
-DUPLICATES_PREVENTED = Metric(
-    "DuplicatesPrevented",
-    "Count",
-    "counter",
-    "Requests whose run was on record already: nothing was started.",
+DUPLICATE_JOBS = _counter(
+    "DuplicateJobs", "Second passes over the same detections that really started: a fence has failed."
 )
-DUPLICATE_JOBS = Metric(
-    "DuplicateJobs",
-    "Count",
-    "counter",
-    "Second passes over the same detections that really started: a fence has failed.",
+UPLOADS_IGNORED = _counter("UploadsIgnored", "Keys that are no videos, and test events.")
+UPLOADS_VANISHED = _counter("UploadsVanished", "Announced objects that are gone.")
+MESSAGES_MALFORMED = _counter(
+    "MessagesMalformed", "Messages, or parts of them, that were put with the dead letters."
 )
-UPLOADS_IGNORED = Metric("UploadsIgnored", "Count", "counter", "Keys that are no videos, and test events.")
-UPLOADS_VANISHED = Metric("UploadsVanished", "Count", "counter", "Announced objects that are gone.")
-MESSAGES_MALFORMED = Metric(
-    "MessagesMalformed",
-    "Count",
-    "counter",
-    "Messages, or parts of them, that were put with the dead letters.",
-)
-QUEUE_AGE = Metric("QueueAge", "Seconds", "gauge", "How long the oldest message of a tick had waited in SQS.")
-DEAD_LETTERS = Metric("DeadLetters", "Count", "gauge", "Messages in the dead-letter queue.")
-INTAKE_PAUSED = Metric(
+QUEUE_AGE = _gauge("QueueAge", "How long the oldest message of a tick had waited in SQS.", unit="Seconds")
+DEAD_LETTERS = _gauge("DeadLetters", "Messages in the dead-letter queue.")
+INTAKE_PAUSED = _gauge(
     "IntakePaused",
-    "Count",
-    "gauge",
     "1 while intake takes no messages because runs fail for one reason, which the class names; else 0. "
     "The class is `duplicate-job` where it paused because of a second pass over the same detections.",
-    ("FailureClass",),
+    "FailureClass",
 )
 
 # --- runs ---
-RUNS_QUEUED = Metric("RunsQueued", "Count", "gauge", "Runs that wait for their turn.")
-RUNS_STARTED = Metric("RunsStarted", "Count", "counter", "Runs whose worker began.")
-RUNS_SUCCEEDED = Metric("RunsSucceeded", "Count", "counter", "Runs that ended well.")
-RUNS_FAILED = Metric(
-    "RunsFailed",
-    "Count",
-    "counter",
-    "Runs that failed, each later try of a request included.",
-    ("FailureClass",),
+RUNS_QUEUED = _gauge("RunsQueued", "Runs that wait for their turn.")
+RUNS_STARTED = _counter("RunsStarted", "Runs whose worker began.")
+RUNS_SUCCEEDED = _counter("RunsSucceeded", "Runs that ended well.")
+RUNS_FAILED = _counter(
+    "RunsFailed", "Runs that failed, each later try of a request included.", "FailureClass"
 )
-RUN_DURATION = Metric("RunDuration", "Seconds", "measure", "From a run's start to its end.")
-LONGEST_RUN_OVER_LIMIT = Metric(
+RUN_DURATION = _measure("RunDuration", "From a run's start to its end.", unit="Seconds")
+LONGEST_RUN_OVER_LIMIT = _gauge(
     "LongestRunOverLimit",
-    "None",
-    "gauge",
     "Of the running runs, the greatest ratio of age to the limit of its own video; above 1 it is overdue. "
     "0 while none runs.",
+    unit="None",
 )
-UPLOAD_TO_PERSISTED = Metric(
-    "UploadToPersisted", "Seconds", "measure", "From the object's upload to its events in PostgreSQL."
+UPLOAD_TO_PERSISTED = _measure(
+    "UploadToPersisted", "From the object's upload to its events in PostgreSQL.", unit="Seconds"
 )
-SECONDS_WITHOUT_SUCCESS = Metric(
+SECONDS_WITHOUT_SUCCESS = _gauge(
     "SecondsWithoutSuccess",
-    "Seconds",
-    "gauge",
     "While uploads wait or run: time since a run last ended well. 0 when nothing is to be done.",
+    unit="Seconds",
 )
-REEXECUTIONS = Metric(
-    "Reexecutions", "Count", "counter", "Failed runs started again by the system.", ("FailureClass",)
-)
-REEXECUTIONS_REFUSED = Metric(
-    "ReexecutionsRefused", "Count", "counter", "Failed runs left alone because the budget is used up."
+REEXECUTIONS = _counter("Reexecutions", "Failed runs started again by the system.", "FailureClass")
+REEXECUTIONS_REFUSED = _counter(
+    "ReexecutionsRefused", "Failed runs left alone because the budget is used up."
 )
 
 # --- analysis ---
-MODEL_LOAD_TIME = Metric("ModelLoadTime", "Seconds", "measure", "Loading the detection model.")
-FRAMES_DECODED_PER_SECOND = Metric(
-    "FramesDecodedPerSecond", "Count/Second", "measure", "Frames decoded a second of the pass."
+MODEL_LOAD_TIME = _measure("ModelLoadTime", "Loading the detection model.", unit="Seconds")
+FRAMES_DECODED_PER_SECOND = _measure(
+    "FramesDecodedPerSecond", "Frames decoded a second of the pass.", unit="Count/Second"
 )
-FRAMES_ANALYZED_PER_SECOND = Metric(
-    "FramesAnalyzedPerSecond", "Count/Second", "measure", "Frames given to the model a second of the pass."
+FRAMES_ANALYZED_PER_SECOND = _measure(
+    "FramesAnalyzedPerSecond", "Frames given to the model a second of the pass.", unit="Count/Second"
 )
-DETECTIONS_PER_VIDEO = Metric("DetectionsPerVideo", "Count", "measure", "Single detections of a video.")
-EVENTS_PER_VIDEO = Metric("EventsPerVideo", "Count", "measure", "Events of a video.")
-BATCH_SIZE = Metric("BatchSize", "Count", "measure", "Pictures given to the model at once, at the end.")
-OUT_OF_MEMORY_BACKOFFS = Metric(
-    "OutOfMemoryBackoffs", "Count", "counter", "Times a batch was halved because the GPU had no room."
+DETECTIONS_PER_VIDEO = _measure("DetectionsPerVideo", "Single detections of a video.")
+EVENTS_PER_VIDEO = _measure("EventsPerVideo", "Events of a video.")
+BATCH_SIZE = _measure("BatchSize", "Pictures given to the model at once, at the end.")
+OUT_OF_MEMORY_BACKOFFS = _counter(
+    "OutOfMemoryBackoffs", "Times a batch was halved because the GPU had no room."
 )
-CPU_FALLBACKS = Metric(
-    "CpuFallbacks", "Count", "counter", "Passes on the CPU although a GPU could be expected."
-)
-GPU_MEMORY_USED = Metric("GpuMemoryUsed", "Percent", "gauge", "Most of the GPU's memory that a pass held.")
-GPU_UTILIZATION = Metric("GpuUtilization", "Percent", "gauge", "How busy the GPU was, as its driver says.")
-GPU_SECONDS = Metric("GpuSeconds", "Seconds", "counter", "Time that passes held a GPU.")
-WASTED_GPU_SECONDS = Metric(
+CPU_FALLBACKS = _counter("CpuFallbacks", "Passes on the CPU although a GPU could be expected.")
+GPU_MEMORY_USED = _gauge("GpuMemoryUsed", "Most of the GPU's memory that a pass held.", unit="Percent")
+GPU_UTILIZATION = _gauge("GpuUtilization", "How busy the GPU was, as its driver says.", unit="Percent")
+GPU_SECONDS = _counter("GpuSeconds", "Time that passes held a GPU.", unit="Seconds")
+WASTED_GPU_SECONDS = _counter(
     "WastedGpuSeconds",
-    "Seconds",
-    "counter",
     "Time that passes held a place on the GPU for results that nobody can use: they failed, were "
     "cancelled, or repeated another run's work.",
+    unit="Seconds",
 )
-ESTIMATED_COST = Metric(
-    "EstimatedCost", "None", "counter", "US dollars of those seconds, at CAPSTONE_GPU_USD_PER_HOUR."
+ESTIMATED_COST = _counter(
+    "EstimatedCost", "US dollars of those seconds, at CAPSTONE_GPU_USD_PER_HOUR.", unit="None"
 )
 
 # --- storage ---
-DATABASE_CONNECTION_FAILURES = Metric(
-    "DatabaseConnectionFailures", "Count", "counter", "Times the event store did not answer."
-)
-DATABASE_RETRIES = Metric("DatabaseRetries", "Count", "counter", "Statements tried once more.")
-S3_ACCESS_DENIED = Metric("S3AccessDenied", "Count", "counter", "Requests that S3 answered with 403.")
-ROWS_PERSISTED = Metric("RowsPersisted", "Count", "counter", "Event rows published.")
-PERSIST_TIME = Metric("PersistTime", "Seconds", "measure", "Time that publishing an analysis took.")
-PERSIST_ERRORS = Metric("PersistErrors", "Count", "counter", "Analyses whose publishing failed.")
+DATABASE_CONNECTION_FAILURES = _counter("DatabaseConnectionFailures", "Times the event store did not answer.")
+DATABASE_RETRIES = _counter("DatabaseRetries", "Statements tried once more.")
+S3_ACCESS_DENIED = _counter("S3AccessDenied", "Requests that S3 answered with 403.")
+ROWS_PERSISTED = _counter("RowsPersisted", "Event rows published.")
+PERSIST_TIME = _measure("PersistTime", "Time that publishing an analysis took.", unit="Seconds")
+PERSIST_ERRORS = _counter("PersistErrors", "Analyses whose publishing failed.")
 
 # --- the system itself ---
-HEARTBEAT = Metric(
+HEARTBEAT = _counter(
     "Heartbeat",
-    "Count",
-    "counter",
-    "At least 1 a minute from each service that works: by the web server's health check, and by the sensor "
-    "vital_signs for the daemon.",
-    ("Service",),
+    "At least 1 a minute from each service that works: by the web server's health check, and by the "
+    "sensor vital_signs for the daemon.",
+    "Service",
 )
-SENSOR_TICK_DURATION = Metric(
-    "SensorTickDuration", "Seconds", "measure", "How long a sensor's tick took.", ("Sensor",)
+SENSOR_TICK_DURATION = _measure(
+    "SensorTickDuration", "How long a sensor's tick took.", "Sensor", unit="Seconds"
 )
-SENSOR_TICK_ERRORS = Metric("SensorTickErrors", "Count", "counter", "Ticks that failed.", ("Sensor",))
-NOTICES_SENT = Metric("NoticesSent", "Count", "counter", "Notices that SNS accepted.")
-NOTICES_FAILED = Metric("NoticesFailed", "Count", "counter", "Attempts to send a notice that failed.")
-OUTBOX_SENT = Metric("OutboxSent", "Count", "counter", "Notices to other systems that SNS accepted.")
-OUTBOX_REFUSED = Metric(
+SENSOR_TICK_ERRORS = _counter("SensorTickErrors", "Ticks that failed.", "Sensor")
+NOTICES_SENT = _counter("NoticesSent", "Notices that SNS accepted.")
+NOTICES_FAILED = _counter("NoticesFailed", "Attempts to send a notice that failed.")
+OUTBOX_SENT = _counter("OutboxSent", "Notices to other systems that SNS accepted.")
+OUTBOX_REFUSED = _counter(
     "OutboxRefused",
-    "Count",
-    "counter",
     "Notices to other systems that SNS refused, and ticks in which it could not be used at all.",
 )
-OUTBOX_AGE = Metric(
-    "OutboxAge", "Seconds", "gauge", "How old the oldest notice is that waits in the outbox; 0 if none does."
+OUTBOX_AGE = _gauge(
+    "OutboxAge", "How old the oldest notice is that waits in the outbox; 0 if none does.", unit="Seconds"
 )
-TELEMETRY_DROPPED = Metric(
+TELEMETRY_DROPPED = _counter(
     "TelemetryDropped",
-    "Count",
-    "counter",
     "Lines of standard output that found no reader, and spans that found no collector.",
-    ("Channel",),
+    "Channel",
 )
 
 METRICS: tuple[Metric, ...] = tuple(value for value in globals().values() if isinstance(value, Metric))

@@ -13,6 +13,7 @@ NAMESPACE = "Capstone"
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Unit = Literal["Count", "Seconds", "Milliseconds", "Bytes", "Megabytes", "Percent", "Count/Second", "None"]
 Statistic = Literal["Sum", "Average", "Minimum", "Maximum", "SampleCount", "p50", "p90", "p95", "p99"]
+Kind = Literal["counter", "gauge", "measure"]
 Severity = Literal["page", "ticket"]
 Comparison = Literal[
     "GreaterThanThreshold",
@@ -54,7 +55,7 @@ class Metric:
 
     name: str
     unit: Unit
-    kind: Literal["counter", "gauge", "measure"]
+    kind: Kind
     meaning: str
     dimensions: tuple[str, ...] = ()
 

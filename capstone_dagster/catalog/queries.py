@@ -136,17 +136,6 @@ filter ispresent(upload_id)
 | sort since desc""",
 )
 
-QUERIES = (
-    ONE_VIDEO,
-    RECENT_ERRORS,
-    ERRORS_BY_COMPONENT,
-    ERROR_RATE,
-    FAILURES_BY_CLASS,
-    RUN_DURATIONS,
-    SLOWEST_STEPS,
-    SLOWEST_STATEMENTS,
-    DATABASE_FAILURES,
-    S3_ACCESS_DENIED,
-    GPU_MEMORY,
-    REQUESTS_BY_COMPONENT,
+QUERIES: tuple[SavedQuery, ...] = tuple(
+    value for value in globals().values() if isinstance(value, SavedQuery)
 )

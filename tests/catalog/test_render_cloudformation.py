@@ -283,36 +283,10 @@ def rendered(*alarms: Alarm, dashboards: tuple[Dashboard, ...] = ()) -> dict[str
     return dict(parsed(observability_template(alarms, (), dashboards, ()))["Resources"])
 
 
-def test_an_alarm_of_one_series_compares_it_by_its_deployed_name() -> None:
-    properties = rendered(alarm("High", CPU))["High"]["Properties"]
-
-    assert properties["Dimensions"] == [
-        {"Name": "DBInstanceIdentifier", "Value": {"Fn::ImportValue": "capstone-database"}}
-    ]
-    assert (properties["Namespace"], properties["MetricName"]) == ("AWS/RDS", "CPUUtilization")
-    assert (properties["Statistic"], properties["Period"], properties["Threshold"]) == ("Average", 300, 80)
-    assert (properties["EvaluationPeriods"], properties["DatapointsToAlarm"]) == (2, 1)
-    assert "Metrics" not in properties
-
-
 def test_a_percentile_is_an_extended_statistic() -> None:
     properties = rendered(alarm("Slow", Series("p", own.RUN_DURATION, "p95")))["Slow"]["Properties"]
     assert properties["ExtendedStatistic"] == "p95"
     assert "Statistic" not in properties
-
-
-def test_an_alarm_of_an_expression_watches_it_alone() -> None:
-    metrics = rendered(alarm("Rate", FAILED, CPU, expression="failed/cpu"))["Rate"]["Properties"]["Metrics"]
-
-    assert [(each["Id"], each["ReturnData"]) for each in metrics] == [
-        ("failed", False),
-        ("cpu", False),
-        ("watched", True),
-    ]
-    assert metrics[0]["MetricStat"]["Metric"]["Dimensions"] == [
-        {"Name": "Environment", "Value": {"Fn::ImportValue": "capstone-environment"}},
-        {"Name": "FailureClass", "Value": "timeout"},
-    ]
 
 
 def test_an_explained_alarm_waits_for_its_causes_and_refers_to_them_by_reference() -> None:

@@ -6,6 +6,7 @@ Rules and examples are those of the user guide, "Using metric math with CloudWat
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,17 +20,23 @@ Values = NDArray[np.float64]
 Scalar = float
 Operand = Values | Scalar
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d+)?)|(?P<word>[A-Za-z]\w*)|(?P<sign>&&|\|\||[<>=!]=|[-+*/^<>()\[\],]))"
-)
-_COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
-    "==": np.equal,
-    "!=": np.not_equal,
-    "<": np.less,
-    "<=": np.less_equal,
-    ">": np.greater,
-    ">=": np.greater_equal,
+_OPERATIONS: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
+    ast.Eq: np.equal,
+    ast.NotEq: np.not_equal,
+    ast.Lt: np.less,
+    ast.LtE: np.less_equal,
+    ast.Gt: np.greater,
+    ast.GtE: np.greater_equal,
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: lambda one, other: np.where(np.equal(other, 0), np.nan, np.divide(one, other)),
+    ast.Pow: np.power,
+    ast.And: lambda one, other: np.logical_and(one != 0, other != 0),
+    ast.Or: lambda one, other: np.logical_or(one != 0, other != 0),
 }
+# How Python writes the same.
+_PYTHON = {r"\bAND\b|&&": " and ", r"\bOR\b|\|\|": " or ", r"\^": "**"}
 _ACROSS: Mapping[str, Callable[[Values], Values]] = {
     "SUM": lambda stacked: np.nansum(stacked, axis=0),
     "AVG": lambda stacked: np.nansum(stacked, axis=0) / len(stacked),  # "missing values are treated as 0"
@@ -59,123 +66,68 @@ class MetricMath:
         Raises:
             NotUnderstood: see there.
         """
-        parsing = _Parsing(_tokens(expression), series, self.fills_empty)
-        result = parsing.disjunction()
-        if parsing.left:
-            raise NotUnderstood(f"{expression!r}: did not expect {parsing.left[0]!r}")
+        text = expression
+        for theirs, pythons in _PYTHON.items():
+            text = re.sub(theirs, pythons, text)
+        try:
+            tree = ast.parse(text.strip(), mode="eval").body
+        except SyntaxError as error:
+            raise NotUnderstood(f"{expression!r}: {error.msg}") from error
+        result = _Evaluation(series, self.fills_empty).value(tree)
         if isinstance(result, float):
             raise NotUnderstood(f"{expression!r}: a number; an alarm watches a series")
         return result
 
 
-def _tokens(expression: str) -> list[str]:
-    found, position = [], 0
-    while position < len(expression.rstrip()):
-        match = _TOKEN.match(expression, position)
-        if match is None:
-            raise NotUnderstood(f"{expression!r}: did not expect {expression[position:]!r}")
-        found.append(match[0].strip())
-        position = match.end()
-    return found
+@dataclass(frozen=True)
+class _Evaluation:
+    """Python reads the expression; what each node means is CloudWatch's."""
 
+    series: Mapping[str, Values]
+    fills_empty: bool
 
-class _Parsing:
-    """Recursive descent, one method a level of precedence."""
+    def value(self, node: ast.expr) -> Operand:
+        match node:
+            case ast.Constant(value=int() | float() as number):
+                return float(number)
+            case ast.Name(id=name) if name in self.series:
+                return self.series[name]
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return _pairwise(np.subtract, 0.0, self.value(operand))
+            case (
+                ast.BinOp(left=one, op=sign, right=other)
+                | ast.Compare(left=one, ops=[sign], comparators=[other])
+            ) if type(sign) in _OPERATIONS:
+                return _pairwise(_OPERATIONS[type(sign)], self.value(one), self.value(other))
+            case ast.BoolOp(op=sign, values=[first, *others]):
+                value = self.value(first)
+                for each in others:
+                    value = _pairwise(_OPERATIONS[type(sign)], value, self.value(each))
+                return value
+            case ast.Call(func=ast.Name(id=name), args=arguments):
+                return self._function(name, arguments)
+        raise NotUnderstood(f"{ast.unparse(node)!r} has no place in an alarm")
 
-    def __init__(self, tokens: list[str], series: Mapping[str, Values], fills_empty: bool) -> None:
-        self.left = tokens
-        self._series = series
-        self._fills_empty = fills_empty
-
-    def disjunction(self) -> Operand:
-        value = self._conjunction()
-        while self._next("OR", "||"):
-            value = _logical(np.logical_or, value, self._conjunction())
-        return value
-
-    def _conjunction(self) -> Operand:
-        value = self._comparison()
-        while self._next("AND", "&&"):
-            value = _logical(np.logical_and, value, self._comparison())
-        return value
-
-    def _comparison(self) -> Operand:
-        value = self._sum()
-        while sign := self._next(*_COMPARISONS):
-            value = _pairwise(_COMPARISONS[sign], value, self._sum())
-        return value
-
-    def _sum(self) -> Operand:
-        value = self._product()
-        while sign := self._next("+", "-"):
-            value = _pairwise(np.add if sign == "+" else np.subtract, value, self._product())
-        return value
-
-    def _product(self) -> Operand:
-        value = self._power()
-        while sign := self._next("*", "/"):
-            value = _pairwise(np.multiply if sign == "*" else _divide, value, self._power())
-        return value
-
-    def _power(self) -> Operand:
-        value = self._single()
-        return _pairwise(np.power, value, self._power()) if self._next("^") else value
-
-    def _single(self) -> Operand:
-        if self._next("-"):
-            return _pairwise(np.subtract, 0.0, self._single())
-        if self._next("("):
-            value = self.disjunction()
-            self._expect(")")
-            return value
-        token = self.left.pop(0) if self.left else ""
-        if re.fullmatch(r"\d+(\.\d+)?", token):
-            return float(token)
-        if self._next("("):
-            return self._function(token)
-        if token not in self._series:
-            raise NotUnderstood(f"{token!r} is no series here: expected one of {', '.join(self._series)}")
-        return self._series[token]
-
-    def _function(self, name: str) -> Operand:
-        if name in _ACROSS:
-            if not self._next("["):
-                # "Whenever an alarm evaluates, CloudWatch attempts to retrieve a higher number of data
-                # points ... This function acts differently when extra data is requested."
-                raise NotUnderstood(f"{name} of one series has no place in an alarm; give it a list")
-            listed = self._arguments("]")
-            self._expect(")")
-            shape = np.broadcast_shapes(*(np.shape(each) for each in listed))
-            stacked = np.stack([np.broadcast_to(each, shape) for each in listed])
-            return np.where(np.isnan(stacked).all(axis=0), np.nan, _ACROSS[name](stacked))
-        arguments = self._arguments(")")
-        if name == "FILL" and len(arguments) == 2:
-            return self._filled(*arguments)
-        if name == "IF" and len(arguments) in (2, 3):
-            return _chosen(*arguments)
+    def _function(self, name: str, arguments: list[ast.expr]) -> Operand:
+        match name, arguments:
+            # "Whenever an alarm evaluates, CloudWatch attempts to retrieve a higher number of data points ...
+            # This function acts differently when extra data is requested": of one series it is refused.
+            case _, [ast.List(elts=listed)] if name in _ACROSS:
+                stacked = np.stack(np.broadcast_arrays(*map(self.value, listed)))
+                return np.where(np.isnan(stacked).all(axis=0), np.nan, _ACROSS[name](stacked))
+            case "FILL", [values, filler]:
+                return self._filled(self.value(values), self.value(filler))
+            case "IF", [_, _] | [_, _, _]:
+                return _chosen(*map(self.value, arguments))
         raise NotUnderstood(f"{name} with {len(arguments)} arguments")
 
     def _filled(self, values: Operand, filler: Operand) -> Operand:
         if isinstance(values, float):
             raise NotUnderstood("FILL of a number")
         missing = np.isnan(values)
-        if not self._fills_empty:
+        if not self.fills_empty:
             missing &= ~missing.all(axis=-1, keepdims=True)
         return np.where(missing, filler, values)
-
-    def _arguments(self, end: str) -> list[Operand]:
-        found = [self.disjunction()]
-        while self._next(","):
-            found.append(self.disjunction())
-        self._expect(end)
-        return found
-
-    def _next(self, *tokens: str) -> str | None:
-        return self.left.pop(0) if self.left and self.left[0] in tokens else None
-
-    def _expect(self, token: str) -> None:
-        if not self._next(token):
-            raise NotUnderstood(f"expected {token!r}, found {self.left[:1]}")
 
 
 def _pairwise(operation: Callable[[Any, Any], Any], one: Operand, other: Operand) -> Operand:
@@ -187,15 +139,6 @@ def _pairwise(operation: Callable[[Any, Any], Any], one: Operand, other: Operand
     with np.errstate(divide="ignore", invalid="ignore"):
         result = operation(np.nan_to_num(one), np.nan_to_num(other)).astype(float)
     return np.where(missing, np.nan, result) if np.ndim(result) else float(result)
-
-
-def _divide(one: Any, other: Any) -> Any:
-    """What would be divided by zero is dropped."""
-    return np.where(np.equal(other, 0), np.nan, np.divide(one, other))
-
-
-def _logical(operation: Callable[[Any, Any], Any], one: Operand, other: Operand) -> Operand:
-    return _pairwise(lambda a, b: operation(a != 0, b != 0), one, other)
 
 
 def _chosen(condition: Operand, then: Operand, otherwise: Operand = np.nan) -> Operand:
