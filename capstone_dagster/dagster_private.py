@@ -6,9 +6,22 @@ Dagster may change these without notice: check each of them when you raise its v
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
+from dagster._core.event_api import RunStatusChangeEventType
+from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.execution.context.output import RUN_ID_PLACEHOLDER
-from dagster._core.scheduler.instigation import InstigatorState, TickData
+from dagster._core.execution.plan.objects import ErrorSource, StepFailureData
+from dagster._core.execution.stats import RunStepKeyStatsSnapshot
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._core.storage.dagster_run import DagsterRunStatsSnapshot
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
     AssetEventTagsTable,
@@ -34,20 +47,24 @@ from dagster._core.storage.tags import (
     PRIORITY_TAG,
     RESUME_RETRY_TAG,
     ROOT_RUN_ID_TAG,
+    RUN_FAILURE_REASON_TAG,
     RUN_KEY_TAG,
 )
 from dagster._core.utils import make_new_backfill_id
 from dagster._serdes import deserialize_value, serialize_value
+from dagster_shared.error import SerializableErrorInfo
 
 __all__ = [
     "ASSET_PARTITION_RANGE_END_TAG",
     "ASSET_PARTITION_RANGE_START_TAG",
     "BACKFILL_ID_TAG",
+    "IMPLICIT_ASSET_JOB_NAME",
     "PARENT_RUN_ID_TAG",
     "PARTITION_NAME_TAG",
     "PRIORITY_TAG",
     "RESUME_RETRY_TAG",
     "ROOT_RUN_ID_TAG",
+    "RUN_FAILURE_REASON_TAG",
     "RUN_ID_PLACEHOLDER",
     "RUN_KEY_TAG",
     "AssetCheckEvaluationTargetMaterializationData",
@@ -56,19 +73,31 @@ __all__ = [
     "AssetEventTagsTable",
     "AssetKeyTable",
     "BulkActionsTable",
+    "DagsterRunStatsSnapshot",
+    "ErrorSource",
     "InstigatorState",
+    "InstigatorStatus",
+    "InstigatorType",
     "InstigatorsTable",
+    "JobFailureData",
     "JobTable",
     "JobTickTable",
     "KeyValueStoreTable",
     "PartitionBackfill",
+    "RunFailureReason",
+    "RunStatusChangeEventType",
+    "RunStepKeyStatsSnapshot",
     "RunTagsTable",
     "RunsTable",
+    "SensorInstigatorData",
+    "SerializableErrorInfo",
     "SqlEventLogStorage",
     "SqlEventLogStorageTable",
     "SqlRunStorage",
     "SqlScheduleStorage",
+    "StepFailureData",
     "TickData",
+    "TickStatus",
     "deserialize_value",
     "make_new_backfill_id",
     "serialize_value",

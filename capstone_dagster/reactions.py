@@ -91,23 +91,17 @@ def react(
     Raises:
         Exception: Dagster's storage does not answer. Nothing is lost by that: the memory is not kept.
     """
-    return _Tick(instance, repository, services, memory).run()
+    return _Tick(instance, repository, services, memory, BREAKER.read(instance), time.time()).run()
 
 
+@dataclass
 class _Tick:
-    def __init__(
-        self,
-        instance: dg.DagsterInstance,
-        repository: dg.RepositoryDefinition,
-        services: Services,
-        memory: Memory,
-    ) -> None:
-        self._instance = instance
-        self._repository = repository
-        self._services = services
-        self._memory = memory
-        self._now = time.time()
-        self._breaker: BreakerState = BREAKER.read(instance)
+    _instance: dg.DagsterInstance
+    _repository: dg.RepositoryDefinition
+    _services: Services
+    _memory: Memory
+    _breaker: BreakerState
+    _now: float
 
     def run(self) -> str:
         instance, services, memory = self._instance, self._services, self._memory

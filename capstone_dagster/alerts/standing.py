@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import dagster as dg
-from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, SensorInstigatorData
 
 from capstone_dagster.alerts.alerting import Memory
 from capstone_dagster.alerts.incidents import due
+from capstone_dagster.dagster_private import InstigatorStatus, InstigatorType, SensorInstigatorData
 from capstone_dagster.failures.cursors import from_json
 from capstone_dagster.failures.ended_runs import SENSOR_NAME
 

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, InstigatorType, TickStatus
-from dagster._core.storage.tags import PARTITION_NAME_TAG
-from dagster_shared.error import SerializableErrorInfo
 
 from batch_gpu.jobs import STATUS_TAG
 from capstone_dagster.alerts.incidents import Trouble
+from capstone_dagster.dagster_private import (
+    PARTITION_NAME_TAG,
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SerializableErrorInfo,
+    TickStatus,
+)
 from capstone_dagster.failures.breaker_state import BREAKER, DUPLICATE_JOB, OPERATOR
 from capstone_dagster.failures.classes import FailureClass, classify_recorded, recorded_sentence
 from capstone_dagster.failures.left_messages import LEFT_MESSAGES

@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from dagster_shared.error import SerializableErrorInfo
+if TYPE_CHECKING:
+    from capstone_dagster.dagster_private import SerializableErrorInfo
 
 
 class FailureClass(StrEnum):

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.event_api import RunStatusChangeEventType
+
+from capstone_dagster.dagster_private import RunStatusChangeEventType
 
 # The sensor that reads them, in whose cursor everything about them is kept (`reactions.py`).
 SENSOR_NAME = "ended_runs"

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import dagster as dg
-from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
-from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
+from capstone_dagster.dagster_private import (
+    BACKFILL_ID_TAG,
+    IMPLICIT_ASSET_JOB_NAME,
+    PARENT_RUN_ID_TAG,
+    ROOT_RUN_ID_TAG,
+)
 from capstone_dagster.run_tags import (
     FAILED_BEFORE_TAG,
     REEXECUTION_OF_TAG,

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import dagster as dg
-from dagster._core.events import JobFailureData, RunFailureReason
-from dagster._core.execution.plan.objects import ErrorSource, StepFailureData
-from dagster._core.storage.tags import (
+
+from batch_gpu.jobs import CAUSE_TAG, JOB_ID_TAG, LOG_STREAM_TAG, RECLAIMED_TAG, is_cancelled
+from batch_gpu.jobs import FAILURE_TAG as JOB_FAILURE_TAG
+from capstone_dagster.dagster_private import (
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
     ROOT_RUN_ID_TAG,
     RUN_FAILURE_REASON_TAG,
     RUN_KEY_TAG,
+    ErrorSource,
+    JobFailureData,
+    RunFailureReason,
+    StepFailureData,
 )
-
-from batch_gpu.jobs import CAUSE_TAG, JOB_ID_TAG, LOG_STREAM_TAG, RECLAIMED_TAG, is_cancelled
-from batch_gpu.jobs import FAILURE_TAG as JOB_FAILURE_TAG
 from capstone_dagster.failures.breaker_state import BreakerState
 from capstone_dagster.failures.classes import (
     POLICIES,

@@ -63,20 +63,27 @@ def _lines(instance: dg.DagsterInstance, verdict: Verdict) -> Iterator[Fields]:
     for entry in instance.all_logs(verdict.run_id):
         if int(entry.level) < logging.INFO or _was_logged_by_run(entry):
             continue
-        fields: Fields = {
-            "timestamp": utc(entry.timestamp),
-            "level": logging.getLevelName(int(entry.level)),
-            "component": "dagster",
-            "action": "log",
-            "job": entry.job_name,
-            **run_fields(run.run_id, run.tags),
-        }
-        kind = None
-        if entry.dagster_event is not None:
-            kind = entry.dagster_event.event_type_value
-            fields |= event_fields(entry.dagster_event)
+        kind = None if entry.dagster_event is None else entry.dagster_event.event_type_value
         if kind not in _FOR_DEVELOPERS:
-            yield fields | {"message": entry.message or fields["action"]} | _end(verdict, kind)
+            yield record_fields(entry, run) | _end(verdict, kind)
+
+
+def record_fields(entry: dg.EventLogEntry, run: dg.DagsterRun) -> Fields:
+    """A record of Dagster's event log as the fields of a line."""
+    event = entry.dagster_event
+    fields: Fields = {
+        "timestamp": utc(entry.timestamp),
+        "level": logging.getLevelName(int(entry.level)),
+        "component": "analysis" if event is None else "dagster",
+        "action": "log",
+        "job": entry.job_name,
+        **run_fields(run.run_id, run.tags),
+        "step": entry.step_key,
+    }
+    if event is not None:
+        fields |= event_fields(event)
+    # Some events have no message.
+    return fields | {"message": entry.message or entry.user_message or fields["action"]}
 
 
 def _was_logged_by_run(entry: dg.EventLogEntry) -> bool:

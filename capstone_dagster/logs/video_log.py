@@ -6,7 +6,6 @@ Nothing here raises for a service that cannot be read: what is missing is report
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,9 +23,8 @@ from botocore.exceptions import (
 from capstone_dagster.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSIS
 from capstone_dagster.catalog.model import Level
 from capstone_dagster.clients import COMMAND, CREDENTIALS, FORBIDDEN, aws_client
-from capstone_dagster.logs.json_lines import json_line, utc
+from capstone_dagster.logs.json_lines import json_line
 from capstone_dagster.logs.redaction import Redaction
-from capstone_dagster.logs.run_fields import event_fields, run_fields
 from capstone_dagster.run_tags import EXTERNAL_ID_TAG, VIDEO_TAG
 
 if TYPE_CHECKING:
@@ -153,6 +151,8 @@ def read_dagster(subject: Subject, instance: dg.DagsterInstance) -> list[LogLine
     """What Dagster itself has recorded of the video's runs, in order of time."""
     import dagster as dg
 
+    from capstone_dagster.logs.run_records import record_fields
+
     runs: dict[str, dg.DagsterRun] = {}
     for tag in (VIDEO_TAG, EXTERNAL_ID_TAG, "dagster/partition"):
         filters = dg.RunsFilter(tags={tag: sorted(subject.names)})
@@ -160,7 +160,11 @@ def read_dagster(subject: Subject, instance: dg.DagsterInstance) -> list[LogLine
     if subject.run_ids:
         filters = dg.RunsFilter(run_ids=sorted(subject.run_ids))
         runs |= {run.run_id: run for run in instance.get_runs(filters)}
-    lines = [_of_record(entry, run) for run in runs.values() for entry in instance.all_logs(run.run_id)]
+    lines = []
+    for run in runs.values():
+        for entry in instance.all_logs(run.run_id):
+            text = json_line(record_fields(entry, run), Redaction())
+            lines.append(LogLine(round(entry.timestamp * 1000), "dagster", text, json.loads(text)))
     return sorted(lines, key=_by_time)
 
 
@@ -269,23 +273,6 @@ def _named_by(lines: Iterable[LogLine]) -> Subject:
 def _quoted(value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def _of_record(entry: dg.EventLogEntry, run: dg.DagsterRun) -> LogLine:
-    fields: dict[str, Any] = {
-        "timestamp": utc(entry.timestamp),
-        "level": logging.getLevelName(int(entry.level)),
-        "component": "analysis" if entry.dagster_event is None else "dagster",
-        "action": "log",
-        "message": entry.message or entry.user_message,
-        **run_fields(run.run_id, run.tags),
-        "step": entry.step_key,
-    }
-    if entry.dagster_event is not None:
-        fields |= event_fields(entry.dagster_event)
-    fields["message"] = fields["message"] or fields["action"]  # some events have no message
-    text = json_line(fields, Redaction())
-    return LogLine(round(entry.timestamp * 1000), "dagster", text, json.loads(text))
 
 
 def _in_words(error: BotoCoreError | ClientError) -> str:

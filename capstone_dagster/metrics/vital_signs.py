@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import dagster as dg
-from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, TickStatus
 
 from capstone_dagster.catalog.alarms import DAEMON
 from capstone_dagster.catalog.metrics import (
@@ -28,6 +27,7 @@ from capstone_dagster.catalog.metrics import (
     SENSOR_TICK_DURATION,
     SENSOR_TICK_ERRORS,
 )
+from capstone_dagster.dagster_private import InstigatorStatus, InstigatorType, TickStatus
 from capstone_dagster.failures.breaker_state import BREAKER
 from capstone_dagster.failures.classes import classify_recorded, recorded_sentence
 from capstone_dagster.failures.cursors import from_json, to_json

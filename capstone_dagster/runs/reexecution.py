@@ -127,30 +127,24 @@ def retry(
     Returns:
         The account in a sentence.
     """
-    return _Tick(instance, repository, services, memory, breaker, store_answers).decide()
+    over = time.monotonic() + _BUDGET_S
+    tick = _Tick(instance, repository, services, memory, breaker, store_answers, time.time(), over)
+    return tick.decide()
 
 
+@dataclass
 class _Tick:
     """One look at what may be started again."""
 
-    def __init__(
-        self,
-        instance: dg.DagsterInstance,
-        repository: dg.RepositoryDefinition,
-        services: Services,
-        memory: Memory,
-        breaker: BreakerState,
-        store_answers: bool,
-    ) -> None:
-        self._instance = instance
-        self._repository = repository
-        self._services = services
-        self._memory = memory
-        self._breaker = breaker
-        self._now = time.time()
-        self._over = time.monotonic() + _BUDGET_S
-        self._store_answers = store_answers
-        self._started = 0
+    _instance: dg.DagsterInstance
+    _repository: dg.RepositoryDefinition
+    _services: Services
+    _memory: Memory
+    _breaker: BreakerState
+    _store_answers: bool
+    _now: float
+    _over: float
+    _started: int = 0
 
     def decide(self) -> str:
         offers: dict[str, str] = {}

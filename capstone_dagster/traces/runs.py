@@ -14,8 +14,8 @@ from .tracer import Span, Tracer
 
 if TYPE_CHECKING:
     import dagster as dg
-    from dagster._core.execution.stats import RunStepKeyStatsSnapshot
-    from dagster._core.storage.dagster_run import DagsterRunStatsSnapshot
+
+    from capstone_dagster.dagster_private import DagsterRunStatsSnapshot, RunStepKeyStatsSnapshot
 
 _COPIED_TAGS = {
     VIDEO_TAG: "capstone.video_id",

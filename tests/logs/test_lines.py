@@ -1,6 +1,5 @@
 """Log lines: one JSON object each, whatever is logged; and no caller notices."""
 
-import ast
 import json
 import logging
 import math
@@ -89,29 +88,6 @@ def test_the_fields_of_the_logs_are_documented() -> None:
     rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
 
     assert tuple(name for row in rows for name in re.findall(r"`(\w+)`", row)) == STABLE_FIELDS
-
-
-def actions_said() -> set[str]:
-    """Every action that some code of ours names, as `action="…"` or `{"action": "…"}`."""
-    found: list[ast.expr | None] = []
-    for path in (ROOT / "capstone_dagster").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") != "add_argument":
-                found += [word.value for word in node.keywords if word.arg == "action"]
-            elif isinstance(node, ast.Dict):
-                pairs = zip(node.keys, node.values, strict=True)
-                found += [
-                    value for key, value in pairs if isinstance(key, ast.Constant) and key.value == "action"
-                ]
-    return {each.value for each in found if isinstance(each, ast.Constant) and isinstance(each.value, str)}
-
-
-def test_the_actions_of_the_logs_are_spelled_alike() -> None:
-    """Queries ask for them by name: what, and what became of it."""
-    said = actions_said()
-
-    assert "step.completed" in said
-    assert {action for action in said if not re.fullmatch(r"[a-z]+(\.[a-z-]+)?", action)} == set()
 
 
 @pytest.mark.parametrize(
