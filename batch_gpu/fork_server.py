@@ -31,7 +31,8 @@ from batch_gpu.jobs import FAILURE_TAG
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
-    from dagster._grpc.types import ExecuteRunArgs
+
+    from batch_gpu.dagster_private import ExecuteRunArgs
 
 # A run's arguments are some 2 kB.
 _LONGEST_REQUEST = 1 << 20
@@ -138,8 +139,8 @@ class ForkServer:
 def execute(work: Work) -> int:
     """Do a forked process's work; the process's exit status."""
     from dagster import DagsterInstance
-    from dagster._grpc.types import ExecuteRunArgs
-    from dagster._serdes import deserialize_value
+
+    from batch_gpu.dagster_private import ExecuteRunArgs, deserialize_value
 
     args = deserialize_value(work.args, ExecuteRunArgs)
     with (
@@ -170,9 +171,12 @@ def start_time(pid: int) -> int | None:
 def _execute_run(instance: "DagsterInstance", args: "ExecuteRunArgs") -> int:
     from dagster import DagsterRunStatus
 
-    # The body of `dagster api execute_run` and its signals, read in Dagster 1.13.28.
-    from dagster._cli.api import _execute_run_command_body
-    from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
+    # What follows is the body of `dagster api execute_run` and its signals.
+    from batch_gpu.dagster_private import (
+        capture_interrupts,
+        execute_run_command_body,
+        setup_interrupt_handlers,
+    )
 
     setup_interrupt_handlers()
     with capture_interrupts():
@@ -182,9 +186,7 @@ def _execute_run(instance: "DagsterInstance", args: "ExecuteRunArgs") -> int:
             # Dagster takes a run that ends before it has begun for a failed one, and retries it.
             instance.report_run_canceled(run, "The run was canceled before its worker began.")
         elif run is not None:
-            _execute_run_command_body(
-                run.run_id, instance, lambda event: None, set_exit_code_on_failure=False
-            )
+            execute_run_command_body(run.run_id, instance, lambda event: None, set_exit_code_on_failure=False)
     return 0
 
 
@@ -279,7 +281,7 @@ def main() -> None:
     options.socket.unlink(missing_ok=True)
     listener.bind(str(options.socket))
     listener.listen(128)
-    for module in ("dagster._cli.api", *options.preload):
+    for module in ("batch_gpu.dagster_private", *options.preload):
         try:
             importlib.import_module(module)
         except Exception:

@@ -13,23 +13,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, MetadataValue, RunsFilter
-from dagster._core.events import EngineEventData
-from dagster._core.launcher import (
-    CheckRunHealthResult,
-    LaunchRunContext,
-    ResumeRunContext,
-    RunLauncher,
-    WorkerStatus,
-)
-from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
-from dagster._core.storage.tags import RUN_WORKER_ID_TAG, WILL_RETRY_TAG
-from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
-from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
-from dagster._time import get_current_timestamp
 
 from batch_gpu.aws import BatchApi, log_group
 from batch_gpu.compute import ComputeClass, compute_class
 from batch_gpu.config import JobConfig, LauncherConfig, config_schema, from_yaml
+from batch_gpu.dagster_private import (
+    IN_PROGRESS_RUN_STATUSES,
+    RUN_WORKER_ID_TAG,
+    WILL_RETRY_TAG,
+    CheckRunHealthResult,
+    ConfigurableClass,
+    ConfigurableClassData,
+    EngineEventData,
+    ExecuteRunArgs,
+    LaunchRunContext,
+    ResumeRunArgs,
+    ResumeRunContext,
+    RunLauncher,
+    WorkerStatus,
+    get_current_timestamp,
+    serialize_value,
+)
 from batch_gpu.endings import ENDED, Ending, Job, ending_of, last_container, lost_to_reclaim
 from batch_gpu.errors import AwsUnavailable, BatchGpuError, ConfigurationError, JobNotListed
 from batch_gpu.job_definitions import JobDefinitions

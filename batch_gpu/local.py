@@ -19,10 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
-from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
-from dagster._grpc.types import ExecuteRunArgs
-from dagster._serdes import serialize_value
 
+from batch_gpu.dagster_private import (
+    CheckRunHealthResult,
+    ExecuteRunArgs,
+    LaunchRunContext,
+    RunLauncher,
+    WorkerStatus,
+    serialize_value,
+)
 from batch_gpu.endings import Ending
 from batch_gpu.errors import ConfigurationError, WorkerNotStarted
 from batch_gpu.fork_server import start_time

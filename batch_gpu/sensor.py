@@ -19,10 +19,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import dagster as dg
-from dagster._core.events import RunFailureReason
-from dagster._core.launcher import WorkerStatus
-from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
+from batch_gpu.dagster_private import RUN_FAILURE_REASON_TAG, RunFailureReason, WorkerStatus
 from batch_gpu.endings import ENDED, Ending, Job, blocked, ending_of, interrupted_by, waited_too_long
 from batch_gpu.errors import BatchGpuError
 from batch_gpu.history import OnChanges, report_changes
