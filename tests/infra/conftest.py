@@ -46,7 +46,7 @@ def on_ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]
                 if name == "network":
                     # Without NAT gateways it takes no new VPC, but an existing one.
                     parameters = _existing_network(url)
-                elif name == "compute":
+                if name == "compute":
                     # Nothing is left of it; what others import is.
                     body = {"Resources": {"Nothing": {"Type": "AWS::CloudFormation::WaitConditionHandle"}}}
                     body |= _exports(

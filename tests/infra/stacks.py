@@ -30,7 +30,11 @@ NOT_ON: dict[str, frozenset[str]] = {
             "AWS::CloudWatch::CompositeAlarm",
             "AWS::EC2::EIP",
             "AWS::EC2::NatGateway",
+            "AWS::EC2::SecurityGroupEgress",
+            "AWS::EC2::SecurityGroupIngress",
             "AWS::Logs::QueryDefinition",
+            "AWS::ServiceDiscovery::PrivateDnsNamespace",
+            "AWS::ServiceDiscovery::Service",
         }
     ),
     "moto": frozenset(
@@ -47,6 +51,8 @@ NOT_ON: dict[str, frozenset[str]] = {
             "AWS::RDS::DBInstance",
             "AWS::S3::BucketPolicy",
             "AWS::SecretsManager::Secret",
+            "AWS::ServiceDiscovery::PrivateDnsNamespace",
+            "AWS::ServiceDiscovery::Service",
             "AWS::SNS::Subscription",
             "AWS::SQS::QueuePolicy",
         }

@@ -47,6 +47,8 @@ def test_every_kind_of_resource_is_looked_at_somewhere() -> None:
         "AWS::CloudWatch::AnomalyDetector",
         "AWS::CloudWatch::CompositeAlarm",
         "AWS::Logs::QueryDefinition",
+        "AWS::ServiceDiscovery::PrivateDnsNamespace",
+        "AWS::ServiceDiscovery::Service",
     }
 
 

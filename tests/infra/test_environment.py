@@ -53,7 +53,10 @@ LEFT_AT_DEFAULT = {
 ONLY_FOR_JOBS = {"CAPSTONE_REQUIRE_GPU", "CAPSTONE_DEVICE"}
 # What rightly differs: the daemon pins the revisions that were deployed with it, a job only has to have a
 # name there; the administrator is there for whoever makes the databases.
-DIFFERENT = {"CAPSTONE_GPU_JOB_DEFINITION", "CAPSTONE_CPU_JOB_DEFINITION", *ONLY_FOR_JOBS}
+DIFFERENT = {
+    *("CAPSTONE_GPU_JOB_DEFINITION", "CAPSTONE_CPU_JOB_DEFINITION", "CODE_SERVER_HOST"),
+    *ONLY_FOR_JOBS,
+}
 ADMINISTRATOR = {"POSTGRES_ADMIN_USER", "POSTGRES_ADMIN_PASSWORD"}
 
 

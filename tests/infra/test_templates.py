@@ -134,21 +134,41 @@ def test_services_write_from_their_group_s_level_up_as_json() -> None:
     assert "--dagster-log-level=warning" in service("webserver")["Command"]
 
 
-def test_the_daemon_s_workspace_is_the_code_server_beside_it() -> None:
+def test_daemon_and_webservers_share_one_code_server() -> None:
     [server] = yaml.safe_load((INFRA / "image" / "code-server.yaml").read_text())["load_from"]
     place = server["grpc_server"]
     [local] = yaml.safe_load((INFRA.parent / "workspace.yaml").read_text())["load_from"]
-    daemon, code_server = (service(name) for name in ("daemon", "code-server"))
+    code_server = service("code-server")
 
     # Run keys hold for one location: under another name every upload would be asked for once more.
     assert place["location_name"] == local["python_module"]
+    assert place["host"] == {"env": "CODE_SERVER_HOST"}
     assert {
-        f"--host={place['host']}",
         f"--port={place['port']}",
         f"--location-name={place['location_name']}",
         f"--module-name={local['python_module']}",
     } <= set(code_server["Command"])
-    assert "code-server.yaml" in daemon["Command"]
+    for client, host in (
+        ("daemon", "127.0.0.1"),
+        ("webserver", "code-server.capstone.internal"),
+    ):
+        assert "code-server.yaml" in " ".join(service(client)["Command"])
+        assert {"Name": "CODE_SERVER_HOST", "Value": host} in service(client)["Environment"]
+
+
+def test_only_the_services_reach_the_code_server() -> None:
+    """It has no password, and executes what it is sent."""
+    group = {"Fn::GetAtt": ["ServicesGroup", "GroupId"]}
+    for name, other in (
+        ("CodeServerIngress", "SourceSecurityGroupId"),
+        ("CodeServerEgress", "DestinationSecurityGroupId"),
+    ):
+        rule = properties("network", name)
+        assert (rule["GroupId"], rule[other], rule["FromPort"], rule["ToPort"]) == (group, group, 4000, 4000)
+    names = [properties("application", name)["Name"] for name in ("CodeServerName", "Namespace")]
+    assert names == ["code-server", "capstone.internal"]
+    [registry] = properties("application", "DaemonService")["ServiceRegistries"]
+    assert registry == {"RegistryArn": {"Fn::GetAtt": ["CodeServerName", "Arn"]}}
 
 
 def test_queues_are_those_of_the_local_stack() -> None:
