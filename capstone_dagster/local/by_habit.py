@@ -6,10 +6,12 @@ nothing is set. `capstone dev` starts the same stack, and Dagster with it.
 
 import atexit
 import logging
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from capstone_dagster.local.demo import prepare
+from capstone_dagster.local.errors import StateInUseError
 from capstone_dagster.local.stack import (
     STATE_FOLDER,
     DagsterFiles,
@@ -17,7 +19,7 @@ from capstone_dagster.local.stack import (
     local_stack,
     ready_storage,
 )
-from capstone_dagster.local.state import read_environment
+from capstone_dagster.local.state import owner, read_environment
 
 
 def enter_local_stack() -> None:
@@ -26,10 +28,15 @@ def enter_local_stack() -> None:
     If none runs, one is started, which stops when this process ends, however that ends.
 
     Raises:
+        StateInUseError: this process is `dagster dev` or `dg dev`, and the running stack has a daemon.
         LocalStackError: it could not be started; the message says what to do.
     """
     files = DagsterFiles(Path("workspace.yaml").resolve(), Path("dagster.yaml").resolve())
-    environment = read_environment(files.instance.parent / STATE_FOLDER)
+    state = files.instance.parent / STATE_FOLDER
+    environment = read_environment(state)
+    # Two daemons on one storage start the same runs and sensor ticks twice.
+    if environment is not None and "dev" in sys.argv[1:2]:
+        raise StateInUseError(state, owner(state))
     if environment is None:
         running = ExitStack()
         atexit.register(running.close)

@@ -126,7 +126,7 @@ def start_dagster(
             name=f"Dagster {name}",
             argv=[sys.executable, "-m", *arguments],
             log=logs / f"dagster-{name.replace(' ', '-')}.log",
-            environment=environment,
+            environment={**environment, "DAGSTER_GRPC_MAX_WORKERS": str(CODE_SERVER_THREADS)},
             cwd=workspace.parent,
             stop_signal=signal.SIGTERM,
             grace_s=STOP_GRACE_S,
@@ -139,10 +139,8 @@ def start_dagster(
     shared = Path(environment["DAGSTER_HOME"]) / SHARED_WORKSPACE
     shared.write_text(_grpc_workspace(location, code_port))
     place = ["--workspace", str(shared)]
-    serve = ["dagster", "api", "grpc", "--host", LOOPBACK, "--port", str(code_port), *location.options]
-    serve += ["--location-name", location.name, "--max-workers", str(CODE_SERVER_THREADS)]
-    # A server that cannot import the code says why, instead of ending.
-    serve += ["--lazy-load-user-code"]
+    serve = ["capstone_dagster.local.code_server", "--host", LOOPBACK, "--port", str(code_port)]
+    serve += ["--location-name", location.name, "--max-workers", str(CODE_SERVER_THREADS), *location.options]
     try:
         code_server = run("code server", *serve, restart_after_s=CODE_SERVER_RESTART_S)
         # A webserver that finds nobody there takes the location for broken.

@@ -140,6 +140,9 @@ def test_dev_turns_an_upload_into_events_and_ctrl_c_leaves_nothing(
         )  # fmt: skip
         assert again.returncode == 0, again.stderr
         assert "PostgreSQL is ready" not in again.stderr
+        second = run(checkout, clean, *command)
+        assert (second.returncode, "Traceback" in second.stderr) == (1, False), second.stderr
+        assert f"process {process.pid} holds it" in second.stderr  # a second daemon does everything twice
 
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         process.wait(scaled(90))

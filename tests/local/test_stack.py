@@ -43,6 +43,14 @@ mutation Launch {
     __typename ... on PythonError { message } }
 }
 """
+RELOAD = (
+    """mutation Reload { reloadRepositoryLocation(repositoryLocationName: "throw-away") { __typename } }"""
+)
+JOBS = """
+{ repositoryOrError(repositorySelector: {
+    repositoryLocationName: "throw-away", repositoryName: "__repository__"}) {
+  ... on Repository { pipelines { name } } } }
+"""
 OWNER = """
 import sys, time
 from pathlib import Path
@@ -95,9 +103,13 @@ def launched(url: str, pid_file: Path) -> int:
     return int(wait_for("the run", lambda: pid_file.read_text() if pid_file.exists() else None))
 
 
+def jobs(url: str) -> list[str]:
+    return [job["name"] for job in post(url, JOBS)["repositoryOrError"].get("pipelines", [])]
+
+
 def code_servers(state: Path) -> list[int]:
     """Processes that serve code over gRPC, without their wardens."""
-    users = [user for user in users_of(state) if "'grpc'" in user and "--restart-after" not in user]
+    users = [user for user in users_of(state) if "'grpc'" in user]
     return [int(user.split()[0]) for user in users]
 
 
@@ -121,6 +133,7 @@ def test_the_stack_starts_tells_its_environment_notices_a_death_and_leaves_nothi
     monkeypatch.setenv("CAPSTONE_RAW_BUCKET", "the-users-production-bucket")
     monkeypatch.setenv("AWS_PROFILE", "production")
     monkeypatch.setenv("RUN_PID_FILE", str(tmp_path / "run.pid"))
+    files = dagster_project()
     steps: list[str] = []
     seen: list[bool] = []
 
@@ -130,7 +143,7 @@ def test_the_stack_starts_tells_its_environment_notices_a_death_and_leaves_nothi
     with local_stack(
         state,
         webserver_port=None,
-        dagster_files=dagster_project(),
+        dagster_files=files,
         before_dagster=migrate,
         on_progress=steps.append,
     ) as stack:
@@ -161,6 +174,13 @@ def test_the_stack_starts_tells_its_environment_notices_a_death_and_leaves_nothi
         with pytest.raises(StateInUseError, match=str(os.getpid())), local_stack(state, with_dagster=False):
             pass
         assert len(users_of(state)) >= 4, "the check for left-overs must be able to fail"
+
+        code = files.workspace.with_name("throw_away.py")
+        for before, after in (("endless", "without_end"), ("without_end", "endless")):
+            code.write_text(code.read_text().replace(before, after))
+            post(stack.dagster.url, RELOAD)
+            wait_for("the changed code", lambda job=after: jobs(stack.dagster.url) == [job])
+        wait_for("the end of replaced code servers", lambda: len(code_servers(state)) == 1)
 
         run = launched(stack.dagster.url, tmp_path / "run.pid")
         [server] = code_servers(state)
