@@ -35,6 +35,8 @@ STATUS = {
     "updated_at": NOW,
     "failure_class": "undecodable-video",
     "message": "It is no video.",
+    "recorded_at": NOW,
+    "recorded_at_source": "name",
 }
 LETTER = {"message_id": "m", "sent_ms": 0, "reason": "not JSON", "body": "x"}
 

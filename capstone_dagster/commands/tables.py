@@ -10,17 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 from capstone_dagster.terminal import clock, move_text, settings_text
-from capstone_dagster.wall_clock import wall_clock
+from capstone_dagster.wall_clock import time_source, wall_clock
 
 if TYPE_CHECKING:
     from capstone_dagster.analysis.comparison import Comparison
 
 
 def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
-    """Events for people: when, what, scores, and whether a face was seen."""
+    """Events for people: when, what, scores, and whether a face was seen.
+
+    Rows may have `recorded_at_source` too, which says how their wall-clock times are known.
+    """
     several = len({event["video_id"] for event in events}) > 1
-    names = ["video"] if several else []
-    table = _table(*names, "start", "end", "what", "track", "seen", "best", "face", "cut off", "wall clock")
+    table = _table(
+        *(["video"] if several else []),
+        *("start", "end", "what", "track", "seen", "best", "face", "cut off", "wall clock", "known from"),
+    )
     for event in events:
         cut = "".join(
             word
@@ -39,13 +44,14 @@ def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
             "" if event["face_score"] is None else f"{event['face_score']:.2f}",
             cut.strip(),
             wall_clock(event["started_at"]),
+            time_source(event.get("recorded_at_source")) if event["started_at"] else "",
         )
     return table
 
 
 def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Videos with state and progress; below, in full, why some failed and what others wait for."""
-    table = _table("video", "external id", "camera", "state", "progress", "updated")
+    table = _table("video", "external id", "camera", "state", "progress", "updated", "filmed", "known from")
     colours = {"done": "green", "failed": "red", "running": "cyan"}
     for row in rows:
         colour = colours.get(row["state"], "default")
@@ -56,6 +62,8 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             Text(row["state"], style=colour),
             f"{row['progress']:.0%}",
             wall_clock(row["updated_at"]),
+            wall_clock(row["recorded_at"]),
+            time_source(row["recorded_at_source"]) if row["recorded_at"] else "",
         )
     reasons = [
         Text.assemble("\n", (row["video_id"], "bold"), f" {reason}")

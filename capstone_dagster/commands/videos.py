@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from capstone_dagster.storage.database import Database
 
 _POLL_S = 2.0
+RECORDING_COLUMNS = ("recorded_at", "recorded_at_source")
 
 
 def submit(
@@ -136,7 +137,7 @@ def status(
     if not rows and form == "table":
         terminal.err.print("No video was uploaded yet. Upload one with `capstone submit FILE`.")
     else:
-        columns = [*_columns(database, "current_status"), *WAITING_COLUMNS]
+        columns = [*_columns(database, "current_status"), *WAITING_COLUMNS, *RECORDING_COLUMNS]
         terminal.print_rows(rows, form, tables.status_table, columns=columns)
 
 
@@ -152,7 +153,15 @@ def _status_rows(
         terminal.err.print(message, style="yellow", markup=False, soft_wrap=True)
     if len(rows) < limit:
         _refuse_unknown(database, videos, rows)
-    return rows
+    return _with_recording(database, rows)
+
+
+def _with_recording(database: Database, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with :data:`RECORDING_COLUMNS`: when the video was filmed, and how that is known."""
+    from capstone_dagster.storage.videos import recording_times
+
+    found = database.transact(recording_times, {row["video_id"] for row in rows})
+    return [{**row, **found.get(row["video_id"], dict.fromkeys(RECORDING_COLUMNS))} for row in rows]
 
 
 def events(
@@ -189,6 +198,8 @@ def events(
         chosen = any(value is not None for value in (videos, camera, since, until, label))
         terminal.err.print("There are no such events." if chosen else "There are no events yet.")
         return
+    if form == "table":
+        rows = _with_recording(database, rows)
     columns = _columns(database, "current_events")
     terminal.print_rows(rows, form, tables.events_table, columns=columns)
 

@@ -64,6 +64,15 @@ def first_seen(connection: sa.Connection, video_ids: Collection[str]) -> datetim
     return connection.execute(statement).scalar()
 
 
+def recording_times(connection: sa.Connection, video_ids: Collection[str]) -> dict[str, dict[str, Any]]:
+    """`recorded_at` and `recorded_at_source` of each of these videos, by its id."""
+    statement = sa.select(videos.c.video_id, videos.c.recorded_at, videos.c.recorded_at_source)
+    found = connection.execute(statement.where(videos.c.video_id.in_(video_ids))).mappings()
+    return {
+        row["video_id"]: {name: row[name] for name in ("recorded_at", "recorded_at_source")} for row in found
+    }
+
+
 def videos_with_models(connection: sa.Connection) -> list[dict[str, Any]]:
     """Every video, in order of upload, with the model of its current analysis.
 

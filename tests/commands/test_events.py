@@ -67,6 +67,15 @@ def test_events_are_chosen_by_place_time_and_label(
     assert [row["event_id"] for row in json.loads(told.out)] == found
 
 
+def test_a_wall_clock_time_is_shown_with_its_source(capstone: Capstone, database: Database) -> None:
+    for command in ("events", "status"):
+        [line] = {line for line in capstone(command, "v1").out.splitlines() if f"{YESTERDAY} 12:00" in line}
+        assert line.rstrip().endswith("the request")
+    [row] = json.loads(capstone("status", "v1", "--json").out)
+    assert row["recorded_at_source"] == "message"
+    assert datetime.fromisoformat(row["recorded_at"]) == datetime.combine(YESTERDAY, time(12), SEOUL)
+
+
 def test_no_id_is_wrapped_or_cut(capstone: Capstone, database: Database) -> None:
     for command in ("events", "status"):
         [line] = [line for line in capstone(command).out.splitlines() if line.startswith("a-long")]
