@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from capstone_dagster.local.clip import make_demo_clip
+from capstone_dagster.local.clip import DEMO_CLIP
 from capstone_dagster.local.demo import follow, running_stack
 from capstone_dagster.local.processes import free_port
 
@@ -28,7 +28,7 @@ def main() -> None:
     count = parser.parse_args().uploads
     legs: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="capstone-bench-") as folder:
-        clip = make_demo_clip(Path(folder) / "clip.mp4").path.read_bytes()
+        clip = DEMO_CLIP.read_bytes()
 
         def quiet(what: str, fraction: float | None = None) -> None:
             del what, fraction

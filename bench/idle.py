@@ -58,19 +58,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90.0, help="how long to look")
     parser.add_argument("--queued", type=int, default=20, help="runs that wait in the second part")
     options = parser.parse_args()
-    from capstone_dagster.local.clip import make_demo_clip
+    from capstone_dagster.local.clip import DEMO_CLIP
     from capstone_dagster.local.demo import prepare
     from capstone_dagster.local.stack import enter_environment, local_stack
 
     with tempfile.TemporaryDirectory(prefix="capstone-bench-") as folder:
-        clip = make_demo_clip(Path(folder) / "clip.mp4").path
         # PostgreSQL runs as another user, who may not enter what only root may.
         os.chmod(folder, 0o755)
         with local_stack(Path(folder) / "state", webserver_port=None, before_dagster=prepare) as stack:
             enter_environment(stack.environment)
             result = {"seconds": options.seconds, "idle": _measured(stack, options.seconds)}
             if options.queued:
-                _queue(stack, clip, options.queued)
+                _queue(stack, DEMO_CLIP, options.queued)
                 result[f"queued_{options.queued}"] = _measured(stack, options.seconds)
     print(json.dumps(result))
 

@@ -43,6 +43,7 @@ import numpy as np
 import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
+from bench.detector.clip import STREET, load_photograph
 from bench.report import machine, record, table
 from capstone_dagster.analysis import (
     AnalysisSettings,
@@ -54,7 +55,6 @@ from capstone_dagster.analysis import (
     load_detector,
     read_detections,
 )
-from capstone_dagster.local.clip import STREET, load_photograph
 
 SAMPLE_FPS = (10.0, 5.0, 3.0, 2.0, 1.5, 1.0)
 PACKAGES = ("av", "numpy", "opencv-python-headless", "openvino", "torch", "ultralytics-opencv-headless")

@@ -28,7 +28,7 @@ import psutil
 import psycopg
 import report
 
-from capstone_dagster.local.clip import make_demo_clip
+from capstone_dagster.local.clip import DEMO_CLIP
 from capstone_dagster.local.processes import free_port
 
 _GIVE_UP_S = 1800.0
@@ -49,9 +49,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write the result into bench/RESULTS.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="capstone-bench-") as folder:
-        clip = _cut(
-            make_demo_clip(Path(folder) / "demo.mp4").path, Path(folder) / "clip.mp4", options.seconds
-        )
+        clip = _cut(DEMO_CLIP, Path(folder) / "clip.mp4", options.seconds)
         result = measure(clip, options.clips, options.checkout.resolve(), Path(folder) / "state")
     if options.record:
         rows = [(name.replace("_", " "), value) for name, value in result.items()]

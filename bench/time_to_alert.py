@@ -37,7 +37,7 @@ from bench.interference import CutLine, Refusal, S3Gate, s3_gate
 from bench.report import record, table
 from capstone_dagster.alerts.inbox import Received, look_into
 from capstone_dagster.local.aws import client
-from capstone_dagster.local.clip import make_demo_clip
+from capstone_dagster.local.clip import DEMO_CLIP
 from capstone_dagster.local.cloud import GPU_QUEUE, fake_batch
 from capstone_dagster.local.demo import prepare
 from capstone_dagster.local.stack import DagsterFiles, LocalStack, enter_environment, local_stack
@@ -525,7 +525,7 @@ def stage() -> Iterator[Stage]:
             )
         )
         enter_environment(stack.environment)
-        clip = make_demo_clip(folder / "clip.mp4").path.read_bytes()
+        clip = DEMO_CLIP.read_bytes()
         with dg.DagsterInstance.get() as instance:
             yield Stage(
                 stack, parts["server"], parts["line"], parts["gate"], instance, clip, fault, folder / "met"

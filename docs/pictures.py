@@ -20,6 +20,8 @@ from browser import Browser
 from rich.console import Console
 from rich.text import Text
 
+from capstone_dagster.local.clip import DEMO_CLIP
+
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 CAPSTONE = [sys.executable, "-m", "capstone_dagster.cli"]
@@ -123,9 +125,8 @@ def _videos(state: Path) -> tuple[Path, Path, Path]:
     """A video that is judged bad, one that is cut off, and the demo's once more, in other bytes."""
     covered, cut_off, evening = (state / f"{name}.mp4" for name in ("covered-lens", "cut-off", "evening"))
     _dark_video(covered)
-    [clip] = (state / "demo").glob("*/demo-clip.mp4")
-    cut_off.write_bytes(clip.read_bytes()[:1000])
-    evening.write_bytes(clip.read_bytes() + bytes(1))
+    cut_off.write_bytes(DEMO_CLIP.read_bytes()[:1000])
+    evening.write_bytes(DEMO_CLIP.read_bytes() + bytes(1))
     return covered, cut_off, evening
 
 

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from capstone_dagster.local import demo as demo_code
-from capstone_dagster.local.demo import DemoFailed, Patience, follow, run_demo, running_stack
+from capstone_dagster.local.demo import DemoFailed, follow, run_demo, running_stack
 from capstone_dagster.local.postgres import EVENT_DATABASE, postgres_server
 from capstone_dagster.local.processes import free_port
 from capstone_dagster.local.state import own_state, read_environment, remove_environment, write_environment
@@ -260,29 +260,6 @@ def test_a_terminated_demo_stops_what_it_started(state: Path) -> None:
     assert not users_of(state)
 
 
-@pytest.mark.parametrize(
-    ("sights", "others", "still_s"),
-    [
-        ("aaaaaaa", "", 180.0),  # nothing moves
-        ("aaabbbb", "", 90.0),  # the row is touched, then nothing more
-        ("aaaaaaa", "11111", 30.0),  # other runs go on until the last look but one
-        ("abcdefg", "", 0.0),
-    ],
-)
-def test_only_time_in_which_nothing_moves_counts_against_a_video(
-    sights: str, others: str, still_s: float
-) -> None:
-    now = 0.0
-    runs = iter(others)
-    patience = Patience(lambda: next(runs, "") == "1", clock=lambda: now)
-
-    for sight in sights:
-        waited = patience.still_s(sight)
-        now += 30.0
-
-    assert waited == still_s
-
-
 @pytest.fixture
 def joined(tmp_path: Path) -> Iterator[Path]:
     """A state directory on which, as far as can be seen, another process runs a stack."""
@@ -346,7 +323,6 @@ def test_a_joined_stacks_model_is_told(
         raise DemoFailed("enough")
 
     monkeypatch.setattr(demo_code, "follow", enough)
-    monkeypatch.setattr(demo_code, "_clip", lambda state, report: video)
     with pytest.raises(DemoFailed, match="enough"):
         run_demo(video if own_video else None, joined, 3000)
 

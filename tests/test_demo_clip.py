@@ -1,67 +1,38 @@
-"""The demo clip: a real H.264 file, the same bytes every time, and a truth that fits what it shows."""
+"""The demo clip of the package: H.264, what `bench/detector/clip.py` renders, and a truth that fits it."""
 
-import subprocess
-import sys
-from pathlib import Path
+from itertools import islice
 
 import av
 import numpy as np
 import pytest
 
-from capstone_dagster.local import clip
+from bench.detector import clip
+from capstone_dagster.local.clip import DEMO_CLIP, PEOPLE_MS
 
 
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[clip.DemoClip, list[float]]:
-    """The clip and the progress that was reported while it was made."""
-    reported: list[float] = []
-    path = tmp_path_factory.mktemp("clip") / "new folder" / "demo.mp4"
-    return clip.make_demo_clip(path, progress=reported.append), reported
-
-
-def test_it_is_h264_720p_at_25_frames_a_second(rendered: tuple[clip.DemoClip, list[float]]) -> None:
-    demo, _ = rendered
-    with av.open(str(demo.path)) as container:
+def test_it_is_h264_720p_at_25_frames_a_second() -> None:
+    with av.open(str(DEMO_CLIP)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        assert (stream.width, stream.height) == (1280, 720)
-        assert stream.average_rate == 25
+        assert (stream.width, stream.height) == (clip.WIDTH, clip.HEIGHT)
+        assert stream.average_rate == clip.FPS
         times = [frame.time for frame in container.decode(stream)]
-    assert times == pytest.approx(np.arange(len(times)) / 25)
-    assert 10 <= demo.duration_s <= 20
-    assert len(times) / 25 == pytest.approx(demo.duration_s)
+    assert times == pytest.approx(np.arange(clip.FRAMES) / clip.FPS)
 
 
-def test_progress_rises_to_one_and_nothing_else_is_left_behind(
-    rendered: tuple[clip.DemoClip, list[float]],
-) -> None:
-    demo, reported = rendered
-    assert len(reported) > 10
-    assert reported == sorted(reported)
-    assert reported[-1] == 1.0
-    assert [path.name for path in demo.path.parent.iterdir()] == ["demo.mp4"]
-
-
-def test_two_renderings_are_the_same_upload(
-    rendered: tuple[clip.DemoClip, list[float]], tmp_path: Path
-) -> None:
-    demo, _ = rendered
-    again = clip.make_demo_clip(tmp_path / "again.mp4")
-    assert again.path.read_bytes() == demo.path.read_bytes()
-    assert again.truth == demo.truth
-
-
-def test_an_interrupted_rendering_leaves_the_old_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "demo.mp4"
-    path.write_bytes(b"the old clip")
-
-    def interrupt(part: float) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        clip.make_demo_clip(path, progress=interrupt)
-    assert path.read_bytes() == b"the old clip"
-    assert list(tmp_path.iterdir()) == [path]
+def test_it_shows_what_is_rendered_at_the_times_that_are_known() -> None:
+    """A frame a second. A neighbour in its place would differ by far more than compression makes it."""
+    pictures = {
+        photograph.file: clip.load_photograph(photograph) for photograph in (clip.STREET, clip.TOUCHLINE)
+    }
+    with av.open(str(DEMO_CLIP)) as container:
+        for shown, rendered in islice(
+            zip(container.decode(video=0), clip.frames(pictures), strict=True), 0, None, clip.FPS
+        ):
+            difference = np.abs(shown.to_ndarray(format="bgr24").astype(int) - rendered)
+            assert difference.mean() < 4
+    people = [(each.start_ms, each.end_ms) for each in clip.truth() if each.label == "person"]
+    assert tuple(people) == PEOPLE_MS
 
 
 def test_truth_names_six_people_and_four_faces_within_the_clip() -> None:
@@ -111,14 +82,3 @@ def test_a_box_lands_on_the_pixels_it_names() -> None:
     ys, xs = np.nonzero(clip.render_view(picture, view)[:, :, 0] > 127)
     found = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
     assert found == pytest.approx(view.to_frame((300, 500, 340, 520)), abs=1.5)
-
-
-def test_making_the_clip_loads_neither_torch_nor_ultralytics() -> None:
-    code = (
-        "import sys; from capstone_dagster.local import clip; clip.load_photograph(clip.STREET); "
-        "sys.exit(', '.join({'torch', 'ultralytics'} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")

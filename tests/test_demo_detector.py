@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capstone_dagster.local import clip
+from bench.detector import clip
 from capstone_dagster.local.detector import INFERENCE_SIZE, MODEL_PATH, MODEL_SHA256
 
 os.environ.setdefault("YOLO_OFFLINE", "1")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bench.detector import clip
 from bench.detector.evaluate import match, ratios
 from bench.detector.pictures import (
     SQUARE,
@@ -16,7 +17,6 @@ from bench.detector.pictures import (
 )
 from bench.detector.teachers import FACE, PERSON, Labels
 from bench.detector.train import agreed
-from capstone_dagster.local import clip
 
 
 def bright_box(picture: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "0")
 
 import numpy as np
 
+from bench.detector import clip
 from bench.detector.teachers import (
     CLASS_NAMES,
     PERSON,
@@ -34,7 +34,7 @@ from bench.detector.teachers import (
     read_moments,
 )
 from bench.detector.train import held_out_from_s, training_videos
-from capstone_dagster.local import clip
+from capstone_dagster.local.clip import DEMO_CLIP
 from capstone_dagster.local.detector import INFERENCE_SIZE, MODEL_PATH
 
 CONFIDENCE = 0.25
@@ -91,14 +91,12 @@ def main(arguments: list[str] | None = None) -> None:
     def compare(name: str, references: Iterable[Reference], labels: tuple[str, ...] = CLASS_NAMES) -> None:
         scores.extend(_score(name, references, labels, model, args.size))
 
-    with tempfile.TemporaryDirectory() as scratch:
-        demo = clip.make_demo_clip(Path(scratch) / "demo.mp4").path
-        if args.teachers:
-            teachers = Teachers(args.teachers)
-            if args.data:
-                compare("unseen frames, teachers", _held_out(args.data, teachers))
-            compare("demo clip, teachers", _clip_by_teachers(demo, teachers))
-        compare("demo clip, truth", _clip_by_truth(demo))
+    if args.teachers:
+        teachers = Teachers(args.teachers)
+        if args.data:
+            compare("unseen frames, teachers", _held_out(args.data, teachers))
+        compare("demo clip, teachers", _clip_by_teachers(DEMO_CLIP, teachers))
+    compare("demo clip, truth", _clip_by_truth(DEMO_CLIP))
     if args.eval:
         compare("PETS09-S2L1, truth", _pets(args.eval), ("person",))
 

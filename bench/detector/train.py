@@ -29,6 +29,7 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "0")
 import cv2
 import numpy as np
 
+from bench.detector import clip
 from bench.detector.pictures import (
     SQUARE,
     WIDE,
@@ -50,7 +51,6 @@ from bench.detector.teachers import (
     duration_s,
     read_moments,
 )
-from capstone_dagster.local import clip
 from capstone_dagster.local.detector import INFERENCE_SIZE
 
 HELD_OUT = 0.2

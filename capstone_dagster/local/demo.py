@@ -1,14 +1,12 @@
-"""The demo: one video's whole way on this machine, watched from upload to events, with every leg timed."""
+"""The demo: analyses one video on this machine, from upload to events, and times each stage."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +16,18 @@ from capstone_dagster import terminal
 from capstone_dagster.analysis import PyTorchMissing
 from capstone_dagster.clients import aws_client
 from capstone_dagster.commands.tables import events_table
-from capstone_dagster.local import clip as clips
+from capstone_dagster.local.clip import DEMO_CLIP, PEOPLE_MS
 from capstone_dagster.local.dagster_services import UI_PORT_VARIABLE
 from capstone_dagster.local.detector import DEMO_SCORE
 from capstone_dagster.local.stack import LocalStack, enter_environment, local_stack
 from capstone_dagster.local.state import read_environment
 from capstone_dagster.model_files import EMBEDDED_MODEL, POOR_RESULTS, ModelUnavailable, locate_model
-from capstone_dagster.run_tags import UPLOAD_TAG
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.objects import open_object_store
-from capstone_dagster.storage.video_status import current_status
+from capstone_dagster.storage.video_status import status_of_upload
 from capstone_dagster.submit import Submission, submit_video
 from capstone_dagster.terminal import Report
 
@@ -39,27 +36,32 @@ if TYPE_CHECKING:
 
 # What `make demo VIDEO=…` tries before the embedded detector, which knows only its own scenes.
 SMALL_MODEL = "yolo11n.pt"
-# Nothing the pipeline does takes this long without a sign of life, its own or of a run that it waits for.
+# Nothing the pipeline does takes this long without a sign of life.
 _STALL_S = 180.0
 _POLL_S = 0.2
 # Dagster, the emulator and PostgreSQL may each take their time to stop.
 _STOPPING_S = 30.0
 # Failures that the end of a server does not explain.
 _FINDINGS = {"internal", "configuration", "undecodable-video"}
-# How often Dagster is asked for other runs while the video does not move.
-_LOOK_AROUND_S = 5.0
 _FINAL = {"done", "failed", "cancelled", "superseded"}
+_STEPS = {
+    "waiting": "Uploaded; waiting for S3's message to reach the sensor",
+    "received": "Received; waiting for its run",
+    "queued": "Queued; waiting for its run to start",
+    "running": "Analysing",
+    "done": "Done; the run is closing",
+}
 
 
 class DemoFailed(Exception):
-    """The video did not become events; the message says why and where to look."""
+    """The video could not be analysed; the message says why and where to look."""
 
     failure_class = "internal"
 
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """One stretch of a video's way, in seconds."""
+    """One stage of the analysis, in seconds."""
 
     name: str
     seconds: float
@@ -73,7 +75,7 @@ def prepare(stack: LocalStack) -> None:
 
 
 def run_demo(video: Path | None, state: Path, port: int) -> None:
-    """Run one video through the local stack and show what came of it.
+    """Analyse one video with the local stack and show the result.
 
     Raises:
         DemoFailed, LocalStackError, NotSubmitted, ConfigurationError: with the sentence to show.
@@ -84,14 +86,13 @@ def run_demo(video: Path | None, state: Path, port: int) -> None:
     with terminal.progress("Preparing") as report:
         joined = read_environment(state)
         if joined is not None:
-            _tell_model(joined, own_video=video is not None)
+            _warn_of_model(joined, own_video=video is not None)
         elif video is not None:
             _choose_model(report)
         elif model_of(os.environ) == EMBEDDED_MODEL:
             os.environ.setdefault("CAPSTONE_MIN_SCORE", str(DEMO_SCORE))
-        source = video or _clip(state, report)
         with running_stack(state, port, report) as running:
-            outcome = follow(source, running, report, camera="demo" if video is None else None)
+            outcome = follow(video or DEMO_CLIP, running, report, camera="demo" if video is None else None)
             files = _fetch(outcome, state, report)
     _show(outcome, files, is_clip=video is None, running=running, seconds=time.monotonic() - began)
 
@@ -113,7 +114,7 @@ class RunningStack:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the video.
+    """The result of the video.
 
     Attributes:
         reused: its detections existed before: nothing was analysed again.
@@ -133,7 +134,7 @@ def model_of(environment: Mapping[str, str]) -> str:
 
 
 def warn_if_embedded(environment: Mapping[str, str]) -> None:
-    """Say that a running stack's model is not made for somebody's own video, where that is so."""
+    """Warn if a running stack uses the embedded model, which is not made for other videos."""
     if model_of(environment) == EMBEDDED_MODEL:
         terminal.err.print(
             f"[yellow]Warning:[/] {escape(POOR_RESULTS)} For real ones stop the stack and start it with a "
@@ -142,8 +143,8 @@ def warn_if_embedded(environment: Mapping[str, str]) -> None:
         )
 
 
-def _tell_model(environment: Mapping[str, str], *, own_video: bool) -> None:
-    """Warn that a running stack uses its own model, whatever was chosen here."""
+def _warn_of_model(environment: Mapping[str, str], *, own_video: bool) -> None:
+    """Say that a running stack uses its own model, whichever is set here."""
     model, own = model_of(environment), os.environ.get("CAPSTONE_MODEL")
     message = f"The stack that is running analyses with the model {model}"
     if own and own != model:
@@ -154,7 +155,7 @@ def _tell_model(environment: Mapping[str, str], *, own_video: bool) -> None:
 
 
 def _choose_model(report: Report) -> None:
-    """For somebody's own video the embedded detector is the last resort, and that is said."""
+    """Choose a model for a user's own video; the embedded detector, with a warning, is the last resort."""
     if os.environ.get("CAPSTONE_MODEL"):
         return
     report(f"Fetching the model {SMALL_MODEL}")
@@ -171,17 +172,6 @@ def _choose_model(report: Report) -> None:
         os.environ["CAPSTONE_MODEL"] = EMBEDDED_MODEL
     else:
         os.environ["CAPSTONE_MODEL"] = str(found)
-
-
-def _clip(state: Path, report: Report) -> Path:
-    """The demo clip, rendered once for each version of the code that renders it."""
-    version = hashlib.sha256(Path(clips.__file__).read_bytes()).hexdigest()[:8]
-    path = state / "demo" / version / "demo-clip.mp4"
-    if not path.exists():
-        what = "Rendering the demo clip from two photographs"
-        report(what, 0.0)
-        clips.make_demo_clip(path, progress=lambda fraction: report(what, fraction))
-    return path
 
 
 @contextmanager
@@ -225,8 +215,7 @@ def follow(path: Path, running: RunningStack, report: Report, *, camera: str | N
 
 @contextmanager
 def _naming_a_stop(running: RunningStack) -> Iterator[None]:
-    """A stack that another terminal stops loses its servers one by one and is known to be gone last: what
-    fails meanwhile is reported as such."""
+    """Report an error as the stop of the stack if another terminal stops it: its servers end one by one."""
     try:
         yield
     except Exception as error:
@@ -242,90 +231,47 @@ def _wait(submission: Submission, running: RunningStack, report: Report) -> RunR
     """Follow the upload until its run is over.
 
     Raises:
-        DemoFailed: it failed, or nothing moved for long.
+        DemoFailed: it failed; or, on a stack that analyses nothing else, nothing moved for long.
     """
-    from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+    from dagster import DagsterInstance, DagsterRunStatus
 
     database = Database(read_settings().event_store_url())
-    mine = RunsFilter(tags={UPLOAD_TAG: submission.upload_id})
+    seen, since = None, time.monotonic()
     with DagsterInstance.get() as instance:
-
-        def others_run() -> bool:
-            active = RunsFilter(statuses=[DagsterRunStatus.STARTING, DagsterRunStatus.STARTED])
-            runs = instance.get_runs(active, limit=10)
-            return any(run.tags.get(UPLOAD_TAG) != submission.upload_id for run in runs)
-
-        patience = Patience(others_run)
         while True:
             running.check()
-            row = next((r for r in database.transact(current_status, submission.video_id)), None)
-            known = row is not None and row["upload_id"] == submission.upload_id
-            sight = (row["state"], row["progress"]) if row is not None and known else ("waiting", 0.0)
-            # Containers that do not say how long they are keep the share at 0, yet their row is touched.
-            still_s = patience.still_s((*sight, row["updated_at"] if row is not None and known else None))
-            _tell(sight, report)
-            if sight[0] in _FINAL:
-                record = next(iter(instance.get_run_records(mine, limit=1)), None)
+            row = database.transact(status_of_upload, submission.upload_id)
+            state = row["state"] if row else "waiting"
+            if row != seen:
+                seen, since = row, time.monotonic()
+            report(
+                _STEPS.get(state, state),
+                row["progress"] if row and state == "running" and row["progress"] else None,
+            )
+            if row and state in _FINAL and row["run_id"]:
+                record = instance.get_run_record_by_id(row["run_id"])
                 if record is not None and record.dagster_run.is_finished:
                     break
-            if still_s > _STALL_S:
+            if not running.stays and time.monotonic() - since > _STALL_S:
                 raise DemoFailed(
-                    f"Nothing has moved for {_STALL_S:.0f} s: the video is {sight[0]}. See the logs in "
+                    f"Nothing has moved for {_STALL_S:.0f} s: the video is {state}. See the logs in "
                     f"{running.logs}; `make dev` shows the same in Dagster's UI."
                 )
             time.sleep(_POLL_S)
-        if record.dagster_run.status != DagsterRunStatus.SUCCESS:
-            assert row is not None
-            raise DemoFailed(
-                f"The analysis failed ({row['failure_class'] or row['state']}): {row['message'] or ''} "
-                f"Run {record.dagster_run.run_id}; logs are in {running.logs}, and `make dev` shows the run."
-            )
-        return record
-
-
-class Patience:
-    """Counts the seconds in which nothing moves: neither what is watched, nor a run that it may wait for.
-
-    Args:
-        others_run: whether another run is in progress; asked now and then while nothing moves.
-        clock: seconds from any beginning.
-    """
-
-    def __init__(self, others_run: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
-        self._others_run = others_run
-        self._clock = clock
-        self._seen: object = None
-        self._since = self._asked = clock()
-
-    def still_s(self, sight: object) -> float:
-        """The seconds since `sight`, which can be anything comparable, or the other runs last moved."""
-        now = self._clock()
-        if sight != self._seen:
-            self._seen, self._since = sight, now
-        elif now - max(self._since, self._asked) >= _LOOK_AROUND_S:
-            self._asked = now
-            if self._others_run():
-                self._since = now
-        return now - self._since
-
-
-def _tell(sight: tuple[str, float], report: Report) -> None:
-    sentences = {
-        "waiting": "Uploaded; waiting for S3's message to reach the sensor",
-        "received": "Received; waiting for its run",
-        "queued": "Queued; waiting for its run to start",
-        "running": "Analysing",
-        "done": "Done; the run is closing",
-    }
-    state, share = sight
-    report(sentences.get(state, state), share if state == "running" and share > 0 else None)
+    if record.dagster_run.status != DagsterRunStatus.SUCCESS:
+        raise DemoFailed(
+            f"The analysis failed ({row['failure_class'] or state}): {row['message'] or ''} "
+            f"Run {row['run_id']}; logs are in {running.logs}, and `make dev` shows the run."
+        )
+    return record
 
 
 def _outcome(record: RunRecord, submission: Submission, sent_at: float) -> Outcome:
     from dagster import DagsterInstance
 
     database = Database(read_settings().event_store_url())
-    status = database.transact(current_status, submission.video_id)[0]
+    status = database.transact(status_of_upload, submission.upload_id)
+    assert status is not None
     current = next(row for row in database.transact(analyses_of, submission.video_id) if row["is_current"])
     with DagsterInstance.get() as instance:
         times = _times(instance, record, submission.video_id)
@@ -334,16 +280,16 @@ def _outcome(record: RunRecord, submission: Submission, sent_at: float) -> Outco
         ("message → run started", record.start_time),
         ("run started → first frame analysed", times.get("first_frame_at")),
         ("first frame → last frame", times.get("last_frame_at")),
-        ("last frame → events persisted", _seconds(status["updated_at"])),
+        ("last frame → events persisted", status["updated_at"].timestamp()),
     ]
     if times.get("reused"):
         stations[2:] = [
-            ("run started → found analysed already, events current", _seconds(status["updated_at"]))
+            ("run started → found analysed already, events current", status["updated_at"].timestamp())
         ]
     legs, last = [], sent_at
     for name, at in stations:
         if at is not None:
-            # S3 tells time in whole milliseconds: a leg of none may come out as less.
+            # S3's times are whole milliseconds, so a very short leg may come out negative.
             legs.append(Leg(name, max(at - last, 0.0)))
             last = max(at, last)
     return Outcome(
@@ -431,20 +377,14 @@ def _show(outcome: Outcome, files: Path, *, is_clip: bool, running: RunningStack
 
 
 def _compare_with_truth(events: Sequence[Mapping[str, Any]]) -> None:
-    """Say how the events stand against the presences that the clip was made with."""
-    people = [presence for presence in clips.truth() if presence.label == "person"]
-    found = [event for event in events if event["label"] == "person"]
+    """Compare the events with the times at which people are in the clip."""
+    found = [(event["start_ms"], event["end_ms"]) for event in events if event["label"] == "person"]
 
-    def overlap(event: Mapping[str, Any], presence: clips.Presence) -> int:
-        return int(min(event["end_ms"], presence.end_ms) - max(event["start_ms"], presence.start_ms))
+    def overlapping(ones: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> int:
+        return sum(any(min(a[1], b[1]) > max(a[0], b[0]) for b in others) for a in ones)
 
-    seen = sum(any(overlap(event, presence) > 0 for event in found) for presence in people)
-    true = sum(any(overlap(event, presence) > 0 for presence in people) for event in found)
     terminal.out.print(
-        f"The clip's truth: {len(people)} presences of people, {seen} of them while an event was on; "
-        f"{true} of {len(found)} person events fall into a presence."
+        f"The clip's truth: {len(PEOPLE_MS)} presences of people, {overlapping(PEOPLE_MS, found)} of them "
+        f"while an event was on; {overlapping(found, PEOPLE_MS)} of {len(found)} person events fall into a "
+        "presence."
     )
-
-
-def _seconds(time: datetime) -> float:
-    return time.timestamp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +17,7 @@ import pytest
 from capstone_dagster.analysis import Detections
 from capstone_dagster.analysis.detection.device import GpuState
 from capstone_dagster.analysis.footage.video import Image
-from capstone_dagster.local.clip import make_demo_clip
+from capstone_dagster.local.clip import DEMO_CLIP
 
 # BGR, far apart and far from the background, so that compression cannot confuse them.
 COLOURS = {"person": (40, 40, 230), "face": (230, 60, 40)}
@@ -128,5 +129,5 @@ def make_clip(tmp_path: Path) -> MakeClip:
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo clip: 17.6 s of real people, H.264, 1280×720. The embedded model finds them."""
-    return make_demo_clip(tmp_path_factory.mktemp("clip") / "clip.mp4").path
+    """A copy of the demo clip: 17.6 s of real people, H.264, 1280×720. The embedded model finds them."""
+    return Path(shutil.copy(DEMO_CLIP, tmp_path_factory.mktemp("clip") / "clip.mp4"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from capstone_dagster.local.clip import make_demo_clip
+from capstone_dagster.local.clip import DEMO_CLIP
 from capstone_dagster.local.stack import local_stack
 from tests.image.builder import BASE, SERVICES, WORKER, Builder, ImageTestError, PipSettings, pip_settings
 from tests.image.checks import Inside, nothing_of_the_builder
@@ -75,8 +76,7 @@ def test(builder: Builder, *, base: str, model: str) -> Figures:
         os.chmod(state, 0o755)  # PostgreSQL runs as a user of its own
         with local_stack(Path(state), with_dagster=False) as stack:
             for image in (services, worker):
-                clip = make_demo_clip(image.root / "home/capstone/clip.mp4").path
-                clip.chmod(0o644)
+                shutil.copy(DEMO_CLIP, image.root / "home/capstone/clip.mp4")
             inside = Inside(services, stack)
             with step("Databases made ready"):
                 inside.prepare()
