@@ -1,8 +1,8 @@
-"""What the command line shows: consoles, progress, rows as JSON or CSV, and times as people read them.
+"""Output of the command line: consoles, progress, rows as tables, JSON or CSV.
 
 Data goes to stdout, the rest to stderr, so that output can be piped.
 
-Importing this loads nothing of rich, so that help and typing errors come at once; tables are in
+Importing this does not import rich, so that help and typing errors are fast; tables are in
 `commands/tables.py`.
 """
 
@@ -38,6 +38,20 @@ def __getattr__(name: str) -> Console:
     # sentences of our own.
     console = globals()[name] = Console(stderr=name == "err", highlight=False, emoji=False)
     return console
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line of the result as it is: nothing in it is markup, and nothing is wrapped."""
+    from capstone_dagster.terminal import out  # by attribute: it may not be made yet
+
+    out.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def note(text: str, style: str | None = None) -> None:
+    """Print a line beside the result, on stderr, as it is."""
+    from capstone_dagster.terminal import err
+
+    err.print(text, style=style, markup=False, soft_wrap=True)
 
 
 class Report(Protocol):
@@ -83,10 +97,10 @@ def progress(what: str) -> Iterator[Report]:
 
 
 def format_of(*, as_json: bool, as_csv: bool) -> Format:
-    """How a command prints its rows.
+    """The format in which a command prints its rows.
 
     Raises:
-        BadParameter: both were asked for.
+        BadParameter: both options are given.
     """
     if as_json and as_csv:
         import typer

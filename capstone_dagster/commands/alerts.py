@@ -13,7 +13,8 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.clients import aws_client
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, join_local_stack, read_settings
+from capstone_dagster.commands.joining import join_local_stack, read_settings
+from capstone_dagster.commands.options import DEFAULT_STATE, StateOption
 from capstone_dagster.wall_clock import wall_clock
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def alerts(
     sqs = aws_client("sqs")
     url = _inbox_url(sqs)
     if url is None:
-        _tell_how_to_subscribe(topic)
+        _show_how_to_subscribe(topic)
         raise typer.Exit(1)
     notices = look_into(sqs, url)
     if as_json and not follow:
@@ -70,13 +71,13 @@ def _inbox_url(sqs: SQSClient) -> str | None:
     return None
 
 
-def _tell_how_to_subscribe(topic: str) -> None:
+def _show_how_to_subscribe(topic: str) -> None:
     text = (
         f"Notices go to {topic}, and SNS keeps none to be shown. Receive them by mail:\n\n"
         f"aws sns subscribe --topic-arn {topic} --protocol email --notification-endpoint you@example.com\n\n"
         "Their attributes kind, class, severity and environment can be filtered by (a filter policy)."
     )
-    terminal.err.print(text, markup=False, soft_wrap=True)
+    terminal.note(text)
 
 
 def _follow(look: Callable[[], list[Received]], known: set[str], *, as_json: bool) -> None:

@@ -19,16 +19,15 @@ from capstone_dagster.commands.finding import (
     find_video,
     published_before,
 )
-from capstone_dagster.commands.joining import (
+from capstone_dagster.commands.joining import dagster_instance, object_store, open_database, read_settings
+from capstone_dagster.commands.options import (
     DEFAULT_STATE,
+    ByOption,
     CsvOption,
     JsonOption,
     JsonRowsOption,
     StateOption,
-    dagster_instance,
-    object_store,
-    open_database,
-    read_settings,
+    VideoArgument,
 )
 from capstone_dagster.commands.writing import appearing, check_file
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from capstone_dagster.storage.analyses import Rollback
     from capstone_dagster.storage.objects import ObjectStore
 
-VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")]
 
 _COLUMNS = (
     "analysis_id", "is_current", "model", "model_sha256", "settings", "events", "tracks", "detections",
@@ -127,13 +125,12 @@ def compare(
         page = comparison_page(video_id, first, second, comparison, _pictures(object_store()))
         with appearing(html) as partial:
             partial.write_text(page, encoding="utf-8")
-        terminal.err.print(f"Wrote {html}", markup=False, soft_wrap=True)
+        terminal.note(f"Wrote {html}")
     if as_json:
         terminal.print_json(_as_json(video_id, first, second, comparison))
         return
-    message = f"{video_id}: {_named(first)} → {_named(second)}"
-    terminal.out.print(message, markup=False, soft_wrap=True)
-    terminal.out.print(comparison.sentence, markup=False, soft_wrap=True)
+    terminal.say(f"{video_id}: {_named(first)} → {_named(second)}")
+    terminal.say(comparison.sentence)
     if not comparison.identical:
         terminal.print_table(tables.comparison_table(comparison))
 
@@ -148,7 +145,7 @@ def rollback(
             help="An analysis's id or its beginning; by default the one published before the current one.",
         ),
     ] = None,
-    by: Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")] = None,
+    by: ByOption = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Make an earlier analysis of a video current again, at once.
@@ -186,7 +183,7 @@ def rollback(
             message += f" Before it was {_named(current)}, with {current['events']} events."
     else:
         message = f"{video_id}: {_named(target)} is current already, with {done.events} events."
-    terminal.out.print(message, markup=False, soft_wrap=True)
+    terminal.say(message)
     if done.changed:
         _show_in_dagster(target, done, by or getpass.getuser(), state)
 
@@ -200,8 +197,7 @@ def _show_in_dagster(target: Mapping[str, Any], done: Rollback, by: str, state: 
         with dagster_instance(state) as instance:
             report_rollback(instance, Services(read_settings()), target, done, by=by)
     except Exception as error:  # consumers see the earlier analysis already: what only shows it may fail
-        message = f"Dagster's pages do not show it: {sentence(error)}"
-        terminal.err.print(message, markup=False, soft_wrap=True)
+        terminal.note(f"Dagster's pages do not show it: {sentence(error)}")
 
 
 def _named(analysis: Mapping[str, Any]) -> str:

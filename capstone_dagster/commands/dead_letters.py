@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import (
-    DEFAULT_STATE,
-    CsvOption,
-    JsonRowsOption,
-    StateOption,
-    join_local_stack,
-    read_settings,
-)
+from capstone_dagster.commands.joining import join_local_stack, read_settings
+from capstone_dagster.commands.options import DEFAULT_STATE, CsvOption, JsonRowsOption, StateOption
 from capstone_dagster.commands.sections import Sections
 
 if TYPE_CHECKING:
@@ -65,7 +59,7 @@ def dlq_show(
     with _dead_letters(state) as (_, letters):
         letter = _one_letter(letters, message)
         reason = letter.reason or "delivered too often"
-        terminal.err.print(f"{letter.message_id}: {reason}", markup=False, soft_wrap=True)
+        terminal.note(f"{letter.message_id}: {reason}")
         print(letter.body)
 
 

@@ -10,13 +10,14 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import (
+from capstone_dagster.commands.joining import dagster_instance, join_local_stack, read_settings
+from capstone_dagster.commands.options import (
     DEFAULT_STATE,
+    ByOption,
+    DryRunOption,
     JsonOption,
     StateOption,
-    dagster_instance,
-    join_local_stack,
-    read_settings,
+    VideoArgument,
 )
 
 if TYPE_CHECKING:
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
 
 
 def delete(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
+    video: VideoArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
-    by: Annotated[
-        str | None,
-        typer.Option("--by", help="Who requests it, for the audit line.", show_default="this user"),
-    ] = None,
+    dry_run: DryRunOption = False,
+    by: ByOption = None,
     as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
@@ -57,7 +55,7 @@ def delete(
             plan = eraser.plan(video_id)
             counts = eraser.count(plan)
         if dry_run:
-            _tell(video_id, plan, counts, as_json=as_json, done=False)
+            _show(video_id, plan, counts, as_json=as_json, done=False)
             return
         if not yes:
             terminal.err.print(tables.counts_table(counts, "what", "there is"))
@@ -66,10 +64,9 @@ def delete(
             removed = eraser.erase(plan, by=by or getpass.getuser(), report=report)
         # In the order of the plan; what an earlier attempt removed follows.
         removed = {name: removed[name] for name in (*counts, *removed) if name in removed}
-        _tell(video_id, plan, removed, as_json=as_json, done=True)
+        _show(video_id, plan, removed, as_json=as_json, done=True)
         if not as_json and (sensors := eraser.what_remembers(plan.names)):
-            message = f"The cursors of {', '.join(sensors)} still name it, until their next change."
-            terminal.err.print(message, markup=False, soft_wrap=True)
+            terminal.note(f"The cursors of {', '.join(sensors)} still name it, until their next change.")
 
 
 def _known(services: Services, video: str) -> str:
@@ -85,12 +82,11 @@ def _known(services: Services, video: str) -> str:
             raise
         message = "was being deleted" if last.finished_at is None else "was deleted already"
         when = wall_clock(last.finished_at or last.begun_at)
-        message = f"{video} {message} ({when}, by {last.requested_by}); looking for remaining data."
-        terminal.err.print(message, markup=False, soft_wrap=True)
+        terminal.note(f"{video} {message} ({when}, by {last.requested_by}); looking for remaining data.")
         return video
 
 
-def _tell(video_id: str, plan: Plan, counts: Mapping[str, int], *, as_json: bool, done: bool) -> None:
+def _show(video_id: str, plan: Plan, counts: Mapping[str, int], *, as_json: bool, done: bool) -> None:
     from capstone_dagster.commands import tables
 
     if as_json:
@@ -100,17 +96,16 @@ def _tell(video_id: str, plan: Plan, counts: Mapping[str, int], *, as_json: bool
         return
     terminal.print_table(tables.counts_table(counts, "what", "deleted" if done else "would be deleted"))
     for kept in sorted(plan.kept):
-        message = f"Detections {kept} stay: another video with the same bytes uses them."
-        terminal.out.print(message, markup=False, soft_wrap=True)
+        terminal.say(f"Detections {kept} stay: another video with the same bytes uses them.")
     if not done:
         for run_id in plan.cancel:
-            terminal.out.print(f"Run {run_id} would be cancelled first.", markup=False, soft_wrap=True)
+            terminal.say(f"Run {run_id} would be cancelled first.")
         if plan.obstacle:
-            terminal.out.print(f"It cannot be done now: {plan.obstacle}", markup=False, soft_wrap=True)
+            terminal.say(f"It cannot be done now: {plan.obstacle}")
         return
-    terminal.out.print(f"{video_id} is deleted. What cannot be deleted:", markup=False, soft_wrap=True)
+    terminal.say(f"{video_id} is deleted. What cannot be deleted:")
     for left in _LEFT:
-        terminal.out.print(f"- {left}", markup=False, soft_wrap=True)
+        terminal.say(f"- {left}")
 
 
 # docs/privacy.md says the same with reasons.

@@ -1,4 +1,4 @@
-"""What `capstone doctor` looks at: everything an analysis needs, one by one, each with reason and remedy."""
+"""The checks of `capstone doctor`: everything that an analysis needs, each with reason and remedy."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything in turn; each finding comes as soon as it is known."""
+    """Make all checks in turn; each finding is yielded as soon as it is known."""
     for name, nearest in unknown_variables(os.environ).items():
         remedy = f"Is {nearest} meant?" if nearest else "docs/reference.md lists the settings."
         yield Finding("settings", "warn", f"{name} is none of the settings and changes nothing", remedy)
     try:
         settings = read_settings()
     except ConfigurationError as error:
-        yield Finding("settings", "fail", str(error), "Correct the variable; nothing else can be looked at.")
+        yield Finding("settings", "fail", str(error), "Correct the variable; nothing else can be checked.")
         return
     yield Finding("settings", "pass", f"environment {settings.environment}, compute {settings.compute}")
     services = Services(settings)
@@ -220,9 +220,7 @@ def _queue(services: Services) -> str:
 def _topic(settings: Settings) -> str:
     arn = settings.alert_topic_arn
     if arn is None:
-        raise Wrong(
-            "CAPSTONE_ALERT_TOPIC_ARN is not set: nobody is alerted.", "Set it to an SNS topic's ARN."
-        )
+        raise Wrong("CAPSTONE_ALERT_TOPIC_ARN is not set: no alert is sent.", "Set it to an SNS topic's ARN.")
     client = aws_client("sns")
     region = arn.split(":")[3] if arn.count(":") == 5 else ""
     if region and region != client.meta.region_name:

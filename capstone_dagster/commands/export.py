@@ -9,20 +9,19 @@ from typing import Annotated, Literal
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.event_options import (
+from capstone_dagster.commands.finding import current_of, find_analyses, find_analysis, find_video
+from capstone_dagster.commands.joining import object_store, open_database
+from capstone_dagster.commands.options import (
+    DEFAULT_STATE,
+    AnalysisOption,
     CameraOption,
     LabelOption,
     SinceOption,
+    StateOption,
     UntilOption,
+    VideoArgument,
     VideosArgument,
     event_filter,
-)
-from capstone_dagster.commands.finding import current_of, find_analyses, find_analysis, find_video
-from capstone_dagster.commands.joining import (
-    DEFAULT_STATE,
-    StateOption,
-    object_store,
-    open_database,
 )
 from capstone_dagster.commands.sections import Sections
 from capstone_dagster.commands.writing import appearing
@@ -66,18 +65,15 @@ def events(
     which = event_filter(named, camera=camera, since=since, until=until, labels=label)
     with appearing(out) as partial, database.transaction() as connection:
         rows = WRITERS[form](partial, *stream_events(connection, which))
-    terminal.err.print(f"Wrote {rows} events to {out}", markup=False, soft_wrap=True)
+    terminal.note(f"Wrote {rows} events to {out}")
 
 
 @app.command()
 def detections(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
+    video: VideoArgument,
     out: OutOption,
     form: Annotated[Literal["coco", "mot"], typer.Option("--format", help="What to write.")] = "coco",
-    analysis: Annotated[
-        str | None,
-        typer.Option("--analysis", help="An analysis's id or its beginning; by default the current one."),
-    ] = None,
+    analysis: AnalysisOption = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,4 +116,4 @@ def detections(
                 written = write_coco(
                     table, frames, target, width=size.width, height=size.height, video=video_id, labels=labels
                 )
-    terminal.err.print(f"Wrote {written} detections to {out}", markup=False, soft_wrap=True)
+    terminal.note(f"Wrote {written} detections to {out}")

@@ -1,4 +1,4 @@
-"""What a person means by a video and by an analysis: an id, the back end's id, or the beginning of one."""
+"""Finds the video or analysis that an argument names by its id, the back end's id, or a beginning of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Row = Mapping[str, Any]
 
 
 def find_video(database: Database, video: str) -> str:
-    """The id of the video that is called so; its external id will do.
+    """The id of the video with this id or external id.
 
     Raises:
-        BadParameter: none is, or several are.
+        BadParameter: there is none, or several.
     """
     from capstone_dagster.storage.video_status import current_status
 
@@ -44,16 +44,16 @@ def find_analyses(database: Database, video_id: str) -> list[dict[str, Any]]:
     found = database.transact(analyses_of, video_id)
     if not found:
         raise typer.BadParameter(
-            f"{video_id} has no analysis yet; `capstone status {video_id}` tells how far it is"
+            f"{video_id} has no analysis yet; `capstone status {video_id}` shows its progress"
         )
     return found
 
 
 def find_analysis(analyses: Sequence[Row], beginning: str) -> Row:
-    """The one whose id is, or begins, so.
+    """The analysis with this id, or whose id begins with it.
 
     Raises:
-        BadParameter: none does, or several do.
+        BadParameter: there is none, or several.
     """
     found = [row for row in analyses if row["analysis_id"].startswith(beginning)]
     exact = [row for row in found if row["analysis_id"] == beginning]

@@ -1,4 +1,4 @@
-"""Where an upload is followed to its end: its page in Dagster's UI, and `capstone submit --wait`."""
+"""Follows an upload to its end: the address of its page in Dagster's UI, and `capstone submit --wait`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def follow(database: Database, submissions: Sequence[Submission], *, as_json: bo
     elif not failures:
         terminal.err.print("The analysis found no events.")
     for sentence in failures:
-        terminal.err.print(sentence, style="red", markup=False, soft_wrap=True)
+        terminal.note(sentence, style="red")
     if failures:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""`capstone intake`: whether uploads are taken from the queue, and an operator's word on it."""
+"""`capstone intake`: shows whether uploads are taken from the queue, pauses and resumes it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import (
-    DEFAULT_STATE,
-    JsonOption,
-    StateOption,
-    dagster_instance,
-    join_local_stack,
-)
+from capstone_dagster.commands.joining import dagster_instance, join_local_stack
+from capstone_dagster.commands.options import DEFAULT_STATE, ByOption, JsonOption, StateOption
 from capstone_dagster.commands.sections import Sections
 
 if TYPE_CHECKING:
@@ -34,10 +29,9 @@ app = typer.Typer(
     cls=Sections,
     no_args_is_help=True,
     help="Whether uploads are taken from the queue. Intake pauses itself while runs fail for one systemic "
-    "reason, and resumes by itself; an operator's word goes before that.",
+    "reason, and resumes automatically; an operator's order takes precedence.",
 )
 Why = Annotated[str, typer.Option("--why", help="The reason, for later readers.")]
-By = Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")]
 
 
 @app.command("status")
@@ -45,7 +39,7 @@ def intake_status(
     as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Say whether intake runs or is paused, why, since when, and when the next probe is due.
+    """Show whether intake runs or is paused, why, since when, and when the next probe is due.
 
     Example: `capstone intake status --json`
     """
@@ -59,12 +53,14 @@ def intake_status(
         return
     print(describe(breaker))
     if order is not None and order.at > breaker.order_at:
-        _tell_unfollowed(order)
+        _note_unfollowed(order)
 
 
 @app.command("pause")
-def intake_pause(why: Why = "no reason given", by: By = None, state: StateOption = DEFAULT_STATE) -> None:
-    """Leave new uploads in the queue until `capstone intake resume`; what runs goes on.
+def intake_pause(
+    why: Why = "no reason given", by: ByOption = None, state: StateOption = DEFAULT_STATE
+) -> None:
+    """Leave new uploads in the queue until `capstone intake resume`. Runs continue.
 
     Example: `capstone intake pause --why "new image"`
     """
@@ -72,8 +68,10 @@ def intake_pause(why: Why = "no reason given", by: By = None, state: StateOption
 
 
 @app.command("resume")
-def intake_resume(why: Why = "no reason given", by: By = None, state: StateOption = DEFAULT_STATE) -> None:
-    """Resume intake, after an automatic or a manual pause. Failures are counted afresh.
+def intake_resume(
+    why: Why = "no reason given", by: ByOption = None, state: StateOption = DEFAULT_STATE
+) -> None:
+    """Resume intake after an automatic or a manual pause. Failures are counted from zero.
 
     Example: `capstone intake resume --why mended`
     """
@@ -89,13 +87,13 @@ def _order(wanted: Literal["pause", "resume"], why: str, by: str | None, state: 
         with terminal.progress("Waiting for intake's next tick"):
             breaker = _followed(instance, order)
     if breaker is None:
-        _tell_unfollowed(order)
+        _note_unfollowed(order)
     else:
         print(describe(breaker))
 
 
 def _followed(instance: dg.DagsterInstance, order: Order) -> BreakerState | None:
-    """The breaker after it followed the order; None if no tick did in time."""
+    """The breaker after a tick followed the order; None if none did in time."""
     from capstone_dagster.failures.breaker_state import BREAKER
 
     give_up = time.monotonic() + _FOLLOWED_WITHIN_S
@@ -107,10 +105,8 @@ def _followed(instance: dg.DagsterInstance, order: Order) -> BreakerState | None
     return None
 
 
-def _tell_unfollowed(order: Order) -> None:
-    terminal.err.print(
-        f"The order of {order.by} to {order.wanted} ({order.why}) is kept, and no tick has followed it yet: "
-        "does the daemon run, and is the sensor upload_sensor on?",
-        markup=False,
-        soft_wrap=True,
+def _note_unfollowed(order: Order) -> None:
+    terminal.note(
+        f"The order of {order.by} to {order.wanted} ({order.why}) is stored; no tick has followed it yet: "
+        "does the daemon run, and is the sensor upload_sensor on?"
     )

@@ -9,9 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -20,16 +18,6 @@ if TYPE_CHECKING:
     from capstone_dagster.storage.database import Database
     from capstone_dagster.storage.objects import ObjectStore
 
-DEFAULT_STATE = Path(__file__).resolve().parent.parent.parent / ".capstone"
-StateOption = Annotated[
-    Path,
-    typer.Option(
-        "--state", help="Where the local stack keeps everything it remembers.", show_default=".capstone"
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-JsonRowsOption = Annotated[bool, typer.Option("--json", help="Print a JSON list of objects.")]
-CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")]
 START_STACK = "Locally: start the stack with `make dev`, and try again from a second terminal."
 _SUFFICIENT = ("CAPSTONE_DATABASE_URL", "POSTGRES_HOST", "CAPSTONE_QUEUE_URL")
 

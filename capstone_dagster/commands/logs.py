@@ -1,4 +1,4 @@
-"""`capstone logs`: one video's story, from its upload to its last line."""
+"""`capstone logs`: one video's log lines, from its upload to its last run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, open_database, read_settings
+from capstone_dagster.commands.joining import open_database, read_settings
+from capstone_dagster.commands.options import DEFAULT_STATE, StateOption, VideoArgument
 from capstone_dagster.wall_clock import wall_clock
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ _EARLIER_MS = 3_600_000
 
 
 def logs(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
-    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines, this many.")] = None,
-    level: Annotated[Level, typer.Option(help="Leave out what is below.", case_sensitive=False)] = "INFO",
+    video: VideoArgument,
+    tail: Annotated[int | None, typer.Option(min=1, help="Only this many last lines.")] = None,
+    level: Annotated[Level, typer.Option(help="The lowest level to show.", case_sensitive=False)] = "INFO",
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")
     ] = False,
@@ -43,7 +44,7 @@ def logs(
     ] = False,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Show one video's story in the logs: intake, its runs, their jobs.
+    """Show one video's log lines: from intake, its runs and their jobs.
 
     The lines come from CloudWatch. Where it cannot be read, or has none, Dagster's own records fill in.
 
@@ -87,12 +88,12 @@ def logs(
         sentence = (
             f"There is no line about {video}{some}; `capstone status {video}` shows whether it is known."
         )
-        terminal.err.print(sentence, markup=False, soft_wrap=True)
+        terminal.note(sentence)
         raise typer.Exit(1)
 
 
 def _subject(video: str, state: Path) -> tuple[Subject, int | None]:
-    """What lines may call the video, and since when there can be any; None if that is not known."""
+    """The names that lines may use for the video, and the time of its first line; None if unknown."""
     from capstone_dagster.logs.video_log import Subject, subject_of
     from capstone_dagster.settings import NotConfigured
     from capstone_dagster.storage.errors import StorageError
@@ -194,4 +195,4 @@ def _in_text(line: LogLine, *, with_traceback: bool) -> Text:
 
 
 def _warn(sentence: str) -> None:
-    terminal.err.print(sentence, style="yellow", markup=False, soft_wrap=True)
+    terminal.note(sentence, style="yellow")

@@ -1,4 +1,4 @@
-"""Points in time as people type them after `--since`: `2026-01-31`, `14:30`, `2h`, `yesterday`."""
+"""Points in time as users type them after `--since`: `2026-01-31`, `14:30`, `2h`, `yesterday`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ HOW_TO_TYPE = "2026-01-31, 14:30, 2h (ago), today, yesterday; in CAPSTONE_TIMEZO
 
 
 def moment_of(text: str, now: datetime) -> datetime:
-    """The moment that a person means; a day means its first moment, a time means today's.
+    """The moment that a text means; a day means its first moment, a time means today's.
 
     Args:
-        now: the present moment in the person's time zone.
+        now: the present moment in the user's time zone.
 
     Raises:
-        ValueError: it is no point in time.
+        ValueError: the text is no point in time.
     """
     word, _, clock = text.strip().partition(" ")
     if word in _DAYS:
@@ -35,7 +35,7 @@ def moment_of(text: str, now: datetime) -> datetime:
 
 
 def checked(text: str | None) -> str | None:
-    """Refuse what is no point in time while the options are read, before settings or a database are needed.
+    """Refuse a text that is no point in time, before settings or a database are needed.
 
     Raises:
         BadParameter: it is none.

@@ -1,4 +1,4 @@
-"""`capstone cancel`, `prioritize` and `retry`: an operator's hand on a video's runs."""
+"""`capstone cancel`, `prioritize` and `retry`: operators' control of a video's runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import (
+from capstone_dagster.commands.joining import dagster_instance, open_database
+from capstone_dagster.commands.moments import HOW_TO_TYPE, checked, read_moment
+from capstone_dagster.commands.options import (
     DEFAULT_STATE,
+    ByOption,
+    DryRunOption,
     JsonRowsOption,
     StateOption,
-    dagster_instance,
-    open_database,
+    VideoArgument,
 )
-from capstone_dagster.commands.moments import HOW_TO_TYPE, checked, read_moment
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -24,21 +26,19 @@ if TYPE_CHECKING:
     from capstone_dagster.runs.by_hand import Restart
     from capstone_dagster.storage.database import Database
 
-VideoArgument = Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")]
-By = Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")]
-# What a back end may ask for at most, too; only the probe of a paused intake goes before it.
+# Also the highest that a back end may request; only the probe of a paused intake has a higher one.
 _FIRST = 1000
 
 
 def cancel(
     video: VideoArgument,
     force: Annotated[
-        bool, typer.Option("--force", help="Count a run as cancelled whose worker does not answer.")
+        bool, typer.Option("--force", help="Count a run as cancelled even if its worker does not answer.")
     ] = False,
-    by: By = None,
+    by: ByOption = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """End a video's analysis, whether it is queued, waits for a machine or runs; nothing starts it again.
+    """End a video's analysis, whether it is queued, waits for a machine or runs. It is not retried.
 
     Its status becomes `cancelled`. To analyse it after all, materialize its partition in Dagster's pages, or
     upload it again.
@@ -61,7 +61,7 @@ def prioritize(
     ] = _FIRST,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Let a video that waits in the queue go before the others, or after them.
+    """Move a video that waits in the queue before the others, or after them.
 
     Example: `capstone prioritize 84`
     """
@@ -89,12 +89,12 @@ def retry(
         str | None,
         typer.Option(metavar="TIME", callback=checked, help=f"Only those that failed since: {HOW_TO_TYPE}."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be started, no more.")] = False,
+    dry_run: DryRunOption = False,
     as_json: JsonRowsOption = False,
-    by: By = None,
+    by: ByOption = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Start failed videos again, each from the step that failed: what is finished is not done again.
+    """Start failed videos again, each from the step that failed; finished steps are kept.
 
     Name the videos, or choose by class and time. Exits 1 if a video could not be started again; the others
     are started.
@@ -154,7 +154,7 @@ def _show(accounts: list[dict[str, Any]], *, as_json: bool, dry_run: bool) -> No
         return
     for each in accounts:
         if each["refusal"]:
-            terminal.err.print(each["refusal"], markup=False, soft_wrap=True)
+            terminal.note(each["refusal"])
         else:
             run = f", run {each['run_id']}" if each["run_id"] else ""
             print(f"{each['video_id']}: from {each['from_step']}{run}")

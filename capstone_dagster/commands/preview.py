@@ -9,19 +9,17 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_analyses, find_analysis, find_video
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption, open_database, read_settings
+from capstone_dagster.commands.joining import open_database, read_settings
+from capstone_dagster.commands.options import DEFAULT_STATE, AnalysisOption, StateOption, VideoArgument
 from capstone_dagster.commands.writing import check_file
 
 
 def preview(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video's id or external id.")],
+    video: VideoArgument,
     out: Annotated[
         Path | None, typer.Option("--out", help="Also copy it to this file.", metavar="FILE.mp4")
     ] = None,
-    analysis: Annotated[
-        str | None,
-        typer.Option("--analysis", help="An analysis's id or its beginning; by default the current one."),
-    ] = None,
+    analysis: AnalysisOption = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Render a video with boxes, track numbers and times, as H.264 that plays in any browser.
@@ -51,8 +49,8 @@ def preview(
             progress=lambda fraction: report("Rendering the preview", fraction),
         )
     outcome = "Rendered" if stored.made else "Was there already:"
-    terminal.out.print(f"{outcome} {services.objects.url(stored.key)}", markup=False, soft_wrap=True)
+    terminal.say(f"{outcome} {services.objects.url(stored.key)}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         services.objects.get_file(stored.key, out)
-        terminal.err.print(f"Wrote {out}", markup=False, soft_wrap=True)
+        terminal.note(f"Wrote {out}")

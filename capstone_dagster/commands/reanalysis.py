@@ -12,15 +12,9 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import (
-    DEFAULT_STATE,
-    JsonOption,
-    StateOption,
-    dagster_instance,
-    open_database,
-    read_settings,
-)
+from capstone_dagster.commands.joining import dagster_instance, open_database, read_settings
 from capstone_dagster.commands.moments import HOW_TO_TYPE, checked, read_moment
+from capstone_dagster.commands.options import DEFAULT_STATE, ByOption, DryRunOption, JsonOption, StateOption
 
 if TYPE_CHECKING:
     from capstone_dagster.commands.estimating import Estimate
@@ -52,12 +46,9 @@ def reanalyze(
         typer.Option("--events-only", help="Derive events again from stored detections, without a GPU."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Repeat finished detections.")] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Only show what would be done, and how long it would take."),
-    ] = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
-    by: Annotated[str | None, typer.Option("--by", help="Who orders it.", show_default="this user")] = None,
+    by: ByOption = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Analyse videos again with the configured model, settings and rules, as a backfill in Dagster's UI does.
@@ -104,13 +95,12 @@ def reanalyze(
             f"no video of camera {camera!r} is known; `capstone status` lists those that are"
         )
     if not rows:
-        _tell_nothing(_none_found(camera, since, model_not), as_json=as_json)
+        _show_nothing(_none_found(camera, since, model_not), as_json=as_json)
         return
     if model_not not in (None, TODAY) and all(
         _made_by_another(row, str(model_not)) for row in known if row["model_sha256"]
     ):
-        message = f"No current analysis is by a model {model_not!r}: check the spelling."
-        terminal.err.print(message, markup=False, soft_wrap=True)
+        terminal.note(f"No current analysis is by a model {model_not!r}: check the spelling.")
     chosen = {row["video_id"] for row in rows}
     with dagster_instance(state) as instance:
         runs = backfills.in_runs(backfills.known_partitions(instance), chosen)
@@ -122,7 +112,7 @@ def reanalyze(
             from capstone_dagster.commands.estimating import estimate
 
             work = estimate(services, rows, model_sha256=sha256, events_only=events_only, force=force)
-            _tell_plan(found, len(runs), work, as_json=as_json)
+            _show_plan(found, len(runs), work, as_json=as_json)
             return
         backfill_id = backfills.request_backfill(
             instance,
@@ -139,7 +129,7 @@ def reanalyze(
         print(f"Backfill {backfill_id}: {_count(found, len(runs))}. {begins}")
 
 
-def _tell_plan(found: Sequence[str], runs: int, work: Estimate, *, as_json: bool) -> None:
+def _show_plan(found: Sequence[str], runs: int, work: Estimate, *, as_json: bool) -> None:
     if as_json:
         plan = {"backfill_id": None, "videos": found, "runs": runs, "estimate": work.as_fields()}
         terminal.print_json(plan)
@@ -147,11 +137,11 @@ def _tell_plan(found: Sequence[str], runs: int, work: Estimate, *, as_json: bool
         print(f"{_count(found, runs)} would be analysed again.\n{work.described(len(found))}")
 
 
-def _tell_nothing(why: str, *, as_json: bool) -> None:
+def _show_nothing(why: str, *, as_json: bool) -> None:
     # Not an error: a script may call this after every change of the model.
     if as_json:
         terminal.print_json({"backfill_id": None, "videos": [], "runs": 0})
-    terminal.err.print(why, markup=False, soft_wrap=True)
+    terminal.note(why)
 
 
 def _count(videos: Sequence[str], runs: int) -> str:

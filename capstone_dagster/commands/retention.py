@@ -7,18 +7,12 @@ from typing import Annotated
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import (
-    DEFAULT_STATE,
-    JsonOption,
-    StateOption,
-    dagster_instance,
-    join_local_stack,
-    read_settings,
-)
+from capstone_dagster.commands.joining import dagster_instance, join_local_stack, read_settings
+from capstone_dagster.commands.options import DEFAULT_STATE, DryRunOption, JsonOption, StateOption
 
 
 def retention(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
+    dry_run: DryRunOption = False,
     most: Annotated[
         int | None, typer.Option(min=1, help="Maximum of each kind in one call.", show_default="2000")
     ] = None,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import DEFAULT_STATE, StateOption
+from capstone_dagster.commands.options import DEFAULT_STATE, StateOption
 
 
 class Compute(StrEnum):
@@ -83,10 +83,10 @@ def dev(
             )
         assert stack.dagster is not None
         terminal.out.print(f"Dagster UI   {stack.dagster.url}")
-        terminal.out.print(f"Logs         {stack.logs}", markup=False, soft_wrap=True)
+        terminal.say(f"Logs         {stack.logs}")
         if compute is Compute.BATCH:
             terminal.out.print(f"AWS Batch    {stack.environment['AWS_ENDPOINT_URL_BATCH']} (fake)")
-        terminal.out.print(f"Model        {model_of(stack.environment)}", markup=False, soft_wrap=True)
+        terminal.say(f"Model        {model_of(stack.environment)}")
         terminal.out.print("Try, in another terminal:")
         terminal.out.print("             .venv/bin/capstone submit my-video.mp4")
         terminal.out.print("             .venv/bin/capstone status")

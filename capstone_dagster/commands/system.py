@@ -7,13 +7,8 @@ from dataclasses import asdict
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.joining import (
-    DEFAULT_STATE,
-    JsonRowsOption,
-    StateOption,
-    join_local_stack,
-    open_database,
-)
+from capstone_dagster.commands.joining import join_local_stack, open_database
+from capstone_dagster.commands.options import DEFAULT_STATE, JsonRowsOption, StateOption
 
 
 def doctor(as_json: JsonRowsOption = False, state: StateOption = DEFAULT_STATE) -> None:

@@ -1,4 +1,4 @@
-"""What the commands show as tables, for people."""
+"""The tables that commands show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
-    """Events for people: when, what, scores, and whether a face was seen.
+    """Events: when, what, scores, and whether a face was seen.
 
     Rows may have `recorded_at_source` too, which says how their wall-clock times are known.
     """

@@ -11,24 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.event_options import (
+from capstone_dagster.commands.finding import find_video
+from capstone_dagster.commands.following import follow, video_page
+from capstone_dagster.commands.joining import join_local_stack, open_database, read_settings
+from capstone_dagster.commands.options import (
+    DEFAULT_STATE,
     CameraOption,
+    CsvOption,
+    JsonRowsOption,
     LabelOption,
     SinceOption,
+    StateOption,
     UntilOption,
     VideosArgument,
     event_filter,
-)
-from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.following import follow, video_page
-from capstone_dagster.commands.joining import (
-    DEFAULT_STATE,
-    CsvOption,
-    JsonRowsOption,
-    StateOption,
-    join_local_stack,
-    open_database,
-    read_settings,
 )
 from capstone_dagster.commands.sentences import sentence_of
 from capstone_dagster.commands.waiting import WAITING_COLUMNS, with_waiting
@@ -93,11 +89,11 @@ def submit(
             )
         submissions.append(submission)
         if not as_json:
-            terminal.out.print(f"{path.name} → {submission.url}", markup=False, soft_wrap=True)
-            terminal.out.print(f"  capstone status {submission.video_id}", markup=False, soft_wrap=True)
+            terminal.say(f"{path.name} → {submission.url}")
+            terminal.say(f"  capstone status {submission.video_id}")
             if settings.ui_url is not None:
                 page = video_page(settings.ui_url, submission.video_id)
-                terminal.out.print(f"  {page}", markup=False, soft_wrap=True)
+                terminal.say(f"  {page}")
     if wait:
         follow(open_database(state), submissions, as_json=as_json)
     elif as_json:
@@ -149,8 +145,9 @@ def _status_rows(
     rows = database.transact(current_status, *videos, limit=limit)
     rows, paused = with_waiting(rows, ask=form == "table")
     if paused and form == "table":
-        message = f"New uploads stay in the queue: {paused} `capstone intake status` says more."
-        terminal.err.print(message, style="yellow", markup=False, soft_wrap=True)
+        terminal.note(
+            f"New uploads stay in the queue: {paused} `capstone intake status` says more.", style="yellow"
+        )
     if len(rows) < limit:
         _refuse_unknown(database, videos, rows)
     return _with_recording(database, rows)
@@ -259,12 +256,12 @@ def analyze(
                     raise
                 failed += 1
                 message = sentence_of(error) or f"{type(error).__name__}: {error}"
-                terminal.err.print(f"{video}: {message}", markup=False, soft_wrap=True)
+                terminal.note(f"{video}: {message}")
                 continue
-            terminal.err.print(f"Wrote {folder}", markup=False, soft_wrap=True)
+            terminal.note(f"Wrote {folder}")
             print(json.dumps(asdict(summary)), flush=True)
     if failed:
-        terminal.err.print(f"{failed} of {len(videos)} files could not be analysed.", markup=False)
+        terminal.err.print(f"{failed} of {len(videos)} files could not be analysed.")
         raise typer.Exit(1)
 
 

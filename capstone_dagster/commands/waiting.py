@@ -28,11 +28,7 @@ def with_waiting(rows: Sequence[Mapping[str, Any]], *, ask: bool) -> tuple[list[
             answers, paused = _ask_dagster(rows)
         except Exception as error:  # any error of its storage: the event store's rows are shown without it
             what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            terminal.err.print(
-                f"What videos wait for is unknown: Dagster's storage cannot be read ({what}).",
-                markup=False,
-                soft_wrap=True,
-            )
+            terminal.note(f"What videos wait for is unknown: Dagster's storage cannot be read ({what}).")
     return [{**row, **_columns(row, answers.get(row["upload_id"]))} for row in rows], paused
 
 
