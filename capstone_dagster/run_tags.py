@@ -23,26 +23,26 @@ TRACEPARENT_TAG = "capstone/traceparent"
 # "true": analyse again, whatever is finished; what `force` is in a configuration. A backfill's dialog has a
 # field for tags.
 FORCE_TAG = "capstone/force"
-# Its run shows whether a systemic failure is over.
+# A run that tests whether a systemic failure is over.
 PROBE_TAG = ".dagster/capstone.probe"
 
 # The class of the failure that ended it.
 FAILURE_TAG = "capstone/failure"
-# Takes the place of a failure that is a parent's, not its own.
+# Replaces a failure that a retry inherited from its parent.
 NO_FAILURE = "none"
 
 # What it tries a step again for (`failures/step_retries.py`).
 RETRYING_TAG = ".dagster/capstone.retrying"
 
-# How often the system has started this request again; true of a run whose parent the second tag names.
+# The number of automatic retries of this request; valid on a run whose parent the second tag names.
 REEXECUTION_TAG = ".dagster/capstone.reexecution"
 REEXECUTION_OF_TAG = ".dagster/capstone.reexecution_of"
 # The classes by which earlier tries of this request failed in their pass, separated by commas; not those
 # whose machine was taken away.
 FAILED_BEFORE_TAG = ".dagster/capstone.failed_before"
-# The run that somebody asked for, of which this one is a later try.
+# The requested run, of which this one is a retry.
 REQUEST_RUN_TAG = ".dagster/capstone.request_run_id"
-# On a failed run of which it was decided what follows: its own id, because later runs take its tags along.
+# On a failed run whose verdict is made: its own id, because retries inherit its tags.
 SETTLED_TAG = ".dagster/capstone.reexecution_settled"
 
 # The detections that its events are or will be derived from, made by it or found finished.
@@ -50,8 +50,8 @@ USED_TAG = ".dagster/capstone.detections_used"
 # The detections that it passes over pixels for, or did last, and those that it stored last.
 DETECTION_TAG = ".dagster/capstone.detection_id"
 STORED_TAG = ".dagster/capstone.detections_stored"
-# Seconds of video that it has to do with, as far as it knows yet.
+# Seconds of video that it analyses, as far as is known.
 VIDEO_SECONDS_TAG = ".dagster/capstone.video_s"
-# The run that did what another one had done or was doing, and that other one.
+# The run that repeated another one's GPU work, and that other run.
 DUPLICATE_TAG = ".dagster/capstone.duplicate"
 DUPLICATE_OF_TAG = ".dagster/capstone.duplicate_of"

@@ -3,7 +3,7 @@
     python -m batch_gpu.testing --port 4570 --queue gpu:1 --queue cpu:0 --define worker
 
 Containers inherit its environment, with this Python's programs first on the PATH as in an image, and run in
-its working directory. `server` in this package tells which variables make boto3 talk to it.
+its working directory. `server` in this package lists the variables that make boto3 use it.
 """
 
 import argparse

@@ -54,7 +54,7 @@ class Container:
         return self._process.pid if self._process else None
 
     def exit_code(self) -> int | None:
-        """The exit code as Docker tells it (128 + signal), or None while it runs."""
+        """The exit code as Docker reports it (128 + signal), or None while it runs."""
         if self._process is None:
             return 127
         if self._kill_at is not None and time.monotonic() >= self._kill_at:

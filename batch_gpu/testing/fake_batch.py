@@ -1,6 +1,6 @@
-"""The fake's state machine, without HTTP: queues, machines, jobs, attempts, and the faults a test asks for.
+"""The fake's state machine, without HTTP: queues, machines, jobs, attempts, and faults on request.
 
-What it models of AWS Batch, as its API reference and user guide tell it:
+It models these parts of AWS Batch, as its API reference and user guide describe them:
 
 * SubmitJob (names, the 30 KiB limit, share identifiers, retry strategies, time limits ≥ 60 s), DescribeJobs
   (≤ 100 ids, unknown ones left out), ListJobs (by status, or by name in any status, newest first, in pages),
@@ -17,10 +17,10 @@ What it models of AWS Batch, as its API reference and user guide tell it:
   "OutOfMemoryError" containers, images that cannot be pulled, a host that is taken away, SIGTERM and SIGKILL.
 * ECS's limit of 8192 characters of overrides, which fails the job, not the request.
 
-What it does not: array, multi-node and dependent jobs, EKS, Fargate, `Ref::` parameters, real images and
+It does not model array, multi-node and dependent jobs, EKS, Fargate, `Ref::` parameters, real images and
 their isolation (the command runs in this machine's file system, with all its CPUs and GPUs), memory limits
 (`kill_container` plays them), fair shares beyond the priority within one share, job expiry, IAM beyond the
-faults that a test asks for, tags on resources other than jobs, CreateJobQueue and CreateComputeEnvironment.
+faults that a test requests, tags on resources other than jobs, CreateJobQueue and CreateComputeEnvironment.
 """
 
 import json
@@ -193,7 +193,7 @@ class FakeBatch:
     # --- what a test asks for ---
 
     def jobs(self) -> list[Answer]:
-        """All jobs as DescribeJobs tells them, oldest first; not counted as a request."""
+        """All jobs as DescribeJobs describes them, oldest first; not counted as a request."""
         with self._lock:
             return [self._described(job) for job in self._jobs.values()]
 

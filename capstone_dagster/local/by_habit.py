@@ -1,7 +1,7 @@
 """The local stack behind Dagster's own commands: PostgreSQL and the AWS emulator, found or started.
 
-`dagster dev`, `dg dev` and their like open an instance, whose storage (dagster_storage.py) calls this where
-nothing is set. `capstone dev` starts the same stack, and Dagster with it.
+`dagster dev`, `dg dev` and similar commands open an instance. Where nothing is set, its storage
+(dagster_storage.py) calls this. `capstone dev` starts the same stack, and Dagster with it.
 """
 
 import atexit

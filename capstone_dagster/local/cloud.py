@@ -1,4 +1,4 @@
-"""The cloud on one machine: the stack's runs become jobs of a fake AWS Batch, which executes them."""
+"""Executes the local stack's runs as jobs of a fake AWS Batch."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ GPU_QUEUE, CPU_QUEUE = "capstone-gpu", "capstone-cpu"
 def fake_batch(stack: LocalStack) -> Iterator[FakeBatchServer]:
     """Serve a fake AWS Batch for a stack whose Dagster does not run yet, and send its runs there.
 
-    What its containers would be are processes of this machine, with the stack's environment; it has as many
-    GPUs as the machine, and one in name where there is none.
+    Its containers are processes of this machine with the stack's environment. It has as many GPUs as the
+    machine, and a nominal one if there is none.
     """
     stack.environment["CAPSTONE_COMPUTE"] = "batch"
     # As in the image: this Python's programs are on the PATH.

@@ -36,7 +36,7 @@ UI_PORT = 3000
 UI_PORT_VARIABLE = "CAPSTONE_UI_PORT"
 # About 3 s when warm; a first import of everything from a cold disk on a busy small machine takes minutes.
 START_DEADLINE_S = 180.0
-# Both answer SIGTERM within 1.5 s when idle; the daemon first finishes the requests it is in.
+# Both end within 1.5 s of SIGTERM when idle; the daemon first finishes its requests.
 STOP_GRACE_S = 15.0
 # The webserver asks for schedules and assets while the daemon's eight sensor threads wait for the queue.
 CODE_SERVER_THREADS = 20
@@ -77,7 +77,7 @@ class DagsterServices:
         self.daemon.check()
 
     def stop(self) -> None:
-        """Stop all; the code server last, which the others still ask for something."""
+        """Stop all; the code server last, which the others still use."""
         for process in (self.daemon, self.webserver):
             process.begin_stop()
         for process in (self.daemon, self.webserver, self.code_server):
@@ -90,11 +90,11 @@ class CodeLocation:
 
     name: str
     options: tuple[str, ...]
-    """What `dagster api grpc` loads, as its options."""
+    """The code to load, as options of `dagster code-server start`."""
 
 
 def require_free_ui_port(port: int) -> None:
-    """Raise `PortInUseError`, with the way out, if somebody else listens on `port`."""
+    """Raise `PortInUseError`, with the remedy, if another process listens on `port`."""
     remedy = f"Stop that process, or choose another port: `{UI_PORT_VARIABLE}={port + 1} make dev`."
     require_free_port(port, "Dagster UI", remedy)
 
@@ -143,7 +143,7 @@ def start_dagster(
     serve += ["--location-name", location.name, "--max-workers", str(CODE_SERVER_THREADS), *location.options]
     try:
         code_server = run("code server", *serve, restart_after_s=CODE_SERVER_RESTART_S)
-        # A webserver that finds nobody there takes the location for broken.
+        # A webserver that cannot connect shows the location as broken.
         code_server.wait_until(lambda: _not_listening(code_port), START_DEADLINE_S)
         webserver = run("webserver", "dagster_webserver", "--host", LOOPBACK, "--port", str(port), *place)
         daemon = run("daemon", "dagster._daemon", "run", *place)
@@ -193,17 +193,17 @@ def _grpc_workspace(location: CodeLocation, port: int) -> str:
 
 
 def create_storage(instance: Path, environment: Mapping[str, str]) -> None:
-    """Let one process create Dagster's tables: webserver and daemon doing so at once fail now and then."""
+    """Create Dagster's tables in one process: webserver and daemon together sometimes fail to."""
     _run_once(["-c", "import dagster; dagster.DagsterInstance.get()"], instance, environment)
 
 
 def end_lost_runs(instance: Path, environment: Mapping[str, str]) -> None:
-    """Report the runs that an earlier stack left unfinished as failed, before a daemon looks at them."""
+    """Report runs that an earlier stack left unfinished as failed, before a daemon reads them."""
     _run_once(["-m", "capstone_dagster.local.lost_runs"], instance, environment)
 
 
 def set_gpu_pool(instance: Path, environment: Mapping[str, str]) -> None:
-    """Bound the runs on the GPU: by the number of this machine's, or by what AWS Batch is to be asked for."""
+    """Limit the runs on the GPU: to this machine's GPUs, or to the configured number of AWS Batch jobs."""
     _run_once(["-m", "batch_gpu.pool"], instance, environment)
 
 
@@ -239,7 +239,7 @@ def _wait(services: DagsterServices, started_at: float, on_progress: Callable[[s
 
 
 def _status(url: str) -> dict[str, Any] | str:
-    """What the webserver says about locations and daemons, or the sentence why it says nothing."""
+    """The webserver's status of locations and daemons, or a sentence why there is none."""
     request = urllib.request.Request(
         f"{url}/graphql",
         data=json.dumps({"query": STATUS_QUERY}).encode(),
@@ -278,7 +278,7 @@ def _reason(error: dict[str, Any]) -> str:
 
 
 def _silent_daemons(status: dict[str, Any], started_at: float) -> str | None:
-    """Only heartbeats newer than this start count: those of the last one look healthy for half an hour."""
+    """Only heartbeats newer than this start count: the previous stack's look healthy for half an hour."""
     silent = [
         each["daemonType"]
         for each in status["instance"]["daemonHealth"]["allDaemonStatuses"]

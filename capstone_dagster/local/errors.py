@@ -1,4 +1,4 @@
-"""What can go wrong with the local stack, each error saying what was expected, what came and what to do."""
+"""Errors of the local stack. Each message says what was expected, what happened and what to do."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class StateInUseError(LocalStackError):
 
 
 class PortInUseError(LocalStackError):
-    """A port that was asked for by number is taken."""
+    """The requested port is in use."""
 
     def __init__(self, port: int, wanted_by: str, holder: str | None, remedy: str) -> None:
         self.port = port
@@ -30,7 +30,7 @@ class PortInUseError(LocalStackError):
 
 
 class ProcessEndedError(LocalStackError):
-    """A process of the stack ended although nobody stopped it."""
+    """A process of the stack ended unexpectedly."""
 
     def __init__(self, name: str, code: int, log: Path, last_lines: str) -> None:
         self.name = name

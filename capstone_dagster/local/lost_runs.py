@@ -1,6 +1,6 @@
-"""Runs that a stopped stack left unfinished: the owner of its state knows that none of them lives.
+"""Ends runs that a stopped stack left unfinished: the owner of its state knows that none of them is alive.
 
-Dagster's own launcher cannot tell, so such a run would stay "started" and keep its place on the GPU for good.
+Dagster cannot detect this, so such a run would stay "started" and keep its place on the GPU.
 """
 
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter

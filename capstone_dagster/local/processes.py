@@ -1,4 +1,4 @@
-"""Start a process that cannot outlive this one, notice when it ends, stop it cleanly; and find ports."""
+"""Starts processes that cannot outlive this one, notices their end, stops them cleanly; finds free ports."""
 
 import os
 import random
@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 WARDEN = Path(__file__).with_name("warden.py")
 # What the warden may need after the grace: its own wait for left-overs (5 s) and the SIGKILL round.
 WARDEN_MARGIN_S = 10.0
-# Short enough not to be felt, long enough to cost nothing: all waiting here is for other processes.
+# Too short to notice, too long to cost much: all waiting here is for other processes.
 POLL_INTERVAL_S = 0.05
 # Below the ports that the kernel gives to outgoing connections (32768 and up on Linux), so that none of
 # those can take a port between its choice here and the server's start.

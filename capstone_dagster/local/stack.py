@@ -36,7 +36,7 @@ from capstone_dagster.local.state import clear_state, own_state, remove_environm
 
 STATE_FOLDER = ".capstone"
 GPU_POOL = "gpu"
-# What is set for the real AWS or another database (profiles, session tokens, roles, libpq's defaults, the
+# Variables for the real AWS or another database (profiles, session tokens, roles, libpq's defaults, the
 # parts of a database URL) must not reach a process of the local stack.
 FOREIGN_PREFIXES = ("AWS_", "PG", "POSTGRES_")
 OnProgress = Callable[[str], None]
@@ -155,7 +155,7 @@ def local_stack(
 
 
 def ready_storage(stack: LocalStack, files: DagsterFiles, report: OnProgress) -> None:
-    """Bring Dagster's storage into the state that a daemon expects: tables, no lost runs, a pool limit."""
+    """Prepare Dagster's storage for a daemon: tables, no lost runs, a pool limit."""
     joined, postgres = join_environment(stack.environment), stack.postgres
     if not postgres.has_tables(DAGSTER_DATABASE, STORAGE_TABLES):
         create_storage(files.instance, joined)

@@ -1,4 +1,4 @@
-"""The state directory of a stack: who owns it, and the environment that other terminals need to join it."""
+"""The state directory of a stack: its owner, and the environment that other terminals need to join it."""
 
 import contextlib
 import fcntl
