@@ -121,14 +121,19 @@ def start_dagster(
     started_at = time.time()
     running: list[ChildProcess] = []
 
-    def run(name: str, *arguments: str, restart_after_s: float | None = None) -> ChildProcess:
+    def run(
+        name: str,
+        *arguments: str,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        restart_after_s: float | None = None,
+    ) -> ChildProcess:
         command = Command(
             name=f"Dagster {name}",
             argv=[sys.executable, "-m", *arguments],
             log=logs / f"dagster-{name.replace(' ', '-')}.log",
             environment={**environment, "DAGSTER_GRPC_MAX_WORKERS": str(CODE_SERVER_THREADS)},
             cwd=workspace.parent,
-            stop_signal=signal.SIGTERM,
+            stop_signal=stop_signal,
             grace_s=STOP_GRACE_S,
             restart_after_s=restart_after_s,
         )
@@ -142,7 +147,14 @@ def start_dagster(
     serve = ["capstone_dagster.local.code_server", "--host", LOOPBACK, "--port", str(code_port)]
     serve += ["--location-name", location.name, "--max-workers", str(CODE_SERVER_THREADS), *location.options]
     try:
-        code_server = run("code server", *serve, restart_after_s=CODE_SERVER_RESTART_S)
+        code_server = run(
+            "code server",
+            *serve,
+            # SIGTERM would make it wait for calls under way, up to 20 s for a look into the queue. Its warden
+            # then stops the process below it, which does not wait.
+            stop_signal=signal.SIGKILL,
+            restart_after_s=CODE_SERVER_RESTART_S,
+        )
         # A webserver that cannot connect shows the location as broken.
         code_server.wait_until(lambda: _not_listening(code_port), START_DEADLINE_S)
         webserver = run("webserver", "dagster_webserver", "--host", LOOPBACK, "--port", str(port), *place)
