@@ -73,11 +73,11 @@ def aws_client(service: str, patience: Patience = WORK, region: str | None = Non
     return boto3.client(service, region_name=region, config=config)  # type: ignore[call-overload]
 
 
-def on_forbidden(client: Any, tell: Callable[[str], None]) -> None:
-    """Have `tell` called with the operation's name for each call that the service answers with 403."""
+def on_forbidden(client: Any, report: Callable[[str], None]) -> None:
+    """Have `report` called with the operation's name for each call that the service answers with 403."""
 
     def look(parsed: dict[str, Any], model: Any, **more: Any) -> None:
         if parsed.get("ResponseMetadata", {}).get("HTTPStatusCode") == 403:
-            tell(str(model.name))
+            report(str(model.name))
 
     client.meta.events.register("after-call", look)

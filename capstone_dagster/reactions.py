@@ -114,11 +114,15 @@ class _Tick:
         self._give("logs", verdicts, partial(write_run_records, instance, services.settings))
         self._give("traces", verdicts, lambda _: record_runs(instance, services.tracer, records))
         self._give("alerts", verdicts, self._enter_incidents)
-        said = [f"{len(verdicts)} runs ended."]
-        said.append(self._act("notices", partial(alerting.send_due, services, memory.alerts)))
-        said.append(self._act("status", partial(video_status.reconcile, instance, services)))
-        said.append(self._act("retries", self._retry))
-        return " ".join(said)
+        account = [f"{len(verdicts)} runs ended."]
+        account.append(
+            self._act(
+                "notices", partial(alerting.send_due, services.settings, services.metrics, memory.alerts)
+            )
+        )
+        account.append(self._act("status", partial(video_status.reconcile, instance, services)))
+        account.append(self._act("retries", self._retry))
+        return " ".join(account)
 
     def _retry(self) -> str:
         return reexecution.retry(
@@ -196,10 +200,10 @@ class _Tick:
             for action, each in self._memory.failing.items()
             if each.times >= _FAILURES_OF_TROUBLE
         ]
-        alerting.enter(self._instance, self._services, self._memory.alerts, verdicts, troubles)
+        alerting.enter(self._instance, self._services.settings, self._memory.alerts, verdicts, troubles)
 
     def _settle_jobs(self) -> None:
-        """What runs' ends leave to do at AWS Batch; a job of which it says nothing yet is asked again."""
+        """Settle the jobs of ended runs at AWS Batch; those without an answer are asked again."""
         jobs = {run_id: at for run_id, at in self._memory.jobs.items() if self._now - at < _JOB_S}
         jobs |= {run_id: at for run_id, at in self._memory.position.waiting.items() if run_id not in jobs}
         self._memory.jobs = {}

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import dagster as dg
 
@@ -22,9 +21,9 @@ from capstone_dagster.alerts.wording import Place, compose
 from capstone_dagster.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
 from capstone_dagster.failures.backoff import Backoff
 from capstone_dagster.failures.verdicts import Cause, Verdict
-from capstone_dagster.logs.redaction import Redaction, known_secrets
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.waiting_messages import queues_at
+from capstone_dagster.redaction import Redaction, known_secrets
 from capstone_dagster.settings import Settings
 from capstone_dagster.topics import NotSent, Topic
 
@@ -38,15 +37,6 @@ LOOK_INTERVAL_S = 10.0
 _LETTERS_INTERVAL_S = 20.0
 
 _Look = Callable[[], list[Trouble]]
-
-
-class Needs(Protocol):
-    """What alerts use of what the code location shares."""
-
-    @property
-    def settings(self) -> Settings: ...
-    @property
-    def metrics(self) -> Metrics: ...
 
 
 @dataclass(slots=True)
@@ -66,7 +56,7 @@ class Memory:
 
 def enter(
     instance: dg.DagsterInstance,
-    services: Needs,
+    settings: Settings,
     memory: Memory,
     verdicts: Sequence[Verdict],
     more: Sequence[Trouble] = (),
@@ -77,24 +67,24 @@ def enter(
         more: troubles that the caller has seen itself.
     """
     now = time.time()
-    clean = Redaction(known_secrets(services.settings)).text
-    found, unseen = _look(instance, services.settings, memory, clean, now)
+    clean = Redaction(known_secrets(settings)).text
+    found, unseen = _look(instance, settings, memory, now)
     observe(
         memory.record,
         verdicts=[_cleaned(verdict, clean) for verdict in verdicts],
-        troubles=[*found, *(replace(each, cause=clean(each.cause)) for each in more)],
+        troubles=[replace(each, cause=clean(each.cause)) for each in (*found, *more)],
         unseen=unseen,
         now=now,
     )
 
 
-def send_due(services: Needs, memory: Memory) -> str:
+def send_due(settings: Settings, metrics: Metrics, memory: Memory) -> str:
     """Send what is due; returns what was done in a sentence."""
-    arn = services.settings.alert_topic_arn
+    arn = settings.alert_topic_arn
     if arn is None:
         return "CAPSTONE_ALERT_TOPIC_ARN is not set: no notice is sent."
     topic = Topic(arn, "CAPSTONE_ALERT_TOPIC_ARN")
-    place = place_of(services.settings, arn)
+    place = place_of(settings, arn)
     waiting = list(due(memory.record))
     over = time.monotonic() + _SEND_BUDGET_S
     count = 0
@@ -108,7 +98,7 @@ def send_due(services: Needs, memory: Memory) -> str:
                     raise NotSent(refusal)
             except NotSent as error:
                 memory.sns.failed(str(error))
-                services.metrics.add(NOTICES_FAILED)
+                metrics.add(NOTICES_FAILED)
                 extra = {"action": "notice.failed", "refusals": memory.sns.times}
                 log.error(f"A notice was not sent: {error}", extra=extra)
                 break
@@ -117,7 +107,7 @@ def send_due(services: Needs, memory: Memory) -> str:
             memory.sns.succeeded()
             _log_sent(message.subject, message.attributes)
     if count:
-        services.metrics.add(NOTICES_SENT, count)
+        metrics.add(NOTICES_SENT, count)
     left = len(waiting) - count
     if memory.sns.reason:
         return f"{count} notices sent, {left} kept to be sent again: {memory.sns.reason}"
@@ -131,19 +121,15 @@ def place_of(settings: Settings, topic_arn: str) -> Place:
 
 
 def _look(
-    instance: dg.DagsterInstance,
-    settings: Settings,
-    memory: Memory,
-    clean: Callable[[str], str],
-    now: float,
+    instance: dg.DagsterInstance, settings: Settings, memory: Memory, now: float
 ) -> tuple[list[Trouble], set[str]]:
     """What is wrong now, and the sources that were not looked at this time."""
     sources: dict[str, _Look] = {
-        "sensor": partial(troubles.failing_sensors, instance, now=now, clean=clean),
+        "sensor": partial(troubles.failing_sensors, instance, now=now),
         "intake": partial(troubles.intake_pause, instance),
-        "lookup": partial(troubles.left_messages, instance, now=now, clean=clean),
+        "lookup": partial(troubles.left_messages, instance, now=now),
         "waiting": partial(troubles.waiting_runs, instance, now=now),
-        "retry": partial(troubles.retrying_runs, instance, now=now, clean=clean),
+        "retry": partial(troubles.retrying_runs, instance, now=now),
         "overdue": partial(troubles.overdue_runs, instance, settings, now=now),
     }
     unseen = {"dead"}

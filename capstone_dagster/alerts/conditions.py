@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a notice says of a condition.
+    """Title and remedy of a condition.
 
     Attributes:
         title: what has happened, in a few words: the heading of its page.

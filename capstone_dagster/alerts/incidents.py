@@ -2,8 +2,8 @@
 
 An incident is one cause and everything that failed because of it. The first failure is sent at once; what
 follows is counted and sent at growing intervals; the end is sent with how long it lasted and how much it hit.
-A cause that comes and goes is sent each time, but each time its end is believed later, so that it floods
-nobody.
+A cause that comes and goes is announced each time, and each time its end takes longer to be believed, so that
+nobody is flooded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _RESTED_S = 3600.0
 CALM_S = 30.0
 _CALM_LIMIT_S = 3600.0
 _RELAPSE_S = 3600.0
-# What nobody mends (a broken file) is put away without a word; what should be mended stays open for longer.
+# A broken file is put away without a notice; what should be mended stays open for longer.
 _FORGET_S = 6 * 3600.0
 _FORGET_SYSTEMIC_S = 72 * 3600.0
 # Bounds of the cursor, which each tick writes: an incident is some 1.5 kB.
@@ -58,7 +58,7 @@ class Trouble:
         cause: one sentence with the facts.
         page: anchor of its page in the runbook.
         failure: the class, where it has one; the incident is shared with runs that fail for it.
-        count: how many are concerned, where that says something: messages, runs.
+        count: how many are concerned, where there are several: messages, runs.
         runs: ids of runs that try a step again and have not failed yet. That they are gone proves nothing:
             they ended well, or have failed.
     """
@@ -128,7 +128,7 @@ class Record:
 
     Attributes:
         incidents: in the order in which they began.
-        given_up: notices that were dropped because there were too many incidents; said in the next notice.
+        given_up: notices dropped because there were too many incidents; the next notice reports them.
     """
 
     incidents: list[Incident] = field(default_factory=list)

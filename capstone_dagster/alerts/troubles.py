@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -39,9 +38,7 @@ _LEFT_FOR_S = 240.0
 WAITS_LONG_S = 900.0
 
 
-def failing_sensors(
-    instance: dg.DagsterInstance, *, now: float, clean: Callable[[str], str] = lambda text: text
-) -> list[Trouble]:
+def failing_sensors(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
     """Sensors whose latest ticks have all failed."""
     found = []
     for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
@@ -51,13 +48,13 @@ def failing_sensors(
         if len(errors) >= _FAILED_TICKS:
             failure = classify_recorded(errors[0])
             page = failure.value if failure is not None else "sensor-failing"
-            cause = clean(recorded_sentence(errors[0]))
+            cause = recorded_sentence(errors[0])
             found.append(Trouble(f"sensor {state.instigator_name}", cause, page, failure))
     return found
 
 
 def intake_pause(instance: dg.DagsterInstance) -> list[Trouble]:
-    """Intake that has paused itself; what an operator ordered he knows."""
+    """Intake that has paused itself; a pause that an operator ordered is no trouble."""
     breaker = BREAKER.read(instance)
     if not breaker.paused or breaker.cause == OPERATOR:
         return []
@@ -65,14 +62,12 @@ def intake_pause(instance: dg.DagsterInstance) -> list[Trouble]:
     return [Trouble("intake", breaker.reason or f"Intake has paused because of {breaker.cause}.", page)]
 
 
-def left_messages(
-    instance: dg.DagsterInstance, *, now: float, clean: Callable[[str], str] = lambda text: text
-) -> list[Trouble]:
+def left_messages(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
     """Messages that intake cannot look up; those that it still cannot come again before this forgets them."""
     left = LEFT_MESSAGES.read(instance)
     if left is None or now - left.at > _LEFT_FOR_S:
         return []
-    return [Trouble("lookup of uploads", clean(left.sentence), left.failure.value, left.failure, left.count)]
+    return [Trouble("lookup of uploads", left.sentence, left.failure.value, left.failure, left.count)]
 
 
 def waiting_runs(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
@@ -105,9 +100,7 @@ def overdue_runs(instance: dg.DagsterInstance, settings: Settings, *, now: float
     return [Trouble("overdue runs", cause, "long-running", count=len(overdue))]
 
 
-def retrying_runs(
-    instance: dg.DagsterInstance, *, now: float, clean: Callable[[str], str] = lambda text: text
-) -> list[Trouble]:
+def retrying_runs(instance: dg.DagsterInstance, *, now: float) -> list[Trouble]:
     """Running runs that try a step again, by class, once they have been at it for a while.
 
     A step's own retries can take long: one that stores what it saw first sees it all again.
@@ -121,7 +114,7 @@ def retrying_runs(
         retry = retry_of(run.run_id, run.tags)
         if retry is None or now - retry.since < _RETRIES_FOR_S:
             continue
-        causes.setdefault(retry.failure, clean(retry.cause))
+        causes.setdefault(retry.failure, retry.cause)
         runs.setdefault(retry.failure, []).append(run.run_id)
     return [
         Trouble(f"retry of a step ({failure})", causes[failure], failure.value, failure, len(ids), tuple(ids))

@@ -1,4 +1,4 @@
-"""What a notice says: a subject that fits SNS and a phone, a body to act upon, attributes to filter by."""
+"""The text of a notice: a subject that fits SNS and a phone, a body to act upon, attributes to filter by."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def compose(incident: Incident, kind: Kind, place: Place, *, given_up: int = 0) 
     """A notice of an incident.
 
     Args:
-        given_up: notices that were dropped before this one, which says so.
+        given_up: notices that were dropped before this one, which reports them.
     """
     name = incident.failure or incident.page
     title = _page(incident.page).title
@@ -76,7 +76,7 @@ def first_sentence(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span of time as people say it."""
+    """A span of time, rounded for reading."""
     whole = max(0, round(seconds))
     if whole < 120:
         return f"{whole} s"
@@ -142,7 +142,7 @@ def _extent_in_brief(incident: Incident) -> str:
 
 
 def _page(page: str) -> Condition | Policy:
-    """What a notice with this page says; an incident of another version may have one that is gone."""
+    """Title and remedy of a page; an incident of another version may have one that is gone."""
     if page in set(FailureClass):
         return POLICIES[FailureClass(page)]
     return CONDITIONS.get(page, Condition(page, "See the runbook."))

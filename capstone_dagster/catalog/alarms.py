@@ -414,7 +414,7 @@ QUEUE_AGE_HIGH = Alarm(
     expression="FILL(age, 0)",
     threshold=_HOUR,
     missing=MissingData(
-        "notBreaching", "SQS says nothing of a queue in which nothing happens: then nobody waits in it."
+        "notBreaching", "SQS says nothing of a queue in which nothing happens: then no upload waits in it."
     ),
     severity="page",
     owner=PIPELINE,
@@ -449,7 +449,7 @@ NO_SUCCESS = Alarm(
 )
 DEAD_LETTERS_PRESENT = Alarm(
     "DeadLettersPresent",
-    "Messages were given up: their videos are not analysed until somebody sends them back.",
+    "Messages were given up: their videos are not analysed until an operator sends them back.",
     (_most("dead", own.DEAD_LETTERS),),
     threshold=0,
     period_s=_MINUTE,
@@ -461,7 +461,7 @@ DEAD_LETTERS_PRESENT = Alarm(
 )
 REEXECUTIONS_USED_UP = Alarm(
     "ReexecutionsUsedUp",
-    "Failed runs are not started again, because the hour's budget is used up: somebody has to.",
+    "Failed runs are not started again, because the hour's budget is used up: an operator has to do it.",
     (_sum("refused", own.REEXECUTIONS_REFUSED),),
     expression="FILL(refused, 0)",
     threshold=0,
@@ -489,7 +489,7 @@ CPU_FALLBACK = Alarm(
     ),
 )
 
-# --- what tells of all this ---
+# --- what reports all this ---
 
 NOTICES_FAILING = Alarm(
     "NoticesFailing",

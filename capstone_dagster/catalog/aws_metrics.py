@@ -1,4 +1,4 @@
-"""Metrics that AWS publishes by itself, of the parts that this system is deployed on."""
+"""Metrics that AWS publishes of the services that this system runs on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The operational dashboard: the way of an upload from above to below, then what it runs on, then the errors.
+"""The operational dashboard: the way of an upload from top to bottom, then what it runs on, then the errors.
 
-Lines in a graph are where things should be (target), where somebody looks (warning), where somebody acts
-(critical).
+The lines in a graph are the target, the value at which an operator looks (warning) and the one at which an
+operator acts (critical).
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class AwsMetric:
-    """A metric that an AWS service publishes by itself.
+    """A metric that an AWS service publishes.
 
     Attributes:
         dimensions: name → name of the deployment's resource (a key of `render.cloudformation`'s table of
@@ -168,7 +168,7 @@ class Composite:
     condition: str | None = None
 
     @property
-    def tells_recovery(self) -> bool:
+    def notifies_recovery(self) -> bool:
         """Whether it has an action for OK: after a suppressed ALARM, CloudWatch would send the OK alone."""
         return self.notifies and self.suppressor is None
 

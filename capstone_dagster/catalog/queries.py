@@ -1,6 +1,6 @@
 """Saved queries of CloudWatch Logs Insights: what one asks the logs when something is wrong.
 
-A test parses each, and evaluates it over the lines of a real run: a field that nobody writes is an error.
+A test parses each, and evaluates it over the lines of a real run: a field that no line has is an error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whether intake has paused itself, and why: what its circuit breaker remembers, for everybody to read.
+"""The state of intake's circuit breaker: whether intake has paused itself, and why.
 
 Kept in Dagster's own storage, not in the event store, which may be what failed. Intake alone writes it
-(`intake/breaker.py` says when it changes); metrics, notices, re-execution and `capstone intake` read it.
+(`intake/breaker.py` decides when it changes); metrics, notices, re-execution and `capstone intake` read it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROBE_TAGS = {PROBE_TAG: "true", PRIORITY_TAG: "1001"}
 
 
 class Phase(StrEnum):
-    """The phases of every circuit breaker; in all but `closed` intake takes no new work of its own accord."""
+    """The phases of a circuit breaker; intake takes new work only while it is `closed`."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -51,7 +51,7 @@ class BreakerState:
         since: when the pause began; of a closed breaker, when the last pause ended (0: there was none).
         cause: the failure class that paused intake, `duplicate-job` or `operator`; of a closed breaker, of
             the last pause, None if there was none.
-        reason: one sentence that says why.
+        reason: why, in one sentence.
         by: who ordered it, if an operator did.
         paused_since: of a closed breaker, when the last pause began; else as `since`.
         interval_s: how long it is from one probe's end to the next one.
@@ -89,15 +89,15 @@ def describe(state: BreakerState) -> str:
         if state.cause is None:
             return "Intake runs."
         return f"Intake runs. It was paused for {state.cause} until {wall_clock(state.since)}: {state.reason}"
-    said = f"Intake is paused since {wall_clock(state.since)} for {state.cause}: {state.reason}"
+    summary = f"Intake is paused since {wall_clock(state.since)} for {state.cause}: {state.reason}"
     if state.cause == OPERATOR:
-        return f"{said} Messages stay in the queue until `capstone intake resume`."
+        return f"{summary} Messages stay in the queue until `capstone intake resume`."
     if state.probe is not None:
         what = "a re-execution" if state.probe.reexecutes else "an upload"
         since = wall_clock(state.probe.released_at)
-        return f"{said} Messages stay in the queue. A probe, {what}, is out since {since}."
+        return f"{summary} Messages stay in the queue. A probe, {what}, is out since {since}."
     return (
-        f"{said} Messages stay in the queue. The next probe is due at {wall_clock(state.next_probe_at)} "
+        f"{summary} Messages stay in the queue. The next probe is due at {wall_clock(state.next_probe_at)} "
         f"({state.probes} so far)."
     )
 

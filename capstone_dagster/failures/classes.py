@@ -259,7 +259,7 @@ def recorded_sentence(error: SerializableErrorInfo) -> str:
 
 
 def sentence(error: BaseException) -> str:
-    """What an operator reads: our own errors say it themselves, others are named with their type."""
+    """What an operator reads: the text of our own errors, and the type and text of others."""
     text = str(error).strip() or "no message"
     return text if hasattr(error, "failure_class") else f"{type(error).__name__}: {text}"
 

@@ -1,6 +1,6 @@
-"""What runs' tags say of passes over the same pixels: who is at it, who has finished, who did it once more.
+"""Passes over the same pixels, by the tags of runs: which runs are doing it, have done it, or repeated it.
 
-A run that is started again takes its parent's tags along: that it doubled work is said of a run by its id.
+A re-executed run inherits its parent's tags, so the tag for repeated work names the run that repeated it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Messages that intake had to leave in the queue, because S3 would not tell of their objects.
+"""Messages that intake left in the queue, because S3 did not answer for their objects.
 
-No tick and no run fails of that; the messages come again after the queue's visibility time-out. What the last
-such tick met is kept in Dagster's own storage: intake alone writes it, notices are made from it.
+No tick and no run fails because of that: SQS delivers the messages again after the visibility time-out.
+Intake records the last such tick, and alerts report it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from capstone_dagster.wall_clock import wall_clock
 # After the first, second and every further failure of a request: a failover takes less than the first, a
 # throttled service or a machine's replacement less than the last.
 DELAYS_S = (30.0, 120.0, 600.0)
-# A class that does not pass by itself is started again only after intake has paused for it and resumed,
+# A class that is not transient is started again only after intake has paused for it and resumed,
 # which shows that it was mended. For so long it may turn out that intake pauses for it.
 _MAY_PAUSE_S = 600.0
 _HOUR_S = 3600.0

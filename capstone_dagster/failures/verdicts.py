@@ -69,7 +69,7 @@ _READ = {
 
 
 class Outcome(StrEnum):
-    """How a run ended. A run that somebody cancelled is `canceled`, however Dagster reports its end."""
+    """How a run ended. A run that an operator cancelled is `canceled`, however Dagster reports its end."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -102,7 +102,7 @@ class Verdict:
         whole: the pass over the pixels was part of it.
         own_model: its request named another model than the configured one.
         doubled: it passed over pixels that another run had finished or was at.
-        gpu_s: how long its pass held a place in the pool `gpu`; `wasted_s` what of it nobody can use.
+        gpu_s: how long its pass held a place in the pool `gpu`; `wasted_s` the part without usable results.
         job_id: the job of AWS Batch, where there was one; `log_stream` the name of its log.
     """
 
@@ -139,7 +139,7 @@ class Verdict:
 
 
 def is_explained(run: dg.DagsterRun, age_s: float) -> bool:
-    """Whether the launcher has said why a failed run's worker ended, or has had the time to.
+    """Whether the launcher has recorded why a failed run's worker ended, or has had the time to.
 
     Args:
         age_s: of its failure; negative where the worker's clock is ahead, which proves nothing.
@@ -209,8 +209,7 @@ def failed_run(run: dg.DagsterRun, failure: FailureClass, ended_at: float) -> Fa
 def outcome_of(instance: dg.DagsterInstance, record: dg.RunRecord) -> tuple[Outcome, Cause | None]:
     """How a run ended, and the cause if it failed, from its own events.
 
-    A step that failed for a known reason says it. Without one, the launcher is believed, then what Dagster
-    recorded around the run.
+    The failed step's own reason comes first, then the launcher's, then what Dagster recorded around the run.
     """
     run = record.dagster_run
     if run.status == dg.DagsterRunStatus.SUCCESS:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from capstone_dagster.logs.json_lines import json_line, utc
-from capstone_dagster.logs.redaction import Redaction
 from capstone_dagster.logs.run_fields import Fields, run_fields
+from capstone_dagster.redaction import Redaction
 
 if TYPE_CHECKING:
     import dagster as dg

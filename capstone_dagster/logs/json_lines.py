@@ -19,10 +19,10 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, Literal, TextIO
 
-from capstone_dagster.logs.redaction import HIDDEN, Redaction, known_secrets
 from capstone_dagster.logs.run_fields import ENDINGS, Fields, event_fields, run_fields, trace_id
-from capstone_dagster.logs.standard_output import standard_output
+from capstone_dagster.redaction import HIDDEN, Redaction, known_secrets
 from capstone_dagster.settings import ConfigurationError, Settings, read_settings
+from capstone_dagster.standard_output import standard_output
 from capstone_dagster.wall_clock import wall_clock
 
 Style = Literal["json", "text"]

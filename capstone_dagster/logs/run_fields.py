@@ -47,7 +47,7 @@ def trace_id(upload_id: str | None, traceparent: str | None) -> str | None:
 
 
 def run_fields(run_id: str | None, tags: Mapping[str, str]) -> Fields:
-    """Whose run it is: the run's id, and what its tags say of the upload. Of what is unknown nothing."""
+    """The run's id and its upload, from its tags; unknown fields are absent."""
     upload_id = tags.get(UPLOAD_TAG)
     bucket, _, key = tags.get(S3_URI_TAG, "").removeprefix("s3://").partition("/")
     found = {
@@ -86,11 +86,6 @@ def event_fields(event: DagsterEvent) -> Fields:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def error_text(error: Any) -> str:
-    """An error as Dagster stores it, with its causes and their frames."""
-    return str(error.to_string())
-
-
 def _failure_fields(data: Any) -> Fields:
     found: Fields = {}
     first = getattr(data, "first_step_failure_event", None)
@@ -107,5 +102,5 @@ def _failure_fields(data: Any) -> Fields:
     error = getattr(data, "error", None)
     # The end of a run repeats the error of its first step that failed.
     if error is not None and first is None:
-        found["exception"] = error_text(error)
+        found["exception"] = str(error.to_string())
     return found

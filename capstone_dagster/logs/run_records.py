@@ -16,17 +16,17 @@ import dagster as dg
 
 from capstone_dagster.failures.verdicts import Verdict
 from capstone_dagster.logs.json_lines import json_line, style_of, utc
-from capstone_dagster.logs.redaction import Redaction, known_secrets
 from capstone_dagster.logs.run_fields import ENDINGS, Fields, event_fields, run_fields
-from capstone_dagster.logs.standard_output import standard_output
+from capstone_dagster.redaction import Redaction, known_secrets
 from capstone_dagster.settings import Settings
+from capstone_dagster.standard_output import standard_output
 
 # Dagster plans each asset of each run; that helps only to find a fault in Dagster.
 _FOR_DEVELOPERS = {"ASSET_MATERIALIZATION_PLANNED", "ASSET_CHECK_EVALUATION_PLANNED"}
 
 
 class Output(Protocol):
-    """Where lines go; :class:`~capstone_dagster.logs.standard_output.StandardOutput` is one."""
+    """Where lines go; :class:`~capstone_dagster.standard_output.StandardOutput` is one."""
 
     def write(self, line: str) -> bool: ...
 

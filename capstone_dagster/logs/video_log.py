@@ -24,7 +24,7 @@ from capstone_dagster.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSI
 from capstone_dagster.catalog.model import Level
 from capstone_dagster.clients import COMMAND, CREDENTIALS, FORBIDDEN, aws_client
 from capstone_dagster.logs.json_lines import json_line
-from capstone_dagster.logs.redaction import Redaction
+from capstone_dagster.redaction import Redaction
 from capstone_dagster.run_tags import EXTERNAL_ID_TAG, VIDEO_TAG
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Reading:
 
 
 def logs_client() -> CloudWatchLogsClient:
-    """A client that somebody waits for: it gives up within half a minute."""
+    """A client for a command: it gives up within half a minute."""
     return aws_client("logs", COMMAND)
 
 
@@ -169,7 +169,7 @@ def read_dagster(subject: Subject, instance: dg.DagsterInstance) -> list[LogLine
 
 
 def at_least(level: str, lines: Iterable[LogLine]) -> list[LogLine]:
-    """Those of a level or above; a level that nobody knows counts as INFO."""
+    """Those of a level or above; an unknown level counts as INFO."""
     rank: dict[str, int] = {name: number for number, name in enumerate(LEVELS)}
     return [line for line in lines if rank.get(line.level, rank["INFO"]) >= rank[level]]
 
@@ -215,7 +215,7 @@ def _from_cloudwatch(
 def _events(
     client: CloudWatchLogsClient, group: str, pattern: str, since_ms: int | None
 ) -> Iterator[tuple[str, LogLine]]:
-    """Every line of the group that the service says matches, by its event's id; some of them twice."""
+    """Every line of the group that matches, by its event's id; some of them twice."""
     start_ms = since_ms or 0
     while True:
         met, last_ms = 0, start_ms

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from capstone_dagster.catalog.metrics import METRICS, TELEMETRY_DROPPED
 from capstone_dagster.catalog.model import NAMESPACE, Metric
-from capstone_dagster.logs.standard_output import StandardOutput, standard_output
 from capstone_dagster.settings import Settings
+from capstone_dagster.standard_output import StandardOutput, standard_output
 
 log = logging.getLogger("capstone.metrics")
 
@@ -24,9 +24,9 @@ strict = False
 # CloudWatch bills each distinct value as a metric of its own. The list of failure classes, the longest of
 # those that are dimensions, has half as many.
 _MOST_VALUES = 32
-# What a dimension's value looks like: a word of a list that somebody wrote down.
+# What a dimension's value looks like: a word of a fixed list.
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-# What it never is: part of an id (hexadecimal digits, as video, upload and run ids end in), or a number.
+# And what it never is: part of an id (hexadecimal digits, as video, upload and run ids end in), or a number.
 _PART_OF_ID = re.compile(r"(?:^|[_.-])[0-9a-f]{8,}(?:$|[_.-])|\d{4}", re.IGNORECASE)
 
 

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, cast
 
 import dagster as dg
 
@@ -32,7 +31,6 @@ from capstone_dagster.failures.breaker_state import BREAKER
 from capstone_dagster.failures.classes import classify_recorded, recorded_sentence
 from capstone_dagster.failures.cursors import from_json, to_json
 from capstone_dagster.failures.limits import age_over_limit
-from capstone_dagster.logs.run_fields import error_text
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.waiting_messages import Queues, queues_at
 from capstone_dagster.settings import Settings
@@ -54,15 +52,6 @@ _IN_PROGRESS = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
 ]
-
-
-class Needs(Protocol):
-    """What the sensor uses of what the code location shares."""
-
-    @property
-    def settings(self) -> Settings: ...
-    @property
-    def metrics(self) -> Metrics: ...
 
 
 @dataclass(slots=True)
@@ -90,20 +79,25 @@ class Memory:
 )
 def vital_signs_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """See the module."""
-    services = cast(Needs, context.resources.services)
+    services = context.resources.services
     now = time.time()
     memory = from_json(Memory, context.cursor) if context.cursor else Memory(since=now)
     queues = None if services.settings.queue_url is None else queues_at(services.settings.queue_url)
-    unseen = observe(context.instance, services, memory, queues, now=now)
+    unseen = observe(context.instance, services.settings, services.metrics, memory, queues, now=now)
     message = f"Could not be looked at: {', '.join(unseen)}." if unseen else "All vital signs are published."
     return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=to_json(memory))
 
 
 def observe(
-    instance: dg.DagsterInstance, needs: Needs, memory: Memory, queues: Queues | None, *, now: float
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    metrics: Metrics,
+    memory: Memory,
+    queues: Queues | None,
+    *,
+    now: float,
 ) -> list[str]:
     """Publish everything once; returns the names of what could not be looked at."""
-    metrics, settings = needs.metrics, needs.settings
     waiting: int | None = None  # unknown
 
     def look_at_queues() -> None:
@@ -121,7 +115,7 @@ def observe(
         "queues": look_at_queues,
         # Behind the queues, whose messages are something to do.
         "work": lambda: _measure_idleness(instance, metrics, memory, waiting, now),
-        "intake": lambda: _tell_pause(instance, metrics),
+        "intake": lambda: _publish_pause(instance, metrics),
         "daemon": lambda: _beat(instance, metrics, now),
         "sensor ticks": lambda: _measure_ticks(instance, metrics, memory, now),
     }
@@ -187,7 +181,7 @@ def _beat(instance: dg.DagsterInstance, metrics: Metrics, now: float) -> None:
     metrics.add(HEARTBEAT, service=DAEMON)
 
 
-def _tell_pause(instance: dg.DagsterInstance, metrics: Metrics) -> None:
+def _publish_pause(instance: dg.DagsterInstance, metrics: Metrics) -> None:
     breaker = BREAKER.read(instance)
     if breaker.paused and breaker.cause is not None:
         metrics.add(INTAKE_PAUSED, 1, failure_class=breaker.cause)
@@ -219,7 +213,7 @@ def _measure_ticks(instance: dg.DagsterInstance, metrics: Metrics, memory: Memor
                             "action": "tick.failed",
                             "sensor": name,
                             "failure_class": classify_recorded(tick.error),
-                            "exception": error_text(tick.error),
+                            "exception": tick.error.to_string(),
                         },
                     )
         memory.ticks[name] = max([memory.ticks.get(name, 0), *(tick.tick_id for tick in ended)])

@@ -1,8 +1,8 @@
 """The sensor `outbox`: sends what waits in the event store's outbox, in the order of each video.
 
 While SNS answers nothing at all, the whole topic waits, less and less often tried; a notice that it refuses
-alone holds back only its own video's later ones. Nothing is lost either way: a row is sent once SNS has said
-so.
+alone holds back only its own video's later ones. Nothing is lost either way: a row counts as sent once SNS
+has accepted it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Memory:
 def outbox_sensor(
     context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
 ) -> dg.SensorResult:
-    """See the module. Without a topic it does nothing, and says so."""
+    """See the module. Without a topic it does nothing."""
     arn = services.settings.notice_topic_arn
     if arn is None:
         account = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."

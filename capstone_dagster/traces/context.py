@@ -1,6 +1,6 @@
 """Which trace a video belongs to, in every process the same without asking another.
 
-An uploader may begin the trace himself, by a W3C `traceparent` in the object's metadata or in the message.
+An uploader may begin the trace, by a W3C `traceparent` in the object's metadata or in the message.
 Without one its id is made from the upload's, so that a duplicate message, a retry or another process comes to
 the same trace. What an upload's runs carry, as tag `capstone/traceparent`, is the context of the span
 `upload`: everything that happens to the video is a child of it.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
-from capstone_dagster.logs.redaction import Redaction, known_secrets
+from capstone_dagster.redaction import Redaction, known_secrets
 
 from .context import TraceContext
 
@@ -89,7 +89,7 @@ class Tracer:
             return
         try:
             self._send(span)
-        except Exception as error:  # whatever it is: nobody's work depends on it
+        except Exception as error:  # whatever it is: no work depends on it
             self._lost(1)
             _warn_once(f"{type(error).__name__}: {error}")
 
@@ -156,7 +156,7 @@ class Tracer:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        # It would say of each failed export what is said once here.
+        # It would log each failed export; here one warning does.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         provider = TracerProvider(
             id_generator=_GivenIds(),
@@ -172,7 +172,7 @@ class Tracer:
 
 
 class _CarefulExporter(SpanExporter):
-    """Counts what could not be exported, and says once why, and once that it works again."""
+    """Counts what could not be exported, and logs the reason once until an export succeeds."""
 
     def __init__(self, exporter: SpanExporter, lost: Callable[[int], None]) -> None:
         self._exporter = exporter
@@ -190,7 +190,7 @@ class _CarefulExporter(SpanExporter):
         except Exception as error:
             result, why = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
         if result is SpanExportResult.SUCCESS:
-            _told.clear()
+            _warned.clear()
             return result
         self._rests_until = time.monotonic() + _REST_S
         self._lost(len(spans))
@@ -219,7 +219,7 @@ class _GivenIds(IdGenerator):
 
 
 _ids: ContextVar[TraceContext] = ContextVar("capstone_span_ids")
-_told = threading.Event()
+_warned = threading.Event()
 
 
 @contextmanager
@@ -232,9 +232,9 @@ def _given_ids(context: TraceContext) -> Iterator[None]:
 
 
 def _warn_once(why: str) -> None:
-    if _told.is_set():
+    if _warned.is_set():
         return
-    _told.set()
+    _warned.set()
     where = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), "nowhere")
     _log.warning(
         f"Traces do not reach {where}: {why}. The work goes on without them. Check the address and the "

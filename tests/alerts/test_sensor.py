@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -173,22 +172,6 @@ def test_alerts_do_not_need_the_store_of_the_ticks_own_log(
     assert "1 notices sent." in office.tick()
 
 
-def test_500_failures_are_one_alert_with_a_count(office: Office) -> None:
-    office.tick()
-    for number in range(500):
-        office.fails(cause=f"s3://raw/{number}.mp4: the model is gone.")
-
-    told = office.tick()
-
-    assert "500 runs ended. 1 notices sent." in told
-    [notice] = office.inbox()
-    assert "(500 runs)" in notice.subject
-    assert len(str(office.cursor)) < 50_000
-    office.clock(ended_runs.OVERLAP_S + 1)
-    assert "0 runs ended. No notice is due." in office.tick()
-    assert len(str(office.cursor)) < 30_000
-
-
 def test_alerts_that_sns_did_not_take_arrive_when_it_is_back(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,28 +238,6 @@ def test_no_alert_is_lost_while_the_daemon_was_away(office: Office) -> None:
     office.fails("undecodable-video")
     office.clock(12 * 3600)
     assert "1 notices sent" in office.tick()
-
-
-def test_a_failure_whose_record_is_committed_late_is_an_alert_too(
-    office: Office, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Numbers are given before transactions end: a smaller one can appear behind a greater one."""
-    office.tick()
-    late = office.fails("gpu-error")
-    office.fails("undecodable-video")
-    fetch = office.instance.fetch_run_status_changes
-
-    def without_the_late_one(*arguments: Any, **options: Any) -> Any:
-        answer = fetch(*arguments, **options)
-        seen = [record for record in answer.records if record.event_log_entry.run_id != late.run_id]
-        return SimpleNamespace(records=seen)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(office.instance, "fetch_run_status_changes", without_the_late_one)
-        assert "1 runs ended" in office.tick()
-    office.clock(30)
-    assert "1 runs ended" in office.tick()
-    assert {notice.attributes["class"] for notice in office.inbox()} == {"gpu-error", "undecodable-video"}
 
 
 def test_an_alert_is_followed_by_one_of_its_end(office: Office) -> None:
@@ -590,27 +551,6 @@ def test_without_a_topic_nobody_gets_alerts_and_the_tick_says_so(office: Office)
 
     office.services = Services(settings_for(office.aws))
     assert "1 notices sent" in office.tick()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "told"),
-    [
-        ("CAPSTONE_ALERT_TOPIC_ARN", "arn:aws:sns:ap-northeast-2:123456789012:elsewhere", "SNS rejected"),
-        ("AWS_ENDPOINT_URL_SNS", NOWHERE, "SNS cannot be reached"),
-        ("AWS_ENDPOINT_URL_SNS", "no address", "SNS could not be given"),
-    ],
-)
-def test_whatever_sns_does_the_tick_goes_on_and_keeps_its_alerts(
-    office: Office, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
-) -> None:
-    if variable.startswith("CAPSTONE"):
-        office.services = Services(read_settings(alert_topic_arn=value))
-    else:
-        monkeypatch.setenv(variable, value)
-    office.fails()
-
-    assert told in office.tick()
-    assert '"due":[["failure"' in str(office.cursor)
 
 
 @pytest.mark.usefixtures("with_ticks")

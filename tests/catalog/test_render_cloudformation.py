@@ -207,7 +207,7 @@ def test_a_composite_is_deployed_as_the_list_makes_it(composite: Composite) -> N
 
     assert there["AlarmRule"].split(" OR ") == [f'ALARM("{name}")' for name in composite.any_of]
     assert there["AlarmActions"] == ([NAMES["alert_topic"]] if composite.notifies else [])
-    assert there["OKActions"] == ([NAMES["alert_topic"]] if composite.tells_recovery else [])
+    assert there["OKActions"] == ([NAMES["alert_topic"]] if composite.notifies_recovery else [])
     suppression = [there.get(f"ActionsSuppressor{key}") for key in ("", "WaitPeriod", "ExtensionPeriod")]
     if composite.suppressor is None:
         assert suppression == [None, None, None]

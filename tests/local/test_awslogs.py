@@ -40,7 +40,7 @@ EMF: dict[str, Any] = {
 # Written, killed in the middle of its life: what a worker has said before is in the file.
 WORKER = """
 import os, signal
-from capstone_dagster.logs.standard_output import standard_output
+from capstone_dagster.standard_output import standard_output
 for number in range(700):
     standard_output().write('{"component": "analysis", "run_id": "r", "message": "line %d"}' % number)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from capstone_dagster.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSIS
 from capstone_dagster.logs import video_log as reading
 from capstone_dagster.logs.json_lines import json_line, utc
-from capstone_dagster.logs.redaction import Redaction
 from capstone_dagster.logs.video_log import (
     GROUPS,
     Subject,
     filter_patterns,
     parse_line,
 )
+from capstone_dagster.redaction import Redaction
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.videos import record_upload
 from tests.conftest import Aws

@@ -29,9 +29,9 @@ from capstone_dagster.logs.json_lines import (
     json_line,
     utc,
 )
-from capstone_dagster.logs.redaction import Redaction
-from capstone_dagster.logs.standard_output import StandardOutput
+from capstone_dagster.redaction import Redaction
 from capstone_dagster.settings import read_settings
+from capstone_dagster.standard_output import StandardOutput
 from tests.support.lines import Lines
 from tests.support.waiting import scaled
 
@@ -329,7 +329,7 @@ def test_a_descriptor_that_does_not_block_costs_lines_only(pipe: tuple[int, Stan
 
 
 def test_what_several_processes_append_to_one_file_stays_in_whole_lines(tmp_path: Path) -> None:
-    program = "from capstone_dagster.logs.standard_output import standard_output\n" + (
+    program = "from capstone_dagster.standard_output import standard_output\n" + (
         "for _ in range(300): standard_output().write('{}' * 9000)\n"
     )
     with (tmp_path / "log").open("ab") as log:

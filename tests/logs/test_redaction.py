@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstone_dagster.logs.json_lines import json_line
-from capstone_dagster.logs.redaction import HIDDEN, Redaction, known_secrets
+from capstone_dagster.redaction import HIDDEN, Redaction, known_secrets
 from capstone_dagster.settings import read_settings
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"

@@ -24,10 +24,10 @@ from capstone_dagster.catalog.metrics import (
 )
 from capstone_dagster.catalog.model import Metric
 from capstone_dagster.failures.classes import FailureClass
-from capstone_dagster.logs.standard_output import StandardOutput
 from capstone_dagster.metrics import emission as module
 from capstone_dagster.metrics.emission import MetricRefused, Metrics
 from capstone_dagster.settings import read_settings
+from capstone_dagster.standard_output import StandardOutput
 from tests.support.waiting import scaled
 
 VIDEO_ID = "walk-0f3c9a1e"

@@ -68,7 +68,7 @@ class Onlooker:
         now = self.started + after_s
         memory = from_json(Memory, self.cursor)
         queues = None if queue is None else Queues(queue)
-        self.unseen = observe(self.instance, self, memory, queues, now=now)
+        self.unseen = observe(self.instance, self.settings, self.metrics, memory, queues, now=now)
         self.cursor = to_json(memory)
 
     def values(self, metric: Metric, **dimensions: str) -> list[float]:
@@ -210,7 +210,7 @@ def add_sensor(instance: dg.DagsterInstance, name: str) -> tuple[str, str]:
     return origin.get_id(), origin.get_selector().get_id()
 
 
-def test_metrics_of_sensors_ticks(onlooker: Onlooker) -> None:
+def test_metrics_of_sensors_ticks(onlooker: Onlooker, caplog: pytest.LogCaptureFixture) -> None:
     origin, selector = add_sensor(onlooker.instance, "upload_sensor")
     ticks: list[Any] = []
 
@@ -235,6 +235,7 @@ def test_metrics_of_sensors_ticks(onlooker: Onlooker) -> None:
     duration, errors = declared.SENSOR_TICK_DURATION, declared.SENSOR_TICK_ERRORS
     assert sorted(onlooker.values(duration, Sensor="upload_sensor")) == pytest.approx([0.5, 2.0])
     assert sum(onlooker.values(errors, Sensor="upload_sensor")) == 1
+    assert "A tick of upload_sensor failed: It failed." in caplog.messages
     ended = ticks[-1].with_status(TickStatus.SUCCESS)
     onlooker.instance.update_tick(ended)
     onlooker.look(after_s=25)

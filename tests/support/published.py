@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from capstone_dagster.catalog.model import Metric
-from capstone_dagster.logs.standard_output import StandardOutput
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, read_settings
+from capstone_dagster.standard_output import StandardOutput
 
 
 class Published:

@@ -24,7 +24,7 @@ def receiving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     for name in list(os.environ):
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
-    tracer_module._told.clear()
+    tracer_module._warned.clear()
     with collector() as served:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", served.endpoint)
         yield served

@@ -1,5 +1,5 @@
-"""The list, turned into what others read: CloudFormation templates, boto3's calls, pages.
+"""The list, rendered as CloudFormation.
 
-`requests` says in the words of AWS's APIs what the list asks for, with the deployment's own names left open;
-`cloudformation` and `boto` fill these in, each in its way, so that both ask for the same.
+`deployment` names what only a deployment knows, `alarms` and `dashboards` give an entry its properties,
+`template` writes YAML, and `cloudformation` assembles the two templates.
 """

@@ -44,7 +44,7 @@ def composite_alarm(composite: Composite, alarms: Mapping[str, Alarm]) -> Proper
     properties: Properties = {
         "AlarmName": composite.name,
         "AlarmDescription": _description(signs[0], *signs[1:]) if signs else composite.meaning,
-        **_actions(composite.notifies, composite.tells_recovery),
+        **_actions(composite.notifies, composite.notifies_recovery),
         "AlarmRule": Function("Sub", " OR ".join(f'ALARM("${{{name}}}")' for name in composite.any_of)),
     }
     if composite.suppressor:
@@ -114,11 +114,11 @@ def _metric(series: Series) -> Properties:
     }
 
 
-def _actions(notifies: bool, tells_recovery: bool = True) -> dict[str, list[str]]:
+def _actions(notifies: bool, notifies_recovery: bool = True) -> dict[str, list[str]]:
     topic = ["${alert_topic}"]
     return {
         "AlarmActions": topic if notifies else [],
-        "OKActions": topic if notifies and tells_recovery else [],
+        "OKActions": topic if notifies and notifies_recovery else [],
     }
 
 

@@ -127,7 +127,7 @@ def observability_template(
         "Resources": resources,
     }
     return (
-        _header("Capstone 6/6, observability: alarms and whom they tell, the dashboard, saved queries.")
+        _header("Capstone 6/6, observability: alarms and whom they notify, the dashboard, saved queries.")
         + "# docs/observability.md explains each entry.\n\n"
         + dump(body)
     )

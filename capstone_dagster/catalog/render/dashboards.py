@@ -55,7 +55,7 @@ def body(dashboard: Dashboard, conditions: frozenset[str] = frozenset()) -> dict
 
 
 def as_json(value: Any) -> str:
-    """JSON in one line, without spaces that nobody reads."""
+    """JSON in one line, without spaces."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -276,7 +276,7 @@ def test_alarm_composite_waits_for_all_that_explains_it():
     effect = named["EffectUnexplained"]
     assert (effect.any_of, effect.suppressor) == (("Effect",), "EffectCauses")
     assert (effect.wait_s, effect.extension_s) == (240, 900)
-    assert [each.name for each in made if each.tells_recovery] == ["Outage"]
+    assert [each.name for each in made if each.notifies_recovery] == ["Outage"]
 
 
 @pytest.mark.parametrize(

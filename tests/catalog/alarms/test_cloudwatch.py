@@ -1,12 +1,9 @@
 """The simulator against the examples of CloudWatch's user guide."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from capstone_dagster.catalog.alarms import S3_ACCESS_DENIED
 from capstone_dagster.catalog.model import MissingData
@@ -92,52 +89,6 @@ def test_alarm_data_are_missing_where_a_window_has_none():
     np.testing.assert_array_equal(data_points(values, "Maximum", 1, 1, delay=2), [[_], [_], [_], [_]])
 
 
-@given(
-    st.lists(st.sampled_from([0.0, 1.0, 5.0, _]), min_size=1, max_size=30),
-    st.sampled_from(["Sum", "Average", "Maximum", "Minimum", "SampleCount"]),
-    st.integers(1, 4),
-    st.integers(1, 3),
-    st.integers(0, 3),
-)
-def test_alarm_data_points_are_the_statistic_of_their_minutes(values, statistic, minutes, count, delay):
-    of = {"Sum": sum, "Average": lambda v: sum(v) / len(v), "Maximum": max, "Minimum": min}
-    found = data_points(np.array(values), statistic, minutes, count, delay)
-
-    for now in range(len(values)):
-        for point in range(count):
-            window = range(now + 1 - (point + 1) * minutes, now + 1 - point * minutes)
-            seen = [values[m] for m in window if 0 <= m <= now - delay and not np.isnan(values[m])]
-            expected = of[statistic](seen) if seen and statistic in of else len(seen) or _
-            np.testing.assert_equal(found[now, point], expected)
-
-
-@given(
-    st.integers(1, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))),
-    st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=8),
-    st.sampled_from(["OK", "ALARM", INSUFFICIENT]),
-)
-def test_alarm_treatments_of_missing_data_differ_only_where_data_are_missing(n_and_m, data, before):
-    periods, datapoints = n_and_m
-    alarm = replace(ALARM, periods=periods, datapoints=datapoints)
-    found = {each.treatment: next_state(replace(alarm, missing=each), data, before) for each in TREATMENTS}
-    real = [each for each in data if each is not None]
-
-    if len(real) >= periods:
-        [only] = set(found.values())
-        assert (only == "ALARM") == (sum(real[:periods]) >= datapoints)
-    if found["notBreaching"] == "ALARM":  # data alone are enough, so no treatment takes it back
-        assert set(found.values()) == {"ALARM"}
-    if found["breaching"] == "OK":  # even at worst it is not enough
-        assert "ALARM" not in {found["notBreaching"], found["missing"]}
-    if not real:
-        assert found == {
-            "missing": INSUFFICIENT,
-            "ignore": before,
-            "breaching": "ALARM",
-            "notBreaching": "OK",
-        }
-
-
 def rings(*spans: tuple[int, int]) -> np.ndarray:
     """In ALARM from each first to before each last unit of time."""
     found = np.zeros(14, dtype=bool)
@@ -161,24 +112,6 @@ def rings(*spans: tuple[int, int]) -> np.ndarray:
 )
 def test_alarm_suppression_agrees_with_the_examples_of_the_user_guide(composite, suppressor, expected):
     assert actions(rings(*composite), rings(*suppressor), wait=2, extension=3) == expected
-
-
-@given(
-    st.lists(st.booleans(), min_size=2, max_size=40),
-    st.data(),
-    st.integers(0, 5),
-    st.integers(0, 5),
-)
-def test_alarm_suppression_never_acts_while_the_suppressor_rings(composite, data, wait, extension):
-    suppressor = data.draw(
-        st.lists(st.booleans(), min_size=len(composite), max_size=len(composite)), label="suppressor"
-    )
-    taken = actions(np.array(composite), np.array(suppressor), wait, extension)
-
-    assert not any(suppressor[minute] for minute, _on_alarm in taken)
-    assert all(composite[minute] == on_alarm for minute, on_alarm in taken)
-    changes = sum(before != after for before, after in pairwise(composite))
-    assert len(taken) <= changes
 
 
 def test_alarm_state_is_known_to_composites_as_late_as_it_is_said_to_be():

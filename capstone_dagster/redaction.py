@@ -47,8 +47,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}\b"), HIDDEN),
     (re.compile(rf"(\b\w*?(?:{_NAMES})[\"']?\s*[:=]\s*){_VALUE}", re.IGNORECASE), rf"\1{HIDDEN}"),
 )
-# A shorter secret is a word of the language: hiding it wherever it stands would hide what happened, and tell
-# what it is. The emulators' credentials are so.
+# A shorter secret is a word of the language: hiding it wherever it stands would hide what happened, and
+# reveal the secret. The emulators' credentials are so.
 _SHORTEST_SECRET = 8
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "POSTGRES_PASSWORD", "PGPASSWORD")
 _URL_VARIABLES = ("CAPSTONE_DATABASE_URL", "DAGSTER_POSTGRES_URL")
