@@ -574,7 +574,7 @@ def test_the_doctor_tells_how_sending_alerts_goes(office: Office, monkeypatch: p
     assert channels.notices() == "all sent; 1 incidents are open"
 
     office.clock(600)
-    with pytest.raises(channels.Wrong, match="last ran 600 s ago"):
+    with pytest.raises(channels.Wrong, match=r"last ran 6\d\d s ago"):
         channels.notices()
 
 
