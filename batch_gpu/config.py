@@ -154,6 +154,11 @@ class LauncherConfig(JobSections):
     max_gpu_jobs: int = Field(
         default=1000, description="The pool's limit with `compute: batch`; locally it is the number of GPUs."
     )
+    runs_per_gpu: int = Field(
+        default=1,
+        description="With `compute: local`, how many runs share a GPU. Above 1, the ops see to it that one "
+        "at a time uses it.",
+    )
 
     @field_validator("compute")
     @classmethod

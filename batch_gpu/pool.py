@@ -1,8 +1,8 @@
 """`python -m batch_gpu.pool`: set the GPU pool's limit, which dagster.yaml cannot take from the environment.
 
 A start-up step, run where the daemon runs. With `compute: local` the limit is this machine's number of GPUs
-(1 on a CPU: one analysis uses all cores); with `compute: batch` it is `max_gpu_jobs`, because AWS Batch has
-the machines.
+(1 on a CPU: one analysis uses all cores) times `runs_per_gpu`; with `compute: batch` it is `max_gpu_jobs`,
+because AWS Batch has the machines.
 """
 
 import dagster as dg
@@ -17,7 +17,8 @@ def set_pool_limit(instance: dg.DagsterInstance) -> int | None:
     if not isinstance(launcher, BatchGpuRunLauncher):
         return None
     config = launcher.config
-    limit = max(1, gpu_count()) if config.compute == "local" else config.max_gpu_jobs
+    local = config.compute == "local"
+    limit = max(1, gpu_count()) * config.runs_per_gpu if local else config.max_gpu_jobs
     instance.event_log_storage.set_concurrency_slots(config.gpu_pool, limit)
     return limit
 

@@ -52,6 +52,9 @@ DETECTION_TAG = ".dagster/capstone.detection_id"
 STORED_TAG = ".dagster/capstone.detections_stored"
 # Seconds of video that it analyses, as far as is known.
 VIDEO_SECONDS_TAG = ".dagster/capstone.video_s"
+# How it waits for a device of this machine, if that takes long: its own id, because later runs take its tags
+# along, and `waiting` or, since its turn, when that began in seconds since 1970.
+TURN_TAG = ".dagster/capstone.turn"
 # The run that repeated another one's GPU work, and that other run.
 DUPLICATE_TAG = ".dagster/capstone.duplicate"
 DUPLICATE_OF_TAG = ".dagster/capstone.duplicate_of"

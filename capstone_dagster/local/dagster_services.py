@@ -206,7 +206,7 @@ def _grpc_workspace(location: CodeLocation, port: int) -> str:
 
 def create_storage(instance: Path, environment: Mapping[str, str]) -> None:
     """Create Dagster's tables in one process: webserver and daemon together sometimes fail to."""
-    _run_once(["-c", "import dagster; dagster.DagsterInstance.get()"], instance, environment)
+    set_gpu_pool(instance, environment)
 
 
 def end_lost_runs(instance: Path, environment: Mapping[str, str]) -> None:

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 import capstone_dagster
 from batch_gpu.gpus import gpu_count
 from capstone_dagster.local.aws import (
@@ -163,11 +165,19 @@ def ready_storage(stack: LocalStack, files: DagsterFiles, report: OnProgress) ->
     elif lost := postgres.count_runs(DAGSTER_DATABASE, ("STARTING", "STARTED", "CANCELING")):
         end_lost_runs(files.instance, joined)
         report(f"{lost} runs that an earlier stop cut off are marked as failed, to be tried again")
-    # dagster.yaml's own limit is one run at a time, which is right for a machine without a GPU.
-    places = max(1, gpu_count()) if joined["CAPSTONE_COMPUTE"] == "local" else None
-    if places != (postgres.pool_limit(DAGSTER_DATABASE, GPU_POOL) or 1):
+    limit = postgres.pool_limit(DAGSTER_DATABASE, GPU_POOL)
+    if limit not in _right_limits(files, joined["CAPSTONE_COMPUTE"]):
         set_gpu_pool(files.instance, joined)
         report("The GPU pool's limit is set")
+
+
+def _right_limits(files: DagsterFiles, compute: str) -> set[int | None]:
+    """Limits of the GPU pool that need no change: setting the right one takes seconds (`batch_gpu.pool`)."""
+    if compute != "local":
+        return set()
+    config = yaml.safe_load(files.instance.read_text()).get("run_launcher", {}).get("config", {})
+    limit = max(1, gpu_count()) * config.get("runs_per_gpu", 1)
+    return {limit, None} if limit == 1 else {limit}  # with none set, Dagster runs one at a time
 
 
 def join_environment(environment: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:

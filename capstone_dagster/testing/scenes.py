@@ -100,6 +100,9 @@ class SquareDetector:
         """It has none."""
         return None
 
+    def rest(self) -> None:
+        """It holds nothing."""
+
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """The squares of each picture; how many pictures came is noted in `batches`."""
         self.batches.append(len(images))

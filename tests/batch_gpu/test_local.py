@@ -196,13 +196,21 @@ def test_the_sensor_leaves_other_launchers_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("compute", "gpus", "limit"), [("local", 0, 1), ("local", 1, 1), ("local", 4, 4), ("batch", 4, 1000)]
+    ("compute", "gpus", "each", "limit"),
+    [
+        ("local", 0, 1, 1),
+        ("local", 1, 1, 1),
+        ("local", 4, 1, 4),
+        ("local", 0, 3, 3),
+        ("local", 4, 3, 12),
+        ("batch", 4, 3, 1000),
+    ],
 )
-def test_the_pool_holds_as_many_runs_as_there_are_gpus(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, compute: str, gpus: int, limit: int
+def test_the_pool_holds_as_many_runs_as_the_gpus_take(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, compute: str, gpus: int, each: int, limit: int
 ) -> None:
     monkeypatch.setattr(pool, "gpu_count", lambda: gpus)
-    instance = cloud.configure(launcher={"compute": compute})
+    instance = cloud.configure(launcher={"compute": compute, "runs_per_gpu": each})
     assert pool.set_pool_limit(instance) == limit
     assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == limit
 

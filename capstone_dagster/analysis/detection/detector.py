@@ -67,6 +67,10 @@ class Detector(Protocol):
         """How its GPU is doing now; None where it runs on the CPU, or cannot tell. Raises nothing."""
         ...
 
+    def rest(self) -> None:
+        """Between two videos: give the GPU's memory back, but for the weights, so that others can use it."""
+        ...
+
 
 def load_detector(
     model: Path,

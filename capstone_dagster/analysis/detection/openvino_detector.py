@@ -112,6 +112,9 @@ class OpenVinoDetector:
     def gpu_state(self) -> None:
         """There is none."""
 
+    def rest(self) -> None:
+        """There is no GPU whose memory others wait for."""
+
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """One `Detections` for each BGR picture, in order; may be called by `workers` threads at once."""
         return [self._detect_one(image) for image in images]

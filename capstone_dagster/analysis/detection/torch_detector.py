@@ -113,6 +113,11 @@ class TorchDetector:
         """Load and memory of the GPU, by all processes; None on the CPU or if the driver reports nothing."""
         return gpu_state(self.device) if self._kind == "cuda" else None
 
+    def rest(self) -> None:
+        """Gives back the GPU's memory that PyTorch keeps for later."""
+        if self._kind == "cuda":
+            TorchMemory(self.device).release()
+
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """One `Detections` for each BGR picture, in order; may be called by `workers` threads at once.
 

@@ -106,12 +106,6 @@ def detect(
     else:
         return _reused(found, log, "exist already: nothing is analysed again", level=logging.INFO)
 
-    # Whatever is pinned or not: what is loaded must be what the id was made from.
-    expected = _pin(order, services.settings) or sha256
-    started = time.monotonic()
-    with services.tracer.span("load the model", model=model.name):
-        detector = _detector(model, chosen, services, expected, log)
-    log.model_loaded(detector, time.monotonic() - started)
     with temporary_folder() as folder:
         # The suffix tells some containers' demuxers what to try first.
         video = folder / f"video{Path(upload.key).suffix}"
@@ -133,20 +127,28 @@ def detect(
             elapsed_s=round(took, 3),
         )
         out = folder / "detections"
-        with (
-            services.tracer.span("decode, detect, track", device=detector.device),
-            failed_pass_measured(detector.device, services),
-        ):
-            done = analyze_video(
-                video,
-                out,
-                detector=detector,
-                settings=chosen,
-                name=upload.key,
-                hardware_decoding=services.settings.hardware_decoding,
-                opened=lambda info: passes.begin(identity, info, log),
-                progress=progress,
-            )
+        # Whatever is pinned or not: what is loaded must be what the id was made from.
+        expected = _pin(order, services.settings) or sha256
+        with passes.turn(log):
+            started = time.monotonic()
+            with services.tracer.span("load the model", model=model.name):
+                detector = _detector(model, chosen, services, expected, log)
+            log.model_loaded(detector, time.monotonic() - started)
+            with (
+                services.tracer.span("decode, detect, track", device=detector.device),
+                failed_pass_measured(detector.device, services),
+            ):
+                done = analyze_video(
+                    video,
+                    out,
+                    detector=detector,
+                    settings=chosen,
+                    name=upload.key,
+                    hardware_decoding=services.settings.hardware_decoding,
+                    opened=lambda info: passes.begin(identity, info, log),
+                    progress=progress,
+                )
+            detector.rest()
         measure_pass(done, services)
         log.analyzed(done)
         if services.objects.exists(prefix + MANIFEST):

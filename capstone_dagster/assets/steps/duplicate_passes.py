@@ -1,17 +1,21 @@
-"""Which run passes over which pixels: the place that sees when a second one does.
+"""Which run passes over which pixels: each waits for its turn, and a second pass over the same is seen.
 
-Nothing is prevented here: run key, detection id and PostgreSQL do that. A second pass that really started
-means that one of them has failed, and costs money until somebody knows.
+Duplicates are not prevented here: run key, detection id and PostgreSQL do that. A second pass that really
+started means that one of them has failed, and costs money until somebody knows.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 
 from capstone_dagster.analysis import VideoInfo
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
+from capstone_dagster.assets.steps.device_turns import device_turn
 from capstone_dagster.catalog.metrics import DUPLICATE_JOBS
 from capstone_dagster.failures.duplicates import same_work
 from capstone_dagster.run_tags import (
@@ -19,12 +23,16 @@ from capstone_dagster.run_tags import (
     DUPLICATE_OF_TAG,
     DUPLICATE_TAG,
     STORED_TAG,
+    TURN_TAG,
     USED_TAG,
     VIDEO_SECONDS_TAG,
 )
 from capstone_dagster.services import Services
 
 _logger = logging.getLogger("capstone.analysis")
+
+# A wait that is shorter is not worth a row in Dagster's storage.
+_LONG_WAIT_S = 10.0
 
 
 class Passes:
@@ -40,6 +48,26 @@ class Passes:
     def use(self, detection_id: str) -> None:
         """Note which detections this run goes by: deleting another video of the same bytes leaves them."""
         self._tag({USED_TAG: detection_id})
+
+    @contextmanager
+    def turn(self, log: AnalysisLog) -> Iterator[None]:
+        """Wait for one of this machine's devices, and hold it for the block: loading the model, and the pass.
+
+        A long wait is noted in the run's tags, because it does not count towards the run's time limit.
+        """
+        noted = False
+
+        def waiting(elapsed_s: float) -> None:
+            nonlocal noted
+            if not noted and elapsed_s > _LONG_WAIT_S:
+                noted = True
+                log.write("Waits for the device: another run's pass holds it.", action="device.waiting")
+                self._tag({TURN_TAG: f"{self._run_id} waiting"})
+
+        with device_turn(self._instance.root_directory, waiting=waiting):
+            if noted:
+                self._tag({TURN_TAG: f"{self._run_id} {time.time():.0f}"})
+            yield
 
     def begin(self, detection_id: str, video: VideoInfo, log: AnalysisLog) -> None:
         """Note that this run begins a pass, and report if another one is at it or has finished it.
