@@ -100,10 +100,11 @@ CMD ["capstone", "--help"]
 FROM shipped AS services
 COPY --from=packages /layers/packages /
 COPY --from=packages /etc/passwd /etc/group /etc/
-# What the user owns: whole directories, because the owner of the one that is copied to is not everywhere changed.
+# What the user owns: whole directories, because the owner of the one that is copied to is not everywhere changed. For
+# the same reason what root owns comes last: the user must not own /app itself, from which Python imports.
 COPY --from=packages --chown=10001:10001 /home /home
-COPY --from=project /app /app
 COPY --from=project --chown=10001:10001 /layers/app /app
+COPY --from=project /app /app
 
 FROM shipped AS worker
 COPY --from=torch /layers/cuda /
@@ -112,5 +113,5 @@ COPY --from=packages /layers/packages /
 COPY --from=packages /etc/passwd /etc/group /etc/
 COPY --from=packages --chown=10001:10001 /home /home
 COPY --from=torch --chown=10001:10001 /layers/cache /var/cache
-COPY --from=project /app /app
 COPY --from=project --chown=10001:10001 /layers/app /app
+COPY --from=project /app /app

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -312,12 +312,121 @@ def replaced(old: bytes, new: bytes) -> Callable[[bytearray], bytes]:
     return lambda content: bytes(content).replace(old, new)
 
 
-def huge(width: int, height: int) -> Callable[[bytearray], None]:
-    return lambda content: struct.pack_into("<HH", content, 6, width, height)
+def huge(width: int, height: int, aspect: int = 0) -> Callable[[bytearray], None]:
+    def edit(content: bytearray) -> None:
+        struct.pack_into("<HH", content, 6, width, height)
+        content[12] = aspect  # 64 times the pixel's width by its height, less 15
+
+    return edit
 
 
 def still(suffix: str) -> bytes:
     return bytes(cv2.imencode(suffix, np.full((48, 64, 3), 90, np.uint8))[1])
+
+
+def ts_packets(content: bytearray) -> Iterator[int]:
+    """Where the packets of an MPEG-TS begin that carry the pictures."""
+    for place in range(0, len(content), 188):
+        if int.from_bytes(content[place + 1 : place + 3], "big") & 0x1FFF == 0x100:
+            yield place
+
+
+def scrambled(content: bytearray) -> None:
+    for place in ts_packets(content):
+        content[place + 3] |= 0x80
+        for byte in range(place + 12, place + 188):
+            content[byte] ^= 0xA5
+
+
+def ts_stamps(seconds: float, *numbers: int) -> Callable[[bytearray], None]:
+    """Moves PTS and DTS of some pictures, which count 33 bits in an MPEG-TS."""
+
+    def edit(content: bytearray) -> None:
+        starts = [place for place in ts_packets(content) if content[place + 1] & 0x40]
+        for number in numbers:
+            place = starts[number]
+            pes = place + 4 + (1 + content[place + 4] if content[place + 3] & 0x20 else 0)
+            for at in (pes + 9, pes + 14)[: (content[pes + 7] >> 6) - 1]:
+                head, a, b, c, d = content[at : at + 5]
+                ticks = (head >> 1 & 7) << 30 | a << 22 | b >> 1 << 15 | c << 7 | d >> 1
+                ticks = (ticks + round(seconds * 90_000)) % (1 << 33)
+                content[at : at + 5] = bytes(
+                    (head & 0xF1 | ticks >> 30 << 1, ticks >> 22 & 255, ticks >> 14 & 254 | 1,
+                     ticks >> 7 & 255, ticks << 1 & 254 | 1)
+                )  # fmt: skip
+
+    return edit
+
+
+def flv_stamps(milliseconds: int, *numbers: int) -> Callable[[bytearray], None]:
+    """Moves the timestamps of some tags; the first picture's is 1."""
+
+    def edit(content: bytearray) -> None:
+        place, tags = 13, []
+        while place + 11 < len(content):
+            if content[place] == 9:
+                tags.append(place)
+            place += 15 + int.from_bytes(content[place + 1 : place + 4], "big")
+        for number in numbers:
+            low = slice(tags[number] + 4, tags[number] + 7)
+            moved = int.from_bytes(content[low], "big") + milliseconds
+            content[low] = moved.to_bytes(3, "big")
+
+    return edit
+
+
+def encrypted_matroska(content: bytearray) -> bytes:
+    """A track whose head says that its blocks are encrypted by AES."""
+
+    def element(kind: str, body: bytes) -> bytes:
+        return bytes.fromhex(kind) + bytes((0x80 | len(body),)) + body
+
+    key = element("47e1", b"\x05") + element("47e2", b"0123456789abcdef")
+    encoding = element("6240", element("5033", b"\x01") + element("5035", key))
+    added = element("6d80", encoding)
+    tracks = content.index(bytes.fromhex("1654ae6b")) + 4
+    entry = content.index(b"\xae", tracks)
+    for place in (tracks, entry + 1):  # both sizes grow; FFmpeg writes them with 8 bytes, all but the first
+        length = 9 - content[place].bit_length()
+        bits = 7 * length
+        size = (int.from_bytes(content[place : place + length], "big") & ((1 << bits) - 1)) + len(added)
+        assert size < (1 << bits) - 1
+        content[place : place + length] = (size | 1 << bits).to_bytes(length, "big")
+    begins = entry + 1 + (9 - content[entry + 1].bit_length())
+    content[begins:begins] = added
+    return bytes(content)
+
+
+def mpeg2(path: Path) -> None:
+    """As DVD recorders and broadcasters write it; at one of the rates that MPEG-2 knows."""
+    with av.open(str(path), "w") as written:
+        stream = written.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for index in range(FRAMES):
+            picture = np.full((SIZE[1], SIZE[0], 3), 4 * index, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="bgr24").reformat(format="yuv420p")
+            frame.pts = index
+            written.mux(stream.encode(frame))
+        written.mux(stream.encode(None))
+
+
+def dav(path: Path) -> None:
+    """As Dahua's recorders write it: H.264 in chunks that have a date, and milliseconds beside it."""
+    plain = path.with_name("plain-dav.h264")
+    clip(format="h264", codec_options={"bf": "0"})(plain)
+    out = b""
+    with av.open(str(plain)) as read:
+        packets = [packet for packet in read.demux() if packet.size]
+    for number, packet in enumerate(packets):
+        extra = bytes((0x81, 0, 2, 25, 0x80, 0, SIZE[0] // 8, SIZE[1] // 8))
+        ms = 40 * number
+        date = 25 << 26 | 5 << 22 | 26 << 17 | 19 << 12 | 37 << 6 | 26 + ms // 1000  # 2025-05-26 19:37:26
+        size = 24 + len(extra) + packet.size + 8
+        kind = 0xFD if packet.is_keyframe else 0xFC
+        out += b"DHAV" + bytes((kind, 0, 0, 0))
+        out += struct.pack("<IIIHBB", number, size, date, ms % 1000, len(extra), 0)
+        out += extra + bytes(packet) + b"dhav" + struct.pack("<I", size)
+    path.write_bytes(out)
 
 
 def many_samples(content: bytearray) -> bytes:
@@ -379,6 +488,13 @@ _PLAIN = Right()
 # MPEG-TS counts packets, and says where the count jumps.
 _JUMPED = frozenset({"decode_errors"})
 _LONG = tuple(range(0, 8_000, 40))
+_VP8_IN_OGG = remuxed(clip(codec="libvpx"), lambda *_: None, via="source.webm")
+_FRAGMENTS = {"container_options": {"movflags": "frag_keyframe+empty_moov"}}
+_CENC = {
+    "encryption_scheme": "cenc-aes-ctr",
+    "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
+    "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
+}
 _FASTSTART = {"container_options": {"movflags": "faststart"}}
 
 FILES: list[File] = [
@@ -401,6 +517,16 @@ FILES: list[File] = [
             "webm": {"codec": "libvpx"},
             "h264": {"format": "h264"},
         }.items()
+    ),
+    *(File(f"plain.{suffix}", mpeg2, _PLAIN) for suffix in ("mpg", "vob", "mxf")),
+    File("plain.dav", dav, _PLAIN),
+    File("plain.ogg", _VP8_IN_OGG, _PLAIN),
+    File("live.mkv", clip(container_options={"live": "1"}), _PLAIN),
+    File("fragments.mp4", clip(**_FRAGMENTS), _PLAIN),
+    File(
+        "plain.dv",
+        clip(STEADY[:5], codec="dvvideo", size=(720, 576)),
+        Right(STEADY[:5], 200, (768, 576), said={"fps": 25.0}),
     ),
     File("plain.wmv", clip(codec="wmv2", format="asf"), Right(end_ms=None)),
     File("plain.h265", clip(codec="libx265", format="hevc"), _PLAIN),
@@ -429,8 +555,28 @@ FILES: list[File] = [
         remuxed(clip(codec_options={"bf": "0"}), moved(0.02, 20)),
         Right(end_ms=None, fewer=True),
     ),
+    *(
+        File(f"{name}.{suffix}", remuxed(clip(codec_options={"bf": "0"}), moved(40, number)), _PLAIN)
+        for suffix in ("mkv", "ts", "flv")
+        for name, number in {"first-ahead": 0, "last-ahead": FRAMES - 1}.items()
+    ),
+    *(
+        File(f"{name}-back.{suffix}", edited(clip(**B_FRAMES, **options), change), _PLAIN)
+        for name, seconds, numbers in (
+            ("one", -1.2, (30,)),
+            ("three", -0.7, (20, 21, 22)),
+            ("last", -0.7, (49,)),
+        )
+        for suffix, options, change in (
+            ("ts", _TS, ts_stamps(seconds, *numbers)),
+            ("flv", {}, flv_stamps(round(seconds * 1000), *(number + 1 for number in numbers))),
+        )
+    ),
+    # 33 bits at 90 kHz run over 1 s after the start.
     File(
-        "last-ahead.ts", remuxed(clip(codec_options={"bf": "0"}), moved(60, FRAMES - 1)), Right(end_ms=None)
+        "clock-runs-over.ts",
+        edited(clip(**_TS), ts_stamps((1 << 33) / 90_000 - 2.4, *range(FRAMES))),
+        _PLAIN,
     ),
     File(
         "joined.ts",
@@ -464,15 +610,16 @@ FILES: list[File] = [
         )
         for name, (matrix, turned, corner) in _ORIENTATIONS.items()
     ),
-    File(
-        "mirrored-interlaced.mp4",
-        edited(marked(codec_options={"x264-params": "tff=1"}), display_matrix(-1, 0, 0, 1)),
-        Right(corner="upper right"),
-    ),
-    File(
-        "turned-anamorphic.mp4",
-        edited(marked(sample_aspect_ratio=Fraction(4, 3)), display_matrix(0, 1, 1, 0)),
-        Right(size=(48, 85), corner="upper left"),
+    *(
+        File(
+            f"{name}-interlaced-anamorphic.mov",
+            edited(
+                marked(codec_options={"x264-params": "tff=1"}, sample_aspect_ratio=Fraction(4, 3)),
+                display_matrix(*matrix),
+            ),
+            Right(size=(48, 85) if turned else (85, 48), corner=corner),
+        )
+        for name, (matrix, turned, corner) in _ORIENTATIONS.items()
     ),
     # Which track is the video.
     File(
@@ -492,7 +639,34 @@ FILES: list[File] = [
         edited(two_tracks(clip(codec="mpeg4"), clip()), replaced(b"mp4v", b"zzzv")),
         Right(said={"codec": "h264"}),
     ),
+    *(
+        File(
+            f"thumbnail-first.{suffix}",
+            two_tracks(clip([0], codec="mjpeg", pix_fmt="yuvj420p", size=(640, 480)), clip(), default=None),
+            Right(said={"codec": "h264"}),
+        )
+        for suffix in ("mkv", "mov")
+    ),
+    *(
+        File(
+            f"unknown-first.{suffix}",
+            edited(two_tracks(clip(**first), clip(**MPEG4), extra=".avi"), replaced(old, new)),
+            Right(end_ms=None, said={"codec": "mpeg4"}),
+        )
+        for suffix, first, old, new in (
+            ("avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}, b"MJPG", b"ZZZV"),
+            ("mkv", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}, b"V_MJPEG", b"V_ZZZZZ"),
+        )
+    ),
     # Sizes that change midway.
+    File(
+        "reshaped.ts",
+        joined(
+            clip(**_TS),
+            clip([2_000 + time for time in STEADY], sample_aspect_ratio=Fraction(4, 3), **_TS),
+        ),
+        Right([*STEADY, *(2_000 + time for time in STEADY)], 4_000, warned=frozenset({"size_changes"})),
+    ),
     File(
         "resized.ts",
         joined(clip(**_TS), clip([2_000 + time for time in STEADY], size=(48, 64), **_TS)),
@@ -506,6 +680,11 @@ FILES: list[File] = [
     _warned("half.avi", edited(remuxed(clip(_LONG, **MPEG4), lambda *_: None), half), "truncated"),
     _warned("half.flv", edited(clip(_LONG), half), "truncated"),
     _warned("half.wmv", edited(clip(_LONG, codec="wmv2", format="asf"), half), "truncated"),
+    _warned("half-live.mkv", edited(clip(_LONG, container_options={"live": "1"}), half), "truncated"),
+    _warned("half-fragments.mp4", edited(clip(_LONG, **_FRAGMENTS), half), "truncated"),
+    _warned("half.ogg", edited(_VP8_IN_OGG, half), "truncated"),
+    _warned("half.gif", edited(clip(_LONG, codec="gif"), half), "truncated"),
+    _warned("half.ts", edited(clip(_LONG, **_TS), lambda content: half(content)[:-100]), "truncated"),
     _warned("zeros-inside.ts", edited(clip(**_TS), zeros_inside), "decode_errors"),
     _warned("bit-errors.ts", edited(clip(**_TS), bit_errors), "corrupt_frames"),
     # When it was filmed.
@@ -536,6 +715,14 @@ FILES: list[File] = [
     _refused("noise.mp4", raw(np.random.default_rng(0).bytes(20_000)), "not of a known video format"),
     _refused("not-finished.mp4", edited(clip(), without_moov), "was not finished"),
     _refused("encrypted.mp4", edited(clip(), replaced(b"avc1", b"encv")), "encrypted"),
+    _refused("encrypted-by-cenc.mp4", clip(container_options=_CENC), "encrypted"),
+    _refused(
+        "encrypted-fragments.mp4",
+        clip(container_options={**_FRAGMENTS["container_options"], **_CENC}),
+        "encrypted",
+    ),
+    _refused("encrypted.mkv", edited(clip(), encrypted_matroska), "encrypted"),
+    _refused("scrambled.ts", edited(clip(**_TS), scrambled), "encrypted"),
     _refused(
         "unknown-codec.mp4", edited(clip(), replaced(b"avc1", b"zzzv")), r"no decoder for its codec \(zzzv\)"
     ),
@@ -548,6 +735,8 @@ FILES: list[File] = [
     _refused("picture.heic", raw(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)), "still picture"),
     _refused("no-pictures.mp4", edited(clip(**_FASTSTART), no_pictures), "none of its frames"),
     _refused("too-large.gif", edited(clip(codec="gif"), huge(12_000, 12_000)), "12000 × 12000"),
+    # Each frame would be 800 MB of pixels; the file has some hundred bytes.
+    _refused("too-wide.gif", edited(clip([0], codec="gif"), huge(8192, 8192, aspect=241)), "32768 × 8192"),
     _refused(
         "list.m3u8",
         raw(b"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:2.4,\nplain.ts\n#EXT-X-ENDLIST\n"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -14,6 +13,7 @@ from av.codec.hwaccel import HWAccel
 
 from ..errors import UndecodableVideo
 from .budget import check_memory
+from .completeness import TS_SYNC, boxes, ts_packets
 
 # An upload is a stranger's file. FFmpeg also opens play lists and concatenation scripts, which name other
 # files and addresses, and plays text files as terminal art: only containers that hold their own pictures
@@ -45,12 +45,11 @@ _PICTURE_BRANDS = {
     "jxl ": "JPEG XL",
 }
 
-# How files of three kinds begin, and the parts of them that say how long they are.
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+# Indexes of hours have some MB.
+_LONGEST_INDEX = 16 << 20
 
-_FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+# So far into an MPEG-TS a scrambled packet is looked for: some seconds.
+_SCRAMBLED_WITHIN = 4 << 20
 
 # Four letters that name an encrypted track in ISO media files (ISO/IEC 14496-12) and Apple's.
 _ENCRYPTED_TAGS = ("encv", "drmi", "drms")
@@ -115,6 +114,28 @@ def is_encrypted(stream: av.VideoStream) -> bool:
     return tag in _ENCRYPTED_TAGS or "enc_key_id" in stream.metadata
 
 
+def is_scrambled(path: Path) -> bool:
+    """Whether packets at the start of an MPEG-TS are scrambled, which their heads say (ISO/IEC 13818-1)."""
+    with path.open("rb") as file:
+        content = file.read(_SCRAMBLED_WITHIN)
+    packets = ts_packets(content[:4096])
+    if packets is None:
+        return False
+    start, size = packets
+    start += 4 if size == 192 else 0
+    marks = zip(content[start::size], content[start + 3 :: size], strict=False)
+    return any(mark == TS_SYNC and control & 0xC0 for mark, control in marks)
+
+
+def encrypted_sentence(name: str, codecs: str = "") -> str:
+    """Why a file with encrypted pictures is refused."""
+    which = f" (codec {codecs})" if codecs else ""
+    return (
+        f"A video was expected in {name}, but its pictures are encrypted{which}: a protected recording "
+        "cannot be analysed. Export it without protection and upload that."
+    )
+
+
 def codec_names(container: av.container.InputContainer) -> dict[int, str]:
     """How FFmpeg names the codec of each video track, by the track's index; a tag where it knows no decoder.
 
@@ -137,17 +158,26 @@ def _why_not_opened(path: Path, name: str, error: av.error.FFmpegError) -> str:
     picture = _picture(path)
     if picture:
         return _still_picture(name, picture)
-    boxes = [kind for kind, _ in _boxes(path)]
-    if boxes and "moov" not in boxes and "moof" not in boxes and {"ftyp", "mdat"} & set(boxes):
+    places = {kind: (start, end) for kind, start, end in boxes(path)}
+    if places and "moov" not in places and "moof" not in places and {"ftyp", "mdat"} & set(places):
         return (
             f"A video was expected in {name}, but the recording was not finished: the index that a recorder "
             "writes last (the `moov` box) is missing. Let the recorder repair the file, or upload another."
         )
+    if is_scrambled(path) or ("moov" in places and _names_encryption(path, *places["moov"])):
+        return encrypted_sentence(name)
     reason = (error.strerror or type(error).__name__).lower()
     return (
         f"A video was expected in {name}, but its content is not of a known video format ({reason}); upload "
         "an MP4, MOV, MKV, WebM, AVI or MPEG-TS file."
     )
+
+
+def _names_encryption(path: Path, start: int, end: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(start)
+        index = file.read(min(end - start, _LONGEST_INDEX))
+    return any(tag.encode() in index for tag in _ENCRYPTED_TAGS)
 
 
 def _still_picture(name: str, picture: str) -> str:
@@ -163,48 +193,3 @@ def _picture(path: Path) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     return next((picture for start, picture in _PICTURES.items() if head.startswith(start)), None)
-
-
-def stated_bytes(path: Path) -> int | None:
-    """How long the container says that the file is; None where it does not, or says a placeholder."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        size = int.from_bytes(head[4:8], "little")
-        return size + 8 if 0 < size < (1 << 32) - 16 else None
-    if head.startswith(_ASF):
-        properties = head.find(_ASF_PROPERTIES)
-        return int.from_bytes(head[properties + 40 : properties + 48], "little") if properties > 0 else None
-    if head.startswith(_EBML):
-        return _segment_end(head)
-    boxes = list(_boxes(path))
-    return boxes[-1][1] if boxes else None
-
-
-def _segment_end(head: bytes) -> int | None:
-    """Where Matroska's segment ends. Its size has 1 to 8 bytes; all ones mean that it is unknown."""
-    place = head.find(_SEGMENT)
-    if place < 0 or place + 12 > len(head) or not head[place + 4]:
-        return None
-    length = 9 - head[place + 4].bit_length()
-    bits = 7 * length
-    size = int.from_bytes(head[place + 4 : place + 4 + length], "big") & ((1 << bits) - 1)
-    return None if size == (1 << bits) - 1 else place + 4 + length + size
-
-
-def _boxes(path: Path) -> Iterator[tuple[str, int]]:
-    """The kinds of an ISO media file's outermost boxes and where each ends; nothing of any other file."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        place = 0
-        while place + 8 <= length:
-            file.seek(place)
-            head = file.read(16)
-            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if not re.fullmatch(rb"[ -~]{4}", kind) or (place == 0 and kind not in _FIRST_BOXES):
-                return
-            if size == 1:
-                size = int.from_bytes(head[8:16], "big")
-            end = place + size if size >= 8 else length
-            yield kind.decode("ascii"), end
-            place = end

@@ -18,7 +18,8 @@ import av.error
 
 from ..errors import UndecodableVideo
 from .budget import MOST_PIXELS, Budget
-from .container import check_machine, open_container, stated_bytes
+from .completeness import is_cut
+from .container import check_machine, encrypted_sentence, is_scrambled, open_container
 from .deinterlacing import Timed, deinterlaced
 from .filmed import when_filmed
 from .pixels import BgrReader, Luma, LumaReader, displayed_size
@@ -34,6 +35,8 @@ _STUMBLES_IN_A_ROW = 100
 # Stated durations are rounded, and trimmed by edit lists: half a second and 2 % are no loss.
 _LOSS_S = Fraction(1, 2)
 _LOSS_SHARE = Fraction(2, 100)
+# Above what high-speed cameras write.
+_HIGHEST_RATE = 2_000
 # Where a stream does not state one.
 _DEFAULT_TIME_BASE = Fraction(1, 90_000)
 
@@ -45,6 +48,7 @@ class _Counts:
     packets: int = 0
     decode_errors: int = 0
     corrupt_frames: int = 0
+    encrypted: int = 0  # packets, each of which is a decode error too
     error_at_the_end: bool = False
     pictures_end_s: Fraction = Fraction(0)  # by the track's packets, glitches included
     whole_end_s: Fraction = Fraction(0)  # by all tracks' packets
@@ -81,6 +85,7 @@ class VideoFile:
             context = self._stream.codec_context
             self.decoder: Decoder = "nvdec" if context.pix_fmt == "cuda" else "software"
             self._bgr = BgrReader(first[0], self._pixel_aspect)
+            self._refuse_too_large(self._bgr.width, self._bgr.height)
             self.info = self._describe(why_chosen(tracks, self._track))
         except BaseException:
             self._container.close()
@@ -144,16 +149,21 @@ class VideoFile:
             self._container.close()
             self._container = open_container(self._path, self._name, hardware=self._hardware)
         best = tracks[0]
-        width, height = displayed_size(best.width, best.height, self._stated_aspect)
+        self._refuse_too_large(*displayed_size(best.width, best.height, self._stated_aspect))
+        if self._counts.encrypted or is_scrambled(self._path):
+            raise UndecodableVideo(encrypted_sentence(self._name, best.codec))
+        raise UndecodableVideo(
+            f"A video was expected in {self._name}, but none of its frames can be decoded ({best.codec}); "
+            "check that it plays, and upload it again."
+        )
+
+    def _refuse_too_large(self, width: int, height: int) -> None:
+        """Raises `UndecodableVideo` for displayed pictures of this size."""
         if width * height > MOST_PIXELS:
             raise UndecodableVideo(
                 f"A video was expected in {self._name}, but its pictures are of {width} × {height} pixels, "
                 f"more than the {MOST_PIXELS:,} that are decoded; upload a smaller copy."
             )
-        raise UndecodableVideo(
-            f"A video was expected in {self._name}, but none of its frames can be decoded ({best.codec}); "
-            "check that it plays, and upload it again."
-        )
 
     def _choose(self, track: Track) -> None:
         self._track = track
@@ -173,7 +183,7 @@ class VideoFile:
         self._pictures_listed = stream.frames if self._container_is("mov") else 0
         self._timeline = Timeline(
             time_base=self._time_base,
-            rate=stream.average_rate or stream.guessed_rate,
+            rate=_rate(stream),
             zero=round(self._zero_s / self._time_base),
             begins=stream.start_time,
             ends=None if ends is None else round((ends + self._zero_s) / self._time_base),
@@ -231,6 +241,11 @@ class VideoFile:
     def _decode_packet(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
         # A damaged packet costs its own frames; decoders recover at the next key frame.
         try:
+            # What Common Encryption (ISO/IEC 23001-7) hides decodes to noise; a clear beginning is shown.
+            if packet is not None and packet.has_sidedata("encryption_info"):
+                self._counts.encrypted += 1
+                self._stumbled()
+                return []
             if packet is not None and packet.is_corrupt:
                 self._stumbled()
             decoded = self._stream.codec_context.decode(packet)
@@ -271,8 +286,7 @@ class VideoFile:
         """Whether there is clearly less in the file than it states."""
         if self._index_is_read():
             return False
-        stated = stated_bytes(self._path)
-        if stated is not None and self._path.stat().st_size < stated * (1 - _LOSS_SHARE):
+        if is_cut(self._path):
             return True
         shown, counts = self._end_s, self._counts
         return _is_short(max(shown, counts.pictures_end_s), self._pictures_end_s) or _is_short(
@@ -284,7 +298,7 @@ class VideoFile:
 
     def _describe(self, track: str | None) -> VideoInfo:
         stated = self._whole_end_s
-        rate = self._stream.average_rate or self._stream.guessed_rate
+        rate = _rate(self._stream)
         tags = {**self._stream.metadata, **self._container.metadata}
         filmed = when_filmed(tags, None if stated is None else timedelta(seconds=float(stated)))
         return VideoInfo(
@@ -315,6 +329,12 @@ class VideoFile:
             on_its_clock = self._container_is("matroska") or self._container_is("flv")
             return max(Fraction(0), stated - self._zero_s) if on_its_clock else stated
         return None
+
+
+def _rate(stream: av.VideoStream) -> Fraction | None:
+    """Frames per second as stated; some containers state the ticks of their clock instead."""
+    rates = (stream.average_rate, stream.guessed_rate)
+    return next((rate for rate in rates if rate and rate <= _HIGHEST_RATE), None)
 
 
 def _is_short(end_s: Fraction, stated_s: Fraction | None) -> bool:

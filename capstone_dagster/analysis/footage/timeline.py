@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Collection
 from fractions import Fraction
 from itertools import pairwise
 
@@ -27,6 +28,10 @@ _REMEMBERED = 192
 # The usual spacing is the median of this many steps: long enough to outvote pauses, short enough to follow a
 # change of rate.
 _STEPS_REMEMBERED = 15
+
+
+# A stated rate that is higher by so much than the first packets' is none.
+_WRONG_RATE = 4
 
 
 class Timeline:
@@ -121,6 +126,9 @@ class Timeline:
 
     def _first(self, stamp: int, number: int | None) -> int:
         self._in_decoding_order = self._counts_in_decoding_order(number)
+        spacing = _median([b - a for a, b in pairwise(sorted(self._stamps)) if b > a])
+        if spacing > _WRONG_RATE * self._step:  # the ticks of a clock, stated as a rate
+            self._step = spacing
         stamp, number = self._take(stamp, number)
         if self._in_decoding_order and self._begins is not None:
             self._shift += self._begins - stamp  # decoding begins before showing
@@ -149,13 +157,17 @@ class Timeline:
         start = -1 if number is None else number + 1 - self._first_number
         followers = list(self._stamps)[start : start + FOLLOWERS] if start >= 0 else []
         time = stamp + self._shift
-        if not followers:  # the last frame: only the container can tell
-            return self._ends is not None and due < time <= self._ends
+        if not followers:  # the last frame: its container's end may come from this stamp, so it tells little
+            return self._ends is not None and due < time <= self._ends and not self._is_regular()
         votes = 0
         for place, follower in enumerate(followers, start=1):
             counted_from = follower + self._shift - place * self._step
             votes += 1 if abs(counted_from - time) < abs(counted_from - due) else -1
         return votes > 0
+
+    def _is_regular(self) -> bool:
+        """Whether frames came at one rate lately, as a camera's do; of a screen they come as it changes."""
+        return len(self._steps) > _STEPS_REMEMBERED // 2 and max(self._steps) <= 2 * self._step
 
     def _take(self, stamp: int, number: int | None) -> tuple[int, int | None]:
         """The timestamp and the packet of the frame that has come: its own, or the earliest that waits."""
@@ -189,9 +201,13 @@ class Timeline:
             time = max(time, self._last)
             if time > self._last:
                 self._steps.append(time - self._last)
-                self._step = sorted(self._steps)[len(self._steps) // 2]
+                self._step = _median(self._steps)
         self._last = time
         return time
+
+
+def _median(values: Collection[int]) -> int:
+    return sorted(values)[len(values) // 2] if values else 0
 
 
 def milliseconds(seconds: Fraction) -> int:

@@ -12,7 +12,7 @@ import av.error
 import av.stream
 
 from ..errors import UndecodableVideo
-from .container import codec_names, is_encrypted, open_container
+from .container import codec_names, encrypted_sentence, is_encrypted, open_container
 
 # Packets read to see which tracks have pictures: some seconds of any file, and a bound on broken ones.
 _PACKETS_SURVEYED = 2_000
@@ -142,10 +142,7 @@ def _no_pictures(name: str, container: av.container.InputContainer) -> str:
 def _not_decodable(name: str, tracks: Sequence[Track]) -> str:
     found = ", ".join(dict.fromkeys(track.codec for track in tracks))
     if any(track.encrypted for track in tracks):
-        return (
-            f"A video was expected in {name}, but its pictures are encrypted (codec {found}): a protected "
-            "recording cannot be analysed. Export it without protection and upload that."
-        )
+        return encrypted_sentence(name, found)
     return (
         f"A video was expected in {name}, but FFmpeg has no decoder for its codec ({found}); convert it to "
         "H.264 and upload that."
