@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
     from mypy_boto3_cloudwatch import CloudWatchClient
     from mypy_boto3_logs import CloudWatchLogsClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sns import SNSClient
     from mypy_boto3_sqs import SQSClient
 
-# Codes of errors: a permission is missing; the caller is not known, or not any more.
+# Codes of errors: a permission is missing. HeadObject has no body, so S3 gives the bare status there.
 FORBIDDEN = frozenset(
-    {"AccessDenied", "AccessDeniedException", "AuthorizationError", "UnauthorizedOperation"}
+    {
+        "403",
+        "AccessDenied",
+        "AccessDeniedException",
+        "AllAccessDisabled",
+        "AuthorizationError",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "UnauthorizedOperation",
+    }
 )
+# The caller is not known, or not any more.
 CREDENTIALS = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException"}
 )
@@ -81,3 +93,27 @@ def on_forbidden(client: Any, report: Callable[[str], None]) -> None:
             report(str(model.name))
 
     client.meta.events.register("after-call", look)
+
+
+def error_code(error: ClientError) -> str:
+    """The service's own name of an error; empty if it gave none."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def waiting_messages(client: SQSClient, url: str) -> int:
+    """About how many messages a queue holds, those included that were received and not deleted yet."""
+    counted = client.get_queue_attributes(
+        QueueUrl=url,
+        AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
+    )
+    return sum(int(number) for number in counted["Attributes"].values())
+
+
+def dead_letter_url(client: SQSClient, url: str) -> str | None:
+    """URL of the dead-letter queue that a queue's redrive policy names; None if it has no such policy."""
+    answer = client.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])
+    policy = json.loads(answer.get("Attributes", {}).get("RedrivePolicy", "{}"))
+    if "deadLetterTargetArn" not in policy:
+        return None
+    name = str(policy["deadLetterTargetArn"]).rpartition(":")[2]
+    return client.get_queue_url(QueueName=name)["QueueUrl"]

@@ -7,11 +7,14 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
+from dagster._core.errors import DagsterRunAlreadyExists
 from dagster._core.event_api import RunStatusChangeEventType
-from dagster._core.events import JobFailureData, RunFailureReason
-from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.events import AssetObservationData, JobFailureData, RunFailureReason
+from dagster._core.execution.api import create_execution_plan
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.execution.context.output import RUN_ID_PLACEHOLDER
 from dagster._core.execution.plan.objects import ErrorSource, StepFailureData
+from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.stats import RunStepKeyStatsSnapshot
 from dagster._core.scheduler.instigation import (
     InstigatorState,
@@ -21,6 +24,7 @@ from dagster._core.scheduler.instigation import (
     TickData,
     TickStatus,
 )
+from dagster._core.snap import snapshot_from_execution_plan
 from dagster._core.storage.dagster_run import DagsterRunStatsSnapshot
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
@@ -42,6 +46,8 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     BACKFILL_ID_TAG,
+    BACKFILL_TAGS,
+    PARENT_BACKFILL_ID_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
     PRIORITY_TAG,
@@ -49,6 +55,7 @@ from dagster._core.storage.tags import (
     ROOT_RUN_ID_TAG,
     RUN_FAILURE_REASON_TAG,
     RUN_KEY_TAG,
+    TAGS_TO_MAYBE_OMIT_ON_RETRY,
 )
 from dagster._core.utils import make_new_backfill_id
 from dagster._serdes import deserialize_value, serialize_value
@@ -58,7 +65,9 @@ __all__ = [
     "ASSET_PARTITION_RANGE_END_TAG",
     "ASSET_PARTITION_RANGE_START_TAG",
     "BACKFILL_ID_TAG",
+    "BACKFILL_TAGS",
     "IMPLICIT_ASSET_JOB_NAME",
+    "PARENT_BACKFILL_ID_TAG",
     "PARENT_RUN_ID_TAG",
     "PARTITION_NAME_TAG",
     "PRIORITY_TAG",
@@ -67,12 +76,16 @@ __all__ = [
     "RUN_FAILURE_REASON_TAG",
     "RUN_ID_PLACEHOLDER",
     "RUN_KEY_TAG",
+    "TAGS_TO_MAYBE_OMIT_ON_RETRY",
     "AssetCheckEvaluationTargetMaterializationData",
     "AssetCheckExecutionsTable",
     "AssetDaemonAssetEvaluationsTable",
     "AssetEventTagsTable",
     "AssetKeyTable",
+    "AssetObservationData",
+    "BulkActionStatus",
     "BulkActionsTable",
+    "DagsterRunAlreadyExists",
     "DagsterRunStatsSnapshot",
     "ErrorSource",
     "InstigatorState",
@@ -83,6 +96,7 @@ __all__ = [
     "JobTable",
     "JobTickTable",
     "KeyValueStoreTable",
+    "KnownExecutionState",
     "PartitionBackfill",
     "RunFailureReason",
     "RunStatusChangeEventType",
@@ -98,7 +112,9 @@ __all__ = [
     "StepFailureData",
     "TickData",
     "TickStatus",
+    "create_execution_plan",
     "deserialize_value",
     "make_new_backfill_id",
     "serialize_value",
+    "snapshot_from_execution_plan",
 ]

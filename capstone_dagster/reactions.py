@@ -57,7 +57,7 @@ class Memory:
 
     position: Position
     alerts: alerting.Memory = field(default_factory=alerting.Memory)
-    retries: reexecution.Memory = field(default_factory=reexecution.Memory)
+    retries: reexecution.WaitingRuns = field(default_factory=reexecution.WaitingRuns)
     owed: dict[str, list[str]] = field(default_factory=dict)
     failing: dict[str, Backoff] = field(default_factory=dict)
     jobs: dict[str, float] = field(default_factory=dict)
@@ -125,14 +125,14 @@ class _Tick:
         return " ".join(account)
 
     def _retry(self) -> str:
-        return reexecution.retry(
+        return reexecution.RetryTick(
             self._instance,
             self._repository,
             self._services,
             self._memory.retries,
             self._breaker,
             store_answers="status" not in self._memory.failing,
-        )
+        ).decide()
 
     def _judge(self) -> tuple[list[dg.RunRecord], list[Verdict]]:
         """The runs that ended since, each with its verdict."""

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import ClientError
-
 from capstone_dagster.intake.identity import upload_id, video_id
 from capstone_dagster.settings import ConfigurationError
-from capstone_dagster.storage.errors import StorageUnavailable, explained
+from capstone_dagster.storage.errors import ObjectNotFound, explained
 from capstone_dagster.storage.sources import encoded_metadata, head_source
 
 if TYPE_CHECKING:
@@ -86,20 +83,13 @@ def submit_video(
         done += part
         sent(min(done / size, 1.0))
 
-    with explained(f"s3://{bucket}/{key}"):
-        try:
+    try:
+        with explained(f"s3://{bucket}/{key}"):
             # put_object for what fits one request, parts for the rest: upload_file chooses.
             s3.upload_file(str(path), bucket, key, ExtraArgs={"Metadata": encoded}, Callback=count)
-        except S3UploadFailedError as error:
-            # boto3 puts S3's answer, which says what to do, into a text of its own.
-            refusal = error.__context__
-            if not isinstance(refusal, ClientError):
-                raise StorageUnavailable(f"S3 did not take {path}: {error}.") from error
-            if refusal.response.get("Error", {}).get("Code") == "NoSuchBucket":
-                raise ConfigurationError(
-                    f"CAPSTONE_RAW_BUCKET is {bucket!r}, and S3 has no such bucket. Create it, or "
-                    "correct the name."
-                ) from error
-            raise refusal from None
+    except ObjectNotFound as error:
+        raise ConfigurationError(
+            f"CAPSTONE_RAW_BUCKET is {bucket!r}, and S3 has no such bucket. Create it, or correct the name."
+        ) from error
     source = head_source(s3, bucket, key)
     return Submission(source.url, video_id(bucket, key), upload_id(source))

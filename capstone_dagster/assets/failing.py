@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import dagster as dg
-from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from batch_gpu.jobs import is_cancelled
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
@@ -27,7 +26,7 @@ from capstone_dagster.storage.video_status import UploadCancelled, mark_failed, 
 # ops: Dagster takes an op's own policy for interruptions, too, and a run could then not be ended.
 RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
-# Nothing can be analysed until somebody has mended these; of other classes the next video may know nothing.
+# No video can be analysed until an operator has corrected these; other classes may concern one video.
 _CANNOT_WORK = {
     FailureClass.MODEL_UNAVAILABLE,
     FailureClass.PERMISSION_DENIED,
@@ -37,9 +36,9 @@ _CANNOT_WORK = {
 
 @dataclass(slots=True)
 class FailureSubject:
-    """Whose failure it would be; an op that has to look for its upload knows only afterwards."""
+    """The upload that a failure belongs to; an op that looks its upload up sets `log` afterwards."""
 
-    story: AnalysisLog | None
+    log: AnalysisLog | None
     tags: Mapping[str, str]
 
 
@@ -62,17 +61,17 @@ def as_failure(error: Exception, *, final: Collection[FailureClass] = ()) -> dg.
 def explained(
     context: dg.OpExecutionContext,
     services: Services,
-    story: AnalysisLog | None = None,
+    log: AnalysisLog | None = None,
     *,
     final: Collection[FailureClass] = (),
 ) -> Iterator[FailureSubject]:
-    """Turn whatever goes wrong in an op into :func:`as_failure`, or have the op tried again.
+    """Turn any exception of an op into :func:`as_failure`, or have Dagster retry the op.
 
     The log says what failed, why and what to do; after the last try the run's tag and the upload's status
     do, too.
     """
     tags = run_tags(context)
-    subject = FailureSubject(story, tags)
+    subject = FailureSubject(log, tags)
     if tags.get(FAILURE_TAG, NO_FAILURE) != NO_FAILURE:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: NO_FAILURE})
     retry = retry_of(context.run_id, tags)
@@ -85,9 +84,9 @@ def explained(
     except Exception as error:
         failure = as_failure(error, final=final)
         tries_left = _tries_left(context) if failure.allow_retries else 0
-        tell_failure(context, subject.story, error, tries_left=tries_left)
+        log_failure(context, subject.log, error, tries_left=tries_left)
         if not tries_left:
-            upload_id = subject.story.upload_id if subject.story else tags.get(UPLOAD_TAG)
+            upload_id = subject.log.upload_id if subject.log else tags.get(UPLOAD_TAG)
             record_failure(context, services, upload_id, classify(error), sentence(error))
             raise failure from error
         note_retry(context.instance, context.run_id, retry, classify(error), sentence(error))
@@ -106,9 +105,9 @@ def _end_as_cancelled(context: dg.OpExecutionContext, cancelled: UploadCancelled
     raise dg.DagsterExecutionInterruptedError(str(cancelled)) from cancelled
 
 
-def tell_failure(
+def log_failure(
     context: dg.OpExecutionContext,
-    story: AnalysisLog | None,
+    log: AnalysisLog | None,
     error: Exception,
     *,
     tries_left: int = 0,
@@ -117,7 +116,7 @@ def tell_failure(
     """Say in the log what failed, why, and what to do about it, or that it is tried again.
 
     Args:
-        story: None where the upload is not known; `video_id` may be.
+        log: None where the upload is not known; `video_id` may be.
     """
     failure, cause = classify(error), sentence(error)
     remedy = POLICIES[failure].remedy
@@ -129,8 +128,8 @@ def tell_failure(
         action, level = "analysis.failed", logging.CRITICAL if failure in _CANNOT_WORK else logging.ERROR
         message = f"Video analysis failed: {failure.value}: {cause} What to do: {remedy}"
         fields["remedy"] = remedy
-    if story is not None:
-        story.write(message, action=action, level=level, **fields)
+    if log is not None:
+        log.write(message, action=action, level=level, **fields)
     else:
         known = {"video_id": video_id} if video_id else {}
         context.log.log(level, message, extra={"action": action, **fields, **known})
@@ -160,18 +159,18 @@ def record_failure(
 ) -> None:
     """Write a final failure to the run's tags, its partitions and, if it is known, the upload's status.
 
-    A worker whose run is over already, because it was given up for lost, speaks for nobody: another run may
+    A worker whose run is over already, because it was considered lost, records nothing: another run may
     have finished the upload.
 
     Args:
-        video_id: whose failure it is, if not that of all that the run has not finished.
+        video_id: the one that failed; None: all that the run has not finished.
     """
     run = context.instance.get_run_by_id(context.run_id)
     if run is not None and run.is_finished:
         return
     if run is not None:
         context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
-        failed = [video_id] if video_id else _partitions(context, run.tags)
+        failed = [video_id] if video_id else partitions_of(context)
         report_failed_partitions(context.instance, run, failed, failure, message)
     if upload_id is None:
         return
@@ -198,7 +197,8 @@ def record_failure(
         )
 
 
-def _partitions(context: dg.OpExecutionContext, tags: Mapping[str, str]) -> Sequence[str]:
+def partitions_of(context: dg.OpExecutionContext) -> Sequence[str]:
+    """The partitions that an op's run is for; none where it has no partition."""
     if context.has_partition_key_range:
         return context.partition_keys
-    return [tags[PARTITION_NAME_TAG]] if PARTITION_NAME_TAG in tags else []
+    return [context.partition_key] if context.has_partition_key else []

@@ -39,8 +39,8 @@ def retention(
         done = Retention(services, instance, most or MOST_A_NIGHT).apply(dry_run=dry_run)
     rows = [
         {
-            "kind": each.kind.name,
-            "setting": each.kind.variable,
+            "kind": each.kind,
+            "setting": each.variable,
             "days": each.days,
             "number": each.number,
             "more": each.more,

@@ -34,7 +34,7 @@ from capstone_dagster.failures.classes import (
 from capstone_dagster.failures.duplicates import doubled_work
 from capstone_dagster.failures.requests import attempts, failed_before, is_kept_going
 from capstone_dagster.failures.retry_policy import Budget, Decision, FailedRun, Leave, judge, outlook
-from capstone_dagster.failures.run_steps import PASS_STEP, has_pass
+from capstone_dagster.failures.run_steps import PASS_STEP, has_pass, pass_config
 from capstone_dagster.run_tags import (
     DETECTION_TAG,
     EXTERNAL_ID_TAG,
@@ -182,7 +182,7 @@ def verdict_of(
         run_key=run.tags.get(RUN_KEY_TAG),
         parent_run_id=run.tags.get(PARENT_RUN_ID_TAG),
         whole=has_pass(run),
-        own_model=_names_a_model(run),
+        own_model=pass_config(run.run_config).get("model") is not None,
         doubled=doubled,
         gpu_s=gpu_s,
         wasted_s=gpu_s if lost else 0.0,
@@ -304,10 +304,3 @@ def _gpu_seconds(instance: dg.DagsterInstance, run: dg.DagsterRun, ended_at: flo
 def _own(run: dg.DagsterRun, tag: str) -> str | None:
     value = run.tags.get(tag, NO_FAILURE)
     return None if value == NO_FAILURE else value
-
-
-def _names_a_model(run: dg.DagsterRun) -> bool:
-    section: object = run.run_config
-    for name in ("ops", "video_analysis", "ops", "analyze_video", "config", "model"):
-        section = section.get(name) if isinstance(section, dict) else None
-    return section is not None

@@ -1,1 +1,1 @@
-"""From queue to run: what a message means, which upload it speaks of, and the one run it asks for."""
+"""From queue to run: what a message means, which upload it names, and the one run that it requests."""

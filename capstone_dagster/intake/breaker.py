@@ -150,7 +150,7 @@ def _paused(state: BreakerState, seen: Seen, now: float) -> BreakerState:
 
 def _after_failed_probe(state: BreakerState, probe: EndedRun, now: float) -> BreakerState:
     if probe.failure is not None and not probe.systemic:
-        # Its video's own fault says nothing of the cause: the next one shall tell.
+        # Its video's own fault says nothing of the cause: the next probe will.
         return _again(state, now + FIRST_INTERVAL_S)
     interval = min(2 * state.interval_s, LONGEST_INTERVAL_S)
     if probe.systemic and probe.failure is not None and probe.failure.value != state.cause:
@@ -192,7 +192,7 @@ def _closed(state: BreakerState, reason: str, now: float) -> BreakerState:
 
 
 def _shows_recovery(state: BreakerState, seen: Seen, run: EndedRun) -> bool:
-    """A run that began in the pause, met what had failed, and succeeded: be it the probe or another one."""
+    """A run that began in the pause, used what had failed, and succeeded; it need not be the probe."""
     met = run.whole or state.cause in SHOWN_BY_ANY_RUN
     return run.failure is None and run.started_at >= state.since and met and run.run_id not in seen.duplicates
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import dagster as dg
 
+from capstone_dagster.dagster_private import PARENT_RUN_ID_TAG, RUN_KEY_TAG
 from capstone_dagster.failures.breaker_state import BREAKER, OFFERS, BreakerState, Probe, describe
 from capstone_dagster.failures.classes import FailureClass
-from capstone_dagster.intake.breaker import Seen, advance, probe_is_due, release
-from capstone_dagster.intake.evidence import fate_of, last_runs
+from capstone_dagster.failures.duplicates import doubled_work
+from capstone_dagster.failures.recent import RECENT_RUNS, EndedRun
+from capstone_dagster.intake.breaker import ProbeFate, Seen, advance, probe_is_due, release
 from capstone_dagster.intake.orders import ORDER
+from capstone_dagster.intake.runs import JOB_NAME
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError, StorageUnavailable
 
@@ -31,11 +35,11 @@ class Gate:
         self._instance = instance
         now = time.time()
         before = BREAKER.read(instance)
-        ended, duplicates = last_runs(instance)
+        ended, duplicates = _last_runs(instance)
         seen = Seen(
             ended,
             duplicates,
-            fate_of(instance, before.probe, ended) if before.probe is not None else None,
+            _fate_of(instance, before.probe, ended) if before.probe is not None else None,
             _reachable(before, services),
         )
         state = advance(
@@ -96,6 +100,30 @@ def _reachable(state: BreakerState, services: Services) -> bool | None:
         except StorageUnavailable:
             return False
         except StorageError:
-            pass  # it answers; whether there is such an object it need not tell
+            pass  # it answers, with or without such an object
         return True
     return None
+
+
+def _last_runs(instance: dg.DagsterInstance) -> tuple[list[EndedRun], list[str]]:
+    """The last uploads' runs that ended, newest first, and the ids of runs that doubled GPU work, running
+    ones included.
+    """
+    ended = RECENT_RUNS.read(instance)
+    running = instance.get_runs(dg.RunsFilter(job_name=JOB_NAME, statuses=[dg.DagsterRunStatus.STARTED]))
+    duplicates = [run.run_id for run in running if doubled_work(run)]
+    return ended, [*duplicates, *(run.run_id for run in ended if run.doubled)]
+
+
+def _fate_of(instance: dg.DagsterInstance, probe: Probe, ended: Sequence[EndedRun]) -> ProbeFate:
+    """What became of a probe."""
+    tag, value = (PARENT_RUN_ID_TAG, probe.reexecutes) if probe.reexecutes else (RUN_KEY_TAG, probe.run_key)
+    assert value is not None
+    runs = instance.get_runs(dg.RunsFilter(tags={tag: value}))
+    # A retry keeps the run key: the newest run is the one to watch.
+    run = next((run for run in runs if run.status != dg.DagsterRunStatus.NOT_STARTED), None)
+    if run is None:
+        return "missing"
+    if run.status == dg.DagsterRunStatus.CANCELED:
+        return "canceled"
+    return next((each for each in ended if each.run_id == run.run_id), "under way")

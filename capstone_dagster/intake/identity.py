@@ -54,7 +54,7 @@ def video_id(bucket: str, key: str) -> str:
 
 
 def identify(request: AnalysisRequest, source: SourceObject, settings: Settings) -> VideoUpload:
-    """Everything known at intake about the upload that a request speaks of.
+    """Everything known at intake about the upload that a request names.
 
     The message's own word goes before the object's metadata, and that before what the key's patterns say.
     """

@@ -17,7 +17,7 @@ from capstone_dagster.storage.uploads import VideoUpload
 log = logging.getLogger("capstone.intake")
 
 
-def tell(level: int, message: str, *, action: str, **fields: Any) -> None:
+def log_line(level: int, message: str, *, action: str, **fields: Any) -> None:
     """One line."""
     log.log(level, message, extra={"action": action, **fields})
 
@@ -35,7 +35,7 @@ def warn(
     context.log.log(level, message)
     if error is not None:
         fields["failure_class"] = classify(error).value
-    tell(level, message, action=action, **fields)
+    log_line(level, message, action=action, **fields)
 
 
 def of_message(message: ReceivedMessage) -> dict[str, Any]:

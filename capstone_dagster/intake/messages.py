@@ -241,16 +241,24 @@ def _plausible(time: datetime | None) -> datetime | None:
     return time
 
 
+# The back end's own id may be a number; here it is a text.
+_Id = Annotated[
+    Annotated[int, Field(ge=-(10**18), le=10**18)] | _Short | None,
+    BeforeValidator(_not_a_flag),
+    AfterValidator(lambda value: None if value is None else str(value)),
+]
+
+
 class _BackEndRequest(BaseModel):
+    """The fields of an :class:`AnalysisRequest` that a back end may send, and what each may hold."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     _keepable = field_validator("*", mode="before")(_no_nul)
 
     bucket: str = Field(min_length=1)
     key: str = Field(min_length=1)
-    video_id: Annotated[
-        Annotated[int, Field(ge=-(10**18), le=10**18)] | _Short | None, BeforeValidator(_not_a_flag)
-    ] = None
+    external_id: _Id = Field(default=None, alias="video_id")
     recorded_at: Annotated[datetime | None, Field(strict=False), AfterValidator(_plausible)] = None
     camera: _Short | None = None
     # Dagster sorts by it as a number; the bounds keep it one that people can read.
@@ -280,20 +288,7 @@ def _parse_request(content: Mapping[str, Any], body: str, keys: KeyFilter) -> Pa
         return _malformed(f"not a request for analysis: {error}", body)
     if reason := keys.reason_to_ignore(asked.key):
         return ParsedMessage(ignored=(reason,))
-    request = AnalysisRequest(
-        bucket=asked.bucket,
-        key=asked.key,
-        external_id=None if asked.video_id is None else str(asked.video_id),
-        recorded_at=asked.recorded_at,
-        camera=asked.camera,
-        priority=asked.priority,
-        sample_fps=asked.sample_fps,
-        model=asked.model,
-        force=asked.force,
-        traceparent=asked.traceparent,
-        may_precede=True,
-    )
-    return ParsedMessage(requests=(request,))
+    return ParsedMessage(requests=(AnalysisRequest(**asked.model_dump(), may_precede=True),))
 
 
 def _object_request(

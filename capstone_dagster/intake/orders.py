@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What an operator wants: it goes before whatever the breaker would do, until the next order.
+    """An operator's command. It takes precedence over the breaker until the next command.
 
     Attributes:
         at: when it was given, seconds since 1970.

@@ -46,10 +46,10 @@ class Counts:
 
 
 def read_cursor(cursor: str | None) -> list[Pending]:
-    """What an earlier tick kept, be it of a later version that was rolled back."""
+    """What an earlier tick kept, also one of a later version that was rolled back."""
     return from_json(list[Pending], cursor) if cursor else []
 
 
 def write_cursor(pending: Sequence[Pending]) -> str:
-    """What the next tick is to know."""
+    """The cursor that :func:`read_cursor` reads."""
     return to_json(list(pending))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from capstone_dagster.clients import dead_letter_url, waiting_messages
 from capstone_dagster.settings import ConfigurationError
 
 if TYPE_CHECKING:
@@ -178,13 +178,9 @@ class UploadQueue:
     def dead_letter_count(self) -> int:
         """About how many messages the dead-letter queue holds, those that a reader hides included."""
         try:
-            counted = self._client.get_queue_attributes(
-                QueueUrl=self.dead_letter_url,
-                AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
-            )["Attributes"]
+            return waiting_messages(self._client, self.dead_letter_url)
         except (ClientError, BotoCoreError) as error:
             raise self._unavailable("count the dead letters of", error) from error
-        return sum(int(count) for count in counted.values())
 
     def put_back(self, letters: Sequence[DeadLetter]) -> None:
         """Let dead letters be seen by others at once, after a look at them."""
@@ -214,17 +210,15 @@ class UploadQueue:
             ConfigurationError: the queue has none.
         """
         try:
-            answer = self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["RedrivePolicy"])
-            policy = answer.get("Attributes", {}).get("RedrivePolicy")
-            if policy is None:
-                raise ConfigurationError(
-                    f"The queue {self.url} has no redrive policy, so there is nowhere to put malformed "
-                    "messages. Give it one with a dead-letter queue."
-                )
-            name = json.loads(policy)["deadLetterTargetArn"].rpartition(":")[2]
-            return self._client.get_queue_url(QueueName=name)["QueueUrl"]
+            url = dead_letter_url(self._client, self.url)
         except (ClientError, BotoCoreError) as error:
             raise self._unavailable("read the redrive policy of", error) from error
+        if url is None:
+            raise ConfigurationError(
+                f"The queue {self.url} has no redrive policy, so there is nowhere to put malformed "
+                "messages. Give it one with a dead-letter queue."
+            )
+        return url
 
     def _unavailable(self, action: str, error: Exception) -> QueueUnavailable:
         return QueueUnavailable(

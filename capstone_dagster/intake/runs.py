@@ -1,12 +1,12 @@
 """What a new upload asks of Dagster: one run of its partition, and the account of its raw video."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import dagster as dg
 
 from capstone_dagster.dagster_private import PRIORITY_TAG
 from capstone_dagster.failures.breaker_state import PROBE_TAGS
+from capstone_dagster.failures.run_steps import configured_pass
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.run_tags import (
@@ -42,11 +42,8 @@ def run_request(new: NewUpload, *, probe: bool = False) -> dg.RunRequest:
         probe: it is to show whether a systemic failure is over, and goes before all that wait.
     """
     upload, request = new.upload, new.request
-    config: dict[str, Any] = {
-        "upload": {
-            name: value.isoformat() if name in ("uploaded_at", "recorded_at") and value else value
-            for name, value in asdict(upload).items()
-        },
+    config = {
+        "upload": upload.to_json(),
         "sample_fps": request.sample_fps,
         "model": request.model,
         # The nonce makes other ids than before, so that nothing finished is taken for the answer.
@@ -67,7 +64,7 @@ def run_request(new: NewUpload, *, probe: bool = False) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=new.key,
         partition_key=upload.video_id,
-        run_config={"ops": {"video_analysis": {"ops": {"analyze_video": {"config": config}}}}},
+        run_config=configured_pass(config),
         tags={name: value for name, value in tags.items() if value is not None},
     )
 

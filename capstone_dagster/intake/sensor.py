@@ -1,4 +1,4 @@
-"""The sensor that turns uploads into runs: one run an upload, none lost, however often S3 says it.
+"""The sensor that turns uploads into runs: one run an upload, none lost, however often S3 announces it.
 
 A message is acknowledged in a later tick than the one that asked for its run, and only if that run is in
 Dagster's storage by then. A crash at any point leaves the message in the queue, and a message that comes
@@ -23,7 +23,7 @@ SENSOR_NAME = "upload_sensor"
     job_name=JOB_NAME,
     minimum_interval_seconds=1,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Watches the upload queue: each upload becomes one run, whatever is delivered how often.",
+    description="Watches the upload queue: each upload becomes one run, however often it is announced.",
 )
 def upload_sensor(
     context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
@@ -37,7 +37,7 @@ def upload_sensor(
                 if not tick.may_wait_on():
                     break
     except Exception as error:
-        # Whatever went wrong, no message is lost: those not acknowledged come back by themselves.
+        # No message is lost: SQS delivers those that were not acknowledged again.
         warn(
             context,
             f"{error} So far: {tick.counts}.",

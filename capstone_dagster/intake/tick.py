@@ -22,7 +22,7 @@ from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.left_messages import LEFT_MESSAGES, LeftMessages
 from capstone_dagster.intake.gate import Gate
 from capstone_dagster.intake.identity import run_key
-from capstone_dagster.intake.lines import of_message, of_request, of_upload, tell, warn
+from capstone_dagster.intake.lines import log_line, of_message, of_request, of_upload, warn
 from capstone_dagster.intake.lookup import look_up, unwanted_model
 from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, parse_message
 from capstone_dagster.intake.pending import Counts, Pending, write_cursor
@@ -149,7 +149,9 @@ class Tick:
         for message, content in parsed:
             self.counts.ignored += len(content.ignored)
             for ignored in content.ignored:
-                tell(logging.INFO, f"Ignored: {ignored}.", action="message.ignored", **of_message(message))
+                log_line(
+                    logging.INFO, f"Ignored: {ignored}.", action="message.ignored", **of_message(message)
+                )
             item = Pending(
                 message.message_id,
                 message.receipt,
@@ -177,7 +179,7 @@ class Tick:
                         complete = False
                         self.counts.awaited += 1
                         awaited = f"{error} Its request stays in the queue for the upload to come."
-                        tell(logging.INFO, awaited, action="upload.awaited", **of_message(message))
+                        log_line(logging.INFO, awaited, action="upload.awaited", **of_message(message))
                         continue
                     self.counts.vanished += 1
                     left = f"{error} Its message is acknowledged."
@@ -194,7 +196,8 @@ class Tick:
                     if archived:  # no GPU waits for what cannot be read; its restore is a message of its own
                         self.counts.archived += 1
                         text = f"{upload.url} is in an archive: it is analysed once it is restored."
-                        tell(logging.WARNING, text, action="upload.archived", **of_upload(upload, request))
+                        about = of_upload(upload, request)
+                        log_line(logging.WARNING, text, action="upload.archived", **about)
                         continue
                     key = run_key(upload.upload_id, request, message.message_id)
                     item.run_keys[upload.upload_id] = key
@@ -224,7 +227,7 @@ class Tick:
         if self.counts.received or self.counts.acknowledged:
             took = round(time.monotonic() - self._started, 3)
             fields = asdict(self.counts) | {"elapsed_s": took}
-            tell(logging.INFO, f"Uploads: {self.counts}.", action="tick.completed", **fields)
+            log_line(logging.INFO, f"Uploads: {self.counts}.", action="tick.completed", **fields)
         if not self._new:
             text = f"{self._gate if self._gate.paused else 'Nothing to analyse'}: {self.counts}."
             return dg.SensorResult(skip_reason=dg.SkipReason(text), cursor=cursor)
@@ -233,7 +236,7 @@ class Tick:
         if self._gate.paused:
             self._gate.let_through(next(iter(self._new)))
         for new in self._new.values():
-            tell(
+            log_line(
                 logging.INFO,
                 f"A run is asked for: {new.upload.url}",
                 action="run.requested",
@@ -278,7 +281,7 @@ class Tick:
         """Remember a request once, however many messages make it."""
         if new.key in self._new:
             self.counts.duplicate += 1
-            self._tell_duplicate(new, "another message of this tick asks for the same")
+            self._log_duplicate(new, "another message of this tick asks for the same")
         else:
             self._new[new.key] = new
 
@@ -294,8 +297,8 @@ class Tick:
         about = of_message(message) | of_request(request)
         warn(self._context, text, action=action, level=level, error=error, **about)
 
-    def _tell_duplicate(self, new: NewUpload, why: str, **fields: str) -> None:
-        tell(
+    def _log_duplicate(self, new: NewUpload, why: str, **fields: str) -> None:
+        log_line(
             logging.WARNING,
             f"Duplicate prevented: {new.upload.url}: {why}.",
             action="duplicate.prevented",
@@ -309,7 +312,7 @@ class Tick:
         """Requests whose run is on record are duplicates; messages that wait for nothing end here."""
         recorded = self._runs_on_record(self._new)
         for key, run_id in recorded.items():
-            self._tell_duplicate(self._new.pop(key), f"run {run_id} is on record", run_id=run_id)
+            self._log_duplicate(self._new.pop(key), f"run {run_id} is on record", run_id=run_id)
         self.counts.duplicate += len(recorded)
         done: list[Pending] = []
         for item in waiting:
@@ -336,7 +339,7 @@ class Tick:
             for upload_id, key in item.run_keys.items():
                 text = f"Acknowledged: run {recorded[key]} is on record."
                 fields = {"upload_id": upload_id, "run_id": recorded[key], "run_key": key}
-                tell(logging.INFO, text, action="message.acknowledged", **ids, **fields)
+                log_line(logging.INFO, text, action="message.acknowledged", **ids, **fields)
 
     def _rejected_parts_are_kept(self, item: Pending) -> bool:
         """Copy a message's malformed parts to the dead-letter queue; False leaves the message where it is."""

@@ -22,7 +22,7 @@ from botocore.exceptions import (
 
 from capstone_dagster.catalog.log_groups import BATCH_JOB, INTAKE, VIDEO_ANALYSIS
 from capstone_dagster.catalog.model import Level
-from capstone_dagster.clients import COMMAND, CREDENTIALS, FORBIDDEN, aws_client
+from capstone_dagster.clients import COMMAND, CREDENTIALS, FORBIDDEN, aws_client, error_code
 from capstone_dagster.logs.json_lines import json_line
 from capstone_dagster.redaction import Redaction
 from capstone_dagster.run_tags import EXTERNAL_ID_TAG, VIDEO_TAG
@@ -203,7 +203,7 @@ def _from_cloudwatch(
                         if subject.owns(line.fields):
                             found[event_id] = line
             except ClientError as error:
-                if error.response["Error"]["Code"] != "ResourceNotFoundException":
+                if error_code(error) != "ResourceNotFoundException":
                     raise
                 missing.add(group)
         known = known.and_also(subject)
@@ -279,7 +279,7 @@ def _in_words(error: BotoCoreError | ClientError) -> str:
     """Why CloudWatch cannot be read, and what to do."""
     what = f"CloudWatch cannot be read: {str(error).rstrip('.')}."
     if isinstance(error, ClientError):
-        code = error.response["Error"]["Code"]
+        code = error_code(error)
         if code in FORBIDDEN:
             return f"{what} Grant this user logs:FilterLogEvents on {', '.join(GROUPS)}."
         if code in CREDENTIALS:

@@ -21,7 +21,7 @@ from capstone_dagster.failures.backoff import Backoff
 from capstone_dagster.failures.cursors import from_json, to_json
 from capstone_dagster.outbox.message import message
 from capstone_dagster.services import Services
-from capstone_dagster.storage.outbox import Notice, oldest_notice, prune_notices, send_notices
+from capstone_dagster.storage.outbox import Notice, outbox_backlog, prune_notices, send_notices
 from capstone_dagster.topics import BATCH, NotSent, Topic
 
 SENSOR_NAME = "outbox"
@@ -97,7 +97,7 @@ def _send(services: Services, topic: Topic, memory: _Memory) -> str:
             f"Notice {notice_id} holds back its video's later ones: {reason}",
             extra={"action": "outbox.refused", "notice_id": notice_id},
         )
-    oldest = services.database.transact(oldest_notice)
+    oldest = services.database.transact(outbox_backlog).oldest
     age_s = max(0.0, time.time() - oldest.timestamp()) if oldest is not None else 0.0
     failed = len(refused) + bool(memory.sns.times)
     services.metrics.add_all({OUTBOX_SENT: sent, OUTBOX_REFUSED: failed, OUTBOX_AGE: age_s})

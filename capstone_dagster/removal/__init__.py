@@ -1,1 +1,1 @@
-"""What goes, and how: one video's every trace on demand (`erasure`), and what is old (`retention`)."""
+"""Deletion: of one video with every trace, on demand (`erasure`), and of old data (`retention`)."""

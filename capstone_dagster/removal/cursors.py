@@ -1,4 +1,4 @@
-"""What a sensor's cursor remembers of a video, and the cursor without that.
+"""Whether a sensor's cursor names a video, and the cursor with those names redacted.
 
 A cursor is text that its sensor reads again. Those of automation conditions are Dagster's, compressed.
 """
@@ -28,9 +28,9 @@ def is_compressed(cursor: str) -> bool:
 
 
 def without(cursor: str, names: Names) -> str:
-    """The cursor in which another name stands in place of the video's: nothing is ever heard of that one."""
+    """The cursor with another name, which no record has, in place of the video's."""
     text, version = _opened(cursor)
-    text = names.blotted(text)
+    text = names.redacted(text)
     if names.external_id is not None:
         # Whole values only: it may be a short number that is part of many.
         named = json.dumps(names.external_id)

@@ -65,7 +65,7 @@ _RANGE_TAGS = {ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG}
 
 @dataclass(frozen=True, slots=True)
 class RunTraces:
-    """A run that speaks of the video.
+    """A run that names the video.
 
     Attributes:
         own: it is about no other video, and goes whole; of others only what names this one goes.
@@ -100,7 +100,7 @@ class DagsterRecords:
                 )
 
     def runs(self, names: Names, known: Collection[str]) -> list[RunTraces]:
-        """Every run that speaks of the video.
+        """Every run that names the video.
 
         Args:
             known: ids of runs that the event store names.

@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -46,13 +46,13 @@ class ErasureRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Traces:
-    """What was found of a video.
+class Plan:
+    """What was found of a video, and what deleting it does.
 
     Attributes:
-        rows: None if the event store knows nothing of it (any more).
+        rows: None if the event store has nothing of it (any more).
         detections, analyses: ids found anywhere, those of work that was never published included.
-        shared: the detections that another video's analysis rests on.
+        shared: the detections that another video's analysis uses.
         assets: names of Dagster's assets.
     """
 
@@ -65,59 +65,59 @@ class Traces:
     assets: Sequence[str]
     running_backfills: Sequence[str] = ()
 
+    @property
+    def names(self) -> Names:
+        """The texts by which records name it."""
+        return _names(self.video_id, self.rows)
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What deleting a video does.
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """Bucket and key of the raw object."""
+        return None if self.rows is None else (self.rows.bucket, self.rows.key)
 
-    Attributes:
-        source: bucket and key of the raw object.
-        prefixes: (what, prefix) of derived objects.
-        kept: detections that stay, because another video rests on them.
-        cancel: runs that are ended first.
-        obstacle: why it cannot be done now; None if it can.
-    """
-
-    names: Names
-    source: tuple[str, str] | None
-    prefixes: Sequence[tuple[str, str]]
-    kept: frozenset[str]
-    runs: Sequence[RunTraces]
-    cancel: Sequence[str]
-    rows: Mapping[str, int] = field(default_factory=dict)
-    obstacle: str | None = None
-
-
-def plan_erasure(traces: Traces) -> Plan:
-    """Decide from what was found; touches nothing."""
-    rows, video_id = traces.rows, traces.video_id
-    also = () if rows is None else (*rows.uploads, f"s3://{rows.bucket}/{rows.key}")
-    prefixes = [("detection files", f"detections/{each}/") for each in traces.detections - traces.shared]
-    prefixes += [("analysis files", f"analyses/{each}/") for each in traces.analyses]
-    prefixes += [("references", f"references/runs/{run.run_id}/") for run in traces.runs if run.own]
-    prefixes += [("references", f"references/assets/{asset}/{video_id}.json") for asset in traces.assets]
-    unfinished = [run for run in traces.runs if not run.finished]
-    obstacle = None
-    if busy := [run.run_id for run in unfinished if not run.own]:
-        obstacle = (
-            f"Run {busy[0]} analyses several videos, {video_id} among them, and is not over. Wait for it, or "
-            "end it (`Terminate` on its page), and repeat."
+    @property
+    def prefixes(self) -> list[tuple[str, str]]:
+        """(what, prefix) of derived objects."""
+        video_id, own_runs = self.video_id, [run.run_id for run in self.runs if run.own]
+        return sorted(
+            [
+                *(("detection files", f"detections/{each}/") for each in self.detections - self.shared),
+                *(("analysis files", f"analyses/{each}/") for each in self.analyses),
+                *(("references", f"references/runs/{run_id}/") for run_id in own_runs),
+                *(("references", f"references/assets/{asset}/{video_id}.json") for asset in self.assets),
+            ]
         )
-    elif traces.running_backfills:
-        obstacle = (
-            f"Backfill {traces.running_backfills[0]} is to run {video_id} and is not over. Wait for it, or "
-            "cancel it (`Overview > Backfills`), and repeat."
-        )
-    return Plan(
-        names=Names(video_id, also, None if rows is None else rows.external_id),
-        source=None if rows is None else (rows.bucket, rows.key),
-        prefixes=sorted(prefixes),
-        kept=traces.detections & traces.shared,
-        runs=traces.runs,
-        cancel=[run.run_id for run in unfinished if run.own],
-        rows={} if rows is None else rows.counts,
-        obstacle=obstacle,
-    )
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Detections that stay, because another video uses them."""
+        return self.detections & self.shared
+
+    @property
+    def cancel(self) -> list[str]:
+        """Runs that are ended first."""
+        return [run.run_id for run in self.runs if run.own and not run.finished]
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be done now; None if it can."""
+        if busy := [run.run_id for run in self.runs if not run.own and not run.finished]:
+            return (
+                f"Run {busy[0]} analyses several videos, {self.video_id} among them, and is not over. Wait "
+                "for it, or end it (`Terminate` on its page), and repeat."
+            )
+        if self.running_backfills:
+            return (
+                f"Backfill {self.running_backfills[0]} is to run {self.video_id} and is not over. Wait for "
+                "it, or cancel it (`Overview > Backfills`), and repeat."
+            )
+        return None
+
+
+def _names(video_id: str, rows: VideoRows | None) -> Names:
+    if rows is None:
+        return Names(video_id)
+    return Names(video_id, (*rows.uploads, f"s3://{rows.bucket}/{rows.key}"), rows.external_id)
 
 
 class VideoErasure:
@@ -132,7 +132,7 @@ class VideoErasure:
     def plan(self, video_id: str) -> Plan:
         """What deleting it would do, as things are."""
         rows = self._database.transact(find_rows, video_id)
-        names = Names(video_id, () if rows is None else (*rows.uploads, f"s3://{rows.bucket}/{rows.key}"))
+        names = _names(video_id, rows)
         runs = self._records.runs(names, () if rows is None else rows.run_ids)
         detections, analyses = self._records.work(names)
         detections |= {each for run in runs for each in run.detection_ids}
@@ -148,19 +148,16 @@ class VideoErasure:
             of_detections, of_analyses = _ids_in(self._services.objects, key)
             detections |= of_detections
             analyses |= of_analyses
-        return plan_erasure(
-            Traces(
-                video_id=video_id,
-                rows=rows,
-                runs=runs,
-                detections=frozenset(detections),
-                analyses=frozenset(analyses),
-                shared=self._database.transact(
-                    shared_detections, video_id, detections, self._records.users(detections)
-                ),
-                assets=assets,
-                running_backfills=self._records.running_backfills(names),
-            )
+        users = self._records.users(detections)
+        return Plan(
+            video_id=video_id,
+            rows=rows,
+            runs=runs,
+            detections=frozenset(detections),
+            analyses=frozenset(analyses),
+            shared=self._database.transact(shared_detections, video_id, detections, users),
+            assets=assets,
+            running_backfills=self._records.running_backfills(names),
         )
 
     def count(self, plan: Plan) -> dict[str, int]:
@@ -171,7 +168,8 @@ class VideoErasure:
         for what, prefix in plan.prefixes:
             counts[what] += len(self._services.objects.keys(prefix))
         counts += self._records.remove(plan.names, plan.runs, dry_run=True)
-        counts += Counter({f"rows of {table}": number for table, number in plan.rows.items()})
+        rows = {} if plan.rows is None else plan.rows.counts
+        counts += Counter({f"rows of {table}": number for table, number in rows.items()})
         return dict(+counts)
 
     def erase(self, plan: Plan, *, by: str, report: Report = lambda step: None) -> Mapping[str, int]:
@@ -180,14 +178,14 @@ class VideoErasure:
         It looks once more after the erasure is on record: only then nothing new of the video begins.
 
         Args:
-            by: who wants it, for the audit line.
+            by: who requests it, for the audit line.
             report: called with each step's name.
 
         Raises:
             ErasureRefused: a run is at work on it that does not end; nothing was deleted yet.
             StorageError: repeat it when the cause is gone.
         """
-        video_id = plan.names.video_id
+        video_id = plan.video_id
         if plan.obstacle:
             raise ErasureRefused(plan.obstacle)
         line = self._database.transact(begin_erasure, video_id, by)
@@ -262,15 +260,13 @@ class VideoErasure:
 def _ids_in(objects: ObjectStore, key: str) -> tuple[set[str], set[str]]:
     """Ids of detections and analyses that a stored reference names."""
     try:
-        value = json.loads(objects.get_bytes(key))
+        parts = [json.loads(objects.get_bytes(key))]
     except ObjectNotFound:
         return set(), set()
-    found: tuple[set[str], set[str]] = (set(), set())
-    parts = [value]
-    while parts:
-        part = parts.pop()
-        for name, ids in zip(("detection_id", "analysis_id"), found, strict=True):
+    found: dict[str, set[str]] = {"detection_id": set(), "analysis_id": set()}
+    for part in parts:
+        for name, ids in found.items():
             if isinstance(part.get(name), str):
                 ids.add(part[name])
         parts += [each for each in part.values() if isinstance(each, dict)]
-    return found
+    return found["detection_id"], found["analysis_id"]

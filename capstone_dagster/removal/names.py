@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-# Stands in records that speak of other videos too.
+# Replaces its names in records that are about other videos too.
 DELETED = "deleted-video"
 
 
@@ -38,7 +38,7 @@ class Names:
         """Those by which a record is the video's: one address may begin another one's."""
         return Names(self.video_id, tuple(each for each in self.also if "://" not in each))
 
-    def blotted(self, text: str) -> str:
+    def redacted(self, text: str) -> str:
         """The text with another name in place of each."""
         # The longest first: a name may be part of another.
         for form in sorted(self.forms, key=len, reverse=True):

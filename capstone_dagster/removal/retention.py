@@ -1,10 +1,10 @@
-"""What is old goes: each kind after its own number of days, bounded in a night, after a dry run if wanted.
+"""Deletes old data, each kind after its own number of days, a limited number a night; a dry run only counts.
 
-What is the product (videos, detections, events) is kept for ever unless somebody sets a number; what is
-bookkeeping has one. Dagster's ticks are not here: `retention` in dagster.yaml has Dagster delete them itself.
+Videos, detections and events are kept for ever unless a setting limits them; bookkeeping has limits.
+Dagster deletes its ticks itself, as `retention` in dagster.yaml says.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +17,7 @@ from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.removal.dagster_records import DagsterRecords
 from capstone_dagster.removal.run_history import delete_log_entries, ended_before
 from capstone_dagster.services import Services
-from capstone_dagster.settings import Settings, variable_name
+from capstone_dagster.settings import variable_name
 from capstone_dagster.storage.object_versions import delete_versions, versions_of
 from capstone_dagster.storage.retention import (
     OldAnalysis,
@@ -34,38 +34,16 @@ from capstone_dagster.storage.retention import (
 MOST_A_NIGHT = 2000
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of thing that goes.
-
-    Attributes:
-        name: for people.
-        setting: the field of :class:`Settings` with its days; 0 keeps it for ever.
-    """
-
-    name: str
-    setting: str
-
-    @property
-    def variable(self) -> str:
-        """The environment variable."""
-        return variable_name(self.setting)
-
-    def days(self, settings: Settings) -> int:
-        """After how many days it goes; 0: never."""
-        return int(getattr(settings, self.setting))
-
-
-# In the order in which they go: what names others goes after them.
-KINDS = (
-    Kind("raw videos", "raw_retention_days"),
-    Kind("files of analyses", "detections_retention_days"),
-    Kind("earlier analyses", "earlier_analyses_retention_days"),
-    Kind("analyses with events", "events_retention_days"),
-    Kind("partitions", "partition_retention_days"),
-    Kind("runs", "run_retention_days"),
-    Kind("log entries of runs", "event_log_retention_days"),
-)
+# What goes and the field of `Settings` with its days, in this order: what names others goes after them.
+KINDS = {
+    "raw videos": "raw_retention_days",
+    "files of analyses": "detections_retention_days",
+    "earlier analyses": "earlier_analyses_retention_days",
+    "analyses with events": "events_retention_days",
+    "partitions": "partition_retention_days",
+    "runs": "run_retention_days",
+    "log entries of runs": "event_log_retention_days",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +51,24 @@ class Removed:
     """What of one kind went, or would.
 
     Attributes:
-        number: how many; at most `most`, and then there may be more.
+        variable: the environment variable with its days; 0 days keep it for ever.
+        more: there may be more than `number`.
     """
 
-    kind: Kind
+    kind: str
+    variable: str
     days: int
     number: int
     more: bool
 
-    @property
-    def sentence(self) -> str:
-        """For people."""
+    def __str__(self) -> str:
         if not self.days:
             return "kept for ever"
         return f"{self.number:,}{' or more' if self.more else ''}, older than {self.days} days"
 
 
 class Retention:
-    """Removes what is old, kind by kind; each of them is repeated without harm.
+    """Removes old data, kind by kind; repeating any of them does no harm.
 
     Args:
         most: of each kind, in one call.
@@ -109,26 +87,26 @@ class Retention:
             StorageError, ConfigurationError: what went before stays gone, and the rest is for the next time.
         """
         now = now or datetime.now(UTC)
-        work: Mapping[str, Callable[[datetime, bool], int]] = {
-            "raw_retention_days": self._raw,
-            "detections_retention_days": self._files,
-            "earlier_analyses_retention_days": self._earlier,
-            "events_retention_days": self._analyses,
-            "partition_retention_days": self._partitions,
-            "run_retention_days": self._runs,
-            "event_log_retention_days": self._log_entries,
-        }
+        work: Sequence[Callable[[datetime, bool], int]] = (
+            self._raw,
+            self._files,
+            self._earlier,
+            self._analyses,
+            self._partitions,
+            self._runs,
+            self._log_entries,
+        )
         done = []
-        for kind in KINDS:
-            days = kind.days(self._services.settings)
-            number = work[kind.setting](now - timedelta(days=days), dry_run) if days else 0
-            done.append(Removed(kind, days, number, number >= self._most))
+        for (kind, setting), remove in zip(KINDS.items(), work, strict=True):
+            days = int(getattr(self._services.settings, setting))
+            number = remove(now - timedelta(days=days), dry_run) if days else 0
+            done.append(Removed(kind, variable_name(setting), days, number, number >= self._most))
         return done
 
     def _raw(self, before: datetime, dry_run: bool) -> int:
         found = self._database.transact(videos_with_raw, before, self._most)
         for video_id, bucket, key, uploaded_at in found if not dry_run else ():
-            # What was uploaded since may wait for intake still: nobody has analysed it.
+            # A newer upload may still wait for intake: it is not analysed yet.
             old = versions_of(self._services.s3, bucket, key, until=uploaded_at)
             delete_versions(self._services.s3, bucket, old)
             self._database.transact(mark_raw_removed, video_id, uploaded_at)
@@ -160,7 +138,7 @@ class Retention:
             self._services.objects.delete(f"detections/{analysis.detection_id}/")
 
     def _partitions(self, before: datetime, dry_run: bool) -> int:
-        """Nothing is run again by it: behind a late duplicate stand its run, or the published analysis.
+        """No video is analysed again because of it: a late duplicate finds its run or published analysis.
 
         A new upload of the object makes the partition anew.
         """
@@ -211,8 +189,8 @@ def remove_what_is_old(
     done = Retention(services, context.instance, config.most).apply(dry_run=config.dry_run)
     verb = "would go" if config.dry_run else "went"
     for each in done:
-        context.log.info(f"{each.kind.name} {verb}: {each.sentence} ({each.kind.variable}).")
-    counts = {each.kind.name: each.number for each in done}
+        context.log.info(f"{each.kind} {verb}: {each} ({each.variable}).")
+    counts = {each.kind: each.number for each in done}
     context.add_output_metadata({**counts, "dry_run": config.dry_run})
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from capstone_dagster.removal.dagster_records import FINISHED, DagsterRecords
 from capstone_dagster.removal.record_table import EVENTS
 
-# What a run has much of and nobody reads once it is old, besides lines of its log.
+# Besides log lines: events that a run has many of and that serve no purpose once it is old.
 _CHATTER = (
     "ENGINE_EVENT",
     "LOGS_CAPTURED",

@@ -1,1 +1,1 @@
-"""What becomes of runs: started again by the system or by hand, ended, put first; and where they wait."""
+"""Retries, cancels and prioritises runs, for the system and for operators; and says what waits, and why."""

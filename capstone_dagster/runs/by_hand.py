@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
-from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.storage.tags import (
+
+from batch_gpu.jobs import CANCELLED_TAG
+from batch_gpu.local import kill
+from capstone_dagster.dagster_private import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
     PRIORITY_TAG,
+    DagsterRunAlreadyExists,
 )
-
-from batch_gpu.jobs import CANCELLED_TAG
-from batch_gpu.local import kill
 from capstone_dagster.failures.run_steps import PASS_STEP
 from capstone_dagster.run_tags import UPLOAD_TAG
 from capstone_dagster.runs.lineage import Resumption, create_reexecution, reexecution_id

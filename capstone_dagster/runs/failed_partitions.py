@@ -10,8 +10,8 @@ import logging
 from collections.abc import Iterable
 
 import dagster as dg
-from dagster._core.events import AssetObservationData
 
+from capstone_dagster.dagster_private import AssetObservationData
 from capstone_dagster.failures.classes import POLICIES, FailureClass, sentence
 
 log = logging.getLogger("capstone.analysis")

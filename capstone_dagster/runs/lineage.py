@@ -1,4 +1,4 @@
-"""How to make the run that goes on where a failed one stopped.
+"""Makes the run that continues where a failed one stopped.
 
 Dagster's own way (`dagster._core.instance.create_reexecuted_run`) takes a workspace, which a sensor's process
 has not; what it does with one is done here with the sensor's own definitions.
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from uuid import UUID, uuid5
 
 import dagster as dg
-from dagster._core.execution.api import create_execution_plan
-from dagster._core.execution.backfill import BulkActionStatus
-from dagster._core.execution.plan.state import KnownExecutionState
-from dagster._core.snap import snapshot_from_execution_plan
-from dagster._core.storage.tags import (
+
+from batch_gpu.jobs import RECLAIMED_TAG
+from capstone_dagster.dagster_private import (
     BACKFILL_ID_TAG,
     BACKFILL_TAGS,
     PARENT_RUN_ID_TAG,
     RESUME_RETRY_TAG,
     ROOT_RUN_ID_TAG,
     TAGS_TO_MAYBE_OMIT_ON_RETRY,
+    BulkActionStatus,
+    KnownExecutionState,
+    create_execution_plan,
+    snapshot_from_execution_plan,
 )
-
-from batch_gpu.jobs import RECLAIMED_TAG
 from capstone_dagster.failures.breaker_state import PROBE_TAGS
 from capstone_dagster.failures.requests import attempts, failed_before, request_run_id
 from capstone_dagster.failures.run_steps import PASS_STEP
@@ -78,7 +78,7 @@ def create_reexecution(
     probe: bool = False,
     anew: bool = False,
 ) -> dg.DagsterRun:
-    """Put the run on record that goes on where `failed` stopped; it is not submitted yet.
+    """Put the run on record that continues where `failed` stopped; it is not submitted yet.
 
     It is a run like any that the UI re-executes: same job, configuration, lineage and origin, hence the same
     resources and launcher.

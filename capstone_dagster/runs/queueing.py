@@ -1,4 +1,4 @@
-"""Where runs that wait stand in Dagster's queue, and what they wait for.
+"""Which places waiting runs have in Dagster's queue, and what they wait for.
 
 Pure; `commands/dagster_tables.py` reads the queue.
 """
@@ -21,7 +21,7 @@ class QueuedRun:
     """A run that waits.
 
     Attributes:
-        priority: its tag, whatever that holds.
+        priority: its tag as it is, a number or not.
         upload_id: what it is for; None if it was started in Dagster's pages.
     """
 
@@ -37,8 +37,8 @@ class Queue:
     Attributes:
         waiting: in the order of their creation.
         running: how many runs are started and not over.
-        daemon_seen_at: when the daemon that starts runs last said that it lives, seconds since 1970; None if
-            it never did.
+        daemon_seen_at: the last heartbeat of the daemon that starts runs, seconds since 1970; None: there
+            was none.
         intake: whether new uploads are taken from the queue of messages.
     """
 
@@ -118,7 +118,7 @@ def waits(queue: Queue, rows: Sequence[Mapping[str, Any]]) -> dict[str, Waiting]
 
 
 def held_up(queue: Queue) -> str | None:
-    """Why no queued run starts, whatever its place; None if nothing is known to hold them up."""
+    """Why no queued run starts; None if no reason is known."""
     if queue.daemon_seen_at is None:
         return "Dagster's daemon has not run yet"
     silent_s = time.time() - queue.daemon_seen_at

@@ -1,23 +1,27 @@
-"""Start failed runs again from the step that failed, as the verdicts on them decided.
+"""Retries failed runs from the step that failed, as the verdicts on them decided.
 
-What waits stands in the cursor of the reader of ended runs. A run is started again at most once, whatever
-dies in between: the new run's id is made from the failed one's.
+Waiting runs are kept in the cursor of the reader of ended runs. A run is retried at most once, even if the
+process dies in between: the new run's id is made from the failed one's.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import dagster as dg
-from dagster._core.execution.backfill import BulkActionStatus
-from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_BACKFILL_ID_TAG, PARENT_RUN_ID_TAG
 
 from batch_gpu.jobs import FAILURE_TAG as JOB_FAILURE_TAG
 from batch_gpu.jobs import is_cancelled
 from capstone_dagster.catalog.metrics import REEXECUTIONS, REEXECUTIONS_REFUSED
+from capstone_dagster.dagster_private import (
+    BACKFILL_ID_TAG,
+    PARENT_BACKFILL_ID_TAG,
+    PARENT_RUN_ID_TAG,
+    BulkActionStatus,
+)
 from capstone_dagster.failures.breaker_state import OFFERS, BreakerState
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.requests import UPLOAD_JOB, attempts
@@ -81,7 +85,7 @@ class WaitingRun:
 
 
 @dataclass(slots=True)
-class Memory:
+class WaitingRuns:
     """What one tick leaves to the next; times are seconds since 1970.
 
     Attributes:
@@ -110,45 +114,32 @@ def budget_of(settings: Settings, started: Sequence[float]) -> Budget:
     return Budget(settings.reexecutions_per_video, settings.reexecutions_per_hour, tuple(started))
 
 
-def retry(
-    instance: dg.DagsterInstance,
-    repository: dg.RepositoryDefinition,
-    services: Services,
-    memory: Memory,
-    breaker: BreakerState,
-    *,
-    store_answers: bool = True,
-) -> str:
-    """Start what is due, offer what may be a probe, say of the rest what it waits for.
+@dataclass(slots=True)
+class RetryTick:
+    """One look at what may be started again.
 
-    Args:
+    Attributes:
         store_answers: the event store is worth asking.
-
-    Returns:
-        The account in a sentence.
     """
-    over = time.monotonic() + _BUDGET_S
-    tick = _Tick(instance, repository, services, memory, breaker, store_answers, time.time(), over)
-    return tick.decide()
 
-
-@dataclass
-class _Tick:
-    """One look at what may be started again."""
-
-    _instance: dg.DagsterInstance
-    _repository: dg.RepositoryDefinition
-    _services: Services
-    _memory: Memory
-    _breaker: BreakerState
-    _store_answers: bool
-    _now: float
-    _over: float
+    instance: dg.DagsterInstance
+    repository: dg.RepositoryDefinition
+    services: Services
+    runs: WaitingRuns
+    breaker: BreakerState
+    store_answers: bool = True
+    _now: float = field(default_factory=lambda: time.time())
+    _over: float = field(default_factory=lambda: time.monotonic() + _BUDGET_S)
     _started: int = 0
 
     def decide(self) -> str:
+        """Start what is due, offer what may be a probe, say of the rest what it waits for.
+
+        Returns:
+            The account in a sentence.
+        """
         offers: dict[str, str] = {}
-        for waiting in sorted(self._memory.waiting.values(), key=lambda each: each.run.ended_at):
+        for waiting in sorted(self.runs.waiting.values(), key=lambda each: each.run.ended_at):
             if time.monotonic() > self._over:
                 break
             decision = self._judge(waiting.run)
@@ -160,15 +151,14 @@ class _Tick:
                 self._wait(waiting, decision)
                 if decision.offered and len(offers) < _OFFERED_AT_ONCE:
                     offers[waiting.run.run_id] = waiting.run.failure.value
-        if offers != OFFERS.read(self._instance):
-            OFFERS.write(self._instance, offers)
-        waiting_runs = len(self._memory.waiting)
+        if offers != OFFERS.read(self.instance):
+            OFFERS.write(self.instance, offers)
+        waiting_runs = len(self.runs.waiting)
         return f"{self._started} failed runs were started again, {waiting_runs} wait for their time."
 
     def _judge(self, failed: FailedRun) -> Decision:
-        return judge(
-            failed, self._breaker, budget_of(self._services.settings, self._memory.started), self._now
-        )
+        budget = budget_of(self.services.settings, self.runs.started)
+        return judge(failed, self.breaker, budget, self._now)
 
     def _try_to_start(self, waiting: WaitingRun, start: Start) -> Decision:
         """As :meth:`_start`; one run that cannot be started must not hold up the others."""
@@ -184,10 +174,10 @@ class _Tick:
     def _start(self, waiting: WaitingRun, start: Start) -> Decision:
         """Start a run again, unless a look at the records says otherwise: then what follows instead."""
         failed = waiting.run
-        run = self._instance.get_run_by_id(failed.run_id)
+        run = self.instance.get_run_by_id(failed.run_id)
         if run is None or run.status != dg.DagsterRunStatus.FAILURE or is_cancelled(run.run_id, run.tags):
             return Leave()
-        children = self._instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}))
+        children = self.instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}))
         again = next((child for child in children if child.run_id == reexecution_id(run.run_id)), None)
         if children and (again is None or again.status != dg.DagsterRunStatus.NOT_STARTED):
             return Leave()  # an operator was quicker, or an earlier tick died after it had done this
@@ -196,14 +186,14 @@ class _Tick:
         if (instead := self._overtaken(run)) is not None:
             return instead
         if again is None:
-            resumption = Resumption.of(self._instance, run)
+            resumption = Resumption.of(self.instance, run)
             if not resumption.steps:
                 return Leave()
             gpu = PASS_STEP in resumption.steps
             waiting.run = failed = replace(failed, gpu=gpu, progress=self._progress(run) if gpu else None)
             if not isinstance(decision := self._judge(failed), Start):
                 return decision
-            again = create_reexecution(self._instance, self._repository, run, resumption, probe=start.probe)
+            again = create_reexecution(self.instance, self.repository, run, resumption, probe=start.probe)
         self._submit(run, again, failed)
         return Leave()
 
@@ -212,23 +202,23 @@ class _Tick:
         backfill_id = run.tags.get(BACKFILL_ID_TAG)
         if backfill_id is None:
             return False
-        backfill = self._instance.get_backfill(backfill_id)
+        backfill = self.instance.get_backfill(backfill_id)
         # One whose runs are all over is completed, with or without failures.
         if backfill is None or backfill.status not in _GOES_ON:
             return True
         anew = dg.RunsFilter(tags={PARENT_BACKFILL_ID_TAG: backfill_id})
-        return bool(self._instance.get_runs(anew, limit=1))
+        return bool(self.instance.get_runs(anew, limit=1))
 
     def _overtaken(self, run: dg.DagsterRun) -> Decision | None:
         """What follows instead where the upload needs no other try, or not yet; None if it does."""
         upload_id = run.tags.get(UPLOAD_TAG)
         if upload_id is None:
             return None
-        # The operator of a backfill has seen what is done, and wants it again.
+        # A backfill includes finished videos on purpose.
         ended = {None, "cancelled"}
         if run.job_name != UPLOAD_JOB:
             return self._unless_in(ended, upload_id)
-        records = self._instance.get_run_records(dg.RunsFilter(tags={UPLOAD_TAG: upload_id}))
+        records = self.instance.get_run_records(dg.RunsFilter(tags={UPLOAD_TAG: upload_id}))
         created = {record.dagster_run.run_id: record.create_timestamp for record in records}
         later = [
             record.dagster_run
@@ -248,19 +238,19 @@ class _Tick:
         if upload_id is None or run.tags.get(JOB_FAILURE_TAG) != FailureClass.TIMEOUT:
             return None
         try:
-            row = self._services.database.transact(status_of_upload, upload_id)
+            row = self.services.database.transact(status_of_upload, upload_id)
         except StorageError:
             return None
         return row["progress"] if row is not None and row["run_id"] == run.run_id else None
 
     def _unless_in(self, states: Set[str | None], upload_id: str) -> Decision | None:
-        """None, unless the upload is in one of these states, or nobody can tell."""
-        if not self._store_answers:
+        """None, unless the upload is in one of these states, or its state cannot be read."""
+        if not self.store_answers:
             return Wait()
         try:
-            state = self._services.database.transact(upload_states, [upload_id]).get(upload_id)
+            state = self.services.database.transact(upload_states, [upload_id]).get(upload_id)
         except StorageError as error:
-            self._store_answers = False
+            self.store_answers = False
             _log.warning(
                 f"Failed runs wait until the event store answers: {error}",
                 extra={"action": "reexecution.held"},
@@ -270,23 +260,20 @@ class _Tick:
 
     def _submit(self, run: dg.DagsterRun, again: dg.DagsterRun, failed: FailedRun) -> None:
         message = f"It is tried again after {failed.failure} (attempt {attempts(again.tags)})."
-        try:
-            for upload_id in self._uploads(failed):
-                self._services.database.transact(requeue, upload_id, run.run_id, again.run_id, message)
-        except StorageError:
-            self._store_answers = False  # the run tells its own status when it begins
+        # Where the event store does not answer, the run reports its own status when it begins.
+        self._change_status(failed, requeue, again.run_id, message)
         # An operator may have cancelled the upload since the look at it.
-        if (before := self._instance.get_run_by_id(run.run_id)) and is_cancelled(run.run_id, before.tags):
-            self._instance.report_run_canceled(again, f"Run {run.run_id}, which it continues, was cancelled.")
+        if (before := self.instance.get_run_by_id(run.run_id)) and is_cancelled(run.run_id, before.tags):
+            self.instance.report_run_canceled(again, f"Run {run.run_id}, which it continues, was cancelled.")
             return
         # The queue takes a run by its record; it needs no workspace for that.
-        self._instance.submit_run(again.run_id, workspace=None)  # type: ignore[arg-type]
-        self._instance.report_engine_event(f"Started again as run {again.run_id}.", run)
+        self.instance.submit_run(again.run_id, workspace=None)  # type: ignore[arg-type]
+        self.instance.report_engine_event(f"Started again as run {again.run_id}.", run)
         self._started += 1
         if failed.gpu and PROBE_TAG not in again.tags:
-            started = budget_of(self._services.settings, self._memory.started).lately(self._now)
-            self._memory.started = [*started, self._now]
-        self._services.metrics.add(REEXECUTIONS, failure_class=failed.failure.value)
+            started = budget_of(self.services.settings, self.runs.started).lately(self._now)
+            self.runs.started = [*started, self._now]
+        self.services.metrics.add(REEXECUTIONS, failure_class=failed.failure.value)
         _log.info(
             f"Run {run.run_id} failed for {failed.failure} and goes on as run {again.run_id}.",
             extra={
@@ -310,7 +297,7 @@ class _Tick:
         """
         if failed.upload_id is not None:
             return [failed.upload_id]
-        rows = self._services.database.transact(uploads_failed_in, [failed.run_id])
+        rows = self.services.database.transact(uploads_failed_in, [failed.run_id])
         return [row["upload_id"] for row in rows if not failed_for_good(row["failure_class"])]
 
     def _leave(self, waiting: WaitingRun, decision: Leave) -> None:
@@ -320,9 +307,9 @@ class _Tick:
             return  # until its status can say so
         if not self._has_given_up(failed):
             return  # until the event store answers
-        if self._instance.has_run(failed.run_id):
-            self._instance.add_run_tags(failed.run_id, {SETTLED_TAG: failed.run_id})
-        del self._memory.waiting[failed.run_id]
+        if self.instance.has_run(failed.run_id):
+            self.instance.add_run_tags(failed.run_id, {SETTLED_TAG: failed.run_id})
+        del self.runs.waiting[failed.run_id]
 
     def _has_given_up(self, failed: FailedRun) -> bool:
         """Where a notice has promised another try and none follows, another one says so.
@@ -330,17 +317,9 @@ class _Tick:
         Returns:
             Whether it does, or need not.
         """
-        if self._instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: failed.run_id}), limit=1):
+        if self.instance.get_runs(dg.RunsFilter(tags={PARENT_RUN_ID_TAG: failed.run_id}), limit=1):
             return True
-        if not self._store_answers:
-            return False
-        try:
-            for upload_id in self._uploads(failed):
-                self._services.database.transact(give_up, upload_id, failed.run_id)
-        except StorageError:
-            self._store_answers = False
-            return False
-        return True
+        return self._change_status(failed, give_up) is not None
 
     def _wait(self, waiting: WaitingRun, decision: Wait) -> None:
         self._count_refusal(waiting, decision)
@@ -352,22 +331,29 @@ class _Tick:
             return
         waiting.refused = True
         failed = waiting.run
-        self._services.metrics.add(REEXECUTIONS_REFUSED)
+        self.services.metrics.add(REEXECUTIONS_REFUSED)
         extra = {"action": "reexecution.refused", "run_id": failed.run_id, "upload_id": failed.upload_id}
         extra["failure_class"] = failed.failure.value
         _log.warning(f"Run {failed.run_id} failed for {failed.failure}. {decision.outlook}", extra=extra)
 
     def _announce(self, waiting: WaitingRun, message: str) -> bool:
         """Add to the upload's status what follows; whether it says so, or never will."""
-        failed = waiting.run
-        if not self._store_answers:
+        said = self._change_status(waiting.run, add_outlook, message)
+        if said is None:
             return False
+        return (bool(said) and all(said)) or self._now - waiting.run.ended_at > _TELL_FOR_S
+
+    def _change_status(
+        self, failed: FailedRun, change: Callable[..., bool], *arguments: str
+    ) -> list[bool] | None:
+        """Change the status of a failed run's uploads; None if the event store does not answer."""
+        if not self.store_answers:
+            return None
+        transact = self.services.database.transact
         try:
-            database, uploads = self._services.database, self._uploads(failed)
-            said = [
-                database.transact(add_outlook, upload_id, failed.run_id, message) for upload_id in uploads
+            return [
+                transact(change, upload_id, failed.run_id, *arguments) for upload_id in self._uploads(failed)
             ]
         except StorageError:
-            self._store_answers = False
-            return False
-        return (bool(said) and all(said)) or self._now - failed.ended_at > _TELL_FOR_S
+            self.store_answers = False
+            return None

@@ -1,7 +1,7 @@
 """Bring `video_status` up to date with runs that could not do so themselves.
 
-Both records are compared afresh each time: nothing stays unfinished without a run that is alive, whatever was
-lost on the way, and a comparison that fails loses nothing.
+Both records are compared afresh each time: no upload stays unfinished without a live run, and a comparison
+that fails loses nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 
 import dagster as dg
-from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from batch_gpu.jobs import STATUS_TAG
+from capstone_dagster.dagster_private import PARTITION_NAME_TAG
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.retry_policy import will_try_again
 from capstone_dagster.failures.verdicts import Cause, failed_run, is_explained, outcome_of

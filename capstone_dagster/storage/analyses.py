@@ -133,7 +133,12 @@ def publish_analysis(
     of_latest = latest["upload_id"] == analysis.upload_id
 
     stored, inserted = _store(connection, analysis, upload, of_latest=of_latest)
-    first = inserted and _is_first(connection, analysis)
+    others = sa.exists().where(
+        analyses.c.video_id == analysis.video_id,
+        analyses.c.upload_id == analysis.upload_id,
+        analyses.c.analysis_id != analysis.analysis_id,
+    )
+    first = inserted and not connection.execute(sa.select(others)).scalar()
     if inserted:
         _copy_events(connection, analysis, rows)
     elif stored["files_removed_at"] is not None:
@@ -232,15 +237,6 @@ def _store(
     return stored, False
 
 
-def _is_first(connection: sa.Connection, analysis: Analysis) -> bool:
-    others = sa.and_(
-        analyses.c.video_id == analysis.video_id,
-        analyses.c.upload_id == analysis.upload_id,
-        analyses.c.analysis_id != analysis.analysis_id,
-    )
-    return not connection.execute(sa.select(sa.exists().where(others))).scalar()
-
-
 def _copy_events(connection: sa.Connection, analysis: Analysis, rows: Sequence[Mapping[str, Any]]) -> None:
     # COPY is the fastest way in, and part of the transaction like any other statement.
     fixed = {"analysis_id": analysis.analysis_id, "video_id": analysis.video_id}
@@ -249,13 +245,9 @@ def _copy_events(connection: sa.Connection, analysis: Analysis, rows: Sequence[M
     statement = f"COPY {SCHEMA}.events ({', '.join(_EVENT_COLUMNS)}) FROM STDIN"
     with timed(connection, statement), driver.cursor() as cursor, cursor.copy(statement) as copy:
         for row in rows:
-            merged = {**row, **fixed}
-            copy.write_row([_copyable(merged[column]) for column in _EVENT_COLUMNS])
-
-
-def _copyable(value: Any) -> Any:
-    """psycopg writes lists as arrays, tuples as rows."""
-    return list(value) if isinstance(value, tuple) else value
+            values = [{**row, **fixed}[column] for column in _EVENT_COLUMNS]
+            # psycopg writes lists as arrays, tuples as rows.
+            copy.write_row([list(value) if isinstance(value, tuple) else value for value in values])
 
 
 def _restore_thumbnails(

@@ -90,11 +90,8 @@ def find_rows(connection: sa.Connection, video_id: str) -> VideoRows | None:
             analyses.c.video_id == video_id
         )
     ).all()
-    counts = {
-        table.name: connection.execute(
-            sa.select(sa.func.count()).where(table.c.video_id == video_id)
-        ).scalar_one()
-        for table in _OF_VIDEO
+    counted = {
+        table.name: sa.select(sa.func.count()).where(table.c.video_id == video_id) for table in _OF_VIDEO
     }
     return VideoRows(
         video_id=video_id,
@@ -103,7 +100,7 @@ def find_rows(connection: sa.Connection, video_id: str) -> VideoRows | None:
         uploads=tuple(row.upload_id for row in uploads),
         analyses={row.analysis_id: row.detection_id for row in own},
         run_ids=frozenset(row.run_id for row in [*uploads, *own] if row.run_id),
-        counts=counts,
+        counts={name: connection.execute(count).scalar_one() for name, count in counted.items()},
         external_id=video.external_id,
     )
 

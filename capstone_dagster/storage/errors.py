@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from capstone_dagster.clients import FORBIDDEN, error_code
+
 
 class StorageError(Exception):
     """Base of this room's errors; `failure_class` is the contract's word for it."""
@@ -65,10 +67,8 @@ class DatabaseUnavailable(StorageError):
     failure_class = "database-unavailable"
 
 
-# HeadObject has no body, so S3 gives the bare status as the error code there.
 # 405 is S3's word for a version that is a delete marker.
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchVersion", "NoSuchBucket", "NotFound", "405", "MethodNotAllowed"}
-_FORBIDDEN = {"403", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _CHANGED = {"412", "PreconditionFailed"}
 
 
@@ -111,7 +111,7 @@ def _in_our_words(error: BaseException, url: str, *, source: bool) -> StorageErr
         )
     if not isinstance(error, ClientError):
         return StorageUnavailable(f"The transfer of {url} broke off: {error}. It is tried again.")
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    code = error_code(error)
     operation = error.operation_name
     if code in _NOT_FOUND:
         if source:
@@ -130,7 +130,7 @@ def _in_our_words(error: BaseException, url: str, *, source: bool) -> StorageErr
             f"The key that the video {url} is encrypted by cannot be used ({code} to {operation}). Enable "
             "the KMS key, then re-execute the run."
         )
-    if code in _FORBIDDEN:
+    if code in FORBIDDEN:
         remedy = f"Grant this role s3:{'GetObject' if operation == 'HeadObject' else operation} on it."
         kind = SourceForbidden if source else PermissionDenied
         return kind(f"S3 forbids {operation} on {url} ({code}). {remedy}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from capstone_dagster.clients import FORBIDDEN
 from capstone_dagster.storage.errors import PermissionDenied, StorageUnavailable, explained
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ def versions_below(
 
     Args:
         until: only those that came then or before; in whole seconds, as S3 tells the time of an upload.
-
-    Raises:
-        PermissionDenied, StorageUnavailable: as S3 answers.
     """
     with explained(f"s3://{bucket}/{prefix}"):
         pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix)
@@ -50,7 +48,6 @@ def delete_versions(client: S3Client, bucket: str, found: Sequence[Version]) -> 
 
     Raises:
         PermissionDenied: the role may not, or a lock or a hold protects one of them.
-        StorageUnavailable: S3 could not.
     """
     for start in range(0, len(found), _AT_ONCE):
         batch = found[start : start + _AT_ONCE]
@@ -66,7 +63,7 @@ def delete_versions(client: S3Client, bucket: str, found: Sequence[Version]) -> 
             first = errors[0]
             message = f"s3://{bucket}/{first.get('Key')} could not be deleted (S3: {first.get('Code')}, "
             message += f"{first.get('Message')}), nor {len(errors) - 1} others."
-            if first.get("Code") == "AccessDenied":
+            if first.get("Code") in FORBIDDEN:
                 raise PermissionDenied(f"{message} Grant s3:DeleteObjectVersion, or see what locks it.")
             raise StorageUnavailable(f"{message} Try again.")
     return len(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
@@ -17,7 +18,7 @@ from capstone_dagster.storage.errors import ObjectNotFound, PermissionDenied, St
 from capstone_dagster.storage.object_versions import delete_versions, versions_below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mypy_boto3_s3 import S3Client
 
@@ -69,7 +70,6 @@ def open_object_store(url: str, s3: Callable[[], S3Client]) -> ObjectStore:
     """The store at `s3://bucket/prefix` or `file:///directory`.
 
     Args:
-        url: where.
         s3: makes the client, called only for `s3://` addresses.
 
     Raises:
@@ -150,20 +150,14 @@ class FileObjects:
         return (self._root / key).as_uri()
 
     def put_bytes(self, key: str, data: bytes) -> None:
-        def write(temporary: Path) -> None:
-            temporary.write_bytes(data)
-
-        self._put(key, write)
+        self._put(key, lambda temporary: temporary.write_bytes(data))
 
     def put_file(self, key: str, path: Path) -> None:
-        def write(temporary: Path) -> None:
-            shutil.copyfile(path, temporary)
+        self._put(key, lambda temporary: shutil.copyfile(path, temporary))
 
-        self._put(key, write)
-
-    def _put(self, key: str, write: Callable[[Path], None]) -> None:
+    def _put(self, key: str, write: Callable[[Path], object]) -> None:
         target = self._root / key
-        try:
+        with self._explained(key, "written"):
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=target.parent, prefix=".writing-")
             os.close(handle)
@@ -173,20 +167,10 @@ class FileObjects:
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
-        except PermissionError as error:
-            raise PermissionDenied(f"{target} may not be written: {error}.") from error
-        except OSError as error:
-            raise StorageUnavailable(f"{target} cannot be written: {error}.") from error
 
     def get_bytes(self, key: str) -> bytes:
-        try:
+        with self._explained(key, "read"):
             return (self._root / key).read_bytes()
-        except FileNotFoundError as error:
-            raise ObjectNotFound(f"There is no object {self.url(key)}.") from error
-        except PermissionError as error:
-            raise PermissionDenied(f"{self.url(key)} may not be read: {error}.") from error
-        except OSError as error:
-            raise StorageUnavailable(f"{self.url(key)} cannot be read: {error}.") from error
 
     def get_file(self, key: str, path: Path) -> None:
         path.write_bytes(self.get_bytes(key))
@@ -204,17 +188,25 @@ class FileObjects:
         found = self.keys(prefix)
         for key in found:
             path = self._root / key
-            try:
+            with self._explained(key, "deleted"):
                 path.unlink(missing_ok=True)
-                # Buckets have no directories: neither does what stands in for one, once they are empty.
+            # Buckets have no directories: neither does what stands in for one, once they are empty.
+            with suppress(OSError):
                 for folder in path.relative_to(self._root).parents[:-1]:
                     (self._root / folder).rmdir()
-            except PermissionError as error:
-                raise PermissionDenied(f"{path} may not be deleted: {error}.") from error
-            except OSError as error:
-                if path.exists():
-                    raise StorageUnavailable(f"{path} cannot be deleted: {error}.") from error
         return len(found)
+
+    @contextmanager
+    def _explained(self, key: str, done: str) -> Iterator[None]:
+        url = self.url(key)
+        try:
+            yield
+        except PermissionError as error:
+            raise PermissionDenied(f"{url} may not be {done}: {error}.") from error
+        except OSError as error:
+            if done == "read" and isinstance(error, FileNotFoundError):
+                raise ObjectNotFound(f"There is no object {url}.") from error
+            raise StorageUnavailable(f"{url} cannot be {done}: {error}.") from error
 
 
 def _refuse_everything(prefix: str) -> None:

@@ -127,14 +127,6 @@ def outbox_backlog(connection: sa.Connection) -> Backlog:
     return Backlog(waiting, oldest, held, connection.execute(last).scalar())
 
 
-def oldest_notice(connection: sa.Connection) -> datetime | None:
-    """When the oldest unsent notice was written; None if all are sent."""
-    statement = (
-        sa.select(outbox.c.created_at).where(outbox.c.sent_at.is_(None)).order_by(outbox.c.notice_id).limit(1)
-    )
-    return connection.execute(statement).scalar()
-
-
 def prune_notices(connection: sa.Connection, *, days: int) -> int:
     """Delete notices that were sent more than this many days ago, some thousands a call; how many."""
     old = (

@@ -80,7 +80,7 @@ def provision(administrator: str, owners: Sequence[Owner]) -> None:
 
 
 def owners_in(environment: Mapping[str, str]) -> tuple[Owner, Owner]:
-    """The owners that the addresses in the environment speak of: Dagster's, and the event store's.
+    """The owners that the addresses in the environment name: Dagster's, and the event store's.
 
     Raises:
         ConfigurationError: an address lacks something.

@@ -205,7 +205,7 @@ erasures = Table(
     "erasures",
     metadata,
     Column("erasure_id", BigInteger, Identity(always=True), primary_key=True),
-    # SHA-256 of the video's id: who knows the id can prove its erasure, and it cannot be read from here.
+    # SHA-256 of the video's id: with the id its erasure can be proved; the hash does not reveal it.
     Column("video_hash", Text, nullable=False),
     Column("requested_by", Text, nullable=False),
     _time("begun_at", nullable=False, now=True),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from capstone_dagster.settings import ConfigurationError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VideoUpload:
     """One upload as intake sees it: identity, location, and what is known about the recording.
 
@@ -22,17 +28,35 @@ class VideoUpload:
 
     upload_id: str
     video_id: str
-    external_id: str | None
+    external_id: str | None = None
     bucket: str
     key: str
-    version_id: str | None
+    version_id: str | None = None
     etag: str
     size_bytes: int
     camera: str
-    recorded_at: datetime | None
-    recorded_at_source: str | None
+    recorded_at: datetime | None = None
+    recorded_at_source: str | None = None
     uploaded_at: datetime
     traceparent: str | None = None
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> VideoUpload:
+        """From a run's configuration, as :meth:`to_json` makes it.
+
+        Raises:
+            ConfigurationError: a field is missing or wrong.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            problems = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
+            raise ConfigurationError(f"The run's configuration holds no upload. {problems}.") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run's configuration can hold: times as ISO 8601, and no field that is None."""
+        fields: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json", exclude_none=True)
+        return fields
 
     @property
     def url(self) -> str:

@@ -1,15 +1,15 @@
 """The table `video_status` (one row an upload) and its view `current_status`. Each function needs a
 transaction.
 
-A run changes an upload's row only while the upload is its own: functions that take a run id say whether the
-row changed, and leave alone what another run has taken over.
+A run changes an upload's row only while the upload is its own: functions that take a run id leave alone what
+another run has taken over. Each function that changes one row returns whether it did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -19,6 +19,7 @@ from capstone_dagster.storage.outbox import notify
 from capstone_dagster.storage.schema import (
     FINAL_STATES,
     SCHEMA,
+    STATES,
     UNFINISHED_STATES,
     analyses,
     outbox,
@@ -26,17 +27,14 @@ from capstone_dagster.storage.schema import (
 )
 from capstone_dagster.storage.uploads import VideoUpload
 
-State = Literal[
-    "received", "queued", "waiting-for-compute", "running", "done", "failed", "superseded", "cancelled"
-]
-
 
 class UploadCancelled(StorageError):
-    """An operator has cancelled the run's upload: the run neither goes on nor publishes."""
+    """An operator has cancelled the run's upload: the run stops and publishes nothing."""
 
     failure_class = "internal"
 
 
+_OPEN = tuple(state for state in STATES if state not in FINAL_STATES)
 # Of uploads within one second, which is the precision of S3's clock, the one recorded later is later.
 LATEST_FIRST = (video_status.c.uploaded_at.desc(), video_status.c.recorded_order.desc())
 
@@ -93,18 +91,12 @@ def add_upload(connection: sa.Connection, upload: VideoUpload) -> bool:
 
 def latest(connection: sa.Connection, video_id: str) -> Mapping[str, Any] | None:
     """The row of a video's latest upload."""
-    statement = (
-        sa.select(video_status).where(video_status.c.video_id == video_id).order_by(*LATEST_FIRST).limit(1)
-    )
-    row = connection.execute(statement).mappings().first()
-    return None if row is None else dict(row)
+    return _first(connection, video_status.c.video_id == video_id)
 
 
 def status_of_upload(connection: sa.Connection, upload_id: str) -> Mapping[str, Any] | None:
     """The row of one upload; None before intake."""
-    statement = sa.select(video_status).where(video_status.c.upload_id == upload_id)
-    row = connection.execute(statement).mappings().first()
-    return None if row is None else dict(row)
+    return _first(connection, video_status.c.upload_id == upload_id)
 
 
 def mark_queued(connection: sa.Connection, run_ids: Mapping[str, str]) -> None:
@@ -121,22 +113,6 @@ def mark_queued(connection: sa.Connection, run_ids: Mapping[str, str]) -> None:
         .values(state="queued", run_id=sa.bindparam("run"), updated_at=sa.func.now())
     )
     connection.execute(statement, [{"upload": upload, "run": run} for upload, run in run_ids.items()])
-
-
-def mark_waiting(connection: sa.Connection, upload_id: str, run_id: str, reason: str) -> bool:
-    """The upload's run is launched and waits for a machine.
-
-    Returns:
-        Whether the row changed; it does not if it gives this reason already, the run has begun, or another
-        run has the upload.
-    """
-    conditions = [
-        video_status.c.upload_id == upload_id,
-        video_status.c.run_id == run_id,
-        video_status.c.state.in_(("queued", "waiting-for-compute")),
-        sa.or_(video_status.c.message.is_(None), video_status.c.message != reason),
-    ]
-    return _change(connection, *conditions, state="waiting-for-compute", message=reason) is not None
 
 
 def upload_states(connection: sa.Connection, upload_ids: Collection[str]) -> dict[str, str]:
@@ -156,42 +132,20 @@ def uploads_failed_in(connection: sa.Connection, run_ids: Collection[str]) -> li
     return [dict(row) for row in connection.execute(statement).mappings()]
 
 
-def requeue(connection: sa.Connection, upload_id: str, run_id: str, successor: str, message: str) -> bool:
-    """The run that continues a failed one takes its upload over: it is queued again.
-
-    Args:
-        successor: id of the run that continues.
-        message: what the status says until it begins.
-
-    Returns:
-        Whether the row changed; it does not if another run has the upload, or it is finished.
-    """
-    conditions = [
-        video_status.c.upload_id == upload_id,
-        video_status.c.run_id == run_id,
-        video_status.c.state.in_(("failed", *UNFINISHED_STATES)),
-    ]
-    changed = {"state": "queued", "failure_class": None, "message": message, "run_id": successor}
-    return _change(connection, *conditions, **changed) is not None
+def mark_waiting(connection: sa.Connection, upload_id: str, run_id: str, reason: str) -> bool:
+    """The upload's run is launched and waits for a machine; no change if the row says so already."""
+    new = sa.or_(video_status.c.message.is_(None), video_status.c.message != reason)
+    waiting = _row(upload_id, run_id, ("queued", "waiting-for-compute"))
+    return _change(connection, *waiting, new, state="waiting-for-compute", message=reason) is not None
 
 
-def add_outlook(connection: sa.Connection, upload_id: str, run_id: str, outlook: str) -> bool:
-    """Add to a failed upload's message what follows, as when it is retried; once.
-
-    Returns:
-        Whether the row says so; it does not if it does not report this run's failure (yet).
-    """
-    conditions = [
-        video_status.c.upload_id == upload_id,
-        video_status.c.run_id == run_id,
-        video_status.c.state == "failed",
-    ]
-    known = sa.func.coalesce(video_status.c.message, "")
-    message = sa.case((sa.func.strpos(known, outlook) > 0, known), else_=sa.func.concat(known, " ", outlook))
-    return _change(connection, *conditions, message=message) is not None
+def mark_begun(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
+    """The run that the upload waits for has its worker, which has reported nothing yet."""
+    waiting = _row(upload_id, run_id, ("queued", "waiting-for-compute"))
+    return _change(connection, *waiting, state="running", message=None) is not None
 
 
-def mark_running(connection: sa.Connection, upload_id: str, run_id: str, progress: float = 0.0) -> None:
+def mark_running(connection: sa.Connection, upload_id: str, run_id: str, progress: float = 0.0) -> bool:
     """A run works on the upload.
 
     Args:
@@ -202,20 +156,13 @@ def mark_running(connection: sa.Connection, upload_id: str, run_id: str, progres
     Raises:
         UploadCancelled: an operator has cancelled the upload's analysis by this run.
     """
-    conditions = [video_status.c.upload_id == upload_id, sa.not_(_cancelled(run_id))]
-    if progress > 0:
-        conditions += [video_status.c.run_id == run_id, video_status.c.state.not_in(FINAL_STATES)]
-    changed = _change(
-        connection,
-        *conditions,
-        state="running",
-        progress=progress,
-        run_id=run_id,
-        failure_class=None,
-        message=None,
-    )
-    if changed is None:
-        refuse_if_cancelled(connection, upload_id, run_id)
+    rows = _row(upload_id, run_id, _OPEN) if progress > 0 else _row(upload_id)
+    changed = {"progress": progress, "run_id": run_id, "failure_class": None, "message": None}
+    not_cancelled = sa.not_(_cancelled(run_id))
+    if _change(connection, *rows, not_cancelled, state="running", **changed) is not None:
+        return True
+    refuse_if_cancelled(connection, upload_id, run_id)
+    return False
 
 
 def refuse_if_cancelled(connection: sa.Connection, upload_id: str, run_id: str) -> None:
@@ -225,33 +172,16 @@ def refuse_if_cancelled(connection: sa.Connection, upload_id: str, run_id: str) 
         UploadCancelled: an operator has cancelled the upload's analysis by this run.
     """
     columns = (video_status.c.message, _cancelled(run_id).label("cancelled"))
-    statement = sa.select(*columns).where(video_status.c.upload_id == upload_id).with_for_update()
+    statement = sa.select(*columns).where(*_row(upload_id)).with_for_update()
     row = connection.execute(statement).first()
     if row is not None and row.cancelled:
         raise UploadCancelled(f"The analysis was cancelled. {row.message or ''}".strip())
-
-
-def mark_begun(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
-    """The run that the upload waits for has its worker, which has reported nothing yet.
-
-    Returns:
-        Whether the row changed; it does not if it says more already, or another run has the upload.
-    """
-    conditions = [
-        video_status.c.upload_id == upload_id,
-        video_status.c.run_id == run_id,
-        video_status.c.state.in_(("queued", "waiting-for-compute")),
-    ]
-    return _change(connection, *conditions, state="running", message=None) is not None
 
 
 def mark_settled(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     """The upload's run succeeded and published nothing, as one that makes detections alone does.
 
     The upload is `done` if an analysis of it was published before, else `received`, as before any run.
-
-    Returns:
-        Whether the row changed; it does not if the upload is finished, or another run has it.
     """
     published = connection.execute(
         sa.select(sa.exists().where(analyses.c.upload_id == upload_id))
@@ -261,6 +191,25 @@ def mark_settled(connection: sa.Connection, upload_id: str, run_id: str) -> bool
         message = "Its last run published no events, only what comes before them: materialize `events`."
         changed = {"state": "received", "progress": 0.0, "message": message}
     return _change(connection, *_unfinished(upload_id, run_id), **changed) is not None
+
+
+def requeue(connection: sa.Connection, upload_id: str, run_id: str, successor: str, message: str) -> bool:
+    """The run that continues a failed one takes its upload over: it is queued again.
+
+    Args:
+        successor: id of the run that continues.
+        message: what the status says until it begins.
+    """
+    changed = {"state": "queued", "failure_class": None, "message": message, "run_id": successor}
+    rows = _row(upload_id, run_id, ("failed", *UNFINISHED_STATES))
+    return _change(connection, *rows, **changed) is not None
+
+
+def add_outlook(connection: sa.Connection, upload_id: str, run_id: str, outlook: str) -> bool:
+    """Add to a failed upload's message what follows, as when it is retried; once."""
+    known = sa.func.coalesce(video_status.c.message, "")
+    message = sa.case((sa.func.strpos(known, outlook) > 0, known), else_=sa.func.concat(known, " ", outlook))
+    return _change(connection, *_row(upload_id, run_id, ("failed",)), message=message) is not None
 
 
 def mark_failed(
@@ -273,36 +222,21 @@ def mark_failed(
     only_if_unfinished: bool = False,
     tried_again: bool = False,
 ) -> bool:
-    """A run of the upload failed; nothing changes if that run has been cancelled.
+    """A run of the upload failed, unless it has been cancelled; the notice `video.failed` is queued with it.
 
     Args:
         only_if_unfinished: leave the row alone if it is already final, or belongs to another run.
-        tried_again: the system will retry it, which the notice tells consumers.
-
-    Returns:
-        Whether the row changed; the notice `video.failed` is queued with it.
+        tried_again: the system will retry it, which the notice says.
     """
     # A run that an operator has cancelled may fail because of that.
-    conditions = [video_status.c.upload_id == upload_id, sa.not_(_cancelled(run_id))]
+    rows = [*_row(upload_id), sa.not_(_cancelled(run_id))]
     if only_if_unfinished:
-        conditions = _unfinished(upload_id, run_id)
-    video_id = _change(
-        connection,
-        *conditions,
-        state="failed",
-        failure_class=failure_class,
-        message=message,
-        run_id=run_id,
-    )
+        rows = _unfinished(upload_id, run_id)
+    reason = {"failure_class": failure_class, "message": message, "run_id": run_id}
+    video_id = _change(connection, *rows, state="failed", **reason)
     if video_id is None:
         return False
-    payload = {
-        "failure_class": failure_class,
-        "message": message,
-        "tried_again": tried_again,
-        "run_id": run_id,
-    }
-    notify(connection, "video.failed", upload_id, video_id, payload)
+    notify(connection, "video.failed", upload_id, video_id, {**reason, "tried_again": tried_again})
     return True
 
 
@@ -325,20 +259,9 @@ def mark_archived(connection: sa.Connection, upload_id: str) -> bool:
 
 
 def give_up(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
-    """Send a notice that a failed upload is not retried, where the last one said that it would be.
-
-    Returns:
-        Whether a notice was queued.
-    """
-    row = connection.execute(
-        sa.select(video_status.c.video_id, video_status.c.message)
-        .where(
-            video_status.c.upload_id == upload_id,
-            video_status.c.run_id == run_id,
-            video_status.c.state == "failed",
-        )
-        .with_for_update()
-    ).first()
+    """Queue a notice that a failed upload is not retried, where the last one said that it would be."""
+    failed = sa.select(video_status.c.video_id, video_status.c.message).with_for_update()
+    row = connection.execute(failed.where(*_row(upload_id, run_id, ("failed",)))).first()
     last = connection.execute(
         sa.select(outbox.c.kind, outbox.c.payload)
         .where(outbox.c.upload_id == upload_id)
@@ -350,38 +273,27 @@ def give_up(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     payload = {
         "failure_class": last.payload["failure_class"],
         "message": row.message,
-        "tried_again": False,
         "run_id": run_id,
+        "tried_again": False,
     }
     notify(connection, "video.failed", upload_id, row.video_id, payload)
     return True
 
 
 def mark_superseded(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
-    """The object was overwritten before the run could read it: no failure, and no notice of one.
-
-    Returns:
-        Whether the row changed; it does not if another run has finished the upload.
-    """
+    """The object was overwritten before the run could read it: no failure, and no notice of one."""
     ours = sa.or_(video_status.c.run_id == run_id, video_status.c.state != "done")
-    video_id = _change(
-        connection,
-        video_status.c.upload_id == upload_id,
-        ours,
-        state="superseded",
-        failure_class=None,
-        message="It was overwritten by a newer upload before it could be read; that one has its own run.",
-        run_id=run_id,
-    )
-    return video_id is not None
+    message = "It was overwritten by a newer upload before it could be read; that one has its own run."
+    changed = {"state": "superseded", "failure_class": None, "message": message, "run_id": run_id}
+    return _change(connection, *_row(upload_id), ours, **changed) is not None
 
 
 def mark_cancelled(
     connection: sa.Connection, upload_id: str, run_id: str, message: str | None = None
-) -> None:
-    """An operator cancelled the upload's run; a finished upload, or one with another run, stays as it is."""
-    conditions = _unfinished(upload_id, run_id)
-    _change(connection, *conditions, state="cancelled", message=message, run_id=run_id)
+) -> bool:
+    """An operator cancelled the upload's run."""
+    changed = {"state": "cancelled", "message": message, "run_id": run_id}
+    return _change(connection, *_unfinished(upload_id, run_id), **changed) is not None
 
 
 def cancel_upload(connection: sa.Connection, upload_id: str, message: str, run_id: str | None = None) -> bool:
@@ -391,38 +303,32 @@ def cancel_upload(connection: sa.Connection, upload_id: str, message: str, run_i
 
     Args:
         run_id: the run that is to be ended; None keeps the one that the row names.
-
-    Returns:
-        Whether the row changed; a finished, superseded or cancelled upload stays as it is.
     """
     open_or_unexplained = sa.or_(
         video_status.c.state.not_in(("done", "superseded", "cancelled")),
         sa.and_(video_status.c.state == "cancelled", video_status.c.message.is_(None)),
     )
-    conditions = [video_status.c.upload_id == upload_id, open_or_unexplained]
     changed = {"state": "cancelled", "failure_class": None, "message": message}
     if run_id is not None:
         changed["run_id"] = run_id
-    return _change(connection, *conditions, **changed) is not None
+    return _change(connection, *_row(upload_id), open_or_unexplained, **changed) is not None
 
 
 def is_done_by(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     """Whether the run has finished the upload."""
-    this = sa.and_(video_status.c.upload_id == upload_id, video_status.c.run_id == run_id)
-    return connection.execute(sa.select(sa.exists().where(this, video_status.c.state == "done"))).scalar_one()
+    done = sa.exists().where(*_row(upload_id, run_id, ("done",)))
+    return connection.execute(sa.select(done)).scalar_one()
 
 
 def finish(connection: sa.Connection, upload_id: str, run_id: str, *, anew: bool) -> bool:
-    """An analysis of the upload is published; whether the row changed.
+    """An analysis of the upload is published.
 
     Args:
         anew: something was published just now, so that the row names this run even if it said `done`.
     """
-    conditions = [video_status.c.upload_id == upload_id]
-    if not anew:
-        conditions.append(video_status.c.state != "done")
+    rows = _row(upload_id) if anew else [*_row(upload_id), video_status.c.state != "done"]
     changed = {"state": "done", "progress": 1.0, "failure_class": None, "message": None, "run_id": run_id}
-    return _change(connection, *conditions, **changed) is not None
+    return _change(connection, *rows, **changed) is not None
 
 
 def unfinished_runs(connection: sa.Connection) -> list[tuple[str, str]]:
@@ -446,6 +352,18 @@ def _change(connection: sa.Connection, *conditions: sa.ColumnElement[bool], **va
     return connection.execute(statement).scalar()
 
 
+def _row(
+    upload_id: str, run_id: str | None = None, states: Collection[str] = ()
+) -> list[sa.ColumnElement[bool]]:
+    """The upload's row, if it is this run's and in one of these states."""
+    conditions = [video_status.c.upload_id == upload_id]
+    if run_id is not None:
+        conditions.append(video_status.c.run_id == run_id)
+    if states:
+        conditions.append(video_status.c.state.in_(states))
+    return conditions
+
+
 def _cancelled(run_id: str) -> sa.ColumnElement[bool]:
     """The row is cancelled, and this run with it: a run that is requested later may take it over.
 
@@ -456,8 +374,11 @@ def _cancelled(run_id: str) -> sa.ColumnElement[bool]:
 
 def _unfinished(upload_id: str, run_id: str) -> list[sa.ColumnElement[bool]]:
     """The upload's row, if it is not final and no other run has it."""
-    return [
-        video_status.c.upload_id == upload_id,
-        video_status.c.state.not_in(FINAL_STATES),
-        sa.or_(video_status.c.run_id == run_id, video_status.c.run_id.is_(None)),
-    ]
+    free = sa.or_(video_status.c.run_id == run_id, video_status.c.run_id.is_(None))
+    return [*_row(upload_id, states=_OPEN), free]
+
+
+def _first(connection: sa.Connection, which: sa.ColumnElement[bool]) -> Mapping[str, Any] | None:
+    statement = sa.select(video_status).where(which).order_by(*LATEST_FIRST).limit(1)
+    row = connection.execute(statement).mappings().first()
+    return None if row is None else dict(row)

@@ -1,4 +1,4 @@
-"""The table `videos`: one row an object in S3, whatever its versions. Each function needs a transaction."""
+"""The table `videos`: one row an object in S3, for all its versions. Each function needs a transaction."""
 
 from __future__ import annotations
 

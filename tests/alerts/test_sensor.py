@@ -102,7 +102,7 @@ def office(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
 
     # Alerts alone: there is no event store, and nothing is started again.
     monkeypatch.setattr(reactions.video_status, "reconcile", lambda *_: "")
-    monkeypatch.setattr(reactions.reexecution, "retry", lambda *_, **__: "")
+    monkeypatch.setattr(reactions.reexecution.RetryTick, "decide", lambda _: "")
     monkeypatch.setattr(alerting, "LOOK_INTERVAL_S", 0.0)
     services = Services(settings_for(aws))
     with dg.DagsterInstance.ephemeral() as instance:

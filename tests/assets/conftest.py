@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -10,6 +11,8 @@ from capstone_dagster import testing
 from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, read_settings
 from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.uploads import VideoUpload
+from capstone_dagster.storage.video_status import current_status
 from tests.assets import recovery_job
 from tests.conftest import Aws
 
@@ -21,6 +24,19 @@ class Pipeline(testing.Pipeline):
     def job(self, services: Services) -> dg.JobDefinition:
         recovery_job.services.append(services)
         return recovery_job.recoverable_job()
+
+    def status(self, upload: VideoUpload) -> dict[str, Any]:
+        """The upload's row of `current_status`."""
+        rows = self.services.database.transact(current_status, upload.video_id)
+        return next(row for row in rows if row["upload_id"] == upload.upload_id)
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> str:
+    """What the one failed step of a run said."""
+    [failure] = result.get_step_failure_events()
+    failed = failure.step_failure_data.user_failure_data
+    assert failed is not None
+    return str(failed.description)
 
 
 @pytest.fixture

@@ -67,18 +67,18 @@ def test_events_are_counted_by_camera_and_hour_where_the_camera_stands(services:
     ahead = {**recorded, "recorded_at": datetime.now(UTC) + timedelta(days=365)}
     publish(services.database, 5, [event_row("", 0)], camera="wrong clock", **ahead)
 
-    told = make(services)
+    shown = make(services)
 
-    assert [told[name] for name in ("events", "persons", "cameras", "events_without_time")] == [4, 3, 2, 2]
-    assert (told["events_on_the_last_day"], told["timezone"]) == (1, "Asia/Seoul")
+    assert [shown[name] for name in ("events", "persons", "cameras", "events_without_time")] == [4, 3, 2, 2]
+    assert (shown["events_on_the_last_day"], shown["timezone"]) == (1, "Asia/Seoul")
     read = csv.DictReader(io.StringIO(services.objects.get_bytes(ACTIVITY_FILE).decode()))
     assert [tuple(row.values()) for row in read] == [
         ("gate", "2026-01-02T23:00:00+09:00", "2", "2", "1"),
         ("yard", "2026-01-02T23:00:00+09:00", "1", "0", "1"),
         ("gate", "2026-01-03T00:00:00+09:00", "1", "1", "0"),
     ]
-    assert "| gate | 2 | 1 |" in told["table"]
-    assert "| yard | 1 | 0 |" in told["table"]
+    assert "| gate | 2 | 1 |" in shown["table"]
+    assert "| yard | 1 | 0 |" in shown["table"]
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_an_hour_that_a_clock_change_repeats_counts_twice(services: Services) ->
     began = datetime(2025, 10, 26, 0, 30, tzinfo=UTC)  # 02:30 in Berlin; an hour later it is 02:30 once more
     rows = [event_row("", 0), event_row("", HOUR_MS), event_row("", HOUR_MS + 1)]
     publish(services.database, 1, rows, recorded_at=began, recorded_at_source="message")
-    told, _ = services.database.transact(hourly_activity, zone="Europe/Berlin", days=1)
-    assert [(row["hour"].isoformat(), row["events"]) for row in told] == [
+    rows, _ = services.database.transact(hourly_activity, zone="Europe/Berlin", days=1)
+    assert [(row["hour"].isoformat(), row["events"]) for row in rows] == [
         ("2025-10-26T02:00:00+02:00", 1),
         ("2025-10-26T02:00:00+01:00", 2),
     ]
@@ -122,9 +122,9 @@ def test_the_plot_is_a_small_picture_that_names_cameras_in_any_script(services: 
 
 
 def test_without_events_there_is_a_summary_too(services: Services) -> None:
-    told = make(services)
-    assert (told["events"], told["cameras"], told["events_on_the_last_day"]) == (0, 0, 0)
-    assert "No event" in told["plot"]
+    shown = make(services)
+    assert (shown["events"], shown["cameras"], shown["events_on_the_last_day"]) == (0, 0, 0)
+    assert "No event" in shown["plot"]
 
 
 def test_it_is_made_again_after_events_were_published_and_not_twice_at_once() -> None:

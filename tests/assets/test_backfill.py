@@ -10,16 +10,15 @@ import pytest
 from batch_gpu.compute import compute_class
 from capstone_dagster.analysis import analyze_video
 from capstone_dagster.assets.declared.partitions import VIDEOS_PER_RUN
-from capstone_dagster.assets.steps import detection, video_by_video
+from capstone_dagster.assets.steps import detection, one_video
 from capstone_dagster.assets.steps.detection import AnalysisOrder
 from capstone_dagster.assets.steps.references import DetectionsReference
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import StorageUnavailable
 from capstone_dagster.storage.uploads import VideoUpload
-from capstone_dagster.storage.video_status import current_status
 from capstone_dagster.testing import SquareDetector, square_clip
 from tests.assets import recovery_job
-from tests.assets.conftest import Pipeline
+from tests.assets.conftest import Pipeline, failure_of
 from tests.storage.samples import notices
 
 ASSETS = ("extracted_frames", "detections", "events")
@@ -104,15 +103,8 @@ def materialized(pipeline: Pipeline, run_id: str) -> dict[str, list[str | None]]
     return found
 
 
-def failed_with(result: dg.ExecuteInProcessResult) -> str:
-    [failure] = result.get_step_failure_events()
-    told = failure.step_failure_data.user_failure_data
-    assert told is not None
-    return str(told.description)
-
-
 def state(pipeline: Pipeline, upload: VideoUpload) -> tuple[str, str | None]:
-    [row] = pipeline.services.database.transact(current_status, upload.video_id)
+    row = pipeline.status(upload)
     return row["state"], row["failure_class"]
 
 
@@ -124,7 +116,7 @@ def test_a_backfill_run_loads_one_model_and_its_bad_video_fails_alone(
     result = backfill(pipeline, one, other)
 
     assert not result.success
-    assert f"1 of 3 videos could not be analysed: {bad.video_id} (undecodable-video)" in failed_with(result)
+    assert f"1 of 3 videos could not be analysed: {bad.video_id} (undecodable-video)" in failure_of(result)
     good = [one.video_id, other.video_id]
     assert materialized(pipeline, result.run_id) == dict.fromkeys(ASSETS, good)
     assert len(loads) == 1
@@ -167,7 +159,7 @@ def test_a_backfill_of_events_alone_works_on_the_cpu_and_looks_at_no_pixel(
     result = backfill(pipeline, one, other, "events")
 
     assert not result.success  # of one there are no detections
-    assert f"1 of 3 videos could not be analysed: {never.video_id} (analysis-missing)" in failed_with(result)
+    assert f"1 of 3 videos could not be analysed: {never.video_id} (analysis-missing)" in failure_of(result)
     assert passes == []
     assert materialized(pipeline, result.run_id) == {"events": [one.video_id, other.video_id]}
     run = pipeline.instance.get_run_by_id(result.run_id)
@@ -233,7 +225,7 @@ def test_an_interrupted_backfill_goes_on_with_what_is_left(
     one, two, three = uploads(pipeline, clip, "one", "two", "three")
     forced = {"capstone/force": "true"}
     with monkeypatch.context() as broken:
-        broken.setattr(video_by_video, "detect", s3_silent_for(two))
+        broken.setattr(one_video, "detect", s3_silent_for(two))
         # Each try would wait for some seconds.
         broken.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
         stopped = backfill(pipeline, one, three, tags=forced)
@@ -261,12 +253,12 @@ def test_a_later_try_of_a_backfills_run_leaves_out_what_failed_for_good(
 ) -> None:
     one, bad, three = uploads(pipeline, clip, "one", "bad", "three")
     with monkeypatch.context() as broken:
-        broken.setattr(video_by_video, "detect", s3_silent_for(three))
+        broken.setattr(one_video, "detect", s3_silent_for(three))
         broken.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
         stopped = backfill(pipeline, one, three)
-    told = notices(pipeline.services.database)
+    before = notices(pipeline.services.database)
     # Once, although the step was tried three times.
-    assert told.count("video.failed") == 2
+    assert before.count("video.failed") == 2
     lineage = {
         "dagster/is_resume_retry": "true",
         "dagster/parent_run_id": stopped.run_id,
@@ -279,16 +271,16 @@ def test_a_later_try_of_a_backfills_run_leaves_out_what_failed_for_good(
 
     # Dagster counts a partition as failed only where a run failed.
     assert not by_the_system.success
-    assert f"1 of 3 videos could not be analysed: {bad.video_id} (undecodable-video)" in failed_with(
+    assert f"1 of 3 videos could not be analysed: {bad.video_id} (undecodable-video)" in failure_of(
         by_the_system
     )
     assert materialized(pipeline, by_the_system.run_id) == {asset: [three.video_id] for asset in ASSETS}
-    assert notices(pipeline.services.database)[len(told) :] == ["video.analyzed"]
+    assert notices(pipeline.services.database)[len(before) :] == ["video.analyzed"]
 
     # Somebody who starts it again may have mended it.
     somebody = backfill(pipeline, one, three, tags={**lineage, "dagster/parent_run_id": by_the_system.run_id})
     assert not somebody.success
-    assert notices(pipeline.services.database)[len(told) + 1 :] == ["video.failed"]
+    assert notices(pipeline.services.database)[len(before) + 1 :] == ["video.failed"]
 
 
 def test_all_assets_of_a_backfill_go_into_the_same_runs(aws_endpoint: str) -> None:

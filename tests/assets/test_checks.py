@@ -155,9 +155,9 @@ def test_each_check_sees_what_it_is_there_for(pipeline: Pipeline, clip: Path, tm
         )
         connection.execute(sa.text("UPDATE twin SET event_id = 'twin'"))
         connection.execute(sa.text("INSERT INTO capstone.events SELECT * FROM twin"))
-    told = wrong_events()
-    assert set(told) == {"events_stored", "events_apart"}
-    assert "1 were never derived (twin)" in told["events_stored"]
+    findings = wrong_events()
+    assert set(findings) == {"events_stored", "events_apart"}
+    assert "1 were never derived (twin)" in findings["events_stored"]
     away.__dict__["events"] = store
     assert "Could not be judged" in wrong_events(away)["events_stored"]
 

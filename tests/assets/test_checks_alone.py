@@ -12,7 +12,7 @@ from capstone_dagster.assets.declared.jobs import check_videos
 from capstone_dagster.assets.steps.references import DetectionsReference
 from capstone_dagster.storage.uploads import VideoUpload
 from tests.assets import recovery_job
-from tests.assets.conftest import Pipeline
+from tests.assets.conftest import Pipeline, failure_of
 from tests.assets.test_backfill import backfill, clip, loads, uploads
 from tests.assets.test_checks import OF_DETECTIONS, OF_EVENTS, latest, spoil
 from tests.storage.samples import dump
@@ -65,13 +65,6 @@ def judged(pipeline: Pipeline, result: dg.ExecuteInProcessResult) -> dict[str | 
     return found
 
 
-def reason(result: dg.ExecuteInProcessResult) -> str:
-    [failure] = result.get_step_failure_events()
-    told = failure.step_failure_data.user_failure_data
-    assert told is not None
-    return str(told.description)
-
-
 def job(pipeline: Pipeline, *, tags: Mapping[str, str] = {}, **config: Any) -> dg.ExecuteInProcessResult:
     return check_videos.execute_in_process(
         run_config={"ops": {"check_each": {"config": config}}},
@@ -117,7 +110,7 @@ def test_checks_alone_change_no_status_whatever_they_find(
         ]
     assert (
         f"1 of 2 videos are wrong or have nothing to judge: {finished[0].video_id} (boxes_inside_frame)."
-        in (reason(by_job))
+        in (failure_of(by_job))
     )
     assert dump(pipeline.services.database) == before
 
@@ -137,5 +130,7 @@ def test_check_videos_judges_partitions_and_what_is_named(
     assert len(said(pipeline, named)) == 2 * len(everything)
     unknown = job(pipeline, videos=[one.video_id, "never-seen"])
     assert judged(pipeline, unknown) == {one.video_id: everything}
-    assert "1 of 2 videos are wrong or have nothing to judge: never-seen (no detections)." in reason(unknown)
-    assert "choose a partition, or name some" in reason(job(pipeline))
+    assert "1 of 2 videos are wrong or have nothing to judge: never-seen (no detections)." in failure_of(
+        unknown
+    )
+    assert "choose a partition, or name some" in failure_of(job(pipeline))

@@ -37,12 +37,12 @@ def test_compare_counts_what_changed_since_the_previous_analysis(services: Servi
 
     later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
     database.transact(publish_analysis, later, [event_row("f1"), event_row("f2", 60_000)], FACTS)
-    told = of_comparison(*published(database, "a2"), services)
+    shown = of_comparison(*published(database, "a2"), services)
 
-    assert told["compared_with"] == "a1"
-    counts = [told[f"{what}_events"] for what in ("matched", "moved", "appeared", "vanished")]
+    assert shown["compared_with"] == "a1"
+    counts = [shown[f"{what}_events"] for what in ("matched", "moved", "appeared", "vanished")]
     assert counts == [1, 0, 1, 1]
-    table = told["changes"].value  # type: ignore[union-attr]
+    table = shown["changes"].value  # type: ignore[union-attr]
     assert "| appeared | 60.0 s | 61.0 s | person | 1 |" in table
     assert "| vanished | 2.0 s | 3.0 s | person | 1 |" in table
     assert "![" not in table
@@ -56,10 +56,10 @@ def test_compare_of_what_has_not_changed_says_so(services: Services) -> None:
     later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
     database.transact(publish_analysis, later, [event_row("f1")], FACTS)
 
-    told = of_comparison(*published(database, "a2"), services)
+    shown = of_comparison(*published(database, "a2"), services)
 
-    assert [told[f"{what}_events"] for what in ("matched", "moved", "appeared", "vanished")] == [1, 0, 0, 0]
-    assert "| appeared |" not in told["changes"].value  # type: ignore[union-attr]
+    assert [shown[f"{what}_events"] for what in ("matched", "moved", "appeared", "vanished")] == [1, 0, 0, 0]
+    assert "| appeared |" not in shown["changes"].value  # type: ignore[union-attr]
 
 
 def test_compare_shows_what_appeared_vanished_and_moved(services: Services) -> None:
@@ -82,11 +82,11 @@ def test_compare_shows_what_appeared_vanished_and_moved(services: Services) -> N
         after,
         FACTS,
     )
-    told = of_comparison(
+    shown = of_comparison(
         *published(database, "a2"), services, prefix="d2/", picture=lambda key: f"![]({key})" if key else ""
     )
 
-    table = told["changes"].value  # type: ignore[union-attr]
+    table = shown["changes"].value  # type: ignore[union-attr]
     assert "| vanished | 9.0 s | 10.0 s | person | 1 |  | ![](d1/gone.jpg) |" in table
     assert "| appeared | 60.0 s | 61.0 s | person | 1 |  | ![](d2/new.jpg) |" in table
     assert "track 1 | ![](d1/moved.jpg) ![](d2/moved.jpg) |" in table

@@ -46,10 +46,10 @@ def test_a_failed_partition_shows_class_and_remedy(pipeline: Pipeline) -> None:
 
     assert not result.success
     for asset in ASSETS:
-        told = shown(pipeline, bad)[asset]
-        assert told["failure_class"] == "undecodable-video"
-        assert told["remedy"] == POLICIES[FailureClass.UNDECODABLE_VIDEO].remedy
-        assert "known video format" in told["cause"]
+        seen = shown(pipeline, bad)[asset]
+        assert seen["failure_class"] == "undecodable-video"
+        assert seen["remedy"] == POLICIES[FailureClass.UNDECODABLE_VIDEO].remedy
+        assert "known video format" in seen["cause"]
     # Each stands among the run's own events: the page shows no others under "View all historical events".
     of_run = pipeline.instance.get_records_for_run(
         result.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION
@@ -75,7 +75,7 @@ def test_what_fails_all_is_shown_of_all_that_are_left_until_they_are_made(
         raise Forbidden("This role may not write.")
 
     with monkeypatch.context() as away:
-        away.setattr("capstone_dagster.assets.steps.video_by_video.publish", refuse)
+        away.setattr("capstone_dagster.assets.steps.one_video.publish", refuse)
         test_backfill.backfill(pipeline, one, other)
 
     # Of the first all but the events is there; the second never had its turn.
@@ -99,6 +99,6 @@ def test_a_lost_worker_is_shown_though_it_said_nothing(pipeline: Pipeline) -> No
 
     reconcile(pipeline.instance, pipeline.services)
 
-    told = shown(pipeline, upload)
-    assert set(told) == set(ASSETS)
-    assert {each["failure_class"] for each in told.values()} == {"worker-lost"}
+    seen = shown(pipeline, upload)
+    assert set(seen) == set(ASSETS)
+    assert {each["failure_class"] for each in seen.values()} == {"worker-lost"}

@@ -127,8 +127,8 @@ def test_pictures_stay_within_their_bounds(services: Services) -> None:
     table = of_publication(events, services)["table"].value
 
     assert sheet.startswith("![contact sheet](data:image/jpeg;base64,")
-    for told in (sheet, table):
-        pictures = re.findall(r"!\[[^]]*\]\([^)]*\)", told)
+    for text in (sheet, table):
+        pictures = re.findall(r"!\[[^]]*\]\([^)]*\)", text)
         assert pictures
         assert sum(map(len, pictures)) <= metadata.MOST_PICTURE_BYTES
     assert table.count("\n| ") == 50

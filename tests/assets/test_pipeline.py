@@ -1,6 +1,7 @@
 """From an upload to published events, op by op, as Dagster executes them."""
 
 import logging
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,6 @@ from capstone_dagster.assets.steps.references import DetectionsReference, Events
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
-from capstone_dagster.storage.video_status import current_status
 from tests.assets.conftest import Pipeline
 from tests.assets.samples import SUMMARY
 
@@ -32,11 +32,6 @@ def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
         }.get(asset, f"{asset}.persist_events")
     )[-1:]
     return {name: value.value for name, value in materialization.metadata.items()}
-
-
-def status(pipeline: Pipeline, video_id: str) -> dict[str, Any]:
-    [row] = pipeline.services.database.transact(current_status, video_id)
-    return row
 
 
 def test_a_run_fetches_none_of_its_own_files(pipeline: Pipeline, clip: Path) -> None:
@@ -65,14 +60,14 @@ def test_an_upload_becomes_events_exactly_once(pipeline: Pipeline, clip: Path, t
     published = pipeline.services.database.transact(current_events, upload.video_id)
     [analysis] = pipeline.services.database.transact(analyses_of, upload.video_id)
     assert analysis["events"] == len(published) > 0
-    assert status(pipeline, upload.video_id)["state"] == "done"
+    assert pipeline.status(upload)["state"] == "done"
     [seen] = pipeline.instance.fetch_observations(dg.AssetKey("raw_videos"), limit=5).records
     assert seen.partition_key == upload.video_id
     assert seen.asset_observation is not None
-    told = {name: value.value for name, value in seen.asset_observation.metadata.items()}
-    assert told["recorded_at"] == "2025-05-26 19:37:26+09:00"
-    assert told["recorded_at_known_from"] == "the file's name"
-    assert told["picture"].startswith("![gate/")
+    shown = {name: value.value for name, value in seen.asset_observation.metadata.items()}
+    assert shown["recorded_at"] == "2025-05-26 19:37:26+09:00"
+    assert shown["recorded_at_known_from"] == "the file's name"
+    assert shown["picture"].startswith("![gate/")
     objects = pipeline.services.objects
     prefix = f"detections/{analysis['detection_id']}/"
     names = {key.removeprefix(prefix) for key in objects.keys(prefix)}
@@ -133,7 +128,7 @@ def test_the_same_bytes_elsewhere_are_detected_once(pipeline: Pipeline, clip: Pa
 
 
 @pytest.mark.parametrize(
-    ("body", "deleted", "failure", "told"),
+    ("body", "deleted", "failure", "message"),
     [
         pytest.param(b"this is no video", False, "undecodable-video", "video", id="not-a-video"),
         pytest.param(b"", False, "undecodable-video", "", id="empty"),
@@ -141,7 +136,7 @@ def test_the_same_bytes_elsewhere_are_detected_once(pipeline: Pipeline, clip: Pa
     ],
 )
 def test_a_bad_upload_fails_with_its_reason_and_leaves_nothing(
-    pipeline: Pipeline, body: bytes, deleted: bool, failure: str, told: str
+    pipeline: Pipeline, body: bytes, deleted: bool, failure: str, message: str
 ) -> None:
     upload = pipeline.upload("gate/bad.mp4", body)
     if deleted:
@@ -152,9 +147,9 @@ def test_a_bad_upload_fails_with_its_reason_and_leaves_nothing(
     result = pipeline.run(upload)
 
     assert not result.success
-    row = status(pipeline, upload.video_id)
+    row = pipeline.status(upload)
     assert (row["state"], row["failure_class"]) == ("failed", failure)
-    assert told in row["message"]
+    assert message in row["message"]
     [run] = pipeline.instance.get_runs()
     assert run.tags["capstone/failure"] == failure
     assert pipeline.services.database.transact(analyses_of, upload.video_id) == []
@@ -168,11 +163,11 @@ def test_a_bad_upload_fails_with_its_reason_and_leaves_nothing(
 
 def _published(pipeline: Pipeline, clip: Path) -> tuple[DetectionsReference, EventsReference]:
     upload = pipeline.upload("gate/a.mp4", clip.read_bytes())
-    story = AnalysisLog(logging.getLogger("test"), "r", upload)
+    log = AnalysisLog(logging.getLogger("test"), "r", upload)
     order = AnalysisOrder(upload)
     passes = Passes(pipeline.instance, "r", pipeline.services)
-    detections = detect(order, pipeline.services, log=story, progress=lambda _: None, passes=passes)
-    return detections, derive(detections, pipeline.services, EventRules())
+    detections = detect(order, pipeline.services, log=log, progress=lambda _: None, passes=passes)
+    return detections, derive(detections, pipeline.services, EventRules(), log)
 
 
 def test_a_database_outage_fails_the_last_op_only_and_it_can_be_repeated(
@@ -197,17 +192,18 @@ def test_a_database_outage_fails_the_last_op_only_and_it_can_be_repeated(
 
 def test_publishing_refuses_events_that_cannot_be_true(pipeline: Pipeline, clip: Path) -> None:
     detections, derived = _published(pipeline, clip)
-    story = AnalysisLog(logging.getLogger("test"), "r", detections.upload)
-    _, found = publish(derived, pipeline.services, run_id="r", requested_at=datetime.now(UTC), log=story)
+    log = AnalysisLog(logging.getLogger("test"), "r", detections.upload)
+    asked = {"run_id": "r", "requested_at": datetime.now(UTC), "began_at": time.time()}
+    _, found = publish(derived, pipeline.services, **asked, log=log)  # type: ignore[arg-type]
     summary = detections.summary
 
     check_integrity(found, expected=len(found), summary=summary)
-    for wrong, told in (
+    for wrong, reason in (
         ({"expected": len(found) + 1}, "read back"),
         ({"summary": replace(summary, detections=1)}, "more detections"),
         ({"summary": replace(summary, last_pts_ms=1)}, "outside the video"),
     ):
-        with pytest.raises(IntegrityViolation, match=told):
+        with pytest.raises(IntegrityViolation, match=reason):
             check_integrity(found, **{"expected": len(found), "summary": summary, **wrong})  # type: ignore[arg-type]
     with pytest.raises(IntegrityViolation, match="ids repeat"):
         check_integrity([found[0], found[0]], expected=2, summary=summary)

@@ -36,14 +36,14 @@ def test_a_preview_is_rendered_once_and_refused_of_what_is_gone(
     analyzed: tuple[Pipeline, str], capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, video_id = analyzed
-    told: list[float] = []
+    fractions: list[float] = []
 
-    first = store_preview(video_id, pipeline.services, progress=told.append)
+    first = store_preview(video_id, pipeline.services, progress=fractions.append)
 
     (analysis,) = pipeline.services.database.transact(analyses_of, video_id)
     assert (first.key, first.made) == (f"analyses/{analysis['analysis_id']}/preview.mp4", True)
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
 
     # The command finds it, and copies it.
     settings = pipeline.services.settings

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from capstone_dagster.assets.declared import videos
+from capstone_dagster.assets.steps import one_video
 from capstone_dagster.assets.steps.detection import detect
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.runs.video_status import reconcile
@@ -16,7 +16,7 @@ from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.uploads import VideoUpload
-from capstone_dagster.storage.video_status import current_status, mark_queued, mark_running
+from capstone_dagster.storage.video_status import mark_queued, mark_running
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
 
@@ -116,14 +116,6 @@ def test_re_execution_from_failure_reads_what_its_own_lineage_made(
     assert repaired.tags.get(FAILURE_TAG, "none") == "none"
 
 
-def rows(pipeline: Pipeline, upload: VideoUpload) -> dict[str, Any]:
-    return next(
-        row
-        for row in pipeline.services.database.transact(current_status, upload.video_id)
-        if row["upload_id"] == upload.upload_id
-    )
-
-
 def tick(pipeline: Pipeline, services: Services) -> None:
     reconcile(pipeline.instance, services)
 
@@ -135,14 +127,14 @@ def test_status_catches_up_with_a_run_that_failed_while_the_database_was_away(
     failed = pipeline.run(upload, services=cut_off)
     assert not failed.success
     pipeline.services.database.transact(mark_queued, {upload.upload_id: failed.run_id})
-    assert rows(pipeline, upload)["state"] == "queued"
+    assert pipeline.status(upload)["state"] == "queued"
 
     # Ticks that fail themselves lose nothing.
     with pytest.raises(Exception, match="does not answer"):
         tick(pipeline, cut_off)
     tick(pipeline, pipeline.services)
 
-    row = rows(pipeline, upload)
+    row = pipeline.status(upload)
     assert (row["state"], row["failure_class"]) == ("failed", "undecodable-video")
 
 
@@ -161,14 +153,14 @@ def test_a_lost_worker_is_told(pipeline: Pipeline) -> None:
     upload = pipeline.upload("gate/a.mp4", b"x")
     run_id = lost_run(pipeline, upload)
     tick(pipeline, pipeline.services)
-    assert rows(pipeline, upload)["state"] == "running"
+    assert pipeline.status(upload)["state"] == "running"
 
     run = pipeline.instance.get_run_by_id(run_id)
     assert run is not None
     pipeline.instance.report_run_failed(run, "The machine is gone.")
     tick(pipeline, pipeline.services)
 
-    row = rows(pipeline, upload)
+    row = pipeline.status(upload)
     assert (row["state"], row["failure_class"]) == ("failed", "worker-lost")
     ended = pipeline.instance.get_run_by_id(run_id)
     assert ended is not None
@@ -183,12 +175,12 @@ def test_a_worker_that_was_told_to_stop_is_told_with_the_reason(pipeline: Pipeli
     pipeline.services.database.transact(mark_running, upload.upload_id, run.run_id)
     pipeline.instance.report_run_failed(run)
     tick(pipeline, pipeline.services)
-    assert rows(pipeline, upload)["state"] == "running"
+    assert pipeline.status(upload)["state"] == "running"
 
     pipeline.instance.add_run_tags(run.run_id, {"batch_gpu/failure": "timeout"})
     tick(pipeline, pipeline.services)
 
-    row = rows(pipeline, upload)
+    row = pipeline.status(upload)
     assert (row["state"], row["failure_class"]) == ("failed", "timeout")
 
 
@@ -204,10 +196,10 @@ def test_a_worker_given_up_for_lost_does_not_speak_for_the_run_that_followed(
         database.transact(mark_running, upload.upload_id, "the-next-run")
         return detect(*arguments, **named)
 
-    monkeypatch.setattr(videos, "detect", given_up_meanwhile)
+    monkeypatch.setattr(one_video, "detect", given_up_meanwhile)
     pipeline.run(upload)
 
-    row = rows(pipeline, upload)
+    row = pipeline.status(upload)
     assert (row["state"], row["run_id"]) == ("running", "the-next-run")
 
 
@@ -227,7 +219,7 @@ def test_a_run_that_fails_before_it_begins_has_failed(pipeline: Pipeline) -> Non
     pipeline.instance.report_run_failed(run, "Dagster's own words.")
     tick(pipeline, pipeline.services)
 
-    row = rows(pipeline, upload)
+    row = pipeline.status(upload)
     assert (row["state"], row["failure_class"], row["message"]) == ("failed", "capacity", cause)
 
 
@@ -237,13 +229,13 @@ def test_waiting_for_a_machine_is_told_with_its_reason(pipeline: Pipeline) -> No
     run = launched(pipeline, dg.DagsterRunStatus.STARTING, tags)
     pipeline.services.database.transact(mark_queued, {upload.upload_id: run.run_id})
     tick(pipeline, pipeline.services)
-    row = rows(pipeline, upload)
-    told = ("waiting-for-compute", "AWS Batch: RUNNABLE: no machine is free")
-    assert (row["state"], row["message"]) == told
+    row = pipeline.status(upload)
+    expected = ("waiting-for-compute", "AWS Batch: RUNNABLE: no machine is free")
+    assert (row["state"], row["message"]) == expected
 
     pipeline.services.database.transact(mark_running, upload.upload_id, run.run_id)
     tick(pipeline, pipeline.services)
-    row = rows(pipeline, upload)
+    row = pipeline.status(upload)
     assert (row["state"], row["message"]) == ("running", None)
 
 
@@ -255,7 +247,7 @@ def test_a_cancelled_run_is_told(pipeline: Pipeline) -> None:
 
     tick(pipeline, pipeline.services)
 
-    assert rows(pipeline, upload)["state"] == "cancelled"
+    assert pipeline.status(upload)["state"] == "cancelled"
 
 
 def test_an_overwritten_upload_is_superseded_not_failed(pipeline: Pipeline) -> None:
@@ -269,4 +261,4 @@ def test_an_overwritten_upload_is_superseded_not_failed(pipeline: Pipeline) -> N
     result = pipeline.run(gone)
 
     assert not result.success
-    assert rows(pipeline, old)["state"] == "superseded"
+    assert pipeline.status(old)["state"] == "superseded"

@@ -27,7 +27,7 @@ Line = dict[str, Any]
 
 
 @dataclass
-class Told:
+class Logged:
     """The pipeline with the log handlers that dagster.yaml names."""
 
     pipeline: Pipeline
@@ -61,21 +61,21 @@ class Told:
 
 
 @pytest.fixture
-def told(pipeline: Pipeline, tmp_path: Path) -> Iterator[Told]:
+def logged(pipeline: Pipeline, tmp_path: Path) -> Iterator[Logged]:
     overrides = {"python_logs": python_logs()}
     with dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance:
         pipeline.instance = instance
-        yield Told(pipeline)
+        yield Logged(pipeline)
 
 
 def five(lines: list[Line]) -> list[Line]:
     return [line for line in lines if line["action"] == "step.completed"]
 
 
-def test_the_logs_tell_five_steps_whether_they_are_done_or_found_done(told: Told, clip: Path) -> None:
-    upload = told.pipeline.upload("gate/20250526_193726.mp4", clip.read_bytes())
+def test_the_logs_tell_five_steps_whether_they_are_done_or_found_done(logged: Logged, clip: Path) -> None:
+    upload = logged.pipeline.upload("gate/20250526_193726.mp4", clip.read_bytes())
 
-    lines = told.execute(upload)
+    lines = logged.execute(upload)
 
     steps = five(lines)
     assert [line["step"] for line in steps] == STEPS
@@ -86,7 +86,7 @@ def test_the_logs_tell_five_steps_whether_they_are_done_or_found_done(told: Told
         "[4/5] Database saving",
         "[5/5] Cleanup",
     ]
-    [analysis] = told.pipeline.services.database.transact(analyses_of, upload.video_id)
+    [analysis] = logged.pipeline.services.database.transact(analyses_of, upload.video_id)
     _, frames, detections, saving, cleanup = steps
     assert frames["frame_count"] == analysis["frames_decoded"] > 0
     assert detections["frame_count"] == analysis["frames_analyzed"] > 0
@@ -113,7 +113,7 @@ def test_the_logs_tell_five_steps_whether_they_are_done_or_found_done(told: Told
     assert not [line for line in lines if line["level"] in ("ERROR", "CRITICAL")]
 
     # The same again: everything is on record, and it tells the same five.
-    again = told.execute(upload)
+    again = logged.execute(upload)
 
     assert [line["step"] for line in five(again)] == STEPS
     for line in five(again)[:3]:
@@ -129,11 +129,11 @@ def test_the_logs_tell_five_steps_whether_they_are_done_or_found_done(told: Told
     assert again[-1]["elapsed_s"] > 0
 
 
-def test_the_logs_of_an_outage_and_of_the_run_that_goes_on_after_it(told: Told, clip: Path) -> None:
-    upload = told.pipeline.upload("gate/a.mp4", clip.read_bytes())
-    cut_off = Services(told.pipeline.services.settings.model_copy(update=NOWHERE))
+def test_the_logs_of_an_outage_and_of_the_run_that_goes_on_after_it(logged: Logged, clip: Path) -> None:
+    upload = logged.pipeline.upload("gate/a.mp4", clip.read_bytes())
+    cut_off = Services(logged.pipeline.services.settings.model_copy(update=NOWHERE))
 
-    lines = told.execute(upload, cut_off)
+    lines = logged.execute(upload, cut_off)
 
     assert [line["step"] for line in five(lines)] == STEPS[:3]
     [lost] = [line for line in lines if line["action"] == "progress.lost"]
@@ -148,7 +148,7 @@ def test_the_logs_of_an_outage_and_of_the_run_that_goes_on_after_it(told: Told, 
     assert failed["cause"] in failed["message"]
     assert lines[-1]["action"] == "run.failed"
 
-    again = told.execute(upload, repairs=lines[0]["run_id"])
+    again = logged.execute(upload, repairs=lines[0]["run_id"])
 
     assert [line["step"] for line in five(again)] == STEPS
     assert [line.get("reused") for line in five(again)] == [True, True, True, None, None]
@@ -156,35 +156,35 @@ def test_the_logs_of_an_outage_and_of_the_run_that_goes_on_after_it(told: Told, 
     assert again[-1]["action"] == "run.succeeded"
 
 
-def test_the_logs_of_what_cannot_be_analysed_say_class_cause_and_remedy(told: Told, clip: Path) -> None:
-    broken = told.pipeline.upload("gate/bad.mp4", b"this is no video")
+def test_the_logs_of_what_cannot_be_analysed_say_class_cause_and_remedy(logged: Logged, clip: Path) -> None:
+    broken = logged.pipeline.upload("gate/bad.mp4", b"this is no video")
 
-    [failed] = [line for line in told.execute(broken) if line["action"] == "analysis.failed"]
+    [failed] = [line for line in logged.execute(broken) if line["action"] == "analysis.failed"]
 
     assert (failed["level"], failed["failure_class"]) == ("ERROR", "undecodable-video")
     assert failed["remedy"].startswith("Play the file locally")
     assert failed["key"] == "gate/bad.mp4"
 
     # Without a model nothing can be analysed at all.
-    upload = told.pipeline.upload("gate/a.mp4", clip.read_bytes())
-    settings = told.pipeline.services.settings.model_copy(update={"model": "/nowhere/model.pt"})
-    lines = told.execute(upload, Services(settings))
+    upload = logged.pipeline.upload("gate/a.mp4", clip.read_bytes())
+    settings = logged.pipeline.services.settings.model_copy(update={"model": "/nowhere/model.pt"})
+    lines = logged.execute(upload, Services(settings))
 
     [failed] = [line for line in lines if line["action"] == "analysis.failed"]
     assert (failed["level"], failed["failure_class"]) == ("CRITICAL", "model-unavailable")
     assert "/nowhere/model.pt" in failed["cause"]
 
 
-def test_the_logs_tell_how_full_a_gpu_is(told: Told, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logs_tell_how_full_a_gpu_is(logged: Logged, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [detector] = [
         kind
         for kind in vars(openvino_detector).values()
         if isinstance(kind, type) and "gpu_state" in vars(kind)
     ]
     monkeypatch.setattr(detector, "gpu_state", lambda self: GpuState(3174.4, 81920.0, 50.0))
-    upload = told.pipeline.upload("gate/a.mp4", clip.read_bytes())
+    upload = logged.pipeline.upload("gate/a.mp4", clip.read_bytes())
 
-    lines = told.execute(upload)
+    lines = logged.execute(upload)
 
     memory = [line for line in lines if line["action"] == "gpu.memory"]
     assert {line["message"] for line in memory} == {"CUDA memory: 3.1GB / 80.0GB"}
@@ -193,20 +193,20 @@ def test_the_logs_tell_how_full_a_gpu_is(told: Told, clip: Path, monkeypatch: py
     assert (last["gpu_memory_used_gb"], last["gpu_memory_total_gb"]) == (3.1, 80.0)
 
 
-def test_the_logs_of_a_run_over_many_videos_tell_each_its_own_story(told: Told, clip: Path) -> None:
-    one = told.pipeline.upload("gate/a.mp4", clip.read_bytes())
-    broken = told.pipeline.upload("gate/bad.mp4", b"this is no video")
-    other = told.pipeline.upload("yard/b.mp4", clip.read_bytes())
+def test_the_logs_of_a_run_over_many_videos_tell_each_its_own_story(logged: Logged, clip: Path) -> None:
+    one = logged.pipeline.upload("gate/a.mp4", clip.read_bytes())
+    broken = logged.pipeline.upload("gate/bad.mp4", b"this is no video")
+    other = logged.pipeline.upload("yard/b.mp4", clip.read_bytes())
     asked = {"videos": [one.video_id, broken.video_id, other.video_id]}
 
     result = analyze_videos.execute_in_process(
         run_config={"ops": {"analyze_each": {"config": asked}}},
-        resources={"services": told.pipeline.services},
-        instance=told.pipeline.instance,
+        resources={"services": logged.pipeline.services},
+        instance=logged.pipeline.instance,
         raise_on_error=False,
     )
 
-    lines = told.lines(result.run_id)
+    lines = logged.lines(result.run_id)
     for upload, reused in ((one, None), (other, True)):
         own = [line for line in lines if line.get("video_id") == upload.video_id]
         assert [(line["step"], line.get("reused")) for line in five(own)] == [

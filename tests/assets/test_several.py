@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -13,16 +12,15 @@ from capstone_dagster.assets import failing
 from capstone_dagster.assets.declared.jobs import analyze_videos
 from capstone_dagster.assets.declared.videos import events, raw_videos, video_analysis
 from capstone_dagster.assets.steps import detection
+from capstone_dagster.assets.steps.one_video import requested_at
 from capstone_dagster.assets.steps.references import ReferenceIOManager
-from capstone_dagster.assets.steps.video_by_video import requested_at
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.verdicts import Cause, Outcome, outcome_of
 from capstone_dagster.services import Services
 from capstone_dagster.storage.erasures import begin_erasure
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.events import current_events
-from capstone_dagster.storage.video_status import current_status
-from tests.assets.conftest import Pipeline
+from tests.assets.conftest import Pipeline, failure_of
 
 ASSETS = ("extracted_frames", "detections", "events")
 
@@ -76,15 +74,13 @@ def test_a_bad_video_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path
     result = run(pipeline, *asked)
 
     assert not result.success
-    (failure,) = result.get_step_failure_events()
-    assert failure.step_failure_data.user_failure_data is not None
-    told = failure.step_failure_data.user_failure_data.description or ""
-    assert f"2 of 4 videos could not be analysed: {bad.video_id} (undecodable-video)" in told
-    assert "never-uploaded-00000000 (source-missing)" in told
+    message = failure_of(result)
+    assert f"2 of 4 videos could not be analysed: {bad.video_id} (undecodable-video)" in message
+    assert "never-uploaded-00000000 (source-missing)" in message
     record = pipeline.instance.get_run_record_by_id(result.run_id)
     assert record is not None
     # The notice names the videos, not a defect.
-    expected = Outcome.FAILED, Cause(FailureClass.SOURCE_MISSING, told)
+    expected = Outcome.FAILED, Cause(FailureClass.SOURCE_MISSING, message)
     assert outcome_of(pipeline.instance, record) == expected
     assert len(loads) == 1
     good = {first.video_id, last.video_id}
@@ -96,10 +92,9 @@ def test_a_bad_video_does_not_fail_its_neighbours(pipeline: Pipeline, clip: Path
     seen = pipeline.instance.fetch_observations(dg.AssetKey("raw_videos"), limit=5).records
     assert {record.partition_key for record in seen} == good
     for upload in (first, last):
-        [status] = pipeline.services.database.transact(current_status, upload.video_id)
-        assert status["state"] == "done"
+        assert pipeline.status(upload)["state"] == "done"
         assert pipeline.services.database.transact(current_events, upload.video_id)
-    [status] = pipeline.services.database.transact(current_status, bad.video_id)
+    status = pipeline.status(bad)
     assert (status["state"], status["failure_class"]) == ("failed", "undecodable-video")
 
 
@@ -144,7 +139,7 @@ def test_what_would_fail_every_video_ends_the_run_at_once(
         tried.append(order.upload.video_id)
         raise Away("S3 does not answer.")
 
-    monkeypatch.setattr("capstone_dagster.assets.steps.video_by_video.detect", away)
+    monkeypatch.setattr("capstone_dagster.assets.steps.one_video.detect", away)
     monkeypatch.setattr(failing, "RETRY", dg.RetryPolicy(max_retries=1, delay=0))
     videos = [pipeline.upload(f"a/{name}.mp4", clip.read_bytes()).video_id for name in ("one", "two")]
     result = run(pipeline, *videos)
@@ -167,8 +162,7 @@ def test_a_video_that_is_being_deleted_does_not_fail_its_neighbours(pipeline: Pi
 
     assert not result.success
     assert pipeline.services.database.transact(current_events, other.video_id)
-    [status] = pipeline.services.database.transact(current_status, going.video_id)
-    assert f"capstone delete {going.video_id}" in status["message"]
+    assert f"capstone delete {going.video_id}" in pipeline.status(going)["message"]
 
 
 def test_what_a_backfill_makes_was_asked_for_when_the_backfill_was() -> None:
@@ -200,7 +194,7 @@ def test_what_a_backfill_makes_was_asked_for_when_the_backfill_was() -> None:
                     job_name="j", tags={"dagster/backfill": "b"}, parent_run_id=parent, root_run_id=parent
                 )
             )
-            return requested_at(SimpleNamespace(instance=instance, run_id=made_by.run_id), made_by.tags)  # type: ignore[arg-type]
+            return requested_at(instance, made_by.run_id, made_by.tags)
 
         assert made() == asked
         # Somebody has that run executed again: that is an order of its own.

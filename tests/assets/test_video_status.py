@@ -72,7 +72,7 @@ DELETED = "Its run was deleted from Dagster's records before it was over."
 
 
 @pytest.mark.parametrize(
-    ("so_far", "run_status", "tags", "told"),
+    ("so_far", "run_status", "tags", "expected"),
     [
         (queued, Status.QUEUED, {}, ("queued", 0.0, None)),
         (queued, Status.STARTING, {}, ("queued", 0.0, None)),
@@ -99,7 +99,7 @@ def test_the_status_follows_the_run(
     so_far: Callable[[Database, str], None],
     run_status: dg.DagsterRunStatus | None,
     tags: dict[str, str],
-    told: Row,
+    expected: Row,
 ) -> None:
     database.transact(record_upload, UPLOAD)
     run_id = "4f0b2a34-0000-4000-8000-000000000000"
@@ -111,7 +111,7 @@ def test_the_status_follows_the_run(
 
     tick(instance, database)
 
-    assert row(database) == told
+    assert row(database) == expected
     before = dump(database)
     tick(instance, database)
     assert dump(database) == before, "what is true is not written again"

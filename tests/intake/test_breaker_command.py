@@ -63,8 +63,8 @@ def test_an_operator_pauses_and_resumes_and_everybody_reads_who_and_why(
     assert "Intake is paused since" in paused.out
     assert "kim: the model is changed" in paused.out
     assert BREAKER.read(ticking.instance).paused
-    told = json.loads(capstone("intake", "status", "--json").out)
-    assert (told["paused"], told["cause"], told["by"]) == (True, "operator", "kim")
+    status = json.loads(capstone("intake", "status", "--json").out)
+    assert (status["paused"], status["cause"], status["by"]) == (True, "operator", "kim")
 
     resumed = capstone("intake", "resume", "--by", "lee")
     assert "Intake runs." in resumed.out
@@ -80,10 +80,10 @@ def test_status_says_why_intake_paused_itself_and_when_it_tries_again(
     )
     BREAKER.write(instance, state)
 
-    told = capstone("intake", "status").out
+    status = capstone("intake", "status").out
 
     for word in ("paused since", "model-unavailable", "5 uploads failed.", "next probe is due at"):
-        assert word in told
+        assert word in status
 
 
 def test_an_order_that_no_tick_follows_is_kept_and_said_to_be(

@@ -74,10 +74,10 @@ def test_intake_pauses_says_so_and_leaves_messages_in_the_queue(quick: Intake) -
     quick.ticks_until("the new message", lambda: quick.messages() == 1)
     result = quick.tick()
 
-    told = str(result.skip_reason)
-    assert "Intake is paused since" in told
-    assert "model-unavailable" in told
-    assert "The next probe is due at" in told
+    reason = str(result.skip_reason)
+    assert "Intake is paused since" in reason
+    assert "model-unavailable" in reason
+    assert "The next probe is due at" in reason
     assert len(quick.requests) == 2
     received = quick.aws.client("sqs").receive_message(
         QueueUrl=quick.aws.resources.queue_url,
@@ -257,7 +257,7 @@ def test_an_operators_orders_go_before_the_breakers_own(quick: Intake) -> None:
     give_order(quick.instance, "pause", by="kim", why="the model is changed")
     quick.ticks_until("the pause", lambda: BREAKER.read(quick.instance).paused)
     quick.upload("gate/still-more.mp4")
-    told = str(quick.tick().skip_reason)
-    assert "kim: the model is changed" in told
-    assert "capstone intake resume" in told
+    reason = str(quick.tick().skip_reason)
+    assert "kim: the model is changed" in reason
+    assert "capstone intake resume" in reason
     assert len(quick.requests) == 3

@@ -109,7 +109,7 @@ SEOUL = ZoneInfo("Asia/Seoul")
 
 
 @pytest.mark.parametrize(
-    ("told", "metadata", "key", "time", "source"),
+    ("stated", "metadata", "key", "time", "source"),
     [
         (
             datetime(2026, 1, 1, tzinfo=UTC),
@@ -137,10 +137,10 @@ SEOUL = ZoneInfo("Asia/Seoul")
     ],
 )
 def test_recorded_at(
-    told: datetime | None, metadata: dict[str, str], key: str, time: datetime | None, source: str | None
+    stated: datetime | None, metadata: dict[str, str], key: str, time: datetime | None, source: str | None
 ) -> None:
     upload = identify(
-        replace(REQUEST, recorded_at=told), replace(SOURCE, key=key, metadata=metadata), read_settings()
+        replace(REQUEST, recorded_at=stated), replace(SOURCE, key=key, metadata=metadata), read_settings()
     )
 
     assert (upload.recorded_at, upload.recorded_at_source) == (time, source)

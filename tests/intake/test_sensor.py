@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 from sqlalchemy.engine import make_url
 
 from capstone_dagster.failures.left_messages import LEFT_MESSAGES
+from capstone_dagster.failures.run_steps import pass_config
 from capstone_dagster.intake.identity import video_id
 from capstone_dagster.removal.retention import retention
 from capstone_dagster.services import Services
@@ -25,7 +26,7 @@ def test_an_upload_becomes_one_run_and_its_message_goes_when_the_run_is_on_recor
 
     intake.ticks_until("a run request", lambda: intake.requests)
     [request] = intake.requests
-    upload = request.run_config["ops"]["video_analysis"]["ops"]["analyze_video"]["config"]["upload"]
+    upload = _upload(request)
     assert upload["key"] == "gate/20250526_193726 정문.mp4"
     assert request.tags["capstone/external_id"] == "84"
     assert request.tags["capstone/camera"] == "gate"
@@ -90,10 +91,7 @@ def test_forced_and_changed_requests_are_runs_of_their_own(intake: Intake) -> No
 
     intake.ticks_until("all messages to go", lambda: intake.requests and intake.messages() == 0)
 
-    configs = [
-        request.run_config["ops"]["video_analysis"]["ops"]["analyze_video"]["config"]
-        for request in intake.requests
-    ]
+    configs = [pass_config(request.run_config) for request in intake.requests]
     assert sorted(
         (config["sample_fps"], config["nonce"] is not None) for config in configs if config["sample_fps"]
     ) == [(2.0, False)]
@@ -361,8 +359,7 @@ def test_pruning_old_partitions_runs_nothing_again(intake: Intake) -> None:
 
 
 def _upload(request: dg.RunRequest) -> dict[str, Any]:
-    config = request.run_config["ops"]["video_analysis"]["ops"]["analyze_video"]["config"]
-    return dict(config["upload"])
+    return dict(pass_config(request.run_config)["upload"])
 
 
 def test_what_asks_for_nothing_does_not_end_the_wait_for_an_upload(intake: Intake) -> None:

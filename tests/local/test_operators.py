@@ -22,7 +22,7 @@ from capstone_dagster.local.aws import NOTICE_TOPIC
 from capstone_dagster.local.postgres import EVENT_DATABASE
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
-from capstone_dagster.storage.outbox import oldest_notice
+from capstone_dagster.storage.outbox import outbox_backlog
 from tests.support.command_line import Capstone
 from tests.support.live_stack import DEADLINE_S, LiveStack, SharedStack, repeated
 from tests.support.waiting import scaled, wait_for
@@ -206,7 +206,7 @@ def test_retry_publishes_what_a_fault_kept_back_and_notices_wait_for_sns(
     numbers = [each["notice_id"] for each in back_end.notices if each["video_id"] == video]
     assert numbers == sorted(numbers)
     # What has arrived is written down as sent a moment later.
-    wait_for("an outbox in which nothing waits", lambda: stack.database.transact(oldest_notice) is None)
+    wait_for("an outbox in which nothing waits", lambda: not stack.database.transact(outbox_backlog).waiting)
 
 
 @pytest.mark.timeout(900)

@@ -1,4 +1,4 @@
-"""What sensors remember of a video is found and blotted out, also where Dagster keeps it compressed."""
+"""What sensors remember of a video is found and redacted, also where Dagster keeps it compressed."""
 
 import json
 from pathlib import Path

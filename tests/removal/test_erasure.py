@@ -22,7 +22,7 @@ from capstone_dagster.intake.queue import ReceivedMessage
 from capstone_dagster.intake.runs import NewUpload, materialization
 from capstone_dagster.removal import erasure
 from capstone_dagster.removal.dagster_records import DagsterRecords, RunTraces
-from capstone_dagster.removal.erasure import ErasureRefused, Traces, VideoErasure, plan_erasure
+from capstone_dagster.removal.erasure import ErasureRefused, Plan, VideoErasure
 from capstone_dagster.removal.names import Names
 from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.erasures import (
@@ -110,14 +110,14 @@ def test_nothing_is_left_of_a_deleted_video(
     assert outcome.code == 0, outcome.err
     left = everything(*names_of(earlier, upload))
     assert {each.split(":")[0] for each in left} == {"capstone-raw/gate/anna.mp4.bak"}
-    told = json.loads(outcome.out)
+    deleted = json.loads(outcome.out)
     planned = json.loads(dry.out)["counts"]
-    assert told["counts"]["raw object versions"] == 2
-    assert told["counts"]["runs"] == 1
-    assert told["counts"]["runs about others too"] == 1
-    assert told["counts"]["rows of videos"] == told["counts"]["partitions"] == 1
-    assert {name: told["counts"].get(name) for name in planned} == planned
-    assert told["cannot_be_deleted"]
+    assert deleted["counts"]["raw object versions"] == 2
+    assert deleted["counts"]["runs"] == 1
+    assert deleted["counts"]["runs about others too"] == 1
+    assert deleted["counts"]["rows of videos"] == deleted["counts"]["partitions"] == 1
+    assert {name: deleted["counts"].get(name) for name in planned} == planned
+    assert deleted["cannot_be_deleted"]
     # The neighbour has all of its own, in Dagster too.
     for asset in ("raw_videos", "detections", "events"):
         assert materialized(pipeline, asset) == {other.video_id}, asset
@@ -131,7 +131,7 @@ def test_nothing_is_left_of_a_deleted_video(
     # One line remains, and a repetition finds nothing more.
     last = pipeline.services.database.transact(last_erasure, upload.video_id)
     assert last is not None
-    assert (last.requested_by, last.counts) == ("hana", told["counts"])
+    assert (last.requested_by, last.counts) == ("hana", deleted["counts"])
     assert last.finished_at is not None
     again = capstone("delete", upload.video_id, "--yes", "--json")
     assert again.code == 0, again.err
@@ -297,11 +297,11 @@ def test_a_run_that_does_not_end_keeps_everything(
     assert eraser.erase(eraser.plan(upload.video_id), by="x")["runs"] == 1
 
 
-ROWS = VideoRows("v", "raw", "a.mp4", ("u",), {"a": "d"}, frozenset(), frozenset({"r"}), {"videos": 1})
+ROWS = VideoRows("v", "raw", "a.mp4", ("u",), {"a": "d"}, frozenset({"r"}), {"videos": 1})
 
 
 @pytest.mark.parametrize(
-    ("runs", "cancel", "told"),
+    ("runs", "cancel", "obstacle"),
     [
         ([RunTraces("r", True, True, frozenset())], [], None),
         ([RunTraces("r", False, True, frozenset())], ["r"], None),
@@ -310,14 +310,12 @@ ROWS = VideoRows("v", "raw", "a.mp4", ("u",), {"a": "d"}, frozenset(), frozenset
     ],
 )
 def test_a_plan_ends_own_runs_and_waits_for_others(
-    runs: list[RunTraces], cancel: list[str], told: str | None
+    runs: list[RunTraces], cancel: list[str], obstacle: str | None
 ) -> None:
-    plan = plan_erasure(
-        Traces("v", ROWS, runs, frozenset({"d", "e"}), frozenset({"a"}), frozenset({"d"}), ["events"])
-    )
+    plan = Plan("v", ROWS, runs, frozenset({"d", "e"}), frozenset({"a"}), frozenset({"d"}), ["events"])
     assert list(plan.cancel) == cancel
-    assert (plan.obstacle is None) == (told is None)
-    assert (plan.obstacle or "").startswith(told or "")
+    assert (plan.obstacle is None) == (obstacle is None)
+    assert (plan.obstacle or "").startswith(obstacle or "")
     prefixes = {prefix for _, prefix in plan.prefixes}
     assert {"detections/e/", "analyses/a/", "references/assets/events/v.json"} <= prefixes
     assert plan.kept == {"d"}
@@ -325,8 +323,8 @@ def test_a_plan_ends_own_runs_and_waits_for_others(
 
 
 def test_a_plan_waits_for_a_backfill() -> None:
-    traces = Traces("v", None, [], frozenset(), frozenset(), frozenset(), [], ["b"])
-    assert "Backfill b" in (plan_erasure(traces).obstacle or "")
+    plan = Plan("v", None, [], frozenset(), frozenset(), frozenset(), [], ["b"])
+    assert "Backfill b" in (plan.obstacle or "")
 
 
 def test_backfills_that_are_over_lose_the_name() -> None:

@@ -54,7 +54,7 @@ class World:
         return self.services().objects
 
     def services(self, **days: int) -> Services:
-        never = {kind.setting: 0 for kind in KINDS}
+        never = dict.fromkeys(KINDS.values(), 0)
         url = self.database.engine.url.render_as_string(hide_password=False)
         settings = {"database_url": url, "derived_url": self.aws.resources.derived_url}
         return Services(read_settings(**settings, **never | days))
@@ -65,7 +65,7 @@ class World:
         services = self.services(**days)
         done = Retention(services, self.instance, most).apply(dry_run=dry_run, now=now)
         services.database.close()
-        return {each.kind.setting: each.number for each in done if each.number}
+        return {KINDS[each.kind]: each.number for each in done if each.number}
 
     def versions(self) -> list[Any]:
         """Of the raw object, the newest first."""

@@ -235,9 +235,9 @@ class Sensor:
         with self.monkeypatch.context() as patched:
             patched.setattr(time, "time", lambda: now)
             reader = Reader(self.instance, self.services, _definitions.get_repository_def(), self.cursor)
-            told = reader.tick()
+            account = reader.tick()
         self.cursor = reader.cursor
-        return told
+        return account
 
     @property
     def submitted(self) -> list[str]:
@@ -370,7 +370,7 @@ def test_a_transient_failure_is_told_when_it_is_tried_again_and_then_is(sensor: 
     assert row["message"].startswith("It failed. It is tried again at ")
     assert "+09:00 (attempt 1 of 3)." in row["message"]
     sensor.tick()
-    assert sensor.status()["message"] == row["message"], "it is told once"
+    assert sensor.status()["message"] == row["message"], "it says so once"
     assert sensor.submitted == []
 
     assert "1 failed runs were started again, 0 wait" in sensor.tick(31)
@@ -469,10 +469,10 @@ def test_a_promise_that_is_not_kept_is_taken_back_by_another_notice(
     sensor.tick(31)
     sensor.tick(32)
 
-    told = notices(database)[len(before) :]
-    assert told == (["video.failed"] if why == "its record is damaged" else [])
+    sent = notices(database)[len(before) :]
+    assert sent == (["video.failed"] if why == "its record is damaged" else [])
     last = dump(database, ["outbox"])["outbox"][-1].payload
-    assert last["tried_again"] is not bool(told)
+    assert last["tried_again"] is not bool(sent)
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["that goes on", "that is over"])
@@ -581,10 +581,10 @@ def test_a_run_that_cannot_be_started_again_holds_up_nobody(sensor: Sensor) -> N
 
     sensor.monkeypatch.setattr(Resumption, "of", sometimes)
     for seconds in range(31, 36):
-        told = sensor.tick(seconds)
+        account = sensor.tick(seconds)
 
     assert sensor.submitted == [reexecution_id(fine.run_id)]
-    assert "0 wait" in told
+    assert "0 wait" in account
 
 
 def test_while_the_event_store_is_away_failed_runs_wait_and_the_tick_goes_on(

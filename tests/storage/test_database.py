@@ -168,7 +168,7 @@ def test_no_server_is_told_without_the_password() -> None:
     ],
 )
 def test_each_sqlstate_has_its_class(sqlstate: str, expected: type[Exception]) -> None:
-    error = psycopg.errors.lookup(sqlstate)("told")
+    error = psycopg.errors.lookup(sqlstate)("refused")
 
     assert type(storage_error(error, "here")) is expected
     assert type(storage_error(sa.exc.DBAPIError("SELECT 1", {}, error), "here")) is expected

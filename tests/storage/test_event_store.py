@@ -163,22 +163,22 @@ def test_a_retried_publication_changes_nothing_at_all(database: Database) -> Non
 
 
 def test_publishing_is_told_once_for_each_thing_it_changed(database: Database) -> None:
-    def told() -> int:
+    def sent() -> int:
         return notices(database).count("video.analyzed")
 
     database.transact(record_upload, UPLOAD)
     database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
-    assert told() == 1  # written
+    assert sent() == 1  # written
     other = replace(ANALYSIS, analysis_id="a2", run_id="r2", requested_at=NOON + timedelta(minutes=1))
     database.transact(publish_analysis, other, [event_row("e9")], FACTS)
-    assert told() == 2  # written
+    assert sent() == 2  # written
     database.transact(
         publish_analysis,
         replace(ANALYSIS, run_id="r3", requested_at=NOON + timedelta(minutes=2)),
         ROWS,
         FACTS,
     )
-    assert told() == 3  # current again
+    assert sent() == 3  # current again
     assert database.transact(current_status, "v1")[0]["run_id"] == "r3"
     database.transact(mark_running, "u1", "r4")
     database.transact(
@@ -187,14 +187,14 @@ def test_publishing_is_told_once_for_each_thing_it_changed(database: Database) -
         ROWS,
         FACTS,
     )
-    assert told() == 4  # a run that waited for it is done
+    assert sent() == 4  # a run that waited for it is done
     database.transact(
         publish_analysis,
         replace(ANALYSIS, run_id="r5", requested_at=NOON + timedelta(minutes=4)),
         ROWS,
         FACTS,
     )
-    assert told() == 4
+    assert sent() == 4
 
 
 def test_a_zombies_progress_is_no_news(database: Database) -> None:

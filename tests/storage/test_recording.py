@@ -1,5 +1,6 @@
 """What is known of a recording: who said it counts, and its events say the same at every moment."""
 
+import json
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from capstone_dagster.settings import ConfigurationError
 from capstone_dagster.storage.analyses import analyses_of, publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.uploads import VideoUpload
@@ -45,10 +47,10 @@ def derived(**said: Any) -> tuple[VideoUpload, Collection[str]]:
     ("words", "expected"),
     [
         pytest.param(
-            [by_message(camera="door"), derived(camera="gate")], {"camera": "door"}, id="told stays"
+            [by_message(camera="door"), derived(camera="gate")], {"camera": "door"}, id="stated stays"
         ),
         pytest.param(
-            [derived(camera="gate"), by_message(camera="door")], {"camera": "door"}, id="told comes"
+            [derived(camera="gate"), by_message(camera="door")], {"camera": "door"}, id="stated comes"
         ),
         pytest.param(
             [derived(camera="gate"), derived(camera="unknown")],
@@ -59,17 +61,17 @@ def derived(**said: Any) -> tuple[VideoUpload, Collection[str]]:
             [derived(camera="unknown"), derived(camera="gate")], {"camera": "gate"}, id="unknown is filled"
         ),
         pytest.param(
-            [by_message(camera="door"), by_message(camera="yard")], {"camera": "yard"}, id="told anew"
+            [by_message(camera="door"), by_message(camera="yard")], {"camera": "yard"}, id="stated anew"
         ),
         pytest.param(
             [by_message(external_id="84"), derived(external_id="9"), derived()],
             {"external_id": "84"},
-            id="told id stays",
+            id="stated id stays",
         ),
         pytest.param(
             [derived(external_id="9"), by_message(external_id="84")],
             {"external_id": "84"},
-            id="told id comes",
+            id="stated id comes",
         ),
         pytest.param([derived(), derived(external_id="9")], {"external_id": "9"}, id="id is filled"),
         pytest.param(
@@ -79,7 +81,7 @@ def derived(**said: Any) -> tuple[VideoUpload, Collection[str]]:
                 derived(),
             ],
             {"recorded_at": MORNING, "recorded_at_source": "message"},
-            id="told time stays",
+            id="stated time stays",
         ),
         pytest.param(
             [
@@ -107,8 +109,8 @@ def derived(**said: Any) -> tuple[VideoUpload, Collection[str]]:
 def test_of_one_upload_who_said_it_counts(
     database: Database, words: list[tuple[VideoUpload, Collection[str]]], expected: dict[str, Any]
 ) -> None:
-    for upload, told in words:
-        database.transact(record_upload, upload, told)
+    for upload, stated in words:
+        database.transact(record_upload, upload, stated)
 
     found = video(database)
     assert {name: found[name] for name in expected} == expected
@@ -126,10 +128,10 @@ NEWER = replace(
 
 
 def test_a_newer_upload_replaces_all_but_the_external_id(database: Database) -> None:
-    told = by_message(camera="door", external_id="84", recorded_at=MORNING)
-    database.transact(record_upload, *told)
+    stated = by_message(camera="door", external_id="84", recorded_at=MORNING)
+    database.transact(record_upload, *stated)
     database.transact(record_upload, NEWER)
-    database.transact(record_upload, *told)  # a duplicate of the older one
+    database.transact(record_upload, *stated)  # a duplicate of the older one
 
     assert database.transact(latest_upload, "v1") == replace(NEWER, external_id="84")
 
@@ -244,3 +246,13 @@ def test_the_same_bytes_uploaded_again_take_their_events_along(database: Databas
     assert {camera for camera, *_ in clocks(database)} == {"yard"}
     database.transact(record_upload, replace(NEWER, camera="roof"), ["camera"])
     assert {camera for camera, *_ in clocks(database)} == {"roof"}
+
+
+def test_a_runs_configuration_holds_an_upload_or_the_error_names_its_fields() -> None:
+    upload = replace(UPLOAD, external_id="84", recorded_at=MORNING, recorded_at_source="name")
+    stored = json.loads(json.dumps(upload.to_json()))
+    assert VideoUpload.from_json(stored) == upload
+
+    with pytest.raises(ConfigurationError) as caught:
+        VideoUpload.from_json({**stored, "size_bytes": "many"} | {"key": None})
+    assert "key: Input should be a valid string; size_bytes: Input should be" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The way back to an earlier analysis: at once, told, and no obstacle to what is asked for later."""
+"""The way back to an earlier analysis: at once, announced, and no obstacle to what is asked for later."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def seen(database: Database) -> list[str]:
 
 
 def test_rolling_back_shows_the_earlier_events_and_tells_consumers(database: Database) -> None:
-    told = len(notices(database))
+    before = len(notices(database))
     assert seen(database) == ["e9"]
 
     done = database.transact(roll_back, "v1", "a1")
 
     assert (done.analysis_id, done.replaced, done.events, done.changed) == ("a1", "a2", 2, True)
     assert seen(database) == ["e1", "e2"]
-    assert notices(database)[told:] == ["video.analyzed"]
+    assert notices(database)[before:] == ["video.analyzed"]
     assert database.transact(current_status, "v1")[0]["state"] == "done"
 
 
 def test_rolling_back_again_changes_nothing_that_anybody_sees(database: Database) -> None:
     database.transact(roll_back, "v1", "a1")
-    told = notices(database)
+    before = notices(database)
 
     again = database.transact(roll_back, "v1", "a1")
 
     assert (again.replaced, again.changed) == ("a1", False)
     assert seen(database) == ["e1", "e2"]
-    assert notices(database) == told
+    assert notices(database) == before
 
 
 def test_what_was_asked_for_before_leaves_it_and_a_later_request_replaces_it(
@@ -107,13 +107,13 @@ def test_what_cannot_be_rolled_back_to_is_refused(database: Database) -> None:
     database.transact(
         publish_analysis, replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("e5")], FACTS
     )
-    told = notices(database)
+    before = notices(database)
 
     with pytest.raises(NotRolledBack, match="overwritten since"):
         database.transact(roll_back, "v1", "a1")
 
     assert seen(database) == ["e5"]
-    assert notices(database) == told
+    assert notices(database) == before
 
 
 def test_while_a_newer_upload_is_analysed_the_older_ones_analyses_can_be_exchanged(

@@ -1,4 +1,4 @@
-"""An endpoint that speaks CloudWatch's protocols and does as it is told: takes, throttles, refuses, hangs."""
+"""An endpoint that speaks CloudWatch's protocols as a test says: it takes, throttles, refuses or hangs."""
 
 from __future__ import annotations
 
@@ -117,15 +117,15 @@ def scripted_cloudwatch() -> Iterator[ScriptedCloudWatch]:
             if answer.drop:
                 self.close_connection = True
                 return
-            fields = answer.body if answer.error is None else {"__type": answer.error, "message": "as told"}
-            told = json.dumps(fields).encode() if target else _to_cbor(fields)
+            fields = answer.body if answer.error is None else {"__type": answer.error, "message": "as set"}
+            body = json.dumps(fields).encode() if target else _to_cbor(fields)
             self.send_response(200 if answer.error is None else answer.status)
             if not target:
                 self.send_header("smithy-protocol", "rpc-v2-cbor")
             self.send_header("Content-Type", "application/x-amz-json-1.1" if target else "application/cbor")
-            self.send_header("Content-Length", str(len(told)))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(told)
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing."""

@@ -57,14 +57,14 @@ class LiveStack:
 
     def until(self, video_id: str, *states: str) -> Mapping[str, Any]:
         """Wait until the video's state is one of these; its row then."""
-        told = " or ".join(states)
+        expected = " or ".join(states)
 
         def reached() -> Mapping[str, Any] | None:
             self.local.check()
             row = self.row(video_id)
             return row if row["state"] in states else None
 
-        return wait_for(f"{video_id} to be {told}", reached, DEADLINE_S)
+        return wait_for(f"{video_id} to be {expected}", reached, DEADLINE_S)
 
     def runs(self, video_id: str, **filters: Any) -> list[dg.DagsterRun]:
         """The runs of one video, latest first."""
@@ -79,9 +79,9 @@ class LiveStack:
             f"{self.local.dagster.url}/graphql", body, {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=scaled(60)) as answer:
-            told = json.load(answer)
-        assert "errors" not in told, told["errors"]
-        [result] = told["data"].values()
+            answered = json.load(answer)
+        assert "errors" not in answered, answered["errors"]
+        [result] = answered["data"].values()
         return result
 
     def _by_key(self) -> Mapping[str, Mapping[str, Any]]:

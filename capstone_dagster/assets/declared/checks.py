@@ -5,7 +5,7 @@ A contradiction in the detections keeps `events` from being made of them; no oth
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -13,22 +13,20 @@ import dagster as dg
 from capstone_dagster.assets.declared.partitions import videos
 from capstone_dagster.assets.failing import explained
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
-from capstone_dagster.assets.steps.check_rules import BLOCKING, HISTORY_FLOOR, Finding
+from capstone_dagster.assets.steps.check_rules import BLOCKING, HISTORY_FLOOR, some
 from capstone_dagster.assets.steps.judging import (
+    contradiction,
     evaluations,
-    judge_detections,
+    judge,
     judge_each,
-    judge_events,
     log_findings,
-    refuse_contradictions,
 )
-from capstone_dagster.assets.steps.references import DetectionsReference, PublishedAnalysis, Reference
+from capstone_dagster.assets.steps.references import DetectionsReference, PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.videos import latest_upload
 
 _CheckOutput = dg.AssetCheckEvaluation | dg.Output[None]
-_MISSING_SHOWN = 20
 
 _DETECTIONS: Mapping[str, str] = {
     "frames_complete": "Stored frames are those that were decoded, numbered and timed in order, and "
@@ -86,16 +84,7 @@ def detections_checks(
     services: dg.ResourceParam[Services],
 ) -> Iterator[_CheckOutput]:
     """All checks in one step; events follow only where nothing contradicts itself."""
-    if not isinstance(detections, DetectionsReference):
-        yield from _of_range(context, detections, lambda each: judge_detections(each, services))
-        return
-    findings = judge_detections(detections, services)
-    log = AnalysisLog(context.log, context.run.run_id, detections.upload)
-    log_findings(log, findings)
-    yield from _of_one(context, findings, detections.upload.video_id)
-    if not _alone(context):
-        with explained(context.op_execution_context, services, log):
-            refuse_contradictions(findings)
+    yield from _judged(context, "detections", detections, services)
 
 
 @dg.multi_asset_check(
@@ -109,63 +98,61 @@ def events_checks(
     services: dg.ResourceParam[Services],
 ) -> Iterator[_CheckOutput]:
     """All checks in one step; nothing follows it."""
-    if not isinstance(events, PublishedAnalysis):
-        yield from _of_range(context, events, lambda each: judge_events(each, services))
+    yield from _judged(context, "events", events, services)
+
+
+def _judged(
+    context: dg.AssetCheckExecutionContext, asset: str, judged: Any, services: Services
+) -> Iterator[_CheckOutput]:
+    """One video's findings, or those of each video of a run over several.
+
+    Raises:
+        Failure: one video's detections contradict themselves; or, when all others are judged, the videos of
+            which there is nothing to judge.
+    """
+    if isinstance(judged, Mapping):
+        missing: list[str] = []
+        for video_id, found in judge_each(judged, services):
+            if found is None:
+                missing.append(video_id)
+            else:
+                yield from evaluations(context.instance, asset, video_id, found)
+        yield from _outputs(context)
+        if missing:
+            raise dg.Failure(
+                f"There are no {asset} of {len(missing)} of {len(judged)} videos: {some(missing, most=20)}. "
+                "Materialize them first. The others are judged.",
+                allow_retries=False,
+            )
         return
-    findings = judge_events(events, services)
-    if not all(each.passed for each in findings):
-        _log_of_video(context, events.video_id, services, findings)
-    yield from _of_one(context, findings, events.video_id)
+    findings = judge(judged, services)
+    log = None if all(each.passed for each in findings) else _log_of(context, judged, services)
+    if log is not None:
+        log_findings(log, findings)
+    yield from evaluations(context.instance, asset, judged.video_id, findings)
+    yield from _outputs(context)
+    if (error := contradiction(findings)) is not None and not _alone(context):
+        with explained(context.op_execution_context, services, log):
+            raise error
 
 
-def _log_of_video(
-    context: dg.AssetCheckExecutionContext, video_id: str, services: Services, findings: Sequence[Finding]
-) -> None:
+def _log_of(
+    context: dg.AssetCheckExecutionContext,
+    judged: DetectionsReference | PublishedAnalysis,
+    services: Services,
+) -> AnalysisLog | None:
+    if isinstance(judged, DetectionsReference):
+        return AnalysisLog(context.log, context.run.run_id, judged.upload)
     try:
-        upload = services.database.transact(latest_upload, video_id)
+        upload = services.database.transact(latest_upload, judged.video_id)
     except StorageError:
-        return  # the findings say that it does not answer
-    if upload is not None:
-        log_findings(AnalysisLog(context.log, context.run.run_id, upload), findings)
+        return None  # the findings say that it does not answer
+    return None if upload is None else AnalysisLog(context.log, context.run.run_id, upload)
 
 
 def _alone(context: dg.AssetCheckExecutionContext) -> bool:
-    """Whether the run only judges what was made before: then no upload has failed, whatever is found."""
+    """Whether the run only judges existing results: then no finding fails an upload."""
     return not any(True for _ in context.op_execution_context.job_def.asset_layer.executable_asset_keys)
-
-
-def _of_one(
-    context: dg.AssetCheckExecutionContext, findings: Sequence[Finding], video_id: str
-) -> Iterator[_CheckOutput]:
-    yield from evaluations(context.instance, _judged_asset(context), video_id, findings)
-    yield from _outputs(context)
-
-
-def _of_range(
-    context: dg.AssetCheckExecutionContext,
-    references: Mapping[str, Reference],
-    judge: Callable[[Any], list[Finding]],
-) -> Iterator[_CheckOutput]:
-    """Each video's findings, one after the other.
-
-    Raises:
-        Failure: naming videos of which there is nothing to judge, when all others are judged.
-    """
-    asset = _judged_asset(context)
-    missing: list[str] = []
-    for video_id, findings in judge_each(references, judge):
-        if findings is None:
-            missing.append(video_id)
-        else:
-            yield from evaluations(context.instance, asset, video_id, findings)
-    yield from _outputs(context)
-    if missing:
-        more = " and more" if len(missing) > _MISSING_SHOWN else ""
-        raise dg.Failure(
-            f"There are no {asset} of {len(missing)} of {len(references)} videos: "
-            f"{', '.join(missing[:_MISSING_SHOWN])}{more}. Materialize them first. The others are judged.",
-            allow_retries=False,
-        )
 
 
 def _outputs(context: dg.AssetCheckExecutionContext) -> Iterator[dg.Output[None]]:
@@ -173,8 +160,3 @@ def _outputs(context: dg.AssetCheckExecutionContext) -> Iterator[dg.Output[None]
     definition = context.op_execution_context.assets_def
     for key in definition.check_keys:
         yield dg.Output(None, definition.get_output_name_for_asset_check_key(key))
-
-
-def _judged_asset(context: dg.AssetCheckExecutionContext) -> str:
-    """Name of the asset whose checks these are."""
-    return next(iter(context.op_execution_context.assets_def.check_keys)).asset_key.to_user_string()

@@ -54,7 +54,7 @@ apart. Counts only: nobody can be known by it.""",
     tags={"compute": "cpu"},
     metadata={**code_of({"query": hourly_activity}), **of_asset(csv_columns(_COLUMNS))},
     op_tags={"batch_gpu/compute": "cpu"},
-    # A day without is a day on which no video was analysed, or this was not made: somebody should know.
+    # Without an update for a day, no video was analysed or this asset failed: operators should know.
     freshness_policy=dg.FreshnessPolicy.time_window(
         fail_window=timedelta(days=7), warn_window=timedelta(hours=26)
     ),

@@ -1,25 +1,21 @@
 """Jobs over videos that their configuration names: analyse many, judge many anew, render one preview."""
 
-from collections.abc import Sequence
-from functools import partial
-
 import dagster as dg
 from pydantic import Field
 
 from capstone_dagster.assets.declared.partitions import videos
-from capstone_dagster.assets.failing import as_failure
+from capstone_dagster.assets.failing import as_failure, partitions_of
+from capstone_dagster.assets.steps.check_rules import some
 from capstone_dagster.assets.steps.detection import AnalysisOrder
-from capstone_dagster.assets.steps.judging import evaluations, judge_detections, judge_each, judge_events
+from capstone_dagster.assets.steps.judging import evaluations, judge_each
 from capstone_dagster.assets.steps.previews import store_preview
 from capstone_dagster.assets.steps.references import LatestReferences
 from capstone_dagster.assets.steps.video_by_video import analyze_in_turn
 from capstone_dagster.services import Services
 
-_SHOWN = 20
-
 
 class AnalyzeVideosConfig(dg.Config):
-    """Which videos to analyse again, and what to want other than usual.
+    """Which videos to analyse again, and with which settings in place of the configured ones.
 
     `videos` are partition keys; of each the latest upload is analysed. Detections that exist already are
     reused; `nonce`, any text, has the work done again.
@@ -66,19 +62,16 @@ def check_each(
     Raises:
         Failure: naming videos that contradict themselves or of which there is nothing, when all are judged.
     """
-    chosen = list(dict.fromkeys(config.videos)) or _partitions(context)
+    chosen = list(dict.fromkeys(config.videos)) or partitions_of(context)
     if not chosen:
         raise dg.Failure(
             "This run names no video: choose a partition, or name some in the configuration's `videos`.",
             allow_retries=False,
         )
     wrong: dict[str, str] = {}
-    judges = {
-        "detections": partial(judge_detections, services=services),
-        "events": partial(judge_events, services=services),
-    }
-    for asset, judge in judges.items():
-        for video_id, findings in judge_each(LatestReferences(services.objects, asset, chosen), judge):
+    for asset in ("detections", "events"):
+        references = LatestReferences(services.objects, asset, chosen)
+        for video_id, findings in judge_each(references, services):
             if findings is None:
                 wrong.setdefault(video_id, f"no {asset}")
                 continue
@@ -90,10 +83,9 @@ def check_each(
                 if each.contradicts:
                     wrong.setdefault(video_id, each.check)
     if wrong:
-        named = ", ".join(f"{video_id} ({why})" for video_id, why in list(wrong.items())[:_SHOWN])
-        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        named = some([f"{video_id} ({why})" for video_id, why in wrong.items()], most=20)
         raise dg.Failure(
-            f"{len(wrong)} of {len(chosen)} videos are wrong or have nothing to judge: {named}{more}.",
+            f"{len(wrong)} of {len(chosen)} videos are wrong or have nothing to judge: {named}.",
             metadata={"wrong": list(wrong)},
             allow_retries=False,
         )
@@ -110,12 +102,6 @@ def check_each(
 def check_videos() -> None:
     """One op; what it finds stands on the pages of the assets."""
     check_each()
-
-
-def _partitions(context: dg.OpExecutionContext) -> Sequence[str]:
-    if context.has_partition_key_range:
-        return context.partition_keys
-    return [context.partition_key] if context.has_partition_key else []
 
 
 class PreviewConfig(dg.Config):

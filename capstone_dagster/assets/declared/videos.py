@@ -1,8 +1,6 @@
-"""The ops and the assets made of them: thin; what they do stands in `analyze` and `publish`."""
+"""The ops and the assets made of them: thin; `assets.steps` has what they do."""
 
-import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -15,19 +13,17 @@ from capstone_dagster.assets.shown import columns, metadata
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
 from capstone_dagster.assets.steps.detection import AnalysisOrder, detect
 from capstone_dagster.assets.steps.duplicate_passes import Passes
-from capstone_dagster.assets.steps.progress import Watch, known_upload, warn
-from capstone_dagster.assets.steps.publication import conclude, derive, publish
+from capstone_dagster.assets.steps.one_video import analyze, known_upload, persist, step_trace
+from capstone_dagster.assets.steps.publication import derive, publish
 from capstone_dagster.assets.steps.references import (
     DetectionsReference,
     EventsReference,
     FramesReference,
     PublishedAnalysis,
 )
-from capstone_dagster.assets.steps.tracing import step_trace
 from capstone_dagster.assets.steps.video_by_video import (
     analyze_in_turn,
     derive_in_turn,
-    requested_at,
     several_partitions,
 )
 from capstone_dagster.dagster_private import RESUME_RETRY_TAG, ROOT_RUN_ID_TAG
@@ -55,35 +51,13 @@ CAPSTONE_PARTITION_RETENTION_DAYS are over.""",
 )
 
 
-class UploadConfig(dg.Config):
-    """An upload in a run's configuration; times as ISO 8601."""
-
-    upload_id: str
-    video_id: str
-    external_id: str | None = None
-    bucket: str
-    key: str
-    version_id: str | None = None
-    etag: str
-    size_bytes: int
-    camera: str
-    recorded_at: str | None = None
-    recorded_at_source: str | None = None
-    uploaded_at: str
-    traceparent: str | None = None
-
-    def to_upload(self) -> VideoUpload:
-        """The value that the rest of the program works with."""
-        fields: dict[str, Any] = dict(self)
-        fields["uploaded_at"] = datetime.fromisoformat(self.uploaded_at)
-        fields["recorded_at"] = datetime.fromisoformat(self.recorded_at) if self.recorded_at else None
-        return VideoUpload(**fields)
-
-
 class AnalyzeVideoConfig(dg.Config):
-    """What to analyse. Left empty (in the UI, in a backfill), the partition's latest upload is."""
+    """What to analyse; `upload` is a `VideoUpload`.
 
-    upload: UploadConfig | None = None
+    Without it, as in the UI and in a backfill, the partition's latest upload is analysed.
+    """
+
+    upload: dict[str, Any] | None = None
     sample_fps: float | None = None
     model: str | None = None
     nonce: str | None = None
@@ -118,28 +92,15 @@ def analyze_video(
             with_events=selected is None or dg.AssetKey("events") in selected,
         )
         return
-    watch = Watch(context, services)
     with explained(context, services) as failure:
-        upload = config.upload.to_upload() if config.upload else known_upload(context.partition_key, services)
-        log = failure.story = watch.log = AnalysisLog(context.log, context.run_id, upload)
-        watch.report(0.0)
+        upload = _upload(context, config, services)
+        log = failure.log = AnalysisLog(context.log, context.run_id, upload)
         order = AnalysisOrder(upload, config.sample_fps, config.model, nonce)
+        passes = Passes(context.instance, context.run_id, services)
         with services.tracer.within(step_trace(context, upload, failure.tags)):
-            done = detect(
-                order,
-                services,
-                log=log,
-                progress=watch,
-                passes=Passes(context.instance, context.run_id, services),
-            )
-        warn(done.summary, log)
-        tags = run_tags(context)
-        frames_shown = metadata.of_frames(done, services, watch.times(), tags)
-        detections_shown = metadata.of_detections(done, services, tags)
-        context.log_event(metadata.of_video(done, services))
-    frames = FramesReference(done.detection_id, done.prefix)
-    yield dg.Output(frames, "extracted_frames", metadata=frames_shown)
-    yield dg.Output(done, "detections", metadata=detections_shown)
+            made = analyze(context, services, order, log, passes)
+    for each in made:
+        yield dg.Output(each.reference, each.asset, metadata=each.metadata)
 
 
 @dg.op(
@@ -163,8 +124,7 @@ def derive_events(
         services.tracer.within(step_trace(context, upload, failure.tags)),
     ):
         log.on_record(detections.summary, "the detections were stored before")
-        derived = derive(detections, services, EventRules())
-    log.derived(derived.events, detections.summary.detections)
+        derived = derive(detections, services, EventRules(), log)
     yield dg.Output(derived)
 
 
@@ -173,19 +133,17 @@ def persist_events(
     context: dg.OpExecutionContext, derived: EventsReference, services: dg.ResourceParam[Services]
 ) -> dg.Output[PublishedAnalysis]:
     """Publish the events in one transaction; what was published before only becomes current."""
-    upload, summary = derived.detections.upload, derived.detections.summary
+    upload = derived.detections.upload
     log = AnalysisLog(context.log, context.run_id, upload)
     # Publishing has tried a database that is away for long enough already, and a machine is held meanwhile.
-    with explained(context, services, log, final={FailureClass.DATABASE_UNAVAILABLE}) as failure:
-        log.on_record(summary, "the detections were stored before")
-        asked_at = requested_at(context, failure.tags)
-        with services.tracer.within(step_trace(context, upload, failure.tags)):
-            published, events = publish(
-                derived, services, run_id=context.run_id, requested_at=asked_at, log=log
-            )
-    conclude(published, summary, log, elapsed_s=_seconds_since_start(context))
-    shown = metadata.of_publication(published, events, derived, services, run_tags(context))
-    return dg.Output(published, metadata=shown)
+    with (
+        explained(context, services, log, final={FailureClass.DATABASE_UNAVAILABLE}) as failure,
+        services.tracer.within(step_trace(context, upload, failure.tags)),
+    ):
+        log.on_record(derived.detections.summary, "the detections were stored before")
+        made = persist(context, services, derived, log)
+    assert isinstance(made.reference, PublishedAnalysis)
+    return dg.Output(made.reference, metadata=made.metadata)
 
 
 @dg.graph_multi_asset(
@@ -265,11 +223,10 @@ analyze_upload = dg.define_asset_job(
 )
 
 
-def _seconds_since_start(context: dg.OpExecutionContext) -> float:
-    record = context.instance.get_run_record_by_id(context.run_id)
-    if record is None:
-        return 0.0
-    return time.time() - (record.start_time or record.create_timestamp.timestamp())
+def _upload(context: dg.OpExecutionContext, config: AnalyzeVideoConfig, services: Services) -> VideoUpload:
+    if config.upload:
+        return VideoUpload.from_json(config.upload)
+    return known_upload(context.partition_key, services)
 
 
 def _nonce(context: dg.OpExecutionContext, config: AnalyzeVideoConfig) -> str | None:
@@ -277,6 +234,6 @@ def _nonce(context: dg.OpExecutionContext, config: AnalyzeVideoConfig) -> str | 
     tags = run_tags(context)
     if config.nonce is not None or not (config.force or tags.get(FORCE_TAG) == "true"):
         return config.nonce
-    # Who goes on where a run stopped does not want done again what that one had done.
+    # A run that continues another one does not repeat its finished work.
     resumed = tags.get(RESUME_RETRY_TAG) == "true" and ROOT_RUN_ID_TAG in tags
     return tags[ROOT_RUN_ID_TAG] if resumed else request_run_id(context.run_id, tags)

@@ -32,7 +32,7 @@ def of_comparison(
 ) -> dict[str, int | str | dg.MetadataValue[str]]:
     """The comparison with the analysis of the same upload that was asked for before; empty without one.
 
-    Never raises: the events are published, whatever is known of those before.
+    Never raises: the events are published already.
 
     Args:
         prefix: of the events' thumbnail keys.

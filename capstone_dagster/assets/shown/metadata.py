@@ -23,7 +23,7 @@ from batch_gpu.links import job_url, log_url
 from capstone_dagster.analysis import Event, shrunk
 from capstone_dagster.assets.shown.changes import of_comparison
 from capstone_dagster.assets.shown.columns import of_materialization
-from capstone_dagster.assets.steps.measurements import gpu_cost
+from capstone_dagster.assets.steps.measurements import gpu_cost, numbers
 from capstone_dagster.assets.steps.references import (
     DetectionsReference,
     EventsReference,
@@ -37,7 +37,7 @@ from capstone_dagster.wall_clock import time_source, wall_clock
 
 Metadata = dict[str, Any]
 
-# Who is asked first; the runbook's word for those who know models, cameras and rules.
+# The team to ask first, as the runbook names it: it maintains models, cameras and rules.
 OWNERS = ["team:video-pipeline"]
 
 # A hundred thousand videos, and each once more with a new model, are 20 GB at this rate: what a small RDS
@@ -97,22 +97,13 @@ def of_frames(
     summary = done.summary
     return {
         **_common(done),
-        "frames_decoded": summary.frames_decoded,
-        "frames_analyzed": summary.frames_analyzed,
-        "truncated": summary.truncated,
-        "decode_errors": summary.decode_errors,
-        "corrupt_frames": summary.corrupt_frames,
-        "size_changes": summary.size_changes,
+        **numbers(summary, "frames_decoded", "frames_analyzed", "truncated"),
+        **numbers(summary, "decode_errors", "corrupt_frames", "size_changes"),
         **({"track": summary.track} if summary.track else {}),
         "duration_s": summary.duration_ms / 1000,
-        "width": summary.width,
-        "height": summary.height,
-        "codec": summary.codec,
+        **numbers(summary, "width", "height", "codec"),
         "video": _link(done.upload.url, services),
-        **of_materialization(
-            rows=summary.frames_decoded, uri=services.objects.url(done.prefix + "frames.parquet")
-        ),
-        "frames": _link(services.objects.url(done.prefix + "frames.parquet"), services),
+        **_file("frames", done.prefix + "frames.parquet", summary.frames_decoded, services),
         **times,
         **_whereabouts(tags, services),
     }
@@ -126,8 +117,7 @@ def of_detections(done: DetectionsReference, services: Services, tags: Mapping[s
     return {
         **_common(done),
         "contact_sheet": _sheet(sheet, services),
-        "detections": summary.detections,
-        "tracks": summary.tracks,
+        **numbers(summary, "detections", "tracks"),
         "detections_per_minute": round(60_000 * summary.detections / max(summary.duration_ms, 1), 1),
         "seconds": round(summary.seconds, 3),
         "frames_per_second": round(summary.frames_decoded / max(summary.seconds, 1e-9), 1),
@@ -135,17 +125,9 @@ def of_detections(done: DetectionsReference, services: Services, tags: Mapping[s
         "gpu_seconds": round(gpu_seconds, 3),
         # Fractions of a cent: a short video costs no more.
         **({} if cost_usd is None else {"cost_usd": round(cost_usd, 6)}),
-        "model": summary.model,
-        "model_sha256": summary.model_sha256,
-        "device": summary.device,
-        "backend": summary.backend,
-        "decoder": summary.decoder,
-        "batch_size": summary.batch_size,
+        **numbers(summary, "model", "model_sha256", "device", "backend", "decoder", "batch_size"),
         "cpu_fallback": summary.cpu_fallback or "no",
-        **of_materialization(
-            rows=summary.detections, uri=services.objects.url(done.prefix + "detections.parquet")
-        ),
-        "parquet": _link(services.objects.url(done.prefix + "detections.parquet"), services),
+        **_file("parquet", done.prefix + "detections.parquet", summary.detections, services),
         "full_contact_sheet": _link(services.objects.url(sheet), services),
         **_whereabouts(tags, services),
     }
@@ -181,10 +163,7 @@ def of_publication(
         **_recorded(derived.recorded_at, derived.recorded_at_source, services),
         "published_at": dg.MetadataValue.timestamp(published.published_at),
         "video": _link(detections.upload.url, services),
-        **of_materialization(
-            rows=published.events, uri=services.objects.url(derived.prefix + "events.parquet")
-        ),
-        "parquet": _link(services.objects.url(derived.prefix + "events.parquet"), services),
+        **_file("parquet", derived.prefix + "events.parquet", published.events, services),
         **_whereabouts(tags, services),
     }
 
@@ -217,8 +196,7 @@ def of_rollback(
         "model": analysis["model"],
         "model_sha256": analysis["model_sha256"],
         "published_at": dg.MetadataValue.timestamp(analysis["published_at"]),
-        **of_materialization(rows=analysis["events"], uri=services.objects.url(parquet)),
-        "parquet": _link(services.objects.url(parquet), services),
+        **_file("parquet", parquet, analysis["events"], services),
     }
 
 
@@ -255,6 +233,12 @@ def _whereabouts(tags: Mapping[str, str], services: Services) -> Metadata:
         return {}
     log = {"log": dg.MetadataValue.url(log_url(region, VIDEO_ANALYSIS.name, stream))} if stream else {}
     return {"batch_job": dg.MetadataValue.url(job_url(region, job)), **log}
+
+
+def _file(name: str, key: str, rows: int, services: Services) -> Metadata:
+    """A stored table: a link to it by this name, its rows and its address."""
+    url = services.objects.url(key)
+    return {**of_materialization(rows=rows, uri=url), name: _link(url, services)}
 
 
 def _link(url: str, services: Services) -> dg.MetadataValue[Any]:

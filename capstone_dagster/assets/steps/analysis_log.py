@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from capstone_dagster.analysis import DetectionSummary, Detector
+from capstone_dagster.assets.steps.measurements import numbers
 from capstone_dagster.assets.steps.temporary_files import Removed
 from capstone_dagster.storage.uploads import VideoUpload
 
@@ -29,7 +30,7 @@ class AnalysisLog:
     Args:
         log: of the op.
         run_id: of the run.
-        upload: whose video it is; a run from the UI has no tags that would say so.
+        upload: of the video; a run from the UI has no tags that name it.
     """
 
     def __init__(self, log: logging.Logger, run_id: str, upload: VideoUpload) -> None:
@@ -88,6 +89,41 @@ class AnalysisLog:
         if summary.gpu_memory_used_mb is not None and summary.gpu_memory_total_mb is not None:
             self._gpu_memory(summary.gpu_memory_used_mb, summary.gpu_memory_total_mb)
 
+    def warn_of(self, summary: DetectionSummary) -> None:
+        """What operators should know of a finished pass."""
+        if summary.truncated or summary.decode_errors or summary.corrupt_frames:
+            what = "ends before its stated end, or in an error" if summary.truncated else "is damaged"
+            self.warn(
+                f"The video {what} ({summary.decode_errors} decoding errors, "
+                f"{summary.corrupt_frames} damaged frames): what decodes, "
+                f"{summary.frames_decoded} frames, was analysed.",
+                action="video.damaged",
+                frame_count=summary.frames_decoded,
+                **numbers(summary, "truncated", "decode_errors", "corrupt_frames"),
+            )
+        if summary.size_changes:
+            self.warn(
+                f"The size of its pictures changes {summary.size_changes} times: those of another shape than "
+                "the first were fitted into its size, on black.",
+                action="video.resized",
+                size_changes=summary.size_changes,
+            )
+        if summary.track:
+            self.write(f"The video has several tracks: {summary.track}.", action="video.track")
+        if summary.cpu_fallback:
+            self.warn(
+                f"Analysed on the CPU: {summary.cpu_fallback}. CAPSTONE_REQUIRE_GPU=true refuses this.",
+                action="gpu.missing",
+            )
+        if summary.out_of_memory_backoffs:
+            self.warn(
+                f"The GPU had no room for a batch {summary.out_of_memory_backoffs} times: batches were made "
+                f"smaller, {summary.batch_size} pictures at the end.",
+                action="gpu.out-of-memory",
+                batch_size=summary.batch_size,
+                backoffs=summary.out_of_memory_backoffs,
+            )
+
     def on_record(self, summary: DetectionSummary, why: str) -> None:
         """Steps 1 to 3 where they were done before; once for each run and video."""
         if _first_steps_of == self._key:
@@ -97,13 +133,9 @@ class AnalysisLog:
         self._detections(summary, "on record", 0.0, reused=True)
 
     def derived(self, events: int, detections: int) -> None:
-        """Between steps 3 and 4: what the rules made of the detections."""
-        self.write(
-            f"{events} events derived from {detections} detections.",
-            action="events.derived",
-            events=events,
-            detections=detections,
-        )
+        """Between steps 3 and 4: the events that the rules made of the detections."""
+        text = f"{events} events derived from {detections} detections."
+        self.write(text, action="events.derived", events=events, detections=detections)
 
     def saved(self, events: int, rows: int, elapsed_s: float) -> None:
         """Step 4; `rows` is 0 where the analysis was published before."""
@@ -127,13 +159,10 @@ class AnalysisLog:
             action="analysis.completed",
             elapsed_s=_seconds(elapsed_s),
             frame_count=summary.frames_decoded,
-            frames_analyzed=summary.frames_analyzed,
-            detections=summary.detections,
-            tracks=summary.tracks,
+            **numbers(summary, "frames_analyzed", "detections", "tracks", "device"),
             events=events,
             rows=rows,
             video_s=_seconds(summary.duration_ms / 1000),
-            device=summary.device,
             gpu_memory_used_gb=_gigabytes(summary.gpu_memory_used_mb),
             gpu_memory_total_gb=_gigabytes(summary.gpu_memory_total_mb),
         )

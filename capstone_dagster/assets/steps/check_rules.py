@@ -47,8 +47,6 @@ _TO_SIGMA = 1.4826
 # However alike a camera's videos have been: no less than a threefold rate, or 0.1 of confidence, is unusual.
 _RATE_FACTOR = 3.0
 _CONFIDENCE_STEP = 0.1
-# Of a list in a sentence, the first few show what kind they are.
-_NAMED = 5
 
 Values = Mapping[str, int | float | str]
 
@@ -257,7 +255,7 @@ def events_stored(stored: Sequence[Mapping[str, Any]], derived: Sequence[Event])
         },
     }
     differences = _sentence(
-        *((names, f"{len(names)} {what} ({_some(sorted(names))})") for what, names in wrong.items())
+        *((names, f"{len(names)} {what} ({some(sorted(names))})") for what, names in wrong.items())
     )
     return _integrity(
         "events_stored",
@@ -281,7 +279,7 @@ def events_apart(stored: Sequence[Mapping[str, Any]]) -> Finding:
         and later["start_ms"] <= earlier["end_ms"]
     ]
     count = len(overlapping)
-    wrong = _sentence((count, f"events of one track overlap {count} times ({_some(overlapping)})"))
+    wrong = _sentence((count, f"events of one track overlap {count} times ({some(overlapping)})"))
     return _integrity("events_apart", wrong, "No two events of one track overlap.", count)
 
 
@@ -397,6 +395,7 @@ def _stem(model: str) -> str:
     return model.removesuffix(".pt")
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def some(names: Sequence[str], *, most: int = 5) -> str:
+    """A list in a sentence: the first few show what kind they are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class AnalysisOrder:
-    """One upload to analyse, and what its request wants other than usual.
+    """One upload to analyse, and what its request sets in place of the configured values.
 
     Attributes:
         nonce: makes the work unlike any before, so that it is done again.
@@ -187,7 +187,7 @@ def _reused(reference: DetectionsReference, log: AnalysisLog, why: str, *, level
 
 
 def _pin(order: AnalysisOrder, settings: Settings) -> str | None:
-    # The pin speaks of the configured model, not of one that a request names.
+    # The pin applies to the configured model, not to one that a request names.
     return settings.model_sha256 if order.model is None else None
 
 

@@ -1,7 +1,7 @@
-"""Which run passes over which pixels: each waits for its turn, and a second pass over the same is seen.
+"""Records which run analyses which pixels: each waits for its turn, and a second pass is reported.
 
-Duplicates are not prevented here: run key, detection id and PostgreSQL do that. A second pass that really
-started means that one of them has failed, and costs money until somebody knows.
+It prevents no duplicate: run key, detection id and PostgreSQL do that. A second pass that did start means
+that one of them has failed, and costs money until an operator intervenes.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -115,12 +114,13 @@ def judge_events(published: PublishedAnalysis, services: Services) -> list[Findi
         [this] = [row for row in analyses if row["analysis_id"] == analysis_id]
         first = next(row for row in analyses if row["upload_id"] == this["upload_id"])
         settings, video_s = services.settings, (figures()[0].duration_ms or 0) / 1000
-        finding = check_rules.expected_latency(
-            (this["published_at"] - this["uploaded_at"]).total_seconds(),
-            limit_s=max(60 * settings.run_limit_minutes, settings.run_limit_per_video * video_s),
-            first=first["analysis_id"] == analysis_id,
-        )
-        return [finding]
+        return [
+            check_rules.expected_latency(
+                (this["published_at"] - this["uploaded_at"]).total_seconds(),
+                limit_s=max(60 * settings.run_limit_minutes, settings.run_limit_per_video * video_s),
+                first=first["analysis_id"] == analysis_id,
+            )
+        ]
 
     return [
         *_judged(("events_stored", "events_apart"), stored, damage=(ObjectNotFound, pa.ArrowInvalid)),
@@ -129,8 +129,16 @@ def judge_events(published: PublishedAnalysis, services: Services) -> list[Findi
     ]
 
 
+def judge(reference: Reference, services: Services) -> list[Finding]:
+    """What the checks of an asset that has checks find in one video; never raises."""
+    if isinstance(reference, DetectionsReference):
+        return judge_detections(reference, services)
+    assert isinstance(reference, PublishedAnalysis), reference
+    return judge_events(reference, services)
+
+
 def judge_each(
-    references: Mapping[str, Reference], judge: Callable[[Any], list[Finding]]
+    references: Mapping[str, Reference], services: Services
 ) -> Iterator[tuple[str, list[Finding] | None]]:
     """(video id, findings) of many videos, one after the other; None where there is nothing to judge.
 
@@ -143,18 +151,17 @@ def judge_each(
         except StorageError:
             yield video_id, None
         else:
-            yield video_id, judge(reference)
+            yield video_id, judge(reference, services)
 
 
-def refuse_contradictions(findings: Sequence[Finding]) -> None:
-    """Refuse detections that cannot be true.
-
-    Raises:
-        ContradictoryDetections: with the reasons.
-    """
-    wrong = [f"{each.check}: {each.reason}" for each in findings if each.contradicts]
-    if wrong:
-        raise ContradictoryDetections(f"No events are made of these detections. {' '.join(wrong)}")
+def contradiction(findings: Sequence[Finding]) -> ContradictoryDetections | None:
+    """Why no events may be made of what was judged; None if they may."""
+    wrong = [
+        f"{each.check}: {each.reason}" for each in findings if each.contradicts and each.check in BLOCKING
+    ]
+    if not wrong:
+        return None
+    return ContradictoryDetections(f"No events are made of these detections. {' '.join(wrong)}")
 
 
 def log_findings(log: AnalysisLog, findings: Sequence[Finding]) -> None:

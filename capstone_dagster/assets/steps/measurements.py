@@ -6,12 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 from capstone_dagster.analysis import DetectionSummary
 from capstone_dagster.catalog import metrics as declared
 from capstone_dagster.catalog.model import Metric
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import Publication
+
+
+def numbers(summary: DetectionSummary, *names: str) -> dict[str, Any]:
+    """Fields of a summary by their names, as logs, Dagster's pages and tables show them."""
+    return {name: getattr(summary, name) for name in names}
 
 
 def measure_pass(done: DetectionSummary, services: Services) -> None:

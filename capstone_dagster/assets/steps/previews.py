@@ -1,4 +1,4 @@
-"""The annotated preview of a video, made when somebody asks for it: `capstone preview`, or this job.
+"""The annotated preview of a video, made on request: by `capstone preview`, or by the job `preview_video`.
 
 Not an asset of every run: it takes about as long as an analysis, and few videos are ever looked at.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from capstone_dagster.analysis import (
     write_events,
 )
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
-from capstone_dagster.assets.steps.measurements import measure_publication
+from capstone_dagster.assets.steps.measurements import gpu_cost, measure_publication, numbers
 from capstone_dagster.assets.steps.references import (
     DetectionsReference,
     EventsReference,
@@ -53,7 +52,9 @@ class IntegrityViolation(Exception):
     failure_class = "internal"
 
 
-def derive(detections: DetectionsReference, services: Services, rules: EventRules) -> EventsReference:
+def derive(
+    detections: DetectionsReference, services: Services, rules: EventRules, log: AnalysisLog
+) -> EventsReference:
     """Build the events of stored detections and write them beside; touches no pixel and no GPU."""
     summary, video_id = detections.summary, detections.upload.video_id
     identity = analysis_id(video_id=video_id, detection_id=detections.detection_id, rules=rules)
@@ -64,12 +65,19 @@ def derive(detections: DetectionsReference, services: Services, rules: EventRule
         path = folder / EVENTS_FILE
         write_events(path, events)
         services.objects.put_file(prefix + EVENTS_FILE, path)
+    log.derived(len(events), summary.detections)
     recorded_at, source = recording_start(detections)
     return EventsReference(identity, prefix, len(events), recorded_at, source, detections)
 
 
 def publish(
-    derived: EventsReference, services: Services, *, run_id: str, requested_at: datetime, log: AnalysisLog
+    derived: EventsReference,
+    services: Services,
+    *,
+    run_id: str,
+    requested_at: datetime,
+    began_at: float,
+    log: AnalysisLog,
 ) -> tuple[PublishedAnalysis, list[Event]]:
     """Check the events and make them current, in one transaction; again changes nothing.
 
@@ -77,7 +85,8 @@ def publish(
     a machine meanwhile.
 
     Args:
-        log: gets each retry, and the step when it is done.
+        began_at: when the work on the video began, seconds since 1970.
+        log: gets each retry, the step when it is done, and the end of the analysis.
 
     Raises:
         IntegrityViolation: events and detections contradict each other.
@@ -107,6 +116,15 @@ def publish(
         first=publication.first,
     )
     log.saved(published.events, published.rows, seconds)
+    if not published.current:
+        log.warn(
+            "An analysis of a newer upload, or one that was asked for later, is current; this one is stored "
+            "beside it.",
+            action="analysis.outdated",
+        )
+    log.cleaned_up(take_removed())
+    elapsed_s = time.time() - began_at
+    log.completed(derived.detections.summary, published.events, published.rows, elapsed_s)
     return published, events
 
 
@@ -122,30 +140,19 @@ def _publish(
         detection_id=detections.detection_id,
         video_id=upload.video_id,
         upload_id=upload.upload_id,
-        model=summary.model,
-        model_sha256=summary.model_sha256,
         settings=detections.settings,
         detection_version=detections.detection_version,
         events_version=EVENTS_VERSION,
         run_id=run_id,
-        frames_decoded=summary.frames_decoded,
-        frames_analyzed=summary.frames_analyzed,
-        detections=summary.detections,
-        tracks=summary.tracks,
         events=len(events),
-        device=summary.device,
-        backend=summary.backend,
-        gpu_seconds=summary.seconds if str(summary.device).startswith("cuda") else 0.0,
-        seconds=summary.seconds,
+        gpu_seconds=gpu_cost(summary.device, summary.seconds, services)[0],
+        **numbers(summary, "frames_decoded", "frames_analyzed", "detections", "tracks", "seconds"),
+        **numbers(summary, "model", "model_sha256", "device", "backend"),
         objects_prefix=services.objects.url(detections.prefix),
         requested_at=requested_at,
     )
     facts = VideoFacts(
-        duration_ms=summary.duration_ms,
-        width=summary.width,
-        height=summary.height,
-        fps=summary.fps,
-        codec=summary.codec,
+        **numbers(summary, "duration_ms", "width", "height", "fps", "codec"),
         recorded_at=derived.recorded_at,
         recorded_at_source=derived.recorded_at_source,
     )
@@ -160,21 +167,6 @@ def _publish(
         with attempt, services.tracer.span("publish", database="postgresql", rows=len(rows)):
             publication = services.database.transact(publish_analysis, analysis, rows, facts)
     return publication, events
-
-
-def conclude(
-    published: PublishedAnalysis, summary: DetectionSummary, log: AnalysisLog, *, elapsed_s: float
-) -> None:
-    """Tell the end of a video's log: what was cleaned up, and that all is done."""
-    if not published.current:
-        log.write(
-            "An analysis of a newer upload, or one that was asked for later, is current; this one is stored "
-            "beside it.",
-            action="analysis.outdated",
-            level=logging.WARNING,
-        )
-    log.cleaned_up(take_removed())
-    log.completed(summary, published.events, published.rows, elapsed_s)
 
 
 def check_integrity(events: Sequence[Event], *, expected: int, summary: DetectionSummary) -> None:
@@ -204,10 +196,9 @@ def check_integrity(events: Sequence[Event], *, expected: int, summary: Detectio
 def _log_retry(log: AnalysisLog, services: Services, state: RetryCallState) -> None:
     services.metrics.add(DATABASE_RETRIES)
     error = state.outcome.exception() if state.outcome else None
-    log.write(
+    log.warn(
         f"The event store did not answer, attempt {state.attempt_number}: {error}",
         action="database.retry",
-        level=logging.WARNING,
         attempt=state.attempt_number,
         failure_class=DatabaseUnavailable.failure_class,
     )

@@ -1,7 +1,7 @@
 """What travels between ops: small, durable references to immutable objects, never pixels.
 
-A reference says everything that the next step needs to find and understand the objects, so a step works in
-whatever container it is re-executed.
+A reference holds everything that the next step needs to find and understand the objects, so a step can be
+re-executed in any container.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class DetectionsReference:
     detection_version: int
     reused: bool
     requested_model: str | None = None
+
+    @property
+    def video_id(self) -> str:
+        """Its video."""
+        return self.upload.video_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ _removed = Removed()
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A new folder that is removed at the end, whatever happens."""
+    """A new folder that is removed at the end, also after an error."""
     with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
         try:
             yield Path(folder)

@@ -13,6 +13,7 @@ import psycopg
 import sqlalchemy as sa
 from dagster._core.storage.tags import RUN_KEY_TAG
 
+from capstone_dagster.failures.run_steps import pass_config
 from capstone_dagster.intake.runs import PARTITIONS_NAME
 from capstone_dagster.storage.schema import outbox, video_status, videos
 from capstone_dagster.storage.sources import SourceObject, head_source
@@ -247,9 +248,9 @@ class _Player:
             QueueUrl=url, MaxNumberOfMessages=BATCH, MessageAttributeNames=["All"]
         ).get("Messages"):
             for message in messages:
-                told = message.get("MessageAttributes", {}).get("source_message_id", {})
+                source = message.get("MessageAttributes", {}).get("source_message_id", {})
                 self._dead_letters.append(
-                    DeadLetter(message["MessageId"], told.get("StringValue"), message["Body"])
+                    DeadLetter(message["MessageId"], source.get("StringValue"), message["Body"])
                 )
                 self._sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
 
@@ -287,10 +288,10 @@ def _run(record: Any) -> Run:
 
 
 def _work(config: Any) -> str:
-    """What decides the detection id, as far as a run is told: the bytes, and what was asked of them."""
-    told = config["ops"]["video_analysis"]["ops"]["analyze_video"]["config"]
-    asked = [told["upload"][name] for name in ("etag", "size_bytes")]
-    return json.dumps(asked + [told[name] for name in ("sample_fps", "model", "nonce")])
+    """What of a run's configuration decides the detection id: the bytes, and what was asked of them."""
+    wanted = pass_config(config)
+    content = [wanted["upload"][name] for name in ("etag", "size_bytes")]
+    return json.dumps(content + [wanted[name] for name in ("sample_fps", "model", "nonce")])
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -5,7 +5,7 @@ and a crash between the copy and the deletion makes a second copy, so copies of 
 there are counted apart and are no violation; a missing one and one that does not belong there are.
 
 Where old runs were deleted, a run key may be used again: what holds then is that no two runs of a key were
-on record at the same time and that all of them were told to do the same work, which the detection id
+on record at the same time and that all of them had to do the same work, which the detection id
 recognises as done.
 """
 
@@ -33,7 +33,7 @@ class Fault(StrEnum):
     LEFT_BEHIND = "still in the queue"
     NO_PARTITION = "a run whose video is no partition"
     WRONG_STATUS = "the event store does not say that it got further than received"
-    WRONG_NOTICES = "its arrival was not told exactly once"
+    WRONG_NOTICES = "its arrival was not announced exactly once"
     WRONG_EXTERNAL_ID = "the back end's id was lost"
 
 

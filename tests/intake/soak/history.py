@@ -9,7 +9,7 @@ class Ask:
     """One thing that a message asked for.
 
     Attributes:
-        run_keys: upload id → the key of the run that answers, of every upload that S3 could have told of.
+        run_keys: upload id → the key of the run that answers, of every upload that S3 could have announced.
         gone_from: since when S3 could have answered that there is no such object; None if never.
         forbidden: S3 refused all along.
         external_id: the back end's id that came with it, if one did.
@@ -46,7 +46,7 @@ class Run:
 
     Attributes:
         upload_id: the upload that it works on, as its tag says.
-        work: what it was told to do; two runs of equal work find each other's detections.
+        work: what it had to do; two runs of equal work find each other's detections.
         submitted: it got further than being created.
         root: it is nobody's retry.
     """

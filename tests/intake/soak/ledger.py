@@ -116,13 +116,13 @@ class Ledger:
             model=fields.get("model"),  # type: ignore[arg-type]
             force=bool(fields.get("force")),
         )
-        told = fields.get("video_id")
+        number = fields.get("video_id")
         return Ask(
             video_id=self._keys[want.key].video_id,
             run_keys={upload: run_key(upload, request, sent.message_id) for upload in uploads},
             gone_from=gone_from,
             forbidden=want.key in self._forbidden,
-            external_id=None if told is None else str(told),
+            external_id=None if number is None else str(number),
         )
 
     def _possible(self, want: Want, step: int) -> tuple[list[str], float | None]:
@@ -130,9 +130,9 @@ class Ledger:
         if want.number is not None:
             erased = self._erased.get(want.number)
             return [self.upload_id(want.number)], erased[1] if erased else None
-        told = self._keys[want.key].latest
-        before = [state for state in told if state[0] <= step][-1:]
-        states = before + [state for state in told if state[0] > step]
+        history = self._keys[want.key].latest
+        before = [state for state in history if state[0] <= step][-1:]
+        states = before + [state for state in history if state[0] > step]
         gone = [at for _, at, number in states if number is None]
         return [self.upload_id(number) for _, _, number in states if number is not None], min(
             gone, default=None

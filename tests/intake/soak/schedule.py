@@ -164,7 +164,7 @@ class _Dealer:
             fresh += self._occurrence(at, puts, removals)
         # Each wave holds one of these, or its points of the dead letters could not be met.
         fresh[0] = self._broken()
-        # What is too much, and some more, is told later.
+        # What is too much, and some more, is announced later.
         late, self._late = self._late, []
         chance.shuffle(fresh)
         waiting = fresh + late
@@ -215,11 +215,11 @@ class _Dealer:
             return [self._empty()]
         put = self._put(at)
         puts.append(put)
-        told = self._announce(put)
+        announced = self._announce(put)
         if draw < 0.18 and put.key not in self._forbidden:
-            # Deleted before anybody heard of it. Two puts of one wave cannot be told apart from here.
+            # Deleted before anybody heard of it. Two puts of one wave cannot be distinguished from here.
             removals.append(self._removal(put.key))
-        return told
+        return announced
 
     def _put(self, at: int) -> Put:
         chance = self._chance
@@ -241,15 +241,15 @@ class _Dealer:
     def _announce(self, put: Put) -> list[Announcement]:
         """S3's notifications of an upload, by one way or two, and what the back end has to say of it."""
         chance = self._chance
-        told = [self._notification(put)]
+        announced = [self._notification(put)]
         if chance.random() < 0.8:
-            told.append(self._notification(put))
+            announced.append(self._notification(put))
         if chance.random() < 0.9:
-            told.append(self._request(put.key))
+            announced.append(self._request(put.key))
         for fields in ({"sample_fps": 2.5}, {"model": "embedded"}, {"force": True}, {"priority": 5}):
             if chance.random() < 0.04:
-                told.append(self._request(put.key, **fields))
-        return told
+                announced.append(self._request(put.key, **fields))
+        return announced
 
     def _notification(self, put: Put) -> Announcement:
         chance = self._chance

@@ -1,4 +1,4 @@
-"""The checker on histories of one upload: sound ones pass, and every fault is told by its name."""
+"""The checker on histories of one upload: sound ones pass, and every fault is named."""
 
 from dataclasses import replace
 
@@ -117,7 +117,7 @@ def test_sound_histories_pass(history: History) -> None:
         pytest.param(
             replace(SOUND, statuses={UPLOAD: Status("queued", notices=2)}),
             Fault.WRONG_NOTICES,
-            id="told-twice",
+            id="announced-twice",
         ),
         pytest.param(
             replace(SOUND, external_ids={VIDEO: None}), Fault.WRONG_EXTERNAL_ID, id="external-id-lost"
