@@ -234,6 +234,7 @@ def test_logs_without_credentials_or_region_say_which(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # it keeps the credentials of other tests
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", "postgresql+psycopg://capstone@127.0.0.1:1/capstone")
 
     nowhere = capstone("logs", VIDEO)
