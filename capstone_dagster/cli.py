@@ -12,6 +12,7 @@ import typer
 from capstone_dagster.commands import (
     alerts,
     analyses,
+    browse,
     dead_letters,
     erasure,
     export,
@@ -74,7 +75,14 @@ COMMANDS = {
         *(videos.submit, videos.status, logs.logs, operating.cancel, operating.prioritize, operating.retry),
         *(reanalysis.reanalyze, erasure.delete),
     ),
-    "Results": (videos.events, analyses.analyses, analyses.compare, analyses.rollback, preview.preview),
+    "Results": (
+        browse.browse,
+        videos.events,
+        analyses.analyses,
+        analyses.compare,
+        analyses.rollback,
+        preview.preview,
+    ),
     "The system": (system.doctor, alerts.alerts, retention.retention, system.migrate),
 }
 for panel, commands in COMMANDS.items():

@@ -73,6 +73,22 @@ def aws_client(service: str, patience: Patience = WORK, region: str | None = Non
     Args:
         region: in place of the environment's.
     """
+    return _client(service, patience, region)
+
+
+def signing_client() -> S3Client:
+    """An S3 client for addresses that a browser loads: they name the bucket's region.
+
+    The global name, which boto3 signs by default, answers for a new bucket with a redirect. Browsers do not
+    follow one in a CORS preflight.
+    """
+    client: S3Client = _client(
+        "s3", COMMAND, None, signature_version="s3v4", s3={"addressing_style": "virtual"}
+    )
+    return client
+
+
+def _client(service: str, patience: Patience, region: str | None, **signing: Any) -> Any:
     import boto3
     from botocore.config import Config
 
@@ -81,6 +97,7 @@ def aws_client(service: str, patience: Patience = WORK, region: str | None = Non
         read_timeout=patience.read_s,
         max_pool_connections=32,
         retries={"mode": "standard", "total_max_attempts": patience.attempts},
+        **signing,
     )
     return boto3.client(service, region_name=region, config=config)  # type: ignore[call-overload]
 

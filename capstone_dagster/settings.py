@@ -23,6 +23,7 @@ _OTHER_VARIABLES = (
     "CAPSTONE_TEST_DATA",
     "CAPSTONE_TEST_SLOWNESS",
     "CAPSTONE_UI_PORT",
+    "CAPSTONE_BROWSE_PORT",
     "CAPSTONE_LOG_BUCKET",
     "CAPSTONE_GPU_QUEUE",
     "CAPSTONE_GPU_JOB_DEFINITION",
@@ -169,6 +170,11 @@ class Settings(BaseSettings):
         description="Log group of the jobs' history: start, end, reason and resources of each AWS Batch job.",
     )
     ui_url: str | None = Field(default=None, description="Address of Dagster's pages, for links in alerts.")
+    browse_url: str | None = Field(
+        default=None,
+        description="Address of the pages of `capstone browse`, for links to them; they answer to this name "
+        "and to those of loopback.",
+    )
     runbook_url: str = Field(
         default="docs/runbook.md", description="Address of the runbook, for links in alerts."
     )
@@ -404,6 +410,12 @@ class Settings(BaseSettings):
         return (
             f"postgresql+psycopg://{credentials}@{self.postgres_host}:{self.postgres_port}/{self.postgres_db}"
         )
+
+    def video_page(self, video_id: str) -> str | None:
+        """The address of a video's page in `capstone browse`; None if the pages have no address."""
+        if self.browse_url is None:
+            return None
+        return f"{self.browse_url.rstrip('/')}/videos/{quote(video_id, safe='')}"
 
     def required(self, name: str) -> str:
         """The value of an optional text setting that this caller cannot work without.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,20 @@ class Submission:
     upload_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where an upload goes; `metadata` is what intake reads of it, encoded for S3."""
+
+    bucket: str
+    key: str
+    metadata: Mapping[str, str]
+
+    @property
+    def video_id(self) -> str:
+        """The id that intake gives the video."""
+        return video_id(self.bucket, self.key)
+
+
 def submit_video(
     path: Path,
     s3: S3Client,
@@ -61,21 +75,8 @@ def submit_video(
     size = path.stat().st_size
     if size == 0:
         raise NotSubmitted(f"{path} is empty: there is nothing to analyse.")
-    if not path.name.lower().endswith(tuple(suffix.lower() for suffix in settings.key_suffixes)):
-        raise NotSubmitted(
-            f"{path.name} does not end in one of {', '.join(settings.key_suffixes)} (CAPSTONE_KEY_SUFFIXES), "
-            "so its upload would be ignored. Rename the file or widen the setting."
-        )
-    bucket = settings.required("raw_bucket")
-    key = f"{settings.key_prefix}{camera or 'uploads'}/{path.name}"
-    metadata = {"video-id": external_id, "camera": camera, "recorded-at": recorded_at}
-    given = {name: value for name, value in metadata.items() if value is not None}
-    for name, value in given.items():
-        if not value.isprintable():
-            raise ConfigurationError(
-                f"{name} is {value!r}: S3's metadata carries no line breaks or control characters."
-            )
-    encoded = {name: encoded_metadata(value) for name, value in given.items()}
+    target = destination(path.name, settings, external_id=external_id, camera=camera, recorded_at=recorded_at)
+    bucket, key = target.bucket, target.key
     done = 0
 
     def count(part: int) -> None:
@@ -86,10 +87,44 @@ def submit_video(
     try:
         with explained(f"s3://{bucket}/{key}"):
             # put_object for what fits one request, parts for the rest: upload_file chooses.
-            s3.upload_file(str(path), bucket, key, ExtraArgs={"Metadata": encoded}, Callback=count)
+            metadata = {"Metadata": dict(target.metadata)}
+            s3.upload_file(str(path), bucket, key, ExtraArgs=metadata, Callback=count)
     except ObjectNotFound as error:
         raise ConfigurationError(
             f"CAPSTONE_RAW_BUCKET is {bucket!r}, and S3 has no such bucket. Create it, or correct the name."
         ) from error
     source = head_source(s3, bucket, key)
-    return Submission(source.url, video_id(bucket, key), upload_id(source))
+    return Submission(source.url, target.video_id, upload_id(source))
+
+
+def destination(
+    name: str,
+    settings: Settings,
+    *,
+    external_id: str | None = None,
+    camera: str | None = None,
+    recorded_at: str | None = None,
+) -> Destination:
+    """Where a file of this name is uploaded to, and what its object says of the video.
+
+    Raises:
+        NotSubmitted: its name is not one of a video.
+        ConfigurationError: the bucket is not set, or text that S3's metadata cannot carry.
+    """
+    if not name.lower().endswith(tuple(suffix.lower() for suffix in settings.key_suffixes)):
+        raise NotSubmitted(
+            f"{name} does not end in one of {', '.join(settings.key_suffixes)} (CAPSTONE_KEY_SUFFIXES), "
+            "so its upload would be ignored. Rename the file or widen the setting."
+        )
+    metadata = {"video-id": external_id, "camera": camera, "recorded-at": recorded_at}
+    given = {field: value for field, value in metadata.items() if value is not None}
+    for field, value in given.items():
+        if not value.isprintable():
+            raise ConfigurationError(
+                f"{field} is {value!r}: S3's metadata carries no line breaks or control characters."
+            )
+    return Destination(
+        bucket=settings.required("raw_bucket"),
+        key=f"{settings.key_prefix}{camera or 'uploads'}/{name}",
+        metadata={field: encoded_metadata(value) for field, value in given.items()},
+    )

@@ -117,7 +117,7 @@ def send_due(settings: Settings, metrics: Metrics, memory: Memory) -> str:
 def place_of(settings: Settings, topic_arn: str) -> Place:
     """Where this deployment's links lead."""
     region = None if settings.environment == "local" else topic_arn.split(":")[3]
-    return Place(settings.environment, settings.ui_url, settings.runbook_url, region)
+    return Place(settings.environment, settings.ui_url, settings.runbook_url, region, settings.browse_url)
 
 
 def _look(

@@ -32,12 +32,14 @@ class Place:
     Attributes:
         ui_url: Dagster's pages; None if they have no address that a reader could open.
         region: of AWS's consoles; None where there are none, as in a local stack.
+        browse_url: the pages of `capstone browse`; None if they have no address.
     """
 
     environment: str
     ui_url: str | None
     runbook_url: str
     region: str | None
+    browse_url: str | None = None
 
 
 def compose(incident: Incident, kind: Kind, place: Place, *, given_up: int = 0) -> Message:
@@ -151,6 +153,8 @@ def _page(page: str) -> Condition | Policy:
 def _links(example: Mapping[str, object], place: Place) -> list[str]:
     lines = [_run_link(str(example["run_id"]), place)]
     job, stream, video = example["job_id"], example["log_stream"], example["video_id"]
+    if place.browse_url is not None and video is not None:
+        lines.append(f"Video: {place.browse_url.rstrip('/')}/videos/{quote(str(video), safe='')}")
     if job is not None:
         lines.append(f"Job: {job_url(place.region, str(job))}" if place.region else f"Job: {job}")
     if place.region is None:

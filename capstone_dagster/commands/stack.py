@@ -49,6 +49,15 @@ def dev(
     state: StateOption = DEFAULT_STATE,
     port: PortOption = 3000,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete all data of earlier stacks first.")] = False,
+    browse_port: Annotated[
+        int,
+        typer.Option(
+            envvar="CAPSTONE_BROWSE_PORT",
+            min=1,
+            max=65535,
+            help="Port of the pages of `capstone browse`; another one if it is taken.",
+        ),
+    ] = 3080,
     compute: Annotated[
         Compute,
         typer.Option(
@@ -56,7 +65,7 @@ def dev(
         ),
     ] = Compute.LOCAL,
 ) -> None:
-    """Run the local stack with the Dagster UI until Ctrl-C.
+    """Run the local stack with the Dagster UI and the pages of events until Ctrl-C.
 
     Example: `capstone dev --port 3001`
     """
@@ -76,6 +85,7 @@ def dev(
                 local_stack(
                     state.resolve(),
                     webserver_port=port,
+                    browse_port=browse_port,
                     fresh=fresh,
                     before_dagster=before_dagster,
                     on_progress=report,
@@ -83,6 +93,7 @@ def dev(
             )
         assert stack.dagster is not None
         terminal.out.print(f"Dagster UI   {stack.dagster.url}")
+        terminal.say(f"Browse       {stack.environment['CAPSTONE_BROWSE_URL']}")
         terminal.say(f"Logs         {stack.logs}")
         if compute is Compute.BATCH:
             terminal.out.print(f"AWS Batch    {stack.environment['AWS_ENDPOINT_URL_BATCH']} (fake)")

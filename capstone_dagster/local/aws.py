@@ -198,6 +198,8 @@ def _ministack(state: Path, log: Path, port: int) -> Command:
             "HOME": str(state),
             "PYTHONUNBUFFERED": "1",
             "GATEWAY_PORT": str(EMULATOR_NOMINAL_PORT),
+            # Presigned addresses are verified, against these.
+            **CREDENTIALS,
             "SERVICES": ",".join(SERVICES),
             "MINISTACK_REGION": REGION,
             "PERSIST_STATE": "1",

@@ -32,8 +32,9 @@ from capstone_dagster.local.dagster_services import (
     start_dagster,
 )
 from capstone_dagster.local.errors import LocalStackError
+from capstone_dagster.local.pages import start_pages
 from capstone_dagster.local.postgres import DAGSTER_DATABASE, EVENT_DATABASE, PostgresServer, postgres_server
-from capstone_dagster.local.processes import LOOPBACK, free_port
+from capstone_dagster.local.processes import LOOPBACK, ChildProcess, free_port
 from capstone_dagster.local.state import clear_state, own_state, remove_environment, write_environment
 
 STATE_FOLDER = ".capstone"
@@ -63,6 +64,7 @@ class LocalStack:
     aws: AwsEmulator
     resources: AwsResources
     dagster: DagsterServices | None = None
+    pages: ChildProcess | None = None
 
     @property
     def logs(self) -> Path:
@@ -74,6 +76,8 @@ class LocalStack:
         self.aws.process.check()
         if self.dagster is not None:
             self.dagster.check()
+        if self.pages is not None:
+            self.pages.check()
 
 
 @contextmanager
@@ -81,6 +85,7 @@ def local_stack(
     state: Path | None = None,
     *,
     webserver_port: int | None = UI_PORT,
+    browse_port: int | None = None,
     with_dagster: bool = True,
     dagster_files: DagsterFiles | None = None,
     fresh: bool = False,
@@ -92,6 +97,8 @@ def local_stack(
     Args:
         state: where everything it remembers lives; the repository's `.capstone` by default.
         webserver_port: the Dagster UI's port; None takes a free one.
+        browse_port: serve the pages of `capstone browse` on this port, or on a free one if it is taken; None
+            serves none.
         with_dagster: False starts PostgreSQL and the emulator only.
         fresh: delete what earlier stacks left in `state` first.
         before_dagster: called when the databases and resources exist and Dagster does not run yet: the
@@ -131,6 +138,8 @@ def local_stack(
             **_environment(postgres, aws, resources, home),
             UI_PORT_VARIABLE: str(ui_port),
         }
+        if browse_port is not None:
+            environment["CAPSTONE_BROWSE_URL"] = f"http://{LOOPBACK}:{free_port(browse_port)}"
         stack = LocalStack(state, environment, postgres, aws, resources)
         write_environment(state, stack.environment)
         before_dagster(stack)
@@ -150,6 +159,9 @@ def local_stack(
             running.callback(stack.dagster.stop)
             report(f"Dagster is ready at {stack.dagster.url}")
             carrying.callback(start_awslogs(joined, stack.logs, [lock]).stop)
+            if browse_port is not None:
+                stack.pages = start_pages(joined, stack.logs, [lock])
+                running.callback(stack.pages.stop)
         try:
             yield stack
         finally:

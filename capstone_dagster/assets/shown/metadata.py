@@ -77,6 +77,7 @@ def of_video(done: DetectionsReference, services: Services) -> dg.AssetObservati
             **_recorded(*recording_start(done), services),
             "picture": dg.MetadataValue.md("no picture" if jpeg is None else _shown(jpeg, upload.key)),
             "object": _link(upload.url, services),
+            **_page(upload.video_id, services),
             "upload_id": upload.upload_id,
         },
     )
@@ -103,6 +104,7 @@ def of_frames(
         "duration_s": summary.duration_ms / 1000,
         **numbers(summary, "width", "height", "codec"),
         "video": _link(done.upload.url, services),
+        **_page(done.upload.video_id, services),
         **_file("frames", done.prefix + "frames.parquet", summary.frames_decoded, services),
         **times,
         **_whereabouts(tags, services),
@@ -163,6 +165,7 @@ def of_publication(
         **_recorded(derived.recorded_at, derived.recorded_at_source, services),
         "published_at": dg.MetadataValue.timestamp(published.published_at),
         "video": _link(detections.upload.url, services),
+        **_page(detections.upload.video_id, services),
         **_file("parquet", derived.prefix + "events.parquet", published.events, services),
         **_whereabouts(tags, services),
     }
@@ -250,6 +253,12 @@ def _link(url: str, services: Services) -> dg.MetadataValue[Any]:
     key = quote(parts.path.lstrip("/"))
     place = f"https://{region}.{domain}/s3/object/{parts.netloc}?region={region}&prefix={key}"
     return dg.MetadataValue.url(place)
+
+
+def _page(video_id: str, services: Services) -> Metadata:
+    """The video in `capstone browse`, where it is played."""
+    page = services.settings.video_page(video_id)
+    return {} if page is None else {"browse": dg.MetadataValue.url(page)}
 
 
 def _region(services: Services) -> str | None:
