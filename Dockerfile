@@ -88,7 +88,6 @@ ENV PATH=/app/bin:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     # What the container toolkit brings of the driver: video is the decoder.
     NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 
-WORKDIR /app
 USER 10001:10001
 EXPOSE 3000
 # By the role that process 1 plays. ECS does not read it: infra/application.yaml says its own.
@@ -100,11 +99,13 @@ CMD ["capstone", "--help"]
 FROM shipped AS services
 COPY --from=packages /layers/packages /
 COPY --from=packages /etc/passwd /etc/group /etc/
-# What the user owns: whole directories, because the owner of the one that is copied to is not everywhere changed. For
-# the same reason what root owns comes last: the user must not own /app itself, from which Python imports.
+# What the user owns: whole directories, because the owner of the one that is copied to is not everywhere changed.
+# /app itself, from which Python imports, is root's: so it is made by a copy, because buildah gives a WORKDIR that it
+# makes to the user.
 COPY --from=packages --chown=10001:10001 /home /home
-COPY --from=project --chown=10001:10001 /layers/app /app
 COPY --from=project /app /app
+COPY --from=project --chown=10001:10001 /layers/app /app
+WORKDIR /app
 
 FROM shipped AS worker
 COPY --from=torch /layers/cuda /
@@ -113,5 +114,6 @@ COPY --from=packages /layers/packages /
 COPY --from=packages /etc/passwd /etc/group /etc/
 COPY --from=packages --chown=10001:10001 /home /home
 COPY --from=torch --chown=10001:10001 /layers/cache /var/cache
-COPY --from=project --chown=10001:10001 /layers/app /app
 COPY --from=project /app /app
+COPY --from=project --chown=10001:10001 /layers/app /app
+WORKDIR /app
