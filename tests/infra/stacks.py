@@ -76,6 +76,17 @@ def resources(*types: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{name}/{logical_id}", body
 
 
+def task_containers(task: Mapping[str, Any], *, web_in_daemon_task: bool = False) -> Iterator[dict[str, Any]]:
+    """The containers of a task definition, for a choice of `WebserverPlace`."""
+    for each in task["Properties"]["ContainerDefinitions"]:
+        if "Fn::If" not in each:
+            yield each
+        elif web_in_daemon_task:
+            condition, chosen, _ = each["Fn::If"]
+            assert condition == "WebInDaemonTask"
+            yield chosen
+
+
 def without(body: Mapping[str, Any], types: frozenset[str]) -> dict[str, Any]:
     """A template without the resources of some types; what refers to them gets a word in their place."""
     gone = {name for name, resource in body["Resources"].items() if resource["Type"] in types}

@@ -13,7 +13,7 @@ from batch_gpu.config import config_schema, from_yaml
 from capstone_dagster.settings import Settings, read_settings, unknown_variables, variable_name
 from capstone_dagster.traces.tracer import ENDPOINT_VARIABLES
 from tests.infra.conftest import Deployed
-from tests.infra.stacks import template
+from tests.infra.stacks import task_containers, template
 from tests.infra.test_created import containers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def declared(container: str) -> tuple[dict[str, Any], set[str]]:
     }
     for body in found.values():
         if body["Type"] == "AWS::ECS::TaskDefinition":
-            definitions |= {each["Name"]: each for each in body["Properties"]["ContainerDefinitions"]}
+            definitions |= {each["Name"]: each for each in task_containers(body)}
     assert set(definitions) == set(CONTAINERS)
     this = definitions[container]
     names = [each["Name"] for each in [*this["Environment"], *this["Secrets"]]]

@@ -4,6 +4,7 @@ import email
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from batch_gpu.endings import ending_of
 from batch_gpu.jobs import DEFAULT_ATTEMPTS, retry_strategy
 from capstone_dagster.catalog.log_groups import DAEMON, INTAKE, VIDEO_ANALYSIS, WEBSERVER
 from capstone_dagster.local import aws
-from tests.infra.stacks import INFRA, ORDER, resources, template
+from tests.infra.stacks import INFRA, ORDER, resources, task_containers, template
 
 # CloudFormation takes a template of this size as it is, and a longer one from a bucket.
 LONGEST_TEMPLATE, LONGEST_IN_A_BUCKET = 51_200, 1_000_000
@@ -93,11 +94,7 @@ LOGS = {
 def log_options() -> dict[str, dict[str, Any]]:
     bodies = [
         *(body["Properties"]["ContainerProperties"] for _, body in resources("AWS::Batch::JobDefinition")),
-        *(
-            each
-            for _, body in resources("AWS::ECS::TaskDefinition")
-            for each in body["Properties"]["ContainerDefinitions"]
-        ),
+        *(each for _, body in resources("AWS::ECS::TaskDefinition") for each in task_containers(body)),
     ]
     found = [each["LogConfiguration"] for each in bodies]
     assert {each["LogDriver"] for each in found} == {"awslogs"}
@@ -120,7 +117,7 @@ def service(name: str) -> dict[str, Any]:
     [found] = [
         each
         for _, body in resources("AWS::ECS::TaskDefinition")
-        for each in body["Properties"]["ContainerDefinitions"]
+        for each in task_containers(body)
         if each["Name"] == name
     ]
     return dict(found)
@@ -355,7 +352,7 @@ def test_machines_have_the_right_image_and_keep_their_credentials(where: str) ->
     assert (disk["Encrypted"], disk["VolumeType"], disk["Throughput"]) == (True, "gp3", 500)
 
 
-def test_the_user_of_the_image_does_not_reach_the_machines_credentials() -> None:
+def test_the_user_of_the_image_does_not_reach_the_machines_credentials(tmp_path: Path) -> None:
     """Containers of AWS Batch share the machine's network, where a hop limit protects nothing."""
     data = properties("compute", "MachineTemplate")["LaunchTemplateData"]
     message = email.message_from_string(data["UserData"]["Fn::Base64"])
@@ -366,9 +363,45 @@ def test_the_user_of_the_image_does_not_reach_the_machines_credentials() -> None
     assert message.get_content_type() == "multipart/mixed"
     assert part.get_content_type() == "text/cloud-boothook", "before Docker starts anything"
     assert subprocess.run(["sh", "-n"], input=script, text=True, check=False).returncode == 0
-    for address in ("169.254.169.254", "fd00:ec2::254"):
-        assert f"OUTPUT --destination {address} --match owner --uid-owner {uid[0]} --jump REJECT" in script
     assert "169.254.170.2" not in script, "where a job's own credentials come from"
+
+    done, calls = run_on_a_machine(script, tmp_path)
+    rule = f"--match owner --uid-owner {uid[0]} --jump REJECT"
+    assert done.returncode == 0
+    assert calls[:2] == [
+        f"iptables --wait 30 --insert OUTPUT --destination 169.254.169.254 {rule}",
+        f"ip6tables --wait 30 --insert OUTPUT --destination fd00:ec2::254 {rule}",
+    ]
+    assert "poweroff" not in calls
+
+
+@pytest.mark.parametrize("broken", ["iptables", "ip6tables"])
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_machine_that_cannot_hide_its_credentials_takes_no_job(
+    tmp_path: Path, broken: str, missing: bool
+) -> None:
+    data = properties("compute", "MachineTemplate")["LaunchTemplateData"]
+    [part] = email.message_from_string(data["UserData"]["Fn::Base64"]).get_payload()
+
+    done, calls = run_on_a_machine(part.get_payload(), tmp_path, **{broken: None if missing else 1})
+    assert done.returncode == 1
+    assert calls[-2:] == ["systemctl mask --now ecs", "poweroff"]
+
+
+def run_on_a_machine(
+    script: str, folder: Path, **programs: int | None
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """The script beside programs that note how they are called; None: there is no such program."""
+    endings = dict.fromkeys(("iptables", "ip6tables", "install", "systemctl", "poweroff"), 0) | programs
+    for name, ending in endings.items():
+        if ending is not None:
+            (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {folder}/calls\nexit {ending}\n')
+            (folder / name).chmod(0o755)
+    local = script.replace("/dev/console", "/dev/null")
+    done = subprocess.run(
+        ["/bin/sh"], input=local, env={"PATH": str(folder)}, text=True, capture_output=True, check=False
+    )
+    return done, [line.strip() for line in (folder / "calls").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("kind", ["Gpu", "Cpu"])
@@ -413,13 +446,90 @@ def test_two_daemons_never_run() -> None:
 
 
 def test_the_daemon_waits_for_what_prepares_it_and_the_web_server_for_the_daemon() -> None:
-    prepare, code_server, daemon = properties("application", "DaemonTask")["ContainerDefinitions"]
+    prepare, code_server, daemon = task_containers(template("application")["Resources"]["DaemonTask"])
 
     assert (prepare["Name"], prepare["Essential"]) == ("prepare", False)
     prepared = {"ContainerName": "prepare", "Condition": "SUCCESS"}
     assert code_server["DependsOn"] == [prepared]
     assert daemon["DependsOn"] == [prepared, {"ContainerName": "code-server", "Condition": "HEALTHY"}]
     assert template("application")["Resources"]["WebserverService"]["DependsOn"] == "DaemonService"
+
+
+def test_one_task_holds_all_services_where_that_is_chosen() -> None:
+    """The webserver beside the daemon is the one of its own service, but for how it finds the code server."""
+    found = template("application")["Resources"]
+    *others, inside = task_containers(found["DaemonTask"], web_in_daemon_task=True)
+    alone = service("webserver")
+
+    assert [each["Name"] for each in others] == ["prepare", "code-server", "daemon"]
+    assert inside.pop("DependsOn") == others[-1]["DependsOn"]
+    variables = [
+        {each["Name"]: each["Value"] for each in body.pop("Environment")} for body in (inside, alone)
+    ]
+    assert [each.pop("CODE_SERVER_HOST") for each in variables] == [
+        "127.0.0.1",
+        "code-server.capstone.internal",
+    ]
+    assert variables[0] == variables[1]
+    assert inside == alone
+    assert properties("application", "DaemonTask")["Memory"] == {
+        "Fn::If": ["WebInDaemonTask", "5120", "4096"]
+    }
+
+    conditional = {name for name, body in found.items() if body.get("Condition") == "HasWebserverService"}
+    assert conditional == {
+        *("WebserverTask", "WebserverService"),
+        *("WebserverScaling", "WebserverScalingByCpu", "WebserverScalingByMemory"),
+    }
+    condition, balancers, _ = found["DaemonService"]["Properties"]["LoadBalancers"]["Fn::If"]
+    assert condition == "HasAddressInDaemonTask"
+    assert balancers == found["WebserverService"]["Properties"]["LoadBalancers"]["Fn::If"][1]
+    exported = template("application")["Outputs"]["WebserverService"]["Value"]["Fn::If"]
+    assert exported[2] == {"Fn::GetAtt": ["DaemonService", "Name"]}
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "refused"),
+    [
+        ("yolo11n.pt", "person,face", True),
+        ("yolo11n.pt", "person", False),
+        ("s3://bucket/models/faces.pt", "person,face", False),
+        ("/app/models/yolov8x.pt", "person,face", False),
+    ],
+)
+def test_a_published_model_is_refused_for_the_label_that_it_does_not_know(
+    model: str, labels: str, refused: bool
+) -> None:
+    """Before anything is created: CloudFormation checks rules first."""
+    rule = template("application")["Rules"]["PublishedModelsKnowNoFace"]
+    given = {"Model": model, "Labels": labels}
+
+    def holds(condition: dict[str, Any]) -> bool:
+        [(function, arguments)] = condition.items()
+        if function == "Fn::Not":
+            return not holds(arguments[0])
+        assert function == "Fn::Contains"
+        return given[arguments[1]["Ref"]] in arguments[0]
+
+    assert (holds(rule["RuleCondition"]) and not holds(rule["Assertions"][0]["Assert"])) == refused
+    default = template("application")["Parameters"]["Labels"]["Default"]
+    assert "face" in default.split(",")
+
+
+def test_an_update_leaves_the_heartbeats_alarm_its_patience() -> None:
+    """What the template adds to an update's pause: the last stop and the wait for a healthy code server.
+
+    Fetching the image and starting are the rest, for which three minutes have to do; no figure is from AWS.
+    """
+    _, code_server, daemon = task_containers(template("application")["Resources"]["DaemonTask"])
+    [patience_s] = [
+        each["MetricStat"]["Period"]
+        for each in properties("observability", "DaemonHeartbeatLost")["Metrics"]
+        if "MetricStat" in each
+    ]
+
+    stopping_s = max(each.get("StopTimeout", 30) for each in (code_server, daemon))
+    assert stopping_s + code_server["HealthCheck"]["Interval"] + 180 < patience_s
 
 
 def test_web_servers_come_and_go_with_the_load() -> None:
