@@ -589,6 +589,12 @@ FILES: list[File] = [
         Right([*STEADY, *(62_000 + time for time in STEADY)], 64_000, warned=_JUMPED),
     ),
     File("pause.mkv", clip([0, 40, 5_000, 5_040, 9_000]), Right([0, 40, 5_000, 5_040, 9_000], None)),
+    # The packets behind that of the last frame are shown before it.
+    File(
+        "pause-before-the-last.mkv",
+        clip([0, 33, 100, 500, 533, 2_000, 2_033, 2_040, 7_000], **B_FRAMES),
+        Right([0, 33, 100, 500, 533, 2_000, 2_033, 2_040, 7_000], None),
+    ),
     # Where time begins, and ends.
     File("begins-at-1-h.mkv", clip([3_600_000 + time for time in STEADY]), _PLAIN),
     File("begins-at-1-h.ts", clip([3_600_000 + time for time in STEADY], **_TS), _PLAIN),

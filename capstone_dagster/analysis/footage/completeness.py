@@ -97,7 +97,8 @@ def _lacks_last_page(file: BinaryIO, length: int) -> bool:
 
 def _lacks_trailer(file: BinaryIO, length: int) -> bool:
     file.seek(max(0, length - 1024))
-    return not file.read().rstrip(b"\0").endswith(b";")
+    tail = file.read().rstrip(b"\0")  # some writers pad
+    return bool(tail) and not tail.endswith(b";")
 
 
 def _matroska_is_cut(file: BinaryIO, head: bytes, length: int) -> bool:

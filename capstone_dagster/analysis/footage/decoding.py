@@ -35,8 +35,8 @@ _STUMBLES_IN_A_ROW = 100
 # Stated durations are rounded, and trimmed by edit lists: half a second and 2 % are no loss.
 _LOSS_S = Fraction(1, 2)
 _LOSS_SHARE = Fraction(2, 100)
-# Above what high-speed cameras write.
-_HIGHEST_RATE = 2_000
+# A higher rate that is exactly the clock's is none: FFmpeg says so of streams without a steady rate.
+_COMMON_RATES = 240
 # Where a stream does not state one.
 _DEFAULT_TIME_BASE = Fraction(1, 90_000)
 
@@ -332,9 +332,10 @@ class VideoFile:
 
 
 def _rate(stream: av.VideoStream) -> Fraction | None:
-    """Frames per second as stated; some containers state the ticks of their clock instead."""
+    """Frames per second as stated, unless it is the clock's ticks that a container states instead."""
     rates = (stream.average_rate, stream.guessed_rate)
-    return next((rate for rate in rates if rate and rate <= _HIGHEST_RATE), None)
+    ticks = 1 / (stream.time_base or _DEFAULT_TIME_BASE)
+    return next((rate for rate in rates if rate and (rate <= _COMMON_RATES or rate != ticks)), None)
 
 
 def _is_short(end_s: Fraction, stated_s: Fraction | None) -> bool:
