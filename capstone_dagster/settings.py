@@ -242,9 +242,11 @@ class Settings(BaseSettings):
         "camera. The default takes the first folder.",
     )
     recorded_at_pattern: str = Field(
-        default=r"(?<!\d)(?P<recorded_at>(?:19|20)\d{6}(?:[_-]\d{6}|\d{6}(?!\d)))",
+        # 20250526_193726, perhaps with milliseconds; 20250526193726; 2025-05-26 19-37-26, as OBS writes it.
+        default=r"(?<!\d)(?P<recorded_at>(?:19|20)(?:\d{6}[_-]\d{6}(?=(?:\d{3})?(?!\d))|\d{12}(?!\d)"
+        r"|\d\d(?P<dash>[-._])\d\d(?P=dash)\d\d[ T_-](?:at[ _])?\d\d[-.:_]?\d\d[-.:_]?\d\d(?!\d)))",
         description="Regular expression searched in the file's name for a local time such as "
-        "20250526_193726.",
+        "20250526_193726 or 2025-05-26 19-37-26.",
     )
 
     poll_wait_s: float = Field(

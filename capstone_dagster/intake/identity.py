@@ -100,7 +100,7 @@ def _recorded_at(
     named = _search(settings.recorded_at_pattern, name, "recorded_at")
     if named is not None:
         digits = re.sub(r"\D", "", named)
-        in_utc = name.startswith(_NAMED_IN_UTC)
+        in_utc = f"{_NAMED_IN_UTC}{named}" in name.upper()
         try:
             moment = datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC if in_utc else zone)
         except ValueError:

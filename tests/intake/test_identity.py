@@ -130,6 +130,23 @@ SEOUL = ZoneInfo("Asia/Seoul")
         (None, {}, "20250526_193726.mp4", datetime(2025, 5, 26, 19, 37, 26, tzinfo=SEOUL), "name"),
         (None, {}, "cam-20250526193726-x.mp4", datetime(2025, 5, 26, 19, 37, 26, tzinfo=SEOUL), "name"),
         (None, {}, "PXL_20250526_103726123.mp4", datetime(2025, 5, 26, 10, 37, 26, tzinfo=UTC), "name:utc"),
+        (
+            None,
+            {},
+            "84_pxl_20250526_103726123~2.mp4",
+            datetime(2025, 5, 26, 10, 37, 26, tzinfo=UTC),
+            "name:utc",
+        ),
+        *(
+            (None, {}, name, datetime(2025, 5, 26, 19, 37, 26, tzinfo=SEOUL), "name")
+            for name in (
+                *("VID_20250526_193726123.mp4", "ch1_20250526193726_20250526194726.dav"),
+                *("2025-05-26 19-37-26.mkv", "2025.05.26_19.37.26.mkv", "signal-2025-05-26-193726.mp4"),
+                "Screen Recording 2025-05-26 at 19.37.26.mov",
+            )
+        ),
+        (None, {}, "20250526_1937261.mp4", None, None),
+        (None, {}, "2025-05-26 to 2025-05-27.mp4", None, None),
         (None, {}, "order-1201912312359590.mp4", None, None),
         (None, {}, "2019123123595900.mp4", None, None),
         (None, {}, "20251326_193726.mp4", None, None),

@@ -157,9 +157,8 @@ class Timeline:
         start = -1 if number is None else number + 1 - self._first_number
         followers = list(self._stamps)[start : start + FOLLOWERS] if start >= 0 else []
         time = stamp + self._shift
-        if (
-            self._last is not None and time > self._last
-        ):  # not those that are shown already, before this frame
+        # Where frames are reordered, some packets behind are of frames that were shown before.
+        if self._last is not None and time > self._last:
             followers = [each for each in followers if each + self._shift > self._last]
         if not followers:  # the last frame: its container's end may come from this stamp, so it tells little
             return self._ends is not None and due < time <= self._ends and not self._is_regular()
