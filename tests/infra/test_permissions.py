@@ -106,12 +106,17 @@ def as_list(value: Any) -> list[Any]:
 def policies() -> Iterator[tuple[str, dict[str, Any]]]:
     """Whose it is, and the statement, for every statement that allows something to a role."""
     for where, body in resources("AWS::IAM::Role", "AWS::IAM::ManagedPolicy"):
-        properties = body["Properties"]
-        documents = [each["PolicyDocument"] for each in properties.get("Policies", [])]
-        documents += [properties["PolicyDocument"]] if "PolicyDocument" in properties else []
-        for document in documents:
+        properties, owner = body["Properties"], where.rpartition("/")[2]
+        documents = [(owner, properties["PolicyDocument"])] if "PolicyDocument" in properties else []
+        for each in properties.get("Policies", []):
+            if "Fn::If" in each:  # under a condition: `DaemonRole if WebInDaemonTask`
+                condition, policy, _ = each["Fn::If"]
+                documents.append((f"{owner} if {condition}", policy["PolicyDocument"]))
+            else:
+                documents.append((owner, each["PolicyDocument"]))
+        for whose, document in documents:
             for statement in document["Statement"]:
-                yield where.rpartition("/")[2], statement
+                yield whose, statement
 
 
 def granted(role: str) -> set[str]:
@@ -216,6 +221,12 @@ def test_the_web_server_shows_and_ends_runs_and_no_more() -> None:
     exec_into = {action for action in granted("WebserverRole") if action.startswith("ssmmessages:")}
 
     assert granted("WebserverRole") == WEBSERVER_ACTIONS | needed("WebserverRole") | extra | exec_into
+
+
+def test_the_daemons_task_may_do_what_a_web_server_in_it_does() -> None:
+    allowed = granted("DaemonRole") | granted("DaemonRole if WebInDaemonTask")
+    assert granted("WebserverRole") <= allowed
+    assert granted("DaemonRole if WebInDaemonTask") == {"cloudwatch:PutMetricData"}
 
 
 def test_no_action_is_a_pattern() -> None:
