@@ -20,7 +20,7 @@ from capstone_dagster.local.demo import DemoFailed, follow, run_demo, running_st
 from capstone_dagster.local.postgres import EVENT_DATABASE, postgres_server
 from capstone_dagster.local.processes import free_port
 from capstone_dagster.local.state import own_state, read_environment, remove_environment, write_environment
-from tests.support.waiting import scaled, wait_for
+from tests.support.waiting import scaled
 
 pytestmark = pytest.mark.live
 CAPSTONE = [sys.executable, "-m", "capstone_dagster.cli"]
@@ -216,16 +216,22 @@ def test_dev_serves_the_ui_and_other_terminals_until_ctrl_c(
     runs = ask(ui, RUNS)["runsOrError"]["results"]
     assert "SUCCESS" in {run["status"] for run in runs if run["jobName"] == "analyze_upload"}
 
-    # Another terminal joins by the state directory alone.
-    capstone("submit", str(clip), "--camera", "gate", "--external-id", "84")
-
-    def analysed() -> bool:
-        rows = json.loads(capstone("status", "--json").stdout)
-        return any(row["external_id"] == "84" and row["state"] == "done" for row in rows)
-
-    wait_for("the submitted video to be analysed", analysed, DEADLINE_S / 2)
-    events = json.loads(capstone("events", "84", "--json").stdout)
+    # Another terminal joins by the state directory alone, and waits for the events.
+    gate = ("--camera", "gate", "--external-id", "84")
+    events = json.loads(capstone("submit", str(clip), *gate, "--wait", "--json").stdout)
     assert {event["camera"] for event in events} == {"gate"}
+    assert json.loads(capstone("events", "84", "--json").stdout) == events
+    with subprocess.Popen(
+        [*CAPSTONE, "status", "84", "--watch", "--state", str(state)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout is not None
+        for _ in range(2):  # it shows the table again
+            assert any(" done " in line for line in iter(watching.stdout.readline, ""))
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(scaled(30)) == 0
 
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=scaled(90))

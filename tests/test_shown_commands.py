@@ -216,7 +216,7 @@ def desk(
         monkeypatch.setenv(name, str(value))
     monkeypatch.chdir(folder)
     for module in (operating, reanalysis):
-        monkeypatch.setattr(module, "_repository", _definitions.get_repository_def)
+        monkeypatch.setattr(module, "repository", _definitions.get_repository_def)
     with dg.DagsterInstance.get() as instance:
         intake = Intake(aws, Services(settings.model_copy(update={"poll_wait_s": 0.0})), instance)
         monkeypatch.setattr(intake, "record_run", lambda request: None)

@@ -82,6 +82,13 @@ def dagster_instance(state: Path) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
+def repository() -> dg.RepositoryDefinition:
+    """The definitions of this project, for runs that a command makes; importing them takes a second."""
+    from capstone_dagster.definitions import defs
+
+    return defs.get_repository_def()
+
+
 def object_store() -> ObjectStore:
     """The store of derived objects, once the stack is joined."""
     from capstone_dagster.clients import aws_client

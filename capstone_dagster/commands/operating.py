@@ -9,7 +9,7 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import dagster_instance, open_database
+from capstone_dagster.commands.joining import dagster_instance, open_database, repository
 from capstone_dagster.commands.moments import HOW_TO_TYPE, checked, read_moment
 from capstone_dagster.commands.options import (
     DEFAULT_STATE,
@@ -119,13 +119,13 @@ def retry(
                 accounts.append(_account(row["video_id"], None, refusal=str(refused)))
         if restarts and not dry_run:
             report("Loading the definitions")
-            repository = _repository()
+            definitions = repository()
         for restart in restarts:
             if dry_run:
                 accounts.append(_account(restart.video_id, restart))
                 continue
             try:
-                again = by_hand.start_again(instance, repository, database, restart, by=who)
+                again = by_hand.start_again(instance, definitions, database, restart, by=who)
             except by_hand.Refused as refused:
                 accounts.append(_account(restart.video_id, restart, refusal=str(refused)))
             else:
@@ -187,12 +187,6 @@ def _row(database: Database, video: str) -> dict[str, Any]:
 
     video_id = find_video(database, video)
     return next(row for row in database.transact(current_status, video_id) if row["video_id"] == video_id)
-
-
-def _repository() -> Any:
-    from capstone_dagster.definitions import defs
-
-    return defs.get_repository_def()
 
 
 def _check_class(failure: str | None) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from capstone_dagster import terminal
 from capstone_dagster.commands.finding import find_video
-from capstone_dagster.commands.joining import dagster_instance, open_database, read_settings
+from capstone_dagster.commands.joining import dagster_instance, open_database, read_settings, repository
 from capstone_dagster.commands.moments import HOW_TO_TYPE, checked, read_moment
 from capstone_dagster.commands.options import DEFAULT_STATE, ByOption, DryRunOption, JsonOption, StateOption
 
@@ -116,7 +116,7 @@ def reanalyze(
             return
         backfill_id = backfills.request_backfill(
             instance,
-            _repository(),
+            repository(),
             found,
             events_only=events_only,
             force=force,
@@ -171,9 +171,3 @@ def _none_found(camera: str | None, since: str | None, model_not: str | None) ->
         which.append(f"uploaded within the last {since}" if is_duration else f"uploaded since {since}")
     which += [f"analysed by another model than {model_not}"] if model_not is not None else []
     return " ".join(["Nothing to analyse again: no video", *which, "is known."])
-
-
-def _repository() -> Any:
-    from capstone_dagster.definitions import defs
-
-    return defs.get_repository_def()

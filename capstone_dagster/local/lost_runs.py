@@ -5,17 +5,13 @@ Dagster cannot detect this, so such a run would stay "started" and keep its plac
 
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
-# As PostgreSQL holds them.
-UNFINISHED = tuple(
-    status.value
-    for status in (DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
-)
+_UNFINISHED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
 
 def end_lost_runs() -> int:
     """Report each unfinished run of the instance as failed, so that it is started again."""
     with DagsterInstance.get() as instance:
-        lost = instance.get_runs(RunsFilter(statuses=[DagsterRunStatus(status) for status in UNFINISHED]))
+        lost = instance.get_runs(RunsFilter(statuses=_UNFINISHED))
         for run in lost:
             instance.report_run_failed(run, "The local stack was stopped while this run was under way.")
     return len(lost)

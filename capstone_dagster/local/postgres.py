@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
@@ -67,32 +68,13 @@ class PostgresServer:
         """An SQLAlchemy URL; `driver` is psycopg2 or psycopg, named because the default varies by version."""
         return f"postgresql+{driver}://{SUPERUSER}:{self.password}@{LOOPBACK}:{self.port}/{database}"
 
-    def has_tables(self, database: str, names: Sequence[str]) -> bool:
-        """Whether all of these tables exist."""
+    def value(self, database: str, query: str, *parameters: Any) -> Any:
+        """The first value that a query returns; None without a row."""
         import psycopg
 
         with psycopg.connect(_libpq_url(self, database)) as connection:
-            query = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename = ANY(%s)"
-            (found,) = connection.execute(query, [list(names)]).fetchone() or (0,)
-        return bool(found == len(names))
-
-    def count_runs(self, database: str, statuses: Sequence[str]) -> int:
-        """How many of Dagster's runs are in one of these states."""
-        import psycopg
-
-        with psycopg.connect(_libpq_url(self, database)) as connection:
-            query = "SELECT count(*) FROM runs WHERE status = ANY(%s)"
-            (found,) = connection.execute(query, [list(statuses)]).fetchone() or (0,)
-        return int(found)
-
-    def pool_limit(self, database: str, pool: str) -> int | None:
-        """The limit of one of Dagster's pools, where one was set."""
-        import psycopg
-
-        with psycopg.connect(_libpq_url(self, database)) as connection:
-            query = 'SELECT "limit" FROM concurrency_limits WHERE concurrency_key = %s'
-            row = connection.execute(query, [pool]).fetchone()
-        return None if row is None else int(row[0])
+            row = connection.execute(query, parameters).fetchone()
+        return None if row is None else row[0]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -170,14 +171,19 @@ def local_stack(
 
 def ready_storage(stack: LocalStack, files: DagsterFiles, report: OnProgress) -> None:
     """Prepare Dagster's storage for a daemon: tables, no lost runs, a pool limit."""
-    joined, postgres = join_environment(stack.environment), stack.postgres
-    if not postgres.has_tables(DAGSTER_DATABASE, STORAGE_TABLES):
+    joined = join_environment(stack.environment)
+
+    def stored(query: str, *parameters: Any) -> Any:
+        return stack.postgres.value(DAGSTER_DATABASE, query, *parameters)
+
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename = ANY(%s)"
+    if stored(tables, list(STORAGE_TABLES)) < len(STORAGE_TABLES):
         create_storage(files.instance, joined)
         report("Dagster's storage is made")
-    elif lost := postgres.count_runs(DAGSTER_DATABASE, ("STARTING", "STARTED", "CANCELING")):
+    elif lost := stored("SELECT count(*) FROM runs WHERE status IN ('STARTING', 'STARTED', 'CANCELING')"):
         end_lost_runs(files.instance, joined)
         report(f"{lost} runs that an earlier stop cut off are marked as failed, to be tried again")
-    limit = postgres.pool_limit(DAGSTER_DATABASE, GPU_POOL)
+    limit = stored('SELECT "limit" FROM concurrency_limits WHERE concurrency_key = %s', GPU_POOL)
     if limit not in _right_limits(files, joined["CAPSTONE_COMPUTE"]):
         set_gpu_pool(files.instance, joined)
         report("The GPU pool's limit is set")

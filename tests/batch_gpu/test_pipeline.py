@@ -19,6 +19,7 @@ from capstone_dagster.storage.video_status import current_status
 from capstone_dagster.submit import submit_video
 from tests.support.waiting import wait_for
 
+LIMIT = 'SELECT "limit" FROM concurrency_limits WHERE concurrency_key = %s'
 pytestmark = pytest.mark.live
 
 
@@ -59,4 +60,4 @@ def test_an_upload_becomes_events_by_one_job_on_the_gpu_queue(
         assert {"timestamp", "level", "component", "message"} <= set.intersection(
             *(set(line) for line in lines if "_aws" not in line)
         )
-        assert stack.postgres.pool_limit("dagster", "gpu") == 1000, "AWS Batch has the machines"
+        assert stack.postgres.value("dagster", LIMIT, "gpu") == 1000, "AWS Batch has the machines"

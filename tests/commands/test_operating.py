@@ -124,7 +124,7 @@ def operations(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"sqlite:///{tmp_path}/history/runs.db")
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
     monkeypatch.setattr(by_hand, "_POLL_S", 0.02)
-    monkeypatch.setattr(command, "_repository", _definitions.get_repository_def)
+    monkeypatch.setattr(command, "repository", _definitions.get_repository_def)
     with dg.DagsterInstance.get() as instance:
         # The command opens an instance of its own; how workers end is decided here for both.
         worker = Worker()

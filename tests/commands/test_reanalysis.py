@@ -36,7 +36,7 @@ def instance(
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", database.engine.url.render_as_string(hide_password=False))
-    monkeypatch.setattr(reanalysis, "_repository", _definitions.get_repository_def)
+    monkeypatch.setattr(reanalysis, "repository", _definitions.get_repository_def)
     for number in range(1, 5):
         video = replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}", external_id=f"8{number}")
         if number in (2, 3):
