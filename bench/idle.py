@@ -35,7 +35,7 @@ _PARTS = {
     "runs": ("execute_run", "multiprocessing"),
     "daemon": ("dagster._daemon",),
     "webserver": ("dagster_webserver",),
-    "code server": ("grpc",),
+    "code server": ("grpc", "code_server"),
     "PostgreSQL": ("postgres",),
     "AWS emulator": ("ministack",),
 }
