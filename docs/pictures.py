@@ -58,7 +58,7 @@ WELL = {
     "detections": Page(
         f"/assets/detections?view=partitions&partition={DEMO}", "contact_sheet", ("[Show Markdown]",)
     ),
-    "plots": Page("/assets/detections?view=overview", "detections_per_minute", ("Plots",), height=1000),
+    "plots": Page("/assets/detections?view=overview", "detections_per_minute", ("Plots",), height=1500),
     "checks": Page("/assets/detections?view=checks&checkDetail=picture_visible", "Look at the picture"),
 }
 # With one among them that could not.
