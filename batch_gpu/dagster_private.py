@@ -1,4 +1,4 @@
-"""Everything that this package uses of Dagster's private modules, read in dagster 1.13.28.
+"""Everything that this package uses of Dagster's private modules, read in dagster 1.13.27.
 
 A run launcher cannot be written without them: its base class is one. Dagster may change them without notice:
 check each of them when you raise its version. A launcher's process imports this at once; the fork server does

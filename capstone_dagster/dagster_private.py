@@ -25,6 +25,7 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._core.snap import snapshot_from_execution_plan
+from dagster._core.storage.compute_log_manager import CapturedLogContext, CapturedLogMetadata, ComputeIOType
 from dagster._core.storage.dagster_run import DagsterRunStatsSnapshot
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
@@ -58,7 +59,7 @@ from dagster._core.storage.tags import (
     TAGS_TO_MAYBE_OMIT_ON_RETRY,
 )
 from dagster._core.utils import make_new_backfill_id
-from dagster._serdes import deserialize_value, serialize_value
+from dagster._serdes import ConfigurableClassData, deserialize_value, serialize_value
 from dagster_shared.error import SerializableErrorInfo
 
 __all__ = [
@@ -85,6 +86,10 @@ __all__ = [
     "AssetObservationData",
     "BulkActionStatus",
     "BulkActionsTable",
+    "CapturedLogContext",
+    "CapturedLogMetadata",
+    "ComputeIOType",
+    "ConfigurableClassData",
     "DagsterRunAlreadyExists",
     "DagsterRunStatsSnapshot",
     "ErrorSource",

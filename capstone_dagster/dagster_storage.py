@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import sqlalchemy as sa
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
@@ -21,6 +20,8 @@ from dagster_postgres import (
 )
 from dagster_postgres.utils import pg_url_from_config
 from sqlalchemy.pool import QueuePool
+
+from capstone_dagster.dagster_private import ConfigurableClassData
 
 # Most processes use a few at once; the daemon's threads may take 20 together.
 _KEPT = 5

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,19 @@ def test_rooms_keep_to_their_floor(room: str) -> None:
                 assert parts[1] in ALLOWED[room], f"{path.relative_to(ROOT)} imports {module}"
             if room == "analysis":
                 assert parts[0] not in FOREIGN, f"{path.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("package", ["capstone_dagster", "batch_gpu"])
+def test_what_dagster_keeps_private_is_imported_in_one_place(package: str) -> None:
+    """Whoever raises Dagster's version checks that place, and says so there."""
+    users = {
+        str(path.relative_to(ROOT / package))
+        for path in (ROOT / package).rglob("*.py")
+        if any(module.startswith("dagster._") for module in imports(path))
+    }
+    assert users == {"dagster_private.py"}
+    read_in = (ROOT / package / "dagster_private.py").read_text().splitlines()[0]
+    assert f"dagster {version('dagster')}." in read_in
 
 
 def test_the_launcher_knows_nothing_of_this_project() -> None:

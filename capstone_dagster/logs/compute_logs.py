@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from dagster._core.storage.compute_log_manager import CapturedLogContext, CapturedLogMetadata, ComputeIOType
 from dagster_aws.s3.compute_log_manager import S3ComputeLogManager
+
+from capstone_dagster.dagster_private import CapturedLogContext, CapturedLogMetadata, ComputeIOType
 
 # Dagster keys a step's output by run id, this, and a random name.
 _OF_STEPS = "compute_logs"
