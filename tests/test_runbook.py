@@ -8,7 +8,7 @@ import botocore.session
 import pytest
 from typer.main import get_command
 
-from capstone_dagster.alerts.conditions import CONDITIONS
+from capstone_dagster.alerts.troubles import CONDITIONS
 from capstone_dagster.catalog.alarms import ALARMS, ANOMALY_ALARMS
 from capstone_dagster.catalog.queries import QUERIES
 from capstone_dagster.cli import app

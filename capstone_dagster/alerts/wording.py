@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from batch_gpu.links import job_url, log_url
-from capstone_dagster.alerts.conditions import CONDITIONS, Condition
 from capstone_dagster.alerts.incidents import Incident, Kind
+from capstone_dagster.alerts.troubles import CONDITIONS, Condition
 from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.failures.classes import POLICIES, FailureClass, Policy
 from capstone_dagster.topics import Message

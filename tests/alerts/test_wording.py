@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstone_dagster.alerts.conditions import CONDITIONS
 from capstone_dagster.alerts.incidents import Incident
+from capstone_dagster.alerts.troubles import CONDITIONS
 from capstone_dagster.alerts.wording import Place, compose, duration, first_sentence
 from capstone_dagster.failures.classes import FailureClass
 
