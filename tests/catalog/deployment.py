@@ -1,8 +1,10 @@
-"""A made-up deployment: a value for each name that the catalog leaves open, and the text with it."""
+"""A made-up deployment: a value for each name that the catalog leaves open, and texts with it."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from capstone_dagster.catalog.model import Dashboard
+from capstone_dagster.catalog.render.dashboards import widgets
 from capstone_dagster.catalog.render.deployment import DEPLOYMENT, OPEN_NAME, open_names
 from capstone_dagster.local import aws
 
@@ -25,3 +27,8 @@ def filled(value: Any, names: Mapping[str, str] = NAMES) -> Any:
     if isinstance(value, Mapping):
         return {key: filled(each, names) for key, each in value.items()}
     return [filled(each, names) for each in value] if isinstance(value, list) else value
+
+
+def body(dashboard: Dashboard, conditions: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The dashboard where `conditions` hold, the deployment's names left open."""
+    return {"widgets": [each for condition, each in widgets(dashboard) if condition in (None, *conditions)]}

@@ -19,12 +19,12 @@ from capstone_dagster.catalog.dashboard import (
 )
 from capstone_dagster.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.catalog.model import NAMESPACE, Statistic
-from capstone_dagster.catalog.render.dashboards import as_json, body
+from capstone_dagster.catalog.render.dashboards import as_json
 from capstone_dagster.definitions import defs
 from capstone_dagster.failures.classes import FailureClass
 from tests.catalog import insights
 from tests.catalog.alarms.metric_math import MetricMath
-from tests.catalog.deployment import NAMES, filled
+from tests.catalog.deployment import NAMES, body, filled
 
 # CloudWatch's: columns of a dashboard, widgets on it, metrics of a widget ("Dashboard Body Structure and
 # Syntax", service quotas). The issue asks for no more than 500 metrics on the whole of it.

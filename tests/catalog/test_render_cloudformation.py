@@ -30,9 +30,9 @@ from capstone_dagster.catalog.model import (
 )
 from capstone_dagster.catalog.queries import QUERIES
 from capstone_dagster.catalog.render.cloudformation import logs_template, observability_template
-from capstone_dagster.catalog.render.dashboards import COLUMNS, body, widgets
+from capstone_dagster.catalog.render.dashboards import COLUMNS, widgets
 from capstone_dagster.catalog.render.deployment import DEPLOYMENT, open_names
-from tests.catalog.deployment import NAMES, filled
+from tests.catalog.deployment import NAMES, body, filled
 
 ROOT = Path(__file__).resolve().parents[2]
 ALWAYS: frozenset[str] = frozenset()

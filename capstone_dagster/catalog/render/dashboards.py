@@ -49,11 +49,6 @@ def widgets(dashboard: Dashboard) -> Iterator[tuple[str | None, dict[str, Any]]]
         x, row_height = x + widget.width, max(row_height, widget.height)
 
 
-def body(dashboard: Dashboard, conditions: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The dashboard where `conditions` hold, the deployment's names left open."""
-    return {"widgets": [each for condition, each in widgets(dashboard) if condition in (None, *conditions)]}
-
-
 def as_json(value: Any) -> str:
     """JSON in one line, without spaces."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
