@@ -21,8 +21,10 @@ from capstone_dagster.redaction import Redaction, known_secrets
 from capstone_dagster.settings import Settings
 from capstone_dagster.standard_output import standard_output
 
-# Dagster plans each asset of each run; that helps only to find a fault in Dagster.
-_FOR_DEVELOPERS = {"ASSET_MATERIALIZATION_PLANNED", "ASSET_CHECK_EVALUATION_PLANNED"}
+# What can be recorded outside of a worker: a run's changes of state, and what launcher and monitoring report.
+_OUTSIDE = {kind for kind in dg.DagsterEventType if kind.value.startswith("PIPELINE_")} | {
+    dg.DagsterEventType.ENGINE_EVENT
+}
 
 
 class Output(Protocol):
@@ -60,12 +62,10 @@ def _lines(instance: dg.DagsterInstance, verdict: Verdict) -> Iterator[Fields]:
     run = instance.get_run_by_id(verdict.run_id)
     if run is None:
         return  # deleted meanwhile, and its records with it
-    for entry in instance.all_logs(verdict.run_id):
-        if int(entry.level) < logging.INFO or _was_logged_by_run(entry):
-            continue
-        kind = None if entry.dagster_event is None else entry.dagster_event.event_type_value
-        if kind not in _FOR_DEVELOPERS:
-            yield record_fields(entry, run) | _end(verdict, kind)
+    for record in instance.get_records_for_run(verdict.run_id, of_type=_OUTSIDE).records:
+        entry = record.event_log_entry
+        if int(entry.level) >= logging.INFO and not _was_logged_by_run(entry):
+            yield record_fields(entry, run) | _end(verdict, entry)
 
 
 def record_fields(entry: dg.EventLogEntry, run: dg.DagsterRun) -> Fields:
@@ -92,9 +92,10 @@ def _was_logged_by_run(entry: dg.EventLogEntry) -> bool:
     return bool(entry.user_message) or (event is not None and event.pid is not None)
 
 
-def _end(verdict: Verdict, kind: str | None) -> Fields:
+def _end(verdict: Verdict, entry: dg.EventLogEntry) -> Fields:
     """What the verdict adds to the record of a run's end."""
     found: Fields = {}
+    kind = None if entry.dagster_event is None else entry.dagster_event.event_type_value
     if kind in ENDINGS and verdict.ended_at > verdict.started_at:
         found["elapsed_s"] = round(verdict.ended_at - verdict.started_at, 3)
     if kind == "PIPELINE_FAILURE" and verdict.cause is not None:

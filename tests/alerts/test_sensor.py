@@ -14,14 +14,7 @@ import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
-from dagster._core.scheduler.instigation import (
-    InstigatorState,
-    InstigatorStatus,
-    InstigatorType,
-    SensorInstigatorData,
-    TickData,
-    TickStatus,
-)
+from dagster._core.scheduler.instigation import TickStatus
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import serializable_error_info_from_exc_info
 
@@ -44,6 +37,7 @@ from capstone_dagster.settings import Settings, read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable, StorageUnavailable
 from tests.conftest import Aws
 from tests.support.ended_runs import Reader
+from tests.support.sensors import record_sensor, record_tick
 
 NOWHERE = "http://127.0.0.1:9"
 NOTHING = dg.Definitions().get_repository_def()
@@ -323,43 +317,15 @@ def test_a_class_that_nobody_knows_stops_no_alerts(office: Office) -> None:
 
 
 def failed_tick(office: Office, sensor: str, error: Exception | None) -> None:
-    """A tick of a sensor, as Dagster's daemon leaves it."""
-    repository = dg.Definitions().get_repository_def()
-    origin = _origin(sensor, repository)
-    state = InstigatorState(
-        origin, InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE, SensorInstigatorData()
-    )
-    if office.instance.get_instigator_state(origin.get_id(), origin.get_selector().get_id()) is None:
-        office.instance.add_instigator_state(state)
-    told = None
+    """A tick that failed as Dagster records it, within an error of its own; None: one that went well."""
+    recorded = None
     if error is not None:
         try:
             raise RuntimeError("Error occurred during the execution of evaluation_fn") from error
         except RuntimeError:
-            told = serializable_error_info_from_exc_info(sys.exc_info())
-    office.instance.create_tick(
-        TickData(
-            instigator_origin_id=origin.get_id(),
-            instigator_name=sensor,
-            instigator_type=InstigatorType.SENSOR,
-            status=TickStatus.FAILURE if told else TickStatus.SKIPPED,
-            timestamp=time.time(),
-            selector_id=origin.get_selector().get_id(),
-            error=told,
-        )
-    )
-
-
-def _origin(sensor: str, repository: dg.RepositoryDefinition) -> Any:
-    from dagster._core.remote_origin import (
-        InProcessCodeLocationOrigin,
-        RemoteInstigatorOrigin,
-        RemoteRepositoryOrigin,
-    )
-    from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-
-    location = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="m"), location_name="m")
-    return RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, repository.name), sensor)
+            recorded = serializable_error_info_from_exc_info(sys.exc_info())
+    status = TickStatus.FAILURE if recorded else TickStatus.SKIPPED
+    record_tick(office.instance, sensor, status, error=recorded)
 
 
 @pytest.mark.usefixtures("with_ticks")
@@ -563,30 +529,16 @@ def test_the_doctor_tells_how_sending_alerts_goes(office: Office, monkeypatch: p
     office.fails()
     monkeypatch.setenv("AWS_ENDPOINT_URL_SNS", NOWHERE)
     office.tick()
-    stored(office)
+    record_sensor(office.instance, "ended_runs", office.cursor, time.time())
     with pytest.raises(channels.Wrong, match="1 notices have been kept for 0 s: SNS cannot be reached"):
         channels.notices()
 
     monkeypatch.delenv("AWS_ENDPOINT_URL_SNS")
     office.clock(10)
     office.tick()
-    stored(office)
+    record_sensor(office.instance, "ended_runs", office.cursor, time.time())
     assert channels.notices() == "all sent; 1 incidents are open"
 
     office.clock(600)
     with pytest.raises(channels.Wrong, match=r"last ran 6\d\d s ago"):
         channels.notices()
-
-
-def stored(office: Office) -> None:
-    """As Dagster's daemon stores it after a tick."""
-    data = SensorInstigatorData(cursor=office.cursor, last_tick_timestamp=time.time())
-    state = InstigatorState(
-        _origin("ended_runs", dg.Definitions().get_repository_def()),
-        InstigatorType.SENSOR,
-        InstigatorStatus.DECLARED_IN_CODE,
-        data,
-    )
-    known = office.instance.get_instigator_state(state.instigator_origin_id, state.selector_id)
-    database = office.instance.update_instigator_state if known else office.instance.add_instigator_state
-    database(state)

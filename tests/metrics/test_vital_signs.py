@@ -9,20 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent
-from dagster._core.remote_origin import (
-    InProcessCodeLocationOrigin,
-    RemoteInstigatorOrigin,
-    RemoteRepositoryOrigin,
-)
-from dagster._core.scheduler.instigation import (
-    InstigatorState,
-    InstigatorStatus,
-    InstigatorType,
-    SensorInstigatorData,
-    TickData,
-    TickStatus,
-)
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.scheduler.instigation import TickStatus
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
@@ -39,6 +26,7 @@ from capstone_dagster.settings import Settings, read_settings
 from tests.conftest import Aws
 from tests.support.moto import moto_server
 from tests.support.published import Published
+from tests.support.sensors import record_tick
 
 EMPTY = dg.JobDefinition(name="analyze_upload", graph_def=dg.GraphDefinition(name="empty"))
 NOWHERE = "http://127.0.0.1:1/000000000000/no-such-queue"
@@ -200,43 +188,17 @@ def test_metrics_say_why_intake_pauses(onlooker: Onlooker) -> None:
     assert onlooker.values(declared.INTAKE_PAUSED) == [0, 1, 1, 1, 0]
 
 
-def add_sensor(instance: dg.DagsterInstance, name: str) -> tuple[str, str]:
-    """A sensor on record, as the daemon leaves it; its origin's and its selector's id."""
-    location = InProcessCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"))
-    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "r"), name)
-    instance.add_instigator_state(
-        InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData())
-    )
-    return origin.get_id(), origin.get_selector().get_id()
-
-
 def test_metrics_of_sensors_ticks(onlooker: Onlooker, caplog: pytest.LogCaptureFixture) -> None:
-    origin, selector = add_sensor(onlooker.instance, "upload_sensor")
-    ticks: list[Any] = []
-
-    def tick(status: TickStatus, seconds: float | None) -> None:
-        began = time.time()
-        data = TickData(
-            instigator_origin_id=origin,
-            instigator_name="upload_sensor",
-            instigator_type=InstigatorType.SENSOR,
-            status=status,
-            timestamp=began,
-            selector_id=selector,
-            end_timestamp=None if seconds is None else began + seconds,
-            error=SerializableErrorInfo("It failed.", [], None) if status == TickStatus.FAILURE else None,
-        )
-        ticks.append(onlooker.instance.create_tick(data))
-
-    tick(TickStatus.SKIPPED, 0.5)
-    tick(TickStatus.FAILURE, 2.0)
-    tick(TickStatus.STARTED, None)
+    name, error = "upload_sensor", SerializableErrorInfo("It failed.", [], None)
+    record_tick(onlooker.instance, name, TickStatus.SKIPPED, seconds=0.5)
+    record_tick(onlooker.instance, name, TickStatus.FAILURE, seconds=2.0, error=error)
+    running = record_tick(onlooker.instance, name, TickStatus.STARTED)
     onlooker.look()
     duration, errors = declared.SENSOR_TICK_DURATION, declared.SENSOR_TICK_ERRORS
     assert sorted(onlooker.values(duration, Sensor="upload_sensor")) == pytest.approx([0.5, 2.0])
     assert sum(onlooker.values(errors, Sensor="upload_sensor")) == 1
     assert "A tick of upload_sensor failed: It failed." in caplog.messages
-    ended = ticks[-1].with_status(TickStatus.SUCCESS)
+    ended = running.with_status(TickStatus.SUCCESS)
     onlooker.instance.update_tick(ended)
     onlooker.look(after_s=25)
     onlooker.look(after_s=40)

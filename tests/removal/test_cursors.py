@@ -5,13 +5,6 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.run_request import InstigatorType
-from dagster._core.remote_origin import (
-    RegisteredCodeLocationOrigin,
-    RemoteInstigatorOrigin,
-    RemoteRepositoryOrigin,
-)
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 from dagster._daemon.asset_daemon import (
     asset_daemon_cursor_from_instigator_serialized_cursor,
     asset_daemon_cursor_to_instigator_serialized_cursor,
@@ -20,6 +13,7 @@ from dagster._daemon.asset_daemon import (
 from capstone_dagster.removal import cursors
 from capstone_dagster.removal.dagster_records import DagsterRecords
 from capstone_dagster.removal.names import Names
+from tests.support.sensors import record_sensor
 
 VIDEO, OTHER = "휴게실-9a37a4bd", "gate-a-11111111"
 NAMES = Names(VIDEO, ("s3://raw/휴게실.mp4",), "84")
@@ -48,23 +42,12 @@ def automation_cursor(instance: dg.DagsterInstance) -> str:
     return asset_daemon_cursor_to_instigator_serialized_cursor(result.cursor)
 
 
-def remember(instance: dg.DagsterInstance, sensor: str, cursor: str) -> None:
-    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("location"), "repository")
-    state = InstigatorState(
-        RemoteInstigatorOrigin(repository, sensor),
-        InstigatorType.SENSOR,
-        InstigatorStatus.RUNNING,
-        SensorInstigatorData(cursor=cursor),
-    )
-    instance.add_instigator_state(state)
-
-
 def test_cursors_that_keep_a_video_for_long_forget_it(tmp_path: Path) -> None:
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         open_incidents = json.dumps({"videos": [VIDEO, OTHER], "external_id": "84", "runs": 84})
-        remember(instance, "ended_runs", open_incidents)
-        remember(instance, "summaries", automation_cursor(instance))
-        remember(instance, "upload_sensor", VIDEO)
+        record_sensor(instance, "ended_runs", open_incidents)
+        record_sensor(instance, "summaries", automation_cursor(instance))
+        record_sensor(instance, "upload_sensor", VIDEO)
         records = DagsterRecords(instance)
         assert records.sensors_that_remember(NAMES) == ["ended_runs", "summaries", "upload_sensor"]
 
