@@ -23,7 +23,7 @@ from capstone_dagster.failures import ended_runs, recent
 from capstone_dagster.failures.backoff import Backoff
 from capstone_dagster.failures.breaker_state import BREAKER, BreakerState
 from capstone_dagster.failures.classes import FailureClass, classify, sentence
-from capstone_dagster.failures.cursors import from_json, to_json
+from capstone_dagster.failures.cursors import read_cursor, to_json
 from capstone_dagster.failures.ended_runs import SENSOR_NAME, Position
 from capstone_dagster.failures.verdicts import Outcome, Verdict, is_explained, keep_class, verdict_of
 from capstone_dagster.logs.run_records import write_run_records
@@ -75,10 +75,9 @@ def ended_runs_sensor(
 ) -> dg.SensorResult:
     """See the module."""
     assert context.repository_def is not None
-    if context.cursor:
-        memory = from_json(Memory, context.cursor)
-    else:
-        memory = Memory(Position.beginning(context.instance, time.time()))
+    memory = read_cursor(
+        Memory, context.cursor, lambda: Memory(Position.beginning(context.instance, time.time()))
+    )
     account = react(context.instance, context.repository_def, services, memory)
     return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=to_json(memory))
 

@@ -6,6 +6,7 @@ a failure class that this version does not have is `internal`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 T = TypeVar("T")
+_log = logging.getLogger("capstone.reactions")
 
 
 def to_json(value: object) -> str:
@@ -32,6 +34,24 @@ def from_json(kind: Callable[..., T], text: str) -> T:
     """
     value: T = _adapter(kind).validate_json(text)
     return value
+
+
+def read_cursor(kind: Callable[..., T], cursor: str | None, fresh: Callable[[], T]) -> T:
+    """What the last tick left.
+
+    Args:
+        fresh: makes what a sensor begins with, at its first tick and where its cursor has another shape: a
+            sensor that forgets goes on, one that fails does not.
+    """
+    if cursor:
+        try:
+            return from_json(kind, cursor)
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            _log.warning(
+                f"A cursor cannot be read, and begins anew: {reason}", extra={"action": "cursor.lost"}
+            )
+    return fresh()
 
 
 class Kept(Generic[T]):

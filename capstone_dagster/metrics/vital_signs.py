@@ -29,7 +29,7 @@ from capstone_dagster.catalog.metrics import (
 from capstone_dagster.dagster_private import InstigatorStatus, InstigatorType, TickStatus
 from capstone_dagster.failures.breaker_state import BREAKER
 from capstone_dagster.failures.classes import classify_recorded, recorded_sentence
-from capstone_dagster.failures.cursors import from_json, to_json
+from capstone_dagster.failures.cursors import read_cursor, to_json
 from capstone_dagster.failures.limits import age_over_limit
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.waiting_messages import Queues, queues_at
@@ -81,7 +81,7 @@ def vital_signs_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """See the module."""
     services = context.resources.services
     now = time.time()
-    memory = from_json(Memory, context.cursor) if context.cursor else Memory(since=now)
+    memory = read_cursor(Memory, context.cursor, lambda: Memory(since=now))
     queues = None if services.settings.queue_url is None else queues_at(services.settings.queue_url)
     unseen = observe(context.instance, services.settings, services.metrics, memory, queues, now=now)
     message = f"Could not be looked at: {', '.join(unseen)}." if unseen else "All vital signs are published."

@@ -18,7 +18,7 @@ import dagster as dg
 
 from capstone_dagster.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_SENT
 from capstone_dagster.failures.backoff import Backoff
-from capstone_dagster.failures.cursors import from_json, to_json
+from capstone_dagster.failures.cursors import read_cursor, to_json
 from capstone_dagster.outbox.message import message
 from capstone_dagster.services import Services
 from capstone_dagster.storage.outbox import Notice, outbox_backlog, prune_notices, send_notices
@@ -62,7 +62,7 @@ def outbox_sensor(
     if arn is None:
         account = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."
         return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=context.cursor)
-    memory = from_json(_Memory, context.cursor) if context.cursor else _Memory()
+    memory = read_cursor(_Memory, context.cursor, _Memory)
     account = _send(services, Topic(arn, "CAPSTONE_NOTICE_TOPIC_ARN"), memory)
     if memory.sns.times:
         context.log.error(account)
