@@ -21,12 +21,11 @@ from capstone_dagster.commands import examination, joining
 from capstone_dagster.intake.queue import UploadQueue
 from capstone_dagster.local.analyze_file import output_folders
 from capstone_dagster.local.state import own_state, write_environment
-from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.video_status import mark_failed
 from capstone_dagster.storage.videos import record_upload
 from tests.conftest import Aws
-from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
+from tests.storage.samples import UPLOAD, publish
 from tests.support.command_line import Capstone
 from tests.support.waiting import scaled, wait_for
 
@@ -51,7 +50,7 @@ def test_every_command_teaches(capstone: Capstone, command: str) -> None:
 
 def test_events_as_scripts_read_them(capstone: Capstone, database: Database) -> None:
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
 
     events = json.loads(capstone("events", "--json").out)
     rows = list(csv.DictReader(io.StringIO(capstone("events", "v1", "--csv").out)))
@@ -78,7 +77,7 @@ def test_no_events_is_an_empty_list(capstone: Capstone, database: Database) -> N
 def test_no_rows_as_csv_are_a_header(capstone: Capstone, database: Database, command: str) -> None:
     [header] = csv.reader(io.StringIO(capstone(command, "--csv").out))
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
 
     assert {"video_id", "external_id", "camera"} <= set(header)
     assert next(csv.reader(io.StringIO(capstone(command, "--csv").out))) == header
@@ -233,7 +232,7 @@ def test_what_is_typed_wrongly_is_told_in_one_sentence(
 ) -> None:
     """What was expected, what came, what to do; nothing for a traceback, nothing cut into a box."""
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     monkeypatch.setenv("CAPSTONE_DERIVED_URL", f"file://{tmp_path}")
 
     outcome = capstone(*shlex.split(line))

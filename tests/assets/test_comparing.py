@@ -12,11 +12,12 @@ from capstone_dagster.assets.shown.changes import of_comparison
 from capstone_dagster.assets.steps.references import PublishedAnalysis
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.events import events_of
 from capstone_dagster.storage.videos import record_upload
-from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, event_row
+from tests.storage.samples import NOON, UPLOAD, event_row, publish
+
+LATER = NOON + timedelta(minutes=1)
 
 
 @pytest.fixture
@@ -32,11 +33,10 @@ def published(database: Database, analysis_id: str) -> tuple[PublishedAnalysis, 
 def test_compare_counts_what_changed_since_the_previous_analysis(services: Services) -> None:
     database = services.database
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     assert of_comparison(*published(database, "a1"), services) == {}
 
-    later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
-    database.transact(publish_analysis, later, [event_row("f1"), event_row("f2", 60_000)], FACTS)
+    publish(database, [event_row("f1"), event_row("f2", 60_000)], analysis_id="a2", requested_at=LATER)
     shown = of_comparison(*published(database, "a2"), services)
 
     assert shown["compared_with"] == "a1"
@@ -52,9 +52,8 @@ def test_compare_counts_what_changed_since_the_previous_analysis(services: Servi
 def test_compare_of_what_has_not_changed_says_so(services: Services) -> None:
     database = services.database
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, [event_row("e1")], FACTS)
-    later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
-    database.transact(publish_analysis, later, [event_row("f1")], FACTS)
+    publish(database, [event_row("e1")])
+    publish(database, [event_row("f1")], analysis_id="a2", requested_at=LATER)
 
     shown = of_comparison(*published(database, "a2"), services)
 
@@ -73,15 +72,10 @@ def test_compare_shows_what_appeared_vanished_and_moved(services: Services) -> N
         seen("e2", 9000, "d1/gone.jpg"),
         seen("e3", 20_000, "d1/moved.jpg"),
     ]
-    database.transact(publish_analysis, ANALYSIS, before, FACTS)
+    publish(database, before)
     after = [seen("f1", 0, "same.jpg"), seen("f2", 60_000, "new.jpg")]
     after.append(seen("f3", 20_000, "moved.jpg") | {"end_ms": 22_500})
-    database.transact(
-        publish_analysis,
-        replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1)),
-        after,
-        FACTS,
-    )
+    publish(database, after, analysis_id="a2", requested_at=LATER)
     shown = of_comparison(
         *published(database, "a2"), services, prefix="d2/", picture=lambda key: f"![]({key})" if key else ""
     )
@@ -97,11 +91,9 @@ def test_compare_leaves_out_what_another_upload_showed(services: Services) -> No
     database = services.database
     newer = replace(UPLOAD, upload_id="u2", version_id="2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     database.transact(record_upload, newer)
-    database.transact(
-        publish_analysis, replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [event_row("f1")], FACTS
-    )
+    publish(database, [event_row("f1")], analysis_id="a2", upload_id="u2")
 
     assert of_comparison(*published(database, "a2"), services) == {}
 
@@ -110,7 +102,7 @@ def test_compare_that_cannot_be_made_fails_nothing(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services.database.transact(record_upload, UPLOAD)
-    services.database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(services.database)
     done = published(services.database, "a1")
 
     def broken(*_: object) -> list[dict[str, object]]:

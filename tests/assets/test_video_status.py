@@ -9,7 +9,6 @@ from dagster._core.test_utils import create_run_for_test
 from capstone_dagster.runs.video_status import reconcile
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.video_status import (
     cancel_upload,
@@ -22,7 +21,7 @@ from capstone_dagster.storage.video_status import (
     mark_waiting,
 )
 from capstone_dagster.storage.videos import record_upload
-from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, dump
+from tests.storage.samples import UPLOAD, dump, publish
 from tests.support.origin import REMOTE_ORIGIN
 
 Status = dg.DagsterRunStatus
@@ -63,7 +62,7 @@ def running(database: Database, run_id: str) -> None:
 
 
 def analyzed_again(database: Database, run_id: str) -> None:
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     database.transact(mark_running, "u1", run_id)
 
 

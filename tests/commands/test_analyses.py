@@ -18,7 +18,7 @@ import pytest
 from capstone_dagster.storage.analyses import analyses_of, publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.videos import record_upload
-from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row, notices
+from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row, notices, publish
 from tests.support.command_line import Capstone
 
 FIRST, SECOND = "a1" + "0" * 30, "a2" + "0" * 30
@@ -46,18 +46,14 @@ def database(database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         event_row("f2", 10_000) | {"end_ms": 18_000},
         event_row("f4", 50_000) | {"label": "<b>", "thumbnail_key": "detections/d2/gone.jpg"},
     ]
-    database.transact(publish_analysis, replace(ANALYSIS, analysis_id=FIRST, events=3), first, FACTS)
-    database.transact(
-        publish_analysis,
-        replace(
-            ANALYSIS,
-            analysis_id=SECOND,
-            events=3,
-            model="better.pt",
-            requested_at=NOON + timedelta(minutes=1),
-        ),
+    publish(database, first, analysis_id=FIRST, events=3)
+    publish(
+        database,
         second,
-        FACTS,
+        analysis_id=SECOND,
+        events=3,
+        model="better.pt",
+        requested_at=NOON + timedelta(minutes=1),
     )
     return database
 
@@ -245,9 +241,7 @@ def test_rollback_refuses_another_uploads_analysis_in_one_sentence(
 ) -> None:
     newer = replace(UPLOAD, upload_id="u2", version_id="2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
     database.transact(record_upload, newer)
-    database.transact(
-        publish_analysis, replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("h1")], FACTS
-    )
+    publish(database, [event_row("h1")], analysis_id="b1", upload_id="u2")
 
     refused = capstone("rollback", "v1", "--to", "a1")
 

@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from capstone_dagster.storage import events
-from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.event_files import _parquet_schema
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.videos import record_upload
 from tests.analysis.test_formats import WALK, assert_coco, write
 from tests.assets.samples import SUMMARY
-from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row
+from tests.storage.samples import NOON, UPLOAD, event_row, publish
 from tests.support.command_line import Capstone
 
 
@@ -34,15 +33,16 @@ def database(database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         replace(UPLOAD, external_id="84", recorded_at=NOON, recorded_at_source="message"),
         stated=["external_id", "recorded_at"],
     )
-    database.transact(publish_analysis, ANALYSIS, [event_row("e1"), event_row("e2", 60_000)], FACTS)
+    publish(database, [event_row("e1"), event_row("e2", 60_000)])
     database.transact(
         record_upload, replace(UPLOAD, upload_id="u2", video_id="v2", key="yard/b.mp4", camera="yard")
     )
-    database.transact(
-        publish_analysis,
-        replace(ANALYSIS, analysis_id="a2", video_id="v2", upload_id="u2"),
+    publish(
+        database,
         [event_row("f1") | {"camera": "yard", "face_score": 0.7, "face_box": (0.1, 0.1, 0.2, 0.2)}],
-        FACTS,
+        analysis_id="a2",
+        video_id="v2",
+        upload_id="u2",
     )
     folder = tmp_path / "derived" / "detections" / "d1"
     folder.mkdir(parents=True)

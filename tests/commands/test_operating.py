@@ -34,7 +34,7 @@ from capstone_dagster.storage.video_status import (
     mark_running,
 )
 from capstone_dagster.storage.videos import record_upload
-from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, notices
+from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, notices, publish
 from tests.support.command_line import Capstone
 from tests.support.ended_runs import Reader
 from tests.support.origin import CODE_ORIGIN, REMOTE_ORIGIN
@@ -268,9 +268,7 @@ def test_cancel_refuses_what_would_stop_others_or_nothing(operations: Operations
     assert "analyses other videos besides v2" in refused.err
     assert operations.fresh(shared).status == STARTED
     operations.upload(3)
-    operations.database.transact(
-        publish_analysis, replace(ANALYSIS, video_id="v3", upload_id="u3"), ROWS, FACTS
-    )
+    publish(operations.database, video_id="v3", upload_id="u3")
     assert "There is nothing to cancel: v3 is done." in capstone("cancel", "v3").err
     assert capstone("cancel", "nobody").code == 2
 

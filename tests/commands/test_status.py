@@ -15,7 +15,6 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
 
 from capstone_dagster.failures.breaker_state import BREAKER, BreakerState, Phase
-from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.video_status import (
     mark_failed,
@@ -25,7 +24,7 @@ from capstone_dagster.storage.video_status import (
     requeue,
 )
 from capstone_dagster.storage.videos import record_upload
-from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
+from tests.storage.samples import UPLOAD, publish
 from tests.support.command_line import Capstone
 from tests.support.origin import REMOTE_ORIGIN
 
@@ -159,7 +158,7 @@ def test_without_dagsters_records_the_event_stores_word_stands(
     database.transact(mark_queued, {"u1": "r1"})
     database.transact(mark_waiting, "u1", "r1", "AWS Batch: RUNNABLE")
     assert told(capstone, 1) == ("waiting-for-compute", None, None, "AWS Batch: RUNNABLE")
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     assert told(capstone, 1) == ("done", None, None, None)
 
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"sqlite:///{tmp_path}/nowhere/runs.db")

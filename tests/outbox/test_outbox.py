@@ -17,14 +17,13 @@ from capstone_dagster.catalog.model import Metric
 from capstone_dagster.outbox.sensor import outbox_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
-from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.outbox import Notice, notify, outbox_backlog, send_notices
 from capstone_dagster.storage.video_status import mark_failed, mark_running, requeue
 from capstone_dagster.storage.videos import record_upload
 from capstone_dagster.topics import Message, Topic
 from tests.conftest import Aws
-from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, count, notices
+from tests.storage.samples import NOON, UPLOAD, count, notices, publish
 
 FIELDS = {
     "notice_id", "kind", "at", "video_id", "external_id", "upload_id", "bucket", "key", "camera", "state",
@@ -120,7 +119,7 @@ def test_every_kind_says_what_a_consumer_needs(outbox: Outbox) -> None:
         record_upload, replace(UPLOAD, external_id="84", recorded_at=NOON, recorded_at_source="name")
     )
     fail(outbox.database, 1, tried_again=True)
-    outbox.database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(outbox.database)
 
     assert outbox.tick() == "3 notices sent."
 
@@ -407,7 +406,7 @@ def test_a_failure_that_is_mended_is_followed_by_the_analysis(database: Database
     assert database.transact(mark_failed, "u1", "r1", failure_class="worker-lost", message="Lost.")
     database.transact(requeue, "u1", "r1", "r2", "It is tried again.")
     database.transact(mark_running, "u1", "r2")
-    database.transact(publish_analysis, replace(ANALYSIS, run_id="r2"), ROWS, FACTS)
+    publish(database, run_id="r2")
     assert notices(database) == ["video.received", "video.failed", "video.analyzed"]
 
 
@@ -416,8 +415,8 @@ def test_an_older_uploads_late_analysis_says_that_it_is_not_current(outbox: Outb
     outbox.database.transact(
         record_upload, replace(UPLOAD, upload_id="u2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
     )
-    outbox.database.transact(publish_analysis, replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [], FACTS)
-    outbox.database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(outbox.database, [], analysis_id="a2", upload_id="u2")
+    publish(outbox.database)
     outbox.tick()
     told = [(each["upload_id"], each["current"]) for each in outbox.received() if each["analysis_id"]]
     assert told == [("u2", True), ("u1", False)]

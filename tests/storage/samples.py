@@ -1,12 +1,13 @@
 """One upload, its analysis and its events, for every test that needs some; and what the tables hold."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from capstone_dagster.storage.analyses import Analysis
+from capstone_dagster.storage.analyses import Analysis, Publication, publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.uploads import VideoFacts, VideoUpload
 
@@ -80,6 +81,16 @@ def event_row(event_id: str, start_ms: int = 0) -> dict[str, Any]:
 
 
 ROWS = [event_row("e1"), event_row("e2", 2000)]
+
+
+def publish(
+    database: Database,
+    rows: Sequence[dict[str, Any]] = ROWS,
+    facts: VideoFacts = FACTS,
+    **changed: Any,
+) -> Publication:
+    """Publish the analysis with these changes."""
+    return database.transact(publish_analysis, replace(ANALYSIS, **changed), rows, facts)
 
 
 def count(database: Database, table: str) -> int:

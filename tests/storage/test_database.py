@@ -15,7 +15,6 @@ from alembic.migration import MigrationContext
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import (
     Database,
     DatabaseError,
@@ -29,7 +28,7 @@ from capstone_dagster.storage.schema import metadata
 from capstone_dagster.storage.uploads import VideoUpload
 from capstone_dagster.storage.video_status import latest
 from capstone_dagster.storage.videos import record_upload
-from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, count
+from tests.storage.samples import UPLOAD, count, publish
 
 
 @contextmanager
@@ -81,7 +80,7 @@ def test_migrating_at_once_is_safe(database_url: str) -> None:
 
 def test_readers_read_the_views_and_nothing_else(database: Database, database_url: str) -> None:
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
 
     with psycopg.connect(url, autocommit=True) as connection:

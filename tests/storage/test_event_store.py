@@ -23,14 +23,25 @@ from capstone_dagster.storage.video_status import (
     unfinished_runs,
 )
 from capstone_dagster.storage.videos import latest_upload, record_upload
-from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, count, dump, event_row, notices
+from tests.storage.samples import (
+    ANALYSIS,
+    FACTS,
+    NOON,
+    ROWS,
+    UPLOAD,
+    count,
+    dump,
+    event_row,
+    notices,
+    publish,
+)
 
 
 def test_publishing_twice_changes_nothing(database: Database) -> None:
     database.transact(record_upload, UPLOAD)
 
-    first = database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
-    again = database.transact(publish_analysis, replace(ANALYSIS, run_id="r2"), ROWS, FACTS)
+    first = publish(database)
+    again = publish(database, run_id="r2")
 
     assert (first.inserted, first.current) == (True, True)
     assert (again.inserted, again.current, again.published_at) == (False, True, first.published_at)
@@ -44,7 +55,7 @@ def test_publishing_at_once_has_one_effect(database: Database) -> None:
     database.transact(record_upload, UPLOAD)
 
     with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(lambda _: database.transact(publish_analysis, ANALYSIS, ROWS, FACTS), range(8)))
+        done = list(pool.map(lambda _: publish(database), range(8)))
 
     assert sum(publication.inserted for publication in done) == 1
     assert count(database, "events") == 2
@@ -55,7 +66,7 @@ def test_a_broken_row_publishes_nothing(database: Database) -> None:
     bad = {**event_row("e2"), "best_ms": 99_999}
 
     with pytest.raises(DatabaseError, match="ck_events_times"):
-        database.transact(publish_analysis, ANALYSIS, [event_row("e1"), bad], FACTS)
+        publish(database, [event_row("e1"), bad])
 
     assert count(database, "analyses") == count(database, "events") == 0
     assert database.transact(current_status, "v1")[0]["state"] == "received"
@@ -65,15 +76,9 @@ def test_the_newest_upload_is_current_whatever_finishes_last(database: Database)
     newer = replace(UPLOAD, upload_id="u2", version_id="2", etag="e2", uploaded_at=NOON + timedelta(hours=1))
     database.transact(record_upload, UPLOAD)
     database.transact(record_upload, newer)
-    second = replace(ANALYSIS, analysis_id="a2", upload_id="u2")
 
-    assert database.transact(publish_analysis, second, [event_row("e9")], FACTS).current
-    late = database.transact(
-        publish_analysis,
-        replace(ANALYSIS, requested_at=NOON + timedelta(days=1)),
-        ROWS,
-        replace(FACTS, width=1),
-    )
+    assert publish(database, [event_row("e9")], analysis_id="a2", upload_id="u2").current
+    late = publish(database, ROWS, replace(FACTS, width=1), requested_at=NOON + timedelta(days=1))
 
     assert (late.inserted, late.current) == (True, False)
     assert [row["event_id"] for row in database.transact(current_events, "v1")] == ["e9"]
@@ -82,16 +87,14 @@ def test_the_newest_upload_is_current_whatever_finishes_last(database: Database)
 
 def test_of_one_upload_the_last_request_is_current(database: Database) -> None:
     database.transact(record_upload, UPLOAD)
-    later = replace(ANALYSIS, analysis_id="a2", requested_at=NOON + timedelta(minutes=1))
+    later = NOON + timedelta(minutes=1)
 
-    published = database.transact(publish_analysis, later, [event_row("e9")], FACTS)
+    published = publish(database, [event_row("e9")], analysis_id="a2", requested_at=later)
     assert (published.current, published.first) == (True, True)
-    published = database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    published = publish(database)
     assert (published.current, published.first, published.inserted) == (False, False, True)
     # Asking for the first one again, later still, makes it current without writing it again.
-    again = database.transact(
-        publish_analysis, replace(ANALYSIS, requested_at=NOON + timedelta(hours=1)), ROWS, FACTS
-    )
+    again = publish(database, requested_at=NOON + timedelta(hours=1))
 
     assert (again.inserted, again.current) == (False, True)
     assert [row["is_current"] for row in database.transact(analyses_of, "v1")] == [False, True]
@@ -128,7 +131,7 @@ def test_status_follows_the_upload(database: Database) -> None:
     assert state() == ("failed", 0.5, "internal", "r1")
     database.transact(mark_running, "u1", "r2")
     assert state() == ("running", 0.0, None, "r2")
-    database.transact(publish_analysis, replace(ANALYSIS, run_id="r2"), ROWS, FACTS)
+    publish(database, run_id="r2")
     assert state() == ("done", 1.0, None, "r2")
     assert not database.transact(
         mark_failed, "u1", "r2", failure_class="worker-lost", message="late", only_if_unfinished=True
@@ -153,10 +156,10 @@ def test_another_runs_failure_is_not_this_ones(database: Database) -> None:
 def test_a_retried_publication_changes_nothing_at_all(database: Database) -> None:
     database.transact(record_upload, UPLOAD)
     database.transact(mark_running, "u1", "r1")
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     before = dump(database)
 
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
 
     assert dump(database) == before
     assert notices(database) == ["video.received", "video.analyzed"]
@@ -167,33 +170,18 @@ def test_publishing_is_told_once_for_each_thing_it_changed(database: Database) -
         return notices(database).count("video.analyzed")
 
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     assert sent() == 1  # written
-    other = replace(ANALYSIS, analysis_id="a2", run_id="r2", requested_at=NOON + timedelta(minutes=1))
-    database.transact(publish_analysis, other, [event_row("e9")], FACTS)
+    later = NOON + timedelta(minutes=1)
+    publish(database, [event_row("e9")], analysis_id="a2", run_id="r2", requested_at=later)
     assert sent() == 2  # written
-    database.transact(
-        publish_analysis,
-        replace(ANALYSIS, run_id="r3", requested_at=NOON + timedelta(minutes=2)),
-        ROWS,
-        FACTS,
-    )
+    publish(database, run_id="r3", requested_at=NOON + timedelta(minutes=2))
     assert sent() == 3  # current again
     assert database.transact(current_status, "v1")[0]["run_id"] == "r3"
     database.transact(mark_running, "u1", "r4")
-    database.transact(
-        publish_analysis,
-        replace(ANALYSIS, run_id="r4", requested_at=NOON + timedelta(minutes=3)),
-        ROWS,
-        FACTS,
-    )
+    publish(database, run_id="r4", requested_at=NOON + timedelta(minutes=3))
     assert sent() == 4  # a run that waited for it is done
-    database.transact(
-        publish_analysis,
-        replace(ANALYSIS, run_id="r5", requested_at=NOON + timedelta(minutes=4)),
-        ROWS,
-        FACTS,
-    )
+    publish(database, run_id="r5", requested_at=NOON + timedelta(minutes=4))
     assert sent() == 4
 
 
@@ -209,7 +197,7 @@ def test_a_zombies_progress_is_no_news(database: Database) -> None:
     database.transact(mark_running, "u1", "r2")
     database.transact(mark_running, "u1", "r1", 0.6)
     assert state() == ("running", 0.0, "r2")
-    database.transact(publish_analysis, replace(ANALYSIS, run_id="r2"), ROWS, FACTS)
+    publish(database, run_id="r2")
     database.transact(mark_running, "u1", "r1", 0.7)
     database.transact(mark_running, "u1", "r2", 0.8)
     assert state() == ("done", 1.0, "r2")
@@ -236,7 +224,7 @@ def test_a_cancelled_run_publishes_nothing_and_a_later_request_does(
     assert not database.transact(requeue, "u1", "r1", "r2", "It is tried again.")
 
     database.transact(mark_running, "u1", "r3")
-    assert database.transact(publish_analysis, replace(ANALYSIS, run_id="r3"), ROWS, FACTS).inserted
+    assert publish(database, run_id="r3").inserted
     assert not database.transact(cancel_upload, "u1", "Cancelled by kim.", "r3")
     assert database.transact(is_done_by, "u1", "r3")
 
@@ -256,7 +244,7 @@ def test_a_superseded_upload_is_no_failure(database: Database) -> None:
 
 def test_another_runs_success_is_not_superseded(database: Database) -> None:
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, replace(ANALYSIS, run_id="r2"), ROWS, FACTS)
+    publish(database, run_id="r2")
 
     assert not database.transact(mark_superseded, "u1", "r1")
     assert database.transact(current_status, "v1")[0]["state"] == "done"

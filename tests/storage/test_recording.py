@@ -15,7 +15,7 @@ from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.uploads import VideoUpload
 from capstone_dagster.storage.video_status import current_status, mark_running
 from capstone_dagster.storage.videos import latest_upload, record_upload
-from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, event_row
+from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, event_row, publish
 
 MORNING = datetime(2026, 1, 1, 8, tzinfo=UTC)
 EVENING = datetime(2026, 1, 1, 20, tzinfo=UTC)
@@ -168,16 +168,14 @@ def test_of_uploads_within_one_second_the_later_one_is_current(database: Databas
     database.transact(record_upload, UPLOAD)
     database.transact(record_upload, replace(NEWER, uploaded_at=NOON))
 
-    assert database.transact(
-        publish_analysis, replace(ANALYSIS, analysis_id="a2", upload_id="u2"), [event_row("e9")], FACTS
-    ).current
+    assert publish(database, [event_row("e9")], analysis_id="a2", upload_id="u2").current
     late = replace(ANALYSIS, requested_at=NOON + timedelta(days=1))
     assert not database.transact(publish_analysis, late, ROWS, FACTS).current
 
 
 def test_published_events_follow_what_is_learnt_later(database: Database) -> None:
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     assert clocks(database) == [("gate", None, None)] * 2
 
     database.transact(record_upload, *by_message(camera="door", recorded_at=MORNING))
@@ -193,7 +191,7 @@ def test_published_events_follow_what_is_learnt_later(database: Database) -> Non
 
 def test_a_newer_uploads_camera_is_not_the_older_ones_events(database: Database) -> None:
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
 
     database.transact(record_upload, replace(NEWER, recorded_at=MORNING, recorded_at_source="name"))
 
@@ -206,7 +204,7 @@ def test_publishing_uses_what_is_known_by_then(database: Database) -> None:
     stale = replace(FACTS, recorded_at=EVENING, recorded_at_source="container")
     rows = [{**event_row("e1"), "started_at": EVENING, "ended_at": EVENING + timedelta(seconds=1)}]
 
-    database.transact(publish_analysis, replace(ANALYSIS, events=1), rows, stale)
+    publish(database, rows, stale, events=1)
 
     assert clocks(database) == [("door", MORNING, MORNING + timedelta(seconds=1))]
     assert video(database)["recorded_at_source"] == "message"
@@ -216,7 +214,7 @@ def test_publishing_adds_the_containers_time_where_none_is_known(database: Datab
     database.transact(record_upload, UPLOAD)
     tagged = replace(FACTS, recorded_at=EVENING, recorded_at_source="container")
 
-    database.transact(publish_analysis, ANALYSIS, [event_row("e1")], tagged)
+    publish(database, [event_row("e1")], tagged)
 
     assert clocks(database) == [("gate", EVENING, EVENING + timedelta(seconds=1))]
     assert video(database)["recorded_at"] == EVENING
@@ -227,7 +225,7 @@ def test_an_older_uploads_analysis_keeps_its_own_snapshot(database: Database) ->
     database.transact(record_upload, replace(NEWER, recorded_at=MORNING, recorded_at_source="name"))
     tagged = replace(FACTS, width=1, recorded_at=EVENING, recorded_at_source="message")
 
-    database.transact(publish_analysis, ANALYSIS, ROWS, tagged)
+    publish(database, ROWS, tagged)
 
     assert clocks(database) == [("gate", None, None)] * 2
     found = video(database)
@@ -236,10 +234,10 @@ def test_an_older_uploads_analysis_keeps_its_own_snapshot(database: Database) ->
 
 def test_the_same_bytes_uploaded_again_take_their_events_along(database: Database) -> None:
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     database.transact(record_upload, NEWER)
 
-    again = database.transact(publish_analysis, replace(ANALYSIS, upload_id="u2", run_id="r2"), ROWS, FACTS)
+    again = publish(database, upload_id="u2", run_id="r2")
 
     assert (again.inserted, again.current) == (False, True)
     assert [row["upload_id"] for row in database.transact(analyses_of, "v1")] == ["u2"]

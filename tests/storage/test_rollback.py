@@ -13,7 +13,7 @@ from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.video_status import current_status
 from capstone_dagster.storage.videos import record_upload
-from tests.storage.samples import ANALYSIS, FACTS, NOON, ROWS, UPLOAD, event_row, notices
+from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row, notices, publish
 
 SECOND = replace(ANALYSIS, analysis_id="a2", run_id="r2", requested_at=NOON + timedelta(minutes=1), events=1)
 
@@ -22,7 +22,7 @@ SECOND = replace(ANALYSIS, analysis_id="a2", run_id="r2", requested_at=NOON + ti
 def database(database: Database) -> Database:
     """A video with two analyses, the second one current."""
     database.transact(record_upload, UPLOAD)
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
     database.transact(publish_analysis, SECOND, [event_row("e9")], FACTS)
     return database
 
@@ -104,9 +104,7 @@ def test_what_cannot_be_rolled_back_to_is_refused(database: Database) -> None:
     with pytest.raises(NotRolledBack, match="capstone analyses v1"):
         database.transact(roll_back, "v1", "a9")
     database.transact(record_upload, newer)
-    database.transact(
-        publish_analysis, replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("e5")], FACTS
-    )
+    publish(database, [event_row("e5")], analysis_id="b1", upload_id="u2")
     before = notices(database)
 
     with pytest.raises(NotRolledBack, match="overwritten since"):
@@ -123,6 +121,4 @@ def test_while_a_newer_upload_is_analysed_the_older_ones_analyses_can_be_exchang
     database.transact(record_upload, newer)
 
     assert database.transact(roll_back, "v1", "a1").changed
-    assert database.transact(
-        publish_analysis, replace(ANALYSIS, analysis_id="b1", upload_id="u2"), [event_row("e5")], FACTS
-    ).current
+    assert publish(database, [event_row("e5")], analysis_id="b1", upload_id="u2").current

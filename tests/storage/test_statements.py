@@ -3,12 +3,11 @@
 import pytest
 import sqlalchemy as sa
 
-from capstone_dagster.storage.analyses import publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.errors import StorageError
 from capstone_dagster.storage.statements import StatementWatch
 from capstone_dagster.storage.videos import record_upload
-from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD
+from tests.storage.samples import UPLOAD, publish
 
 Reported = list[tuple[str, float]]
 
@@ -51,7 +50,7 @@ def test_copying_is_timed_although_it_goes_past_the_engine(database: Database) -
     database.engine.dispose()
     reported = watched(database, 0.0)
 
-    database.transact(publish_analysis, ANALYSIS, ROWS, FACTS)
+    publish(database)
 
     [copied] = [statement for statement, _ in reported if statement.startswith("COPY capstone.events (")]
     assert copied.endswith("FROM STDIN")
