@@ -530,6 +530,7 @@ FILES: list[File] = [
     ),
     File("plain.wmv", clip(codec="wmv2", format="asf"), Right(end_ms=None)),
     File("plain.h265", clip(codec="libx265", format="hevc"), _PLAIN),
+    File("plain.mjpeg", clip(codec="mjpeg", pix_fmt="yuvj420p", format="mjpeg"), _PLAIN),
     File("12:30:05.mp4", clip(), _PLAIN),
     # The order of frames.
     *(File(f"b-frames.{suffix}", clip(**B_FRAMES), _PLAIN) for suffix in ("mp4", "mkv", "flv")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -45,6 +46,9 @@ _PICTURE_BRANDS = {
     "jxl ": "JPEG XL",
 }
 
+# A still picture of a phone may hold some others behind it: a gain map, a depth map.
+_PICTURES_OF_A_STREAM = 5
+
 # Indexes of hours have some MB.
 _LONGEST_INDEX = 16 << 20
 
@@ -81,12 +85,26 @@ def open_container(path: Path, name: str, *, hardware: bool = False) -> av.conta
         if hardware:  # no device, or a file that is none: software tells which
             return open_container(path, name)
         check_machine(path, name, error)
+        if _is_motion_jpeg(path):
+            return av.open(f"file:{path}", format="mjpeg", options=_OPEN_OPTIONS)
         raise UndecodableVideo(_why_not_opened(path, name, error)) from error
     picture = _PICTURE_BRANDS.get(container.metadata.get("major_brand", ""))
     if picture:
         container.close()
         raise UndecodableVideo(_still_picture(name, picture))
     return container
+
+
+def _is_motion_jpeg(path: Path) -> bool:
+    """Whether a file is pictures of JPEG in a row, as network cameras send them; FFmpeg takes it for one."""
+    if _picture(path) != "JPEG":
+        return False
+    try:
+        with av.open(f"file:{path}", format="mjpeg", options=_OPEN_OPTIONS) as container:
+            packets = islice(container.demux(), _PICTURES_OF_A_STREAM)
+            return sum(packet.size > 0 for packet in packets) == _PICTURES_OF_A_STREAM
+    except av.error.FFmpegError:
+        return False
 
 
 def check_machine(path: Path, name: str, error: av.error.FFmpegError) -> None:
