@@ -11,9 +11,7 @@ FROM ${BASE_IMAGE} AS packages
 # pip in an environment of its own, because the one that is shipped needs none. HOME is made here, and the user
 # has a name, because libraries ask for both.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv \
-    && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin capstone \
-    # OpenVINO's Python package tells Intel of each import, unless this file says that it may not.
-    && mkdir /home/capstone/intel && echo 0 > /home/capstone/intel/openvino_telemetry
+    && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin capstone
 
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./

@@ -87,7 +87,6 @@ def test(builder: Builder, *, base: str, model: str) -> Figures:
             inside = Inside(worker, stack)
             with step("The worker's user, and what it may write"):
                 inside.user()
-                inside.quiet()
             with step("Bytecode that is used as it is"):
                 inside.bytecode()
             with step("Starts, from a cold disk and again"):
