@@ -8,12 +8,21 @@ import pytest
 
 from capstone_dagster.local import aws
 from capstone_dagster.local.aws import client, ministack_server
-from tests.infra.stacks import NOT_ON, ORDER, deploy, outputs, template, without, without_metric_math
+from tests.infra.stacks import (
+    NOT_ON,
+    ORDER,
+    deploy,
+    outputs,
+    template,
+    without,
+    without_metric_math,
+    without_optional_elements,
+)
 from tests.support.moto import moto_server
 
 # A host name, so that everything behind the condition exists too.
 HOST = "dagster.example.com"
-APPLICATION = {"ImageTag": "v1", "Model": "yolo11n.pt"}
+APPLICATION = {"ImageTag": "v1", "Model": "yolo11n.pt", "Labels": "person"}
 SERVICES = (
     *("s3", "sqs", "sns", "logs", "batch", "sts", "cloudformation", "iam", "ec2", "ecs", "ecr", "rds"),
     *("secretsmanager", "cognito-idp", "elasticloadbalancing", "acm", "monitoring"),
@@ -76,7 +85,7 @@ def on_moto() -> Iterator[Deployed]:
             "Arn"
         ]
         for name in ORDER:
-            body = without(template(name), NOT_ON["moto"])
+            body = without_optional_elements(without(template(name), NOT_ON["moto"]))
             if name == "data":
                 body["Outputs"]["DatabaseHost"]["Value"] = "database.example"
                 body["Outputs"]["DatabasePort"]["Value"] = "5432"

@@ -106,6 +106,24 @@ def without(body: Mapping[str, Any], types: frozenset[str]) -> dict[str, Any]:
     return {**{key: cleaned(each) for key, each in body.items() if key != "Resources"}, "Resources": kept}
 
 
+def without_optional_elements(value: Any) -> Any:
+    """A template without the elements of lists that a condition may leave out: moto leaves a hole there."""
+    if isinstance(value, dict):
+        cleaned = {key: _arguments if key == "Fn::If" else without_optional_elements for key in value}
+        return {key: cleaned[key](each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_optional_elements(each) for each in value if not _is_optional(each)]
+    return value
+
+
+def _arguments(choice: list[Any]) -> list[Any]:
+    return [without_optional_elements(each) for each in choice]
+
+
+def _is_optional(element: Any) -> bool:
+    return isinstance(element, dict) and element.get("Fn::If", [None])[-1] == {"Ref": "AWS::NoValue"}
+
+
 def without_metric_math(body: Mapping[str, Any]) -> dict[str, Any]:
     """A template without the alarms whose value is computed."""
     computed = {
