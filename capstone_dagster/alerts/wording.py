@@ -154,7 +154,7 @@ def _links(example: Mapping[str, object], place: Place) -> list[str]:
     lines = [_run_link(str(example["run_id"]), place)]
     job, stream, video = example["job_id"], example["log_stream"], example["video_id"]
     if place.browse_url is not None and video is not None:
-        lines.append(f"Video: {place.browse_url.rstrip('/')}/videos/{quote(str(video), safe='')}")
+        lines.append(f"Browse: {place.browse_url.rstrip('/')}/videos/{quote(str(video), safe='')}")
     if job is not None:
         lines.append(f"Job: {job_url(place.region, str(job))}" if place.region else f"Job: {job}")
     if place.region is None:

@@ -38,6 +38,12 @@ INCIDENT = Incident(
 )
 
 
+def test_an_alert_leads_to_the_video_where_it_can_be_played() -> None:
+    message = compose(INCIDENT, "failure", replace(CLOUD, browse_url="https://look.example/"))
+
+    assert "Browse: https://look.example/videos/gate-1a2b3c4d" in message.body.splitlines()
+
+
 def test_an_alert_of_the_cloud_in_full() -> None:
     message = compose(INCIDENT, "failure", CLOUD)
 

@@ -169,14 +169,22 @@ def test_links_lead_to_aws_only_in_aws(services: Services, monkeypatch: pytest.M
     here = metadata.of_frames(DONE, services, {}, TAGS)
     assert here["video"] == dg.MetadataValue.path("s3://raw/gate/a b.mp4")
     assert "batch_job" not in here
+    assert "browse" not in here
 
     monkeypatch.setenv("AWS_REGION", "ap-northeast-2")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "ap-northeast-2")
     cloud = Services(
-        read_settings(environment="prod", derived_url="s3://derived/x", gpu_usd_per_hour=3.6, compute="batch")
+        read_settings(
+            environment="prod",
+            derived_url="s3://derived/x",
+            gpu_usd_per_hour=3.6,
+            compute="batch",
+            browse_url="https://look.example",
+        )
     )
     cloud.__dict__["objects"] = _Named()
     there = metadata.of_frames(DONE, cloud, {}, TAGS)
+    assert there["browse"] == dg.MetadataValue.url(f"https://look.example/videos/{DONE.upload.video_id}")
     console = "https://ap-northeast-2.console.aws.amazon.com"
     assert there["video"].value == (f"{console}/s3/object/raw?region=ap-northeast-2&prefix=gate/a%20b.mp4")
     assert there["frames"].value.endswith("prefix=x/detections/d/frames.parquet")

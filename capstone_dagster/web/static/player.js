@@ -51,6 +51,8 @@ function start(figure) {
     const [w, h] = [video.videoWidth * scale, video.videoHeight * scale];
     const [left, top] = [(width - w) / 2, (height - h) / 2];
     pen.font = "13px system-ui, sans-serif";
+    pen.shadowColor = "#000"; // names stay legible on bright ground
+    pen.shadowBlur = 3;
     for (const { track, label, at } of data.tracks) {
       for (const [, score, x1, y1, x2, y2] of track === null ? untracked(at, ms) : between(at, ms)) {
         pen.strokeStyle = pen.fillStyle = label === "face" ? "#ffb35c" : "#66a3ff";
