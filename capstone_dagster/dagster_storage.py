@@ -2,26 +2,38 @@
 
 dagster-postgres opens a connection for each statement, some forty a second on an idle stack, and waits
 without limit for a server that has frozen. Here a process has one engine, however many instances it opens,
-and every connection has time-outs.
+and every connection has time-outs. Log lines are stored beside the run that writes them, and what a run must
+have on record waits out a short outage.
 """
 
+import logging
 import os
-from collections.abc import Mapping
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import click
 import sqlalchemy as sa
+from dagster import EventLogEntry
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
     PostgresRunStorage,
     PostgresScheduleStorage,
 )
-from dagster_postgres.utils import pg_url_from_config
+from dagster_postgres.utils import DagsterPostgresException, pg_url_from_config
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
+from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from capstone_dagster.dagster_private import ConfigurableClassData
+from capstone_dagster.storage.deadlines import limit_statements
+from capstone_dagster.storage.log_lines import LineWriter
 
 # Most processes use a few at once; the daemon's threads may take 20 together.
 _KEPT = 5
@@ -40,6 +52,15 @@ _LIMITS = {
     "tcp_user_timeout": "30000",
     "options": "-c statement_timeout=60000 -c lock_timeout=30000",
 }
+# For a connection: three tries, some 5 s apart.
+_TRY_FOR_S = 15.0
+# An event of a run is worth more: without it a finished pass is done again. A fail-over takes a minute.
+_TRY_FOR_EVENTS_S = 90.0
+_WAIT = wait_random_exponential(multiplier=5, min=3, max=15)
+_LINES_WITHIN_S = 5.0
+_SAY_EVERY_S = 60.0
+
+_log = logging.getLogger("capstone.storage")
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
@@ -69,16 +90,60 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 
 class _Pooled:
+    _engine: sa.Engine
+
+    @contextmanager
+    def connect(self, run_id: str | None = None) -> Iterator[sa.Connection]:
+        """A connection of the pool; several tries, where dagster-postgres makes five within two seconds."""
+        with _connect(self._engine) as connection:
+            yield connection
+
+    _connect = connect
+
     def optimize_for_webserver(self, *_: Any, **__: Any) -> None:
         """Nothing: the pool serves the webserver as well."""
 
 
 class _Runs(_Pooled, PostgresRunStorage):
-    pass
+    def handle_run_event(self, *args: Any, **kwargs: Any) -> None:
+        """Follow an event of the run in its status."""
+        with _patience(_TRY_FOR_EVENTS_S):
+            super().handle_run_event(*args, **kwargs)
 
 
 class _Events(_Pooled, PostgresEventLogStorage):
-    pass
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.forget_lines()
+        _event_storages.add(self)
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """Store what happened; a log line is stored in a moment, and before what happens next."""
+        if event.dagster_event is None:
+            self._lines.put(event)
+            return
+        self._lines.flush(_LINES_WITHIN_S)
+        with _patience(_TRY_FOR_EVENTS_S):
+            super().store_event(event)
+
+    def dispose(self) -> None:
+        self._lines.flush(_LINES_WITHIN_S)
+        super().dispose()
+
+    def forget_lines(self) -> None:
+        """Start without lines, as a forked child does: lines and thread stay its parent's."""
+        self._lines = LineWriter(super().store_event)
+
+
+_event_storages: weakref.WeakSet[_Events] = weakref.WeakSet()
+
+
+def _in_forked_child() -> None:
+    for storage in _event_storages:
+        storage.forget_lines()
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class _Schedules(_Pooled, PostgresScheduleStorage):
@@ -133,6 +198,57 @@ def pooled_engine(postgres_url: str) -> sa.Engine:
         pool_pre_ping=True,
         pool_use_lifo=True,
     )
+    limit_statements(engine)
     # The parent's sockets stay the parent's: the child neither uses nor closes them.
     os.register_at_fork(after_in_child=lambda: engine.dispose(close=False))
     return engine
+
+
+_patient = threading.local()
+_said_at = 0.0
+
+
+@contextmanager
+def _patience(try_for_s: float) -> Iterator[None]:
+    """Try for this long to get the connections that this thread needs meanwhile."""
+    _patient.for_s = try_for_s
+    try:
+        yield
+    finally:
+        del _patient.for_s
+
+
+@contextmanager
+def _connect(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection.
+
+    Raises:
+        DagsterPostgresException: the server does not answer.
+    """
+    tries = Retrying(
+        retry=retry_if_exception_type((DBAPIError, PoolTimeout)),
+        wait=_WAIT,
+        stop=stop_before_delay(getattr(_patient, "for_s", _TRY_FOR_S)),
+        before_sleep=lambda state: _say(state.outcome.exception() if state.outcome else None),
+        reraise=True,
+    )
+    try:
+        connection = tries(engine.connect)
+    except (DBAPIError, PoolTimeout) as error:
+        raise DagsterPostgresException(f"Dagster's storage does not answer: {_reason(error)}") from error
+    with connection:
+        yield connection
+
+
+def _say(error: BaseException | None) -> None:
+    """Once a minute, however many threads try."""
+    global _said_at
+    if time.monotonic() - _said_at > _SAY_EVERY_S:
+        _said_at = time.monotonic()
+        message = f"Dagster's storage does not answer, and is tried again: {_reason(error)}"
+        _log.warning(message, extra={"action": "dagster-storage.unavailable"})
+
+
+def _reason(error: BaseException | None) -> str:
+    cause = getattr(error, "orig", None) or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

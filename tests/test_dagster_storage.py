@@ -1,8 +1,10 @@
 """Dagster's storage over a pool: few connections, time-outs on each, nothing shared across a fork."""
 
+import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +15,13 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 import yaml
+from dagster._core.test_utils import create_run_for_test
+from dagster_postgres.utils import DagsterPostgresException
+from tenacity import wait_none
 
+from capstone_dagster import dagster_storage
 from capstone_dagster.dagster_storage import limited
+from capstone_dagster.failures.classes import FailureClass, classify
 from tests.support.waiting import scaled, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +125,66 @@ def test_every_connection_has_time_outs(instance: dg.DagsterInstance) -> None:
             options = connection.connection.driver_connection.get_dsn_parameters()
         assert shown == ["1min", "30s"]
         assert (options["connect_timeout"], options["tcp_user_timeout"]) == ("10", "30000")
+
+
+def test_a_log_line_neither_fails_nor_holds_up_its_run_and_comes_before_what_follows_it(
+    instance: dg.DagsterInstance, ask: Ask, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = create_run_for_test(instance, job_name="job")
+    writes_freely = sa.make_url(database_url).set(drivername="postgresql").render_as_string(False)
+    with psycopg.connect(writes_freely) as other:
+        other.execute("LOCK TABLE event_logs IN ACCESS EXCLUSIVE MODE")
+        started = time.monotonic()
+        for number in range(1200):
+            instance.handle_new_event(line(run, f"line {number}"))
+        assert time.monotonic() - started < scaled(5)
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'event_logs'::regclass AND NOT granted"
+        wait_for("the line that waits for the lock", lambda: ask(waiting))
+    instance.report_engine_event("then", run)
+
+    told = [entry.message or entry.user_message for entry in instance.all_logs(run.run_id)]
+    assert told[:3] == ["line 0", "line 1", "line 2"]
+    assert told[-1] == "then"
+    [missing] = [record for record in caplog.records if record.name == "capstone.storage"]
+    assert missing.getMessage().startswith(f"{1201 - len(told)} log lines are missing")
+
+
+def line(run: dg.DagsterRun, message: str) -> dg.EventLogEntry:
+    return dg.EventLogEntry(
+        error_info=None,
+        level=logging.INFO,
+        user_message=message,
+        run_id=run.run_id,
+        timestamp=time.time(),
+    )
+
+
+def test_an_event_of_a_run_waits_out_a_short_outage(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = create_run_for_test(instance, job_name="job")
+    connect, tries = sa.Engine.connect, iter(range(100))
+
+    def out_of_order(engine: sa.Engine) -> sa.Connection:
+        if next(tries) < 3:
+            raise sa.exc.OperationalError("SELECT 1", None, Exception("the server is starting up"))
+        return connect(engine)
+
+    monkeypatch.setattr(dagster_storage, "_WAIT", wait_none())
+    monkeypatch.setattr(sa.Engine, "connect", out_of_order)
+    instance.report_engine_event("then", run)
+    assert [entry.message for entry in instance.all_logs(run.run_id)] == ["then"]
+    said = [record.getMessage() for record in caplog.records if record.name == "capstone.storage"]
+    assert said == ["Dagster's storage does not answer, and is tried again: the server is starting up"]
+    monkeypatch.setattr(dagster_storage, "_TRY_FOR_S", 0.0)
+    monkeypatch.setattr(sa.Engine, "connect", lambda _: broken())
+    with pytest.raises(DagsterPostgresException, match="does not answer: the server is gone") as raised:
+        instance.get_runs_count()
+    assert classify(raised.value) == FailureClass.DATABASE_UNAVAILABLE
+
+
+def broken() -> None:
+    raise sa.exc.OperationalError("SELECT 1", None, Exception("the server is gone"))
 
 
 def test_what_the_url_sets_takes_precedence() -> None:

@@ -1,5 +1,6 @@
 """Failures of ops and runs, in the words of the failure list: in the run, its tags and the event store."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from capstone_dagster.storage.video_status import UploadCancelled, mark_failed, 
 # first seconds, short enough not to hold a GPU for a database. Asked for failure by failure, not set on the
 # ops: Dagster takes an op's own policy for interruptions, too, and a run could then not be ended.
 RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+_log = logging.getLogger("capstone.analysis")
 
 # No video can be analysed until an operator has corrected these; other classes may concern one video.
 _CANNOT_WORK = {
@@ -73,7 +76,8 @@ def explained(
     tags = run_tags(context)
     subject = FailureSubject(log, tags)
     if tags.get(FAILURE_TAG, NO_FAILURE) != NO_FAILURE:
-        context.instance.add_run_tags(context.run_id, {FAILURE_TAG: NO_FAILURE})
+        with _on_record(context):
+            context.instance.add_run_tags(context.run_id, {FAILURE_TAG: NO_FAILURE})
     retry = retry_of(context.run_id, tags)
     try:
         if is_cancelled(context.run_id, tags):
@@ -132,13 +136,34 @@ def log_failure(
         log.write(message, action=action, level=level, **fields)
     else:
         known = {"video_id": video_id} if video_id else {}
-        context.log.log(level, message, extra={"action": action, **fields, **known})
+        with contextlib.suppress(Exception):  # as the video's log does
+            context.log.log(level, message, extra={"action": action, **fields, **known})
+
+
+@contextmanager
+def _on_record(context: dg.OpExecutionContext) -> Iterator[None]:
+    """Write to Dagster's storage what only observers miss: where it does not answer, a line says so.
+
+    The reader of ended runs writes it when the storage is back.
+    """
+    try:
+        yield
+    except Exception as error:  # law: an error handler cannot fail
+        _log.warning(
+            f"A failure is not on record in Dagster's storage: {sentence(error)}",
+            extra={
+                "action": "failure.unrecorded",
+                "run_id": context.run_id,
+                "failure_class": classify(error).value,
+            },
+        )
 
 
 def _tries_left(context: dg.OpExecutionContext) -> int:
-    # An op called on its own, as in a test, is not tried again, and cannot say how often it was.
-    if not context.instance.has_run(context.run_id):
-        return 0
+    with _on_record(context):
+        # An op called on its own, as in a test, is not tried again, and cannot say how often it was.
+        if not context.instance.has_run(context.run_id):
+            return 0
     return max(0, RETRY.max_retries - context.retry_number)
 
 
@@ -165,13 +190,15 @@ def record_failure(
     Args:
         video_id: the one that failed; None: all that the run has not finished.
     """
-    run = context.instance.get_run_by_id(context.run_id)
-    if run is not None and run.is_finished:
-        return
-    if run is not None:
-        context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
-        failed = [video_id] if video_id else partitions_of(context)
-        report_failed_partitions(context.instance, run, failed, failure, message)
+    run = None
+    with _on_record(context):
+        run = context.instance.get_run_by_id(context.run_id)
+        if run is not None and run.is_finished:
+            return
+        if run is not None:
+            context.instance.add_run_tags(context.run_id, {FAILURE_TAG: failure.value})
+            failed = [video_id] if video_id else partitions_of(context)
+            report_failed_partitions(context.instance, run, failed, failure, message)
     if upload_id is None:
         return
     try:
@@ -191,9 +218,13 @@ def record_failure(
             )
     except StorageError as error:
         # The reader of ended runs writes it when the database is back.
-        context.log.warning(
+        _log.warning(
             f"The failure could not be written to the event store: {error}",
-            extra={"action": "status.lost", "failure_class": classify(error).value},
+            extra={
+                "action": "status.lost",
+                "run_id": context.run_id,
+                "failure_class": classify(error).value,
+            },
         )
 
 

@@ -199,6 +199,7 @@ ERRORS: Mapping[str, FailureClass] = {
     "NotConfigured": FailureClass.CONFIGURATION,
     # SQLAlchemy and both psycopgs; how Dagster's storage gives up
     "OperationalError": FailureClass.DATABASE_UNAVAILABLE,
+    "InternalError": FailureClass.DATABASE_UNAVAILABLE,  # a primary that became read-only
     "InterfaceError": FailureClass.DATABASE_UNAVAILABLE,
     "DagsterPostgresException": FailureClass.DATABASE_UNAVAILABLE,
     # botocore and boto3

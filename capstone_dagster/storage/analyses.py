@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from capstone_dagster.storage import erasures, outbox, provenance, video_status
 from capstone_dagster.storage.database import DatabaseError
+from capstone_dagster.storage.deadlines import limited
 from capstone_dagster.storage.schema import SCHEMA, analyses, events, videos
 from capstone_dagster.storage.schema import video_status as statuses
 from capstone_dagster.storage.statements import timed
@@ -243,7 +244,12 @@ def _copy_events(connection: sa.Connection, analysis: Analysis, rows: Sequence[M
     driver = connection.connection.driver_connection
     assert driver is not None
     statement = f"COPY {SCHEMA}.events ({', '.join(_EVENT_COLUMNS)}) FROM STDIN"
-    with timed(connection, statement), driver.cursor() as cursor, cursor.copy(statement) as copy:
+    with (
+        timed(connection, statement),
+        limited(connection),
+        driver.cursor() as cursor,
+        cursor.copy(statement) as copy,
+    ):
         for row in rows:
             values = [{**row, **fixed}[column] for column in _EVENT_COLUMNS]
             # psycopg writes lists as arrays, tuples as rows.

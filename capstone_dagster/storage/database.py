@@ -25,13 +25,25 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from capstone_dagster.settings import ConfigurationError
+from capstone_dagster.storage.deadlines import limit_statements
 from capstone_dagster.storage.errors import DatabaseUnavailable, PermissionDenied, StorageError
 from capstone_dagster.storage.schema import metadata
 from capstone_dagster.storage.statements import SlowStatementReport, StatementWatch
 
-# Chosen so that a dead server is noticed in seconds and no statement holds a run for longer than a minute.
-_CONNECT_TIMEOUT_S = 5
-_STATEMENT_TIMEOUT_MS = 60_000
+# Connection parameters of libpq, and of a session. A server that is gone is noticed within half a minute, and
+# no statement holds a run for longer than one; a worker that is frozen in a transaction loses its locks.
+_CONNECTION: dict[str, str | int] = {
+    "application_name": "capstone",
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+_AS_WORKER = "-c statement_timeout=60000 -c lock_timeout=30000 -c idle_in_transaction_session_timeout=60000"
+# No connection is reused when it is older: a failover or a rotated password is noticed within this time.
+_RECYCLE_S = 30
 # People who look wait ten seconds, not a minute.
 _AS_READER = "-c role=capstone_reader -c default_transaction_read_only=on -c statement_timeout=10000"
 # Any constant will do, as long as no other code takes the same advisory lock.
@@ -94,17 +106,21 @@ class Database:
         *,
         reader: bool = False,
     ) -> None:
-        self.engine = _open_engine(
-            url, _AS_READER if reader else f"-c statement_timeout={_STATEMENT_TIMEOUT_MS}"
-        )
+        self.engine = _open_engine(url, _AS_READER if reader else _AS_WORKER)
         self._unavailable = unavailable
         if slow is not None:
             StatementWatch(self.engine, slow)
 
     @contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
-        """A connection whose statements take effect together at the end, or not at all."""
+    def transaction(self, limit_s: int | None = None) -> Iterator[sa.Connection]:
+        """A connection whose statements take effect together at the end, or not at all.
+
+        Args:
+            limit_s: how long each statement may take, waiting for locks included; without it, a minute.
+        """
         with self._errors(), self.engine.begin() as connection:
+            if limit_s is not None:
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{limit_s}s'")
             yield connection
 
     def transact(
@@ -138,6 +154,7 @@ class Database:
         migrations = str(Path(__file__).with_name("migrations"))
         config.set_main_option("script_location", migrations.replace("%", "%%"))
         with self._errors(), self.engine.connect() as connection:
+            connection.execute(sa.text("SET LOCAL lock_timeout = 0"))  # another process may take its time
             connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
             connection.commit()
             try:
@@ -171,16 +188,18 @@ class Database:
 
 def _open_engine(url: str, options: str) -> sa.Engine:
     try:
-        return sa.create_engine(
+        # What the URL sets takes precedence.
+        set_there = sa.make_url(url).query.keys()
+        engine = sa.create_engine(
             url,
             pool_size=4,
             max_overflow=8,
             pool_pre_ping=True,
+            pool_recycle=_RECYCLE_S,
             pool_timeout=10,
             connect_args={
-                "connect_timeout": _CONNECT_TIMEOUT_S,
-                "application_name": "capstone",
                 "options": f"{options} -c timezone=UTC",
+                **{name: value for name, value in _CONNECTION.items() if name not in set_there},
             },
         )
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
@@ -188,6 +207,8 @@ def _open_engine(url: str, options: str) -> sa.Engine:
             "CAPSTONE_DATABASE_URL is no database URL; expected "
             f"postgresql+psycopg://user:password@host:5432/capstone ({type(error).__name__})."
         ) from None
+    limit_statements(engine)
+    return engine
 
 
 def storage_error(error: BaseException, where: str) -> StorageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -40,8 +41,9 @@ class AnalysisLog:
         self._fields = upload.log_fields
 
     def write(self, message: str, *, action: str, level: int = logging.INFO, **fields: Any) -> None:
-        """One line, with fields."""
-        self._log.log(level, message, extra={"action": action, **self._fields, **fields})
+        """One line, with fields; what keeps it from being written fails no run."""
+        with contextlib.suppress(Exception):
+            self._log.log(level, message, extra={"action": action, **self._fields, **fields})
 
     def warn(self, message: str, *, action: str, **fields: Any) -> None:
         """One line that an operator should see."""

@@ -57,7 +57,7 @@ def analyze(
 ) -> list[Made]:
     """Frames and detections, made by one pass over the pixels or found finished."""
     watch = Watch(context.run_id, services, log)
-    watch.report(0.0)
+    watch.begin()
     done = detect(order, services, log=log, progress=watch, passes=passes)
     log.warn_of(done.summary)
     context.log_event(metadata.of_video(done, services))
