@@ -195,7 +195,7 @@ def _right_limits(files: DagsterFiles, compute: str) -> set[int | None]:
         return set()
     config = yaml.safe_load(files.instance.read_text()).get("run_launcher", {}).get("config", {})
     limit = max(1, gpu_count()) * config.get("runs_per_gpu", 1)
-    return {limit, None} if limit == 1 else {limit}  # with none set, Dagster runs one at a time
+    return {limit}  # with none set, Dagster's queue takes its first runs without any
 
 
 def join_environment(environment: Mapping[str, str], base: Mapping[str, str] | None = None) -> dict[str, str]:

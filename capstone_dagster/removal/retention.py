@@ -18,6 +18,7 @@ from capstone_dagster.removal.dagster_records import DagsterRecords
 from capstone_dagster.removal.run_history import delete_log_entries, ended_before
 from capstone_dagster.services import Services
 from capstone_dagster.settings import variable_name
+from capstone_dagster.storage import scratch
 from capstone_dagster.storage.object_versions import delete_versions, versions_of
 from capstone_dagster.storage.retention import (
     OldAnalysis,
@@ -185,7 +186,12 @@ class RetentionConfig(dg.Config):
 def remove_what_is_old(
     context: dg.OpExecutionContext, config: RetentionConfig, services: dg.ResourceParam[Services]
 ) -> None:
-    """Remove what is older than its CAPSTONE_..._RETENTION_DAYS; the counts are the output's metadata."""
+    """Remove what is older than its CAPSTONE_..._RETENTION_DAYS; the counts are the output's metadata.
+
+    Files that killed processes have left on this machine go as well.
+    """
+    if not config.dry_run:
+        scratch.sweep()
     done = Retention(services, context.instance, config.most).apply(dry_run=config.dry_run)
     verb = "would go" if config.dry_run else "went"
     for each in done:

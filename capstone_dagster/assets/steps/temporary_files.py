@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from capstone_dagster.storage.objects import ObjectStore
+from capstone_dagster.storage.scratch import scratch_folder
 
 T = TypeVar("T")
 
@@ -34,12 +34,12 @@ _removed = Removed()
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A new folder that is removed at the end, also after an error."""
-    with tempfile.TemporaryDirectory(prefix="capstone-") as folder:
+    with scratch_folder() as folder:
         try:
-            yield Path(folder)
+            yield folder
         finally:
             started = time.monotonic()
-            for path in Path(folder).rglob("*"):
+            for path in folder.rglob("*"):
                 if path.is_file():
                     _removed.files += 1
                     _removed.bytes += path.stat().st_size
