@@ -34,7 +34,7 @@ _DEADLINE_S = 600.0
 _PARTS = {
     "runs": ("execute_run", "multiprocessing"),
     "daemon": ("dagster._daemon",),
-    "webserver": ("dagster_webserver",),
+    "webserver": ("capstone_dagster.webserver",),
     "code server": ("grpc", "code_server"),
     "PostgreSQL": ("postgres",),
     "AWS emulator": ("ministack",),

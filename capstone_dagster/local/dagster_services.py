@@ -157,7 +157,9 @@ def start_dagster(
         )
         # A webserver that cannot connect shows the location as broken.
         code_server.wait_until(lambda: _not_listening(code_port), START_DEADLINE_S)
-        webserver = run("webserver", "dagster_webserver", "--host", LOOPBACK, "--port", str(port), *place)
+        webserver = run(
+            "webserver", "capstone_dagster.webserver", "--host", LOOPBACK, "--port", str(port), *place
+        )
         daemon = run("daemon", "dagster._daemon", "run", *place)
         services = DagsterServices(code_server, webserver, daemon, url=f"http://{LOOPBACK}:{port}")
         _wait(services, started_at, on_progress)

@@ -23,7 +23,7 @@ _PORT = "3000"
 def check(command: Sequence[str]) -> str | None:
     """What is wrong with the process that was started by `command`; None if nothing is."""
     programs = {Path(word).name for word in command}
-    if "dagster-webserver" in programs:
+    if "capstone-webserver" in programs:
         return _webserver(_option(command, "--port", "-p") or _PORT)
     if "dagster-daemon" in programs:
         done = subprocess.run(["dagster-daemon", "liveness-check"], capture_output=True, text=True)

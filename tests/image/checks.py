@@ -194,7 +194,7 @@ class Inside:
     def webserver(self) -> tuple[float, float | None]:
         """Seconds until its health check is content, and until it had stopped when asked to."""
         port = str(free_port())
-        command = ["dagster-webserver", "--host", "127.0.0.1", "--port", port]
+        command = ["capstone-webserver", "--host", "127.0.0.1", "--port", port]
         lonely = self.image.run("python", "/app/healthcheck.py", *command)
         if lonely.returncode == 0:
             raise ImageTestError("The health check is content with a webserver that does not run.")

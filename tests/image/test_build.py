@@ -184,12 +184,14 @@ def healthy(*command: str, **variables: str) -> bool:
 
 
 def test_a_webserver_is_well_while_it_answers(webserver: str) -> None:
-    started = ["/opt/venv/bin/python", "/opt/venv/bin/dagster-webserver", "--host", "0.0.0.0"]
+    started = ["/opt/venv/bin/python", "/opt/venv/bin/capstone-webserver", "--host", "0.0.0.0"]
 
     assert healthy(*started, "--port", webserver)
     assert healthy(*started, f"--port={webserver}")
-    assert healthy("/sbin/docker-init", "--", "dagster-webserver", "-p", webserver)
-    assert healthy("--heartbeat=webserver", "dagster-webserver", "-p", webserver)  # no CloudWatch: well still
+    assert healthy("/sbin/docker-init", "--", "capstone-webserver", "-p", webserver)
+    assert healthy(
+        "--heartbeat=webserver", "capstone-webserver", "-p", webserver
+    )  # no CloudWatch: well still
     # A company's proxy is not asked for what is here.
     assert healthy(*started, "--port", webserver, http_proxy="http://127.0.0.1:1")
     assert not healthy(*started, "--port", "1")
@@ -208,4 +210,4 @@ def test_a_daemon_is_well_if_dagster_says_so(tmp_path: Path, ends: int, well: bo
 
 
 def test_a_job_is_well_while_it_runs() -> None:
-    assert healthy("dagster", "api", "execute_run", "dagster-webserver-like words", PATH="")
+    assert healthy("dagster", "api", "execute_run", "capstone-webserver-like words", PATH="")
