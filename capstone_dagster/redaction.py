@@ -35,6 +35,11 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         rf"\1{HIDDEN}",
     ),
+    # Queries of other URLs: webhooks, shared access signatures.
+    (
+        re.compile(r"([?&](?:\w*token|sig|code|auth|credential)=)[^&\s\"'<>]+", re.IGNORECASE),
+        rf"\1{HIDDEN}",
+    ),
     # An Authorization header has spaces and commas: all of it up to the quote, else the line, ends.
     (
         re.compile(

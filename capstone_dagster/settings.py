@@ -324,6 +324,14 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("request_models")
+    @classmethod
+    def _within_a_bucket(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for model in value:
+            if model.startswith("s3:") and (model.strip("/") == "s3:" or ".." in model.split("/")):
+                raise ValueError(f"an s3:// prefix names a bucket and holds no `..`, but {model!r} does not")
+        return value
+
     @field_validator("labels")
     @classmethod
     def _some_label(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -418,6 +426,19 @@ class Settings(BaseSettings):
         if self.browse_url is None:
             return None
         return f"{self.browse_url.rstrip('/')}/videos/{quote(video_id, safe='')}"
+
+    def unwanted_model(self, model: str | None) -> str | None:
+        """Why a request or a run's configuration may not name this model; None if it may, or names none.
+
+        Loading a model runs code: who sends messages or starts runs must not choose any file.
+        """
+        allowed = (self.model, *self.request_models)
+        if model is None or model in allowed:
+            return None
+        prefixes = tuple(name for name in allowed if name.startswith("s3://") and name.endswith("/"))
+        if prefixes and model.startswith(prefixes) and not {".", ".."} & set(model.split("/")):
+            return None
+        return f"model {model!r} is neither CAPSTONE_MODEL nor allowed by CAPSTONE_REQUEST_MODELS"
 
     def required(self, name: str) -> str:
         """The value of an optional text setting that this caller cannot work without.

@@ -16,6 +16,8 @@ from datetime import datetime
 from time import sleep
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from capstone_dagster.outside_text import visible
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -32,11 +34,9 @@ def __getattr__(name: str) -> Console:
     """`out` and `err`, made when they are first used."""
     if name not in ("out", "err"):
         raise AttributeError(name)
-    from rich.console import Console
-
     # Names and messages from outside hold brackets and colons: no emoji codes anywhere, and markup only in
     # sentences of our own.
-    console = globals()[name] = Console(stderr=name == "err", highlight=False, emoji=False)
+    console = globals()[name] = safe_console(stderr=name == "err", highlight=False, emoji=False)
     return console
 
 
@@ -52,6 +52,17 @@ def note(text: str, style: str | None = None) -> None:
     from capstone_dagster.terminal import err
 
     err.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def safe_console(**options: Any) -> Console:
+    """A console that shows control characters of the sentences it prints; tables make their own cells safe."""
+    from rich.console import Console
+
+    class SafeConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(visible(each) if isinstance(each, str) else each for each in objects), **options)
+
+    return SafeConsole(**options)
 
 
 class Report(Protocol):

@@ -117,6 +117,32 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.sample_fps == 5.0
 
 
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        (None, True),
+        ("embedded", True),  # the configured one
+        ("yolo11n.pt", True),
+        ("yolov8x.pt", False),
+        ("/etc/model.pt", False),
+        ("s3://models/team/new.pt", True),
+        ("s3://models-of-others/new.pt", False),
+        ("s3://models/team/../../others/evil.pt", False),
+        ("s3://models/./new.pt", False),
+    ],
+)
+def test_who_starts_an_analysis_chooses_among_allowed_models(model: str | None, wanted: bool) -> None:
+    settings = read_settings(request_models=("yolo11n.pt", "s3://models/"))
+    assert (settings.unwanted_model(model) is None) == wanted
+
+
+@pytest.mark.parametrize("models", ["s3://", "s3:///", "yolo11n.pt,s3://models/../others/"])
+def test_a_prefix_that_allows_every_bucket_is_refused(models: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPSTONE_REQUEST_MODELS", models)
+    with pytest.raises(ConfigurationError, match=r"CAPSTONE_REQUEST_MODELS.*names a bucket"):
+        read_settings()
+
+
 def test_every_setting_says_what_it_is() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, variable_name(name)

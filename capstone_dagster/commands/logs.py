@@ -16,6 +16,7 @@ import typer
 from capstone_dagster import terminal
 from capstone_dagster.commands.joining import open_database, read_settings
 from capstone_dagster.commands.options import DEFAULT_STATE, StateOption, VideoArgument
+from capstone_dagster.outside_text import visible
 from capstone_dagster.wall_clock import wall_clock
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def logs(
             terminal.print_json([line.fields for line in lines])
             return
         for line in lines:
-            shown = Text(line.text) if as_json else _in_text(line, with_traceback=level == "DEBUG")
+            shown = Text(visible(line.text)) if as_json else _in_text(line, with_traceback=level == "DEBUG")
             terminal.out.print(shown, soft_wrap=True)
 
     with terminal.progress("Reading the logs") if terminal.err.is_terminal else nullcontext():
@@ -179,8 +180,8 @@ def _in_text(line: LogLine, *, with_traceback: bool) -> Text:
     at = wall_clock(line.time_ms / 1000)
     fields = line.fields
     # A message of Dagster's may hold a command or a stack trace after its first line.
-    message, *below = str(fields.get("message", line.text)).rstrip().splitlines() or [""]
-    below += str(fields.get("exception") or "").rstrip().splitlines()
+    message, *below = visible(str(fields.get("message", line.text)).rstrip()).split("\n")
+    below += visible(str(fields.get("exception") or "").rstrip()).splitlines()
     text = Text.assemble(
         (f"[{at}] ", "dim"),
         (line.level, colour),

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from capstone_dagster.outside_text import visible
 from capstone_dagster.terminal import clock, move_text, settings_text
 from capstone_dagster.wall_clock import time_source, wall_clock
 
@@ -32,12 +33,12 @@ def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
             for word, is_cut in ((" start", event["truncated_start"]), (" end", event["truncated_end"]))
             if is_cut
         )
-        cells = [Text(event["video_id"])] if several else []
+        cells = [_text(event["video_id"])] if several else []
         table.add_row(
             *cells,
             clock(event["start_ms"]),
             clock(event["end_ms"]),
-            Text(event["label"]),
+            _text(event["label"]),
             str(event["track_id"]),
             f"{event['detections']}×",
             f"{event['best_score']:.2f}",
@@ -56,17 +57,17 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     for row in rows:
         colour = colours.get(row["state"], "default")
         table.add_row(
-            Text(row["video_id"]),
-            Text(row["external_id"] or ""),
-            Text(row["camera"]),
-            Text(row["state"], style=colour),
+            _text(row["video_id"]),
+            _text(row["external_id"] or ""),
+            _text(row["camera"]),
+            _text(row["state"], style=colour),
             f"{row['progress']:.0%}",
             wall_clock(row["updated_at"]),
             wall_clock(row["recorded_at"]),
             time_source(row["recorded_at_source"]) if row["recorded_at"] else "",
         )
     reasons = [
-        Text.assemble("\n", (row["video_id"], "bold"), f" {reason}")
+        Text.assemble("\n", (row["video_id"], "bold"), f" {visible(reason)}")
         for row in rows
         if (reason := _reason(row)) is not None
     ]
@@ -85,10 +86,10 @@ def analyses_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("", "analysis", "model", "settings", "events", "published")
     for row in rows:
         table.add_row(
-            Text("current" if row["is_current"] else "", style="green"),
-            Text(row["analysis_id"][:12]),
-            Text(row["model"]),
-            Text(settings_text(row["settings"])),
+            _text("current" if row["is_current"] else "", style="green"),
+            _text(row["analysis_id"][:12]),
+            _text(row["model"]),
+            _text(settings_text(row["settings"])),
             str(row["events"]),
             wall_clock(row["published_at"]),
         )
@@ -104,13 +105,13 @@ def comparison_table(comparison: Comparison) -> Table:
     colours = {"vanished": "red", "appeared": "green", "moved": "yellow"}
     for kind, event, how in sorted(rows, key=lambda row: (row[1].start_ms, row[0], row[1].track_id)):
         table.add_row(
-            Text(kind, style=colours[kind]),
+            _text(kind, style=colours[kind]),
             clock(event.start_ms),
             clock(event.end_ms),
-            Text(event.label),
+            _text(event.label),
             str(event.track_id),
             f"{event.best_score:.2f}",
-            Text(how),
+            _text(how),
         )
     return table
 
@@ -121,10 +122,10 @@ def dead_letters_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         text = row["body"] if len(row["body"]) <= 60 else row["body"][:59] + "…"
         table.add_row(
-            Text(row["message_id"][:8]),
+            _text(row["message_id"][:8]),
             wall_clock(row["sent_ms"] / 1000),
-            Text(row["reason"] or "delivered too often"),
-            Text(text),
+            _text(row["reason"] or "delivered too often"),
+            _text(text),
         )
     return table
 
@@ -135,7 +136,7 @@ def counts_table(counts: Mapping[str, int], *header: str) -> Table:
     table.add_column(header[0])
     table.add_column(header[1], justify="right")
     for name, number in counts.items():
-        table.add_row(Text(name), f"{number:,}")
+        table.add_row(_text(name), f"{number:,}")
     return table
 
 
@@ -158,3 +159,8 @@ def _table(*columns: str) -> Table:
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return table
+
+
+def _text(text: str, style: str = "") -> Text:
+    """A cell; what it shows may come from outside."""
+    return Text(visible(text), style=style)

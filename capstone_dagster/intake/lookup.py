@@ -11,7 +11,6 @@ from typing import NamedTuple
 from capstone_dagster.intake.identity import identify
 from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.services import Services
-from capstone_dagster.settings import Settings
 from capstone_dagster.storage.errors import StorageUnavailable
 from capstone_dagster.storage.sources import head_source
 from capstone_dagster.storage.uploads import VideoUpload
@@ -62,18 +61,3 @@ def look_up(
         return future.result()
 
     return (partial(answer, future, request) for future, request in zip(asked, requests, strict=True))
-
-
-def unwanted_model(request: AnalysisRequest, settings: Settings) -> str | None:
-    """Why the model that a request names may not be used; None if it may, or none is named.
-
-    A sender of messages must not choose the file that a worker loads.
-    """
-    model = request.model
-    allowed = (settings.model, *settings.request_models)
-    if model is None or model in allowed:
-        return None
-    prefixes = tuple(name for name in allowed if name.startswith("s3://") and name.endswith("/"))
-    if prefixes and model.startswith(prefixes):
-        return None
-    return f"model {model!r} is neither CAPSTONE_MODEL nor allowed by CAPSTONE_REQUEST_MODELS"

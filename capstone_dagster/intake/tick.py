@@ -23,7 +23,7 @@ from capstone_dagster.failures.left_messages import LEFT_MESSAGES, LeftMessages
 from capstone_dagster.intake.gate import Gate
 from capstone_dagster.intake.identity import run_key
 from capstone_dagster.intake.lines import log_line, of_message, of_request, of_upload, warn
-from capstone_dagster.intake.lookup import look_up, unwanted_model
+from capstone_dagster.intake.lookup import look_up
 from capstone_dagster.intake.messages import AnalysisRequest, KeyFilter, parse_message
 from capstone_dagster.intake.pending import Counts, Pending, write_cursor
 from capstone_dagster.intake.queue import QueueUnavailable, ReceivedMessage, UploadQueue
@@ -163,7 +163,7 @@ class Tick:
             complete, before = True, self.counts.awaited
             for request in content.requests:
                 answer = next(answers)
-                if reason := unwanted_model(request, settings):
+                if reason := settings.unwanted_model(request.model):
                     item.rejected.append((reason, message.body))
                     continue
                 try:

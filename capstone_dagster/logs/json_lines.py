@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TextIO
 
 from capstone_dagster.logs.run_fields import ENDINGS, Fields, event_fields, run_fields, trace_id
+from capstone_dagster.outside_text import visible
 from capstone_dagster.redaction import HIDDEN, Redaction, known_secrets
 from capstone_dagster.settings import ConfigurationError, Settings, read_settings
 from capstone_dagster.standard_output import standard_output
@@ -118,7 +119,7 @@ class TerminalFormatter(logging.Formatter):
         line = f"[{wall_clock(record.created)}] {record.levelname} {record.name} - {message}"
         if record.exc_info and record.exc_info[0] is not None:
             line += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
-        return self._redaction.text(line)
+        return visible(self._redaction.text(line))
 
 
 def json_line(fields: Mapping[str, Any], redaction: Redaction) -> str:

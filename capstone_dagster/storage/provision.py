@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import sql
@@ -30,11 +30,16 @@ MAINTENANCE_DATABASE = "postgres"
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A database and the user it belongs to."""
+    """A database and the user it belongs to.
+
+    Attributes:
+        is_read: consumers connect to it, as members of `capstone_reader`.
+    """
 
     database: str
     user: str
     password: str = field(repr=False)
+    is_read: bool = False
 
 
 def provision(administrator: str, owners: Sequence[Owner]) -> None:
@@ -62,17 +67,18 @@ def provision(administrator: str, owners: Sequence[Owner]) -> None:
                 # Without being a superuser one may only give away what one may take back.
                 connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(user))
                 connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, user))
-            # Otherwise everybody who has a user on the server may connect.
-            connection.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(database))
+            # Otherwise everybody who has a user on the server may connect, and fill its disk.
+            connection.execute(
+                sql.SQL("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC").format(database)
+            )
         if READER not in roles:
             # The migration grants to it, but the event store's user may not make roles.
             connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(READER)))
         for owner in owners:
-            # Consumers are members of the reader; which databases they read is decided by grants on views.
-            database = sql.Identifier(owner.database)
-            connection.execute(
-                sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, sql.Identifier(READER))
-            )
+            grant = sql.SQL("GRANT CONNECT ON DATABASE {} TO {}")
+            revoke = sql.SQL("REVOKE CONNECT ON DATABASE {} FROM {}")
+            names = (sql.Identifier(owner.database), sql.Identifier(READER))
+            connection.execute((grant if owner.is_read else revoke).format(*names))
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported) as error:
@@ -89,7 +95,7 @@ def owners_in(environment: Mapping[str, str]) -> tuple[Owner, Owner]:
     events = _address("The event store's address", read_settings().event_store_url())
     return (
         _owner("DAGSTER_POSTGRES_URL", dagster, environment.get("PGPASSWORD")),
-        _owner("The event store's address", events, None),
+        replace(_owner("The event store's address", events, None), is_read=True),
     )
 
 

@@ -45,6 +45,9 @@ PRESIGNED = (
         (f"X-Amz-Security-Token: {SECRET}", SECRET),
         (f"host=db user=capstone password={SECRET} dbname=capstone", SECRET),
         (f"PGPASSWORD='{SECRET} with a space' psql", SECRET),
+        (f"postgresql://db/capstone?user=me&password={SECRET}", SECRET),
+        (f"https://hooks.example.org/in?token={SECRET}&to=ops", SECRET),
+        (f"https://account.example.org/a.mp4?sv=1&sig={SECRET}", SECRET),
     ],
 )
 def test_what_has_the_shape_of_a_secret_is_not_in_the_logs(text: str, secret: str) -> None:

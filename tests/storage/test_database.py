@@ -89,7 +89,11 @@ def test_readers_read_the_views_and_nothing_else(database: Database, database_ur
         assert connection.execute("SELECT state FROM capstone.current_status").fetchone() == ("done",)
         assert connection.execute("SELECT state FROM capstone.uploads").fetchone() == ("done",)
         assert connection.execute("SELECT width FROM capstone.published_analyses").fetchone() == (64,)
-        for forbidden in ("SELECT 1 FROM capstone.events", "DELETE FROM capstone.video_status"):
+        for forbidden in (
+            "SELECT 1 FROM capstone.events",
+            "DELETE FROM capstone.video_status",
+            "CREATE TEMPORARY TABLE mine ()",
+        ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(forbidden)
 

@@ -84,8 +84,7 @@ def load_checkpoint(path: Path) -> Any:
         reason = first_line(error)
         raise ModelUnavailable(
             f"The model {path.name} does not load ({type(error).__name__}: {reason}); give a detection model "
-            "that Ultralytics can load. One with classes of your own needs ULTRALYTICS_SAFE_LOAD=false: do "
-            "so if you trust it."
+            "that Ultralytics loads safely, or export the checkpoint to OpenVINO where it was trained."
         ) from error
     check_task(path.name, task)
     if not names:

@@ -18,6 +18,7 @@ from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.assets.shown.columns import csv_columns, of_asset, of_materialization
 from capstone_dagster.assets.shown.metadata import OWNERS, code_of
 from capstone_dagster.dagster_private import PRIORITY_TAG
+from capstone_dagster.outside_text import markdown
 from capstone_dagster.services import Services
 from capstone_dagster.storage.events import hourly_activity
 
@@ -136,7 +137,8 @@ def activity_picture(rows: Sequence[Row]) -> bytes:
     _draw_hours(hours, rows, cameras)
     _draw_days(days, rows)
     svg = io.BytesIO()
-    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+    # A camera's name is no formula, whatever dollar signs it has.
+    with rc_context({"svg.fonttype": "none", "text.parse_math": False}), warnings.catch_warnings():
         # Its own font lacks most scripts, and is not used here.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(svg, format="svg", facecolor="white", metadata={"Date": None})
@@ -183,8 +185,7 @@ def _table(rows: Sequence[Row]) -> str:
         counts[row["camera"], row["hour"].date()] += row["events"]
     lines = ["| camera | " + " | ".join(f"{day:%m-%d}" for day in days) + " |", "|---|" + "---:|" * len(days)]
     for camera in sorted({row["camera"] for row in rows}):
-        name = camera.replace("|", "\\|")
-        lines.append(f"| {name} | " + " | ".join(str(counts[camera, day]) for day in days) + " |")
+        lines.append(f"| {markdown(camera)} | " + " | ".join(str(counts[camera, day]) for day in days) + " |")
     return "\n".join(lines)
 
 

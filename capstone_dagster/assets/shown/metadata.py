@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -31,6 +31,7 @@ from capstone_dagster.assets.steps.references import (
     recording_start,
 )
 from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
+from capstone_dagster.outside_text import markdown
 from capstone_dagster.services import Services
 from capstone_dagster.storage.events import events_of
 from capstone_dagster.wall_clock import time_source, wall_clock
@@ -246,12 +247,13 @@ def _file(name: str, key: str, rows: int, services: Services) -> Metadata:
 
 def _link(url: str, services: Services) -> dg.MetadataValue[Any]:
     """An object's page in AWS's console; where there is none, as on a laptop, its address."""
-    parts, region = urlsplit(url), _region(services)
-    if parts.scheme != "s3" or region is None:
+    region = _region(services)
+    if not url.startswith("s3://") or region is None:
         return dg.MetadataValue.path(url)
+    # Not by urlsplit: a key may hold `?` and `#`.
+    bucket, _, key = url.removeprefix("s3://").partition("/")
     domain = "console.amazonaws.cn" if region.startswith("cn-") else "console.aws.amazon.com"
-    key = quote(parts.path.lstrip("/"))
-    place = f"https://{region}.{domain}/s3/object/{parts.netloc}?region={region}&prefix={key}"
+    place = f"https://{region}.{domain}/s3/object/{bucket}?region={region}&prefix={quote(key)}"
     return dg.MetadataValue.url(place)
 
 
@@ -304,7 +306,7 @@ def _picture(key: str, services: Services, *, side: int, most_bytes: int) -> byt
 
 
 def _shown(jpeg: bytes, caption: str) -> str:
-    return f"![{caption}](data:image/jpeg;base64,{b64encode(jpeg).decode()})"
+    return f"![{markdown(caption)}](data:image/jpeg;base64,{b64encode(jpeg).decode()})"
 
 
 def _ms(milliseconds: int) -> timedelta:

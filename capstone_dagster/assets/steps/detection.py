@@ -30,7 +30,7 @@ from capstone_dagster.assets.steps.temporary_files import temporary_folder
 from capstone_dagster.catalog.metrics import MODEL_LOAD_TIME
 from capstone_dagster.model_files import analysis_settings
 from capstone_dagster.services import Services
-from capstone_dagster.settings import Settings
+from capstone_dagster.settings import ConfigurationError, Settings
 from capstone_dagster.storage.errors import ObjectNotFound
 from capstone_dagster.storage.objects import ObjectStore
 from capstone_dagster.storage.sources import download_source
@@ -74,6 +74,8 @@ def detect(
         AnalysisError, StorageError: each with its failure class.
     """
     upload = order.upload
+    if (reason := services.settings.unwanted_model(order.model)) is not None:
+        raise ConfigurationError(f"The run's configuration names a model that it may not: {reason}.")
     chosen = analysis_settings(services.settings, order.sample_fps)
     model = services.model_path(order.model)
     sha256 = model_sha256(model)
