@@ -22,7 +22,7 @@ SHOW_PIP = /^Collecting/ { n++; if (n % 20 == 0) { print "  " n " packages fetch
 	/^Installing collected/ { print "  " n " packages fetched, unpacking them"; fflush() }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev torch test examples soak fuzz bench image image-test lint docs lock clean
+.PHONY: help demo dev torch test examples soak chaos load fuzz bench image image-test lint docs lock clean
 
 help:  ## show this list
 	@echo "make demo                    one video's whole way on this machine: upload to events (VIDEO=path for yours)"
@@ -31,6 +31,8 @@ help:  ## show this list
 	@echo "make test                    the whole test suite"
 	@echo "make examples                the tests of docs/examples/, as docs/testing.md shows them"
 	@echo "make soak                    10,000 messages with crashes at every point of intake, many seeds: some minutes"
+	@echo "make chaos                   faults while clips are analysed on the local stack: 25 minutes (MINUTES=20 SEED=1)"
+	@echo "make load                    20 users and a burst of 200 clips on the local stack into bench/RESULTS.md: 30 minutes"
 	@echo "make fuzz                    decode randomly damaged videos: ten minutes (SECONDS=60 SEED=1)"
 	@echo "make bench                   speed, memory and accuracy of the engine into bench/RESULTS.md: some minutes"
 	@echo "make image                   the container image, by docker, podman or buildah; see docs/container.md"
@@ -74,6 +76,12 @@ examples: $(DEV)
 
 soak: $(DEV)
 	@$(BIN)/python -m tests.intake.soak --messages 10000 --seeds 1 2 3 4 5 --minutes 20
+
+chaos: $(DEV)
+	@$(BIN)/python -m bench.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),20)
+
+load: $(DEV)
+	@$(BIN)/python -m bench.load --record
 
 fuzz: $(DEV)
 	@$(BIN)/python -m tests.analysis.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)

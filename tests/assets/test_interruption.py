@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster_postgres.utils import DagsterPostgresException
 
 from batch_gpu.jobs import CANCELLED_TAG
 from capstone_dagster.assets import failing
@@ -14,7 +15,7 @@ from capstone_dagster.assets.declared import videos
 from capstone_dagster.assets.steps import detection, one_video
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.errors import StorageUnavailable
-from capstone_dagster.storage.video_status import cancel_upload
+from capstone_dagster.storage.video_status import cancel_upload, current_status
 from capstone_dagster.testing import MakeClip, SquareDetector
 from tests.assets.conftest import Pipeline
 from tests.assets.test_recovery import execute
@@ -126,3 +127,34 @@ def test_a_transient_failure_is_tried_twice_more(
     # Between the tries a person sees the cause, not only that there is another one.
     first = next(event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY")
     assert "S3 does not answer." in str(first.event_specific_data)
+
+
+def test_a_failure_keeps_its_class_although_dagsters_storage_takes_no_word_of_it(
+    pipeline: Pipeline,
+    instance: dg.DagsterInstance,
+    make_clip: MakeClip,
+    stand_in_detector: SquareDetector,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload = pipeline.upload("gate/a.mp4", make_clip("a.mp4", range(0, 1000, 40), lambda _: ()).read_bytes())
+    add_run_tags = dg.DagsterInstance.add_run_tags
+
+    def fail(*_: object, **__: object) -> None:
+        monkeypatch.setattr(dg.DagsterInstance, "add_run_tags", away)
+        raise StorageUnavailable("S3 does not answer.")
+
+    def away(*_: object, **__: object) -> None:
+        raise DagsterPostgresException("too many retries for DB connection")
+
+    monkeypatch.setattr(videos, "derive", fail)
+    monkeypatch.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0)
+
+    result = execute(pipeline, upload, pipeline.services, run_config=pipeline.configured(upload))
+
+    monkeypatch.setattr(dg.DagsterInstance, "add_run_tags", add_run_tags)
+    [failed] = [event for event in result.all_events if event.is_step_failure]
+    data = failed.step_failure_data.user_failure_data
+    assert data is not None
+    assert data.metadata["failure_class"].value == "storage-unavailable"
+    [row] = pipeline.services.database.transact(current_status, upload.video_id)
+    assert (row["state"], row["failure_class"]) == ("failed", "storage-unavailable")
