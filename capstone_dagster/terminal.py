@@ -55,7 +55,7 @@ def note(text: str, style: str | None = None) -> None:
 
 
 def safe_console(**options: Any) -> Console:
-    """A console that shows control characters of the sentences it prints; tables make their own cells safe."""
+    """A console that shows the control characters of what it prints; tables make their own cells safe."""
     from rich.console import Console
 
     class SafeConsole(Console):
