@@ -18,6 +18,7 @@ from capstone_dagster.web.site import site_of
 # What S3 takes in one request.
 LARGEST_BYTES = 5 * 1024**3
 _NAME_AT_MOST = 200
+_REQUEST_AT_MOST_BYTES = 10_000
 
 
 def uploads_page(request: Request) -> Response:
@@ -43,6 +44,9 @@ def uploads_page(request: Request) -> Response:
 
 async def begin(request: Request) -> Response:
     """`POST /uploads` with a file's name and camera: where to put it, and where to follow it."""
+    # The file goes elsewhere: what is longer, or of unknown length, is no request for an upload.
+    if not 0 < int(request.headers.get("content-length", 0)) <= _REQUEST_AT_MOST_BYTES:
+        return JSONResponse({"error": "Expected a short request."}, 413)
     try:
         asked = json.loads(await request.body())
         name, camera = _text(asked["name"]), _text(asked.get("camera") or "")

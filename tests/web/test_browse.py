@@ -128,6 +128,23 @@ def test_a_video_has_lanes_to_jump_by_and_downloads(
     assert len(json.loads(coco)["annotations"]) == len(mot.splitlines()) == analyzed.analysis["detections"]
 
 
+def test_an_earlier_analysis_is_compared_with_the_current_one(
+    pages: Pages, analyzed: Analyzed, browser: Chrome
+) -> None:
+    assert pages.pipeline.run(analyzed.upload, sample_fps=1).success
+    browser.get(f"{pages.address}/videos/{analyzed.video_id}")
+    find(browser, "a[href*=compare]")[0].click()
+    assert [cell.text for cell in find(browser, "tbody td:nth-child(4)")] == [
+        "5 frames/s, score ≥ 0.25",
+        "1 frames/s, score ≥ 0.25",
+    ]
+    # The same presence, or the same shifted by what a frame a second misses.
+    moved = find(browser, ".pairs li")
+    same = int(find(browser, "main > p:last-child")[0].text.split(":")[1])
+    assert len(moved) + same == len(analyzed.events) == 1
+    assert_accessible(browser)
+
+
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_a_name_that_looks_like_markup_stays_a_name_at_phone_width(
     pages: Pages, make_clip: MakeClip, stand_in_detector: SquareDetector, browser: Chrome, language: str

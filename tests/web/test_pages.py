@@ -202,6 +202,11 @@ def test_what_is_no_video_is_not_uploaded(web: httpx.Client, asked: str) -> None
     assert answer.json()["error"]
 
 
+def test_a_long_request_is_not_read(web: httpx.Client) -> None:
+    answer = web.post("/uploads", content=b" " * 20_000, headers={"Origin": str(web.base_url)})
+    assert answer.status_code == 413
+
+
 def test_every_text_has_its_korean(web: httpx.Client) -> None:
     korean = json.loads((FOLDER / "korean.json").read_text())
     texts = {
