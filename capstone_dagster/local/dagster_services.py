@@ -41,6 +41,7 @@ STOP_GRACE_S = 15.0
 # The webserver asks for schedules and assets while the daemon's eight sensor threads wait for the queue.
 CODE_SERVER_THREADS = 20
 CODE_SERVER_RESTART_S = 1.0
+CODE_SERVER_SILENCE_S = 120
 # In Dagster's home: the workspace that webserver and daemon are given.
 SHARED_WORKSPACE = "workspace.yaml"
 STATUS_QUERY = """
@@ -146,6 +147,8 @@ def start_dagster(
     place = ["--workspace", str(shared)]
     serve = ["capstone_dagster.local.code_server", "--host", LOOPBACK, "--port", str(code_port)]
     serve += ["--location-name", location.name, "--max-workers", str(CODE_SERVER_THREADS), *location.options]
+    # The process with the code ends after this time without a heartbeat, which a busy machine may delay.
+    serve += ["--heartbeat-ttl", str(CODE_SERVER_SILENCE_S)]
     try:
         code_server = run(
             "code server",
