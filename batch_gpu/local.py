@@ -1,6 +1,7 @@
-"""`compute: local`: a run is a process of this machine, forked by a server that has imported everything.
+"""`compute: local`: a run is executed by a process of this machine, forked by a server that has imported all.
 
-A tag of the run holds the process's number and start time. Any other process can find it by these alone.
+A tag of the run holds the process's number and start time, and the process is named after the run. Any other
+process can find it by these alone.
 """
 
 import fcntl
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +31,7 @@ from batch_gpu.dagster_private import (
 )
 from batch_gpu.endings import Ending
 from batch_gpu.errors import ConfigurationError, WorkerNotStarted
-from batch_gpu.fork_server import start_time
+from batch_gpu.fork_server import executes, no_worker_switches, start_time
 
 PROCESS_TAG = ".dagster/batch_gpu.process"
 """A local run's process: `<pid> <start time>`."""
@@ -85,10 +86,7 @@ class LocalLauncher(RunLauncher[DagsterInstance]):
             return False
         if run.status != DagsterRunStatus.CANCELING:
             self._instance.report_run_canceling(run)
-        process = live_process(run)
-        if process is not None:
-            os.kill(process, signal.SIGTERM)
-        else:
+        if not _signalled(run, signal.SIGTERM):
             self._instance.report_run_canceled(run, "The run was canceled; it has no process to report that.")
         return True
 
@@ -166,12 +164,8 @@ class LocalLauncher(RunLauncher[DagsterInstance]):
 
     def _socket(self) -> Path:
         """Where this instance's server listens: a short path, because a socket's may have 107 bytes only."""
-        folder = Path(tempfile.gettempdir()) / f"batch_gpu-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-            raise ConfigurationError(f"{folder} is open to other users: remove it, or set TMPDIR.")
         instance = f"{self._instance.root_directory} {sys.executable}"
-        return folder / f"{sha256(instance.encode()).hexdigest()[:16]}.sock"
+        return _folder() / f"{sha256(instance.encode()).hexdigest()[:16]}.sock"
 
 
 def launched_locally(run: DagsterRun) -> bool:
@@ -180,12 +174,13 @@ def launched_locally(run: DagsterRun) -> bool:
 
 
 def live_process(run: DagsterRun) -> int | None:
-    """The pid of the run's process, if it was started on this machine and still runs."""
+    """The pid of the run's process, if it was started on this machine and still executes the run."""
     pid, _, started = run.tags.get(PROCESS_TAG, "").partition(" ")
     if not pid:
         return None
     if started != "None":
-        return int(pid) if start_time(int(pid)) == int(started) else None
+        alive = start_time(int(pid)) == int(started) and executes(int(pid), run.run_id)
+        return int(pid) if alive else None
     try:  # no /proc: the number alone has to do
         os.kill(int(pid), 0)
     except ProcessLookupError:
@@ -197,12 +192,26 @@ def live_process(run: DagsterRun) -> int | None:
 
 def kill(run: DagsterRun) -> bool:
     """Kill the run's process and what that has started; whether the run had one on this machine."""
-    process = live_process(run)
-    if process is None:
-        return False
-    with suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)  # it leads a session of its own
-    return True
+    return _signalled(run, signal.SIGKILL, os.killpg)  # it leads a session of its own
+
+
+def _signalled(run: DagsterRun, number: signal.Signals, send: Callable[[int, int], None] = os.kill) -> bool:
+    """Send the run's process a signal; False if no process executes the run."""
+    with no_worker_switches(_folder()):  # or the signal would hit the process's next run
+        process = live_process(run)
+        if process is None:
+            return False
+        with suppress(ProcessLookupError):
+            send(process, number)
+        return True
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"batch_gpu-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+        raise ConfigurationError(f"{folder} is open to other users: remove it, or set TMPDIR.")
+    return folder
 
 
 def _listens(path: Path) -> bool:

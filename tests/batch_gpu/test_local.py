@@ -14,7 +14,7 @@ from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from batch_gpu import pool
 from batch_gpu.fork_server import start_time
 from batch_gpu.jobs import CANCELLED_TAG
-from batch_gpu.local import kill, live_process
+from batch_gpu.local import PROCESS_TAG, kill, live_process
 from batch_gpu.sensor import batch_runs_sensor
 from tests.batch_gpu.conftest import PROJECT, ROOT, Cloud
 from tests.support.waiting import wait_for
@@ -82,6 +82,72 @@ def test_a_run_that_was_cancelled_since_the_queue_read_it_is_not_launched(local:
     local.instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
     assert local.status(run) == "CANCELED"
     assert servers() == []
+
+
+def short(cloud: Cloud) -> tuple[dg.DagsterRun, str]:
+    """A run that has ended well, and its process: pid and start time."""
+    run = cloud.run("look_think_tell")
+    cloud.instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+    cloud.until(run, "SUCCESS")
+    return run, cloud.fresh(run).tags[PROCESS_TAG]
+
+
+def idle() -> list[psutil.Process]:
+    """Workers that wait for a run."""
+    return [worker for worker in servers()[0].children() if worker.name() == "idle"]
+
+
+def test_a_worker_executes_runs_one_after_the_other(local: Cloud) -> None:
+    first, process = short(local)
+    wait_for("its worker to be idle", idle)
+    assert live_process(local.fresh(first)) is None
+    second, same = short(local)
+    assert same == process
+
+    wait_for("its worker to be idle", idle)
+    run, pid = start(local)
+    assert pid == int(process.split()[0])
+    assert live_process(run) == pid
+    assert live_process(local.fresh(second)) is None, "its process executes another run"
+    another, other = short(local)
+    assert int(other.split()[0]) != pid, "a busy worker takes no second run"
+
+    assert not local.launcher.terminate(another.run_id)
+    assert local.launcher.terminate(run.run_id)
+    local.until(run, "CANCELED")
+
+
+def test_a_signal_that_comes_too_late_does_not_reach_the_next_run(local: Cloud) -> None:
+    short(local)
+    [worker] = wait_for("its worker to be idle", idle)
+    worker.send_signal(signal.SIGTERM)
+    run, pid = start(local)
+    assert pid == worker.pid
+    assert local.launcher.terminate(run.run_id)
+    local.until(run, "CANCELED")
+
+
+def test_a_worker_that_is_killed_while_idle_is_replaced(local: Cloud) -> None:
+    first, _ = short(local)
+    [worker] = wait_for("its worker to be idle", idle)
+    worker.kill()
+    second, process = short(local)
+    assert int(process.split()[0]) != worker.pid
+    assert local.status(first) == local.status(second) == "SUCCESS"
+
+
+def test_idle_workers_end_with_their_server_and_after_a_while(local: Cloud) -> None:
+    short(local)
+    [worker] = wait_for("its worker to be idle", idle)
+    servers()[0].kill()
+    wait_for("its end", lambda: not worker.is_running())
+
+    short(local)
+    [worker] = wait_for("its worker to be idle", idle)
+    wait_for("its end", lambda: not worker.is_running())
+    assert servers(), "the server waits for further runs"
+    local.launcher.local.close()
+    wait_for("the server's end", lambda: not servers())
 
 
 def test_a_killed_worker_fails_its_run_at_once(local: Cloud) -> None:
@@ -166,15 +232,15 @@ def test_a_module_that_cannot_be_preloaded_stops_no_run(local: Cloud) -> None:
     ("tag", "alive"),
     [
         ("", False),
-        (f"{os.getpid()} {start_time(os.getpid())}", True),
+        (f"{os.getpid()} {start_time(os.getpid())}", False),  # it executes no run
         (f"{os.getpid()} 1", False),  # another process of that number
         (f"{os.getpid()} None", True),  # where there is no /proc
         ("4194305 7", False),
         ("4194305 None", False),
     ],
-    ids=["no tag", "alive", "another", "alive, no /proc", "gone", "gone, no /proc"],
+    ids=["no tag", "no run", "another", "alive, no /proc", "gone", "gone, no /proc"],
 )
-def test_a_process_is_recognised_by_number_and_start(cloud: Cloud, tag: str, alive: bool) -> None:
+def test_a_process_is_recognised_by_number_start_and_name(cloud: Cloud, tag: str, alive: bool) -> None:
     run = cloud.run(tags={".dagster/batch_gpu.process": tag} if tag else {})
     assert (live_process(run) is not None) == alive
 
