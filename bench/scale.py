@@ -30,9 +30,9 @@ class Video:
         event_kb: in Dagster's event log.
     """
 
-    daemon_s: float = 0.16
-    postgres_s: float = 0.22
-    event_kb: float = 299.0
+    daemon_s: float = 0.13
+    postgres_s: float = 0.17
+    event_kb: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
