@@ -384,8 +384,11 @@ def encrypted_matroska(content: bytearray) -> bytes:
     key = element("47e1", b"\x05") + element("47e2", b"0123456789abcdef")
     encoding = element("6240", element("5033", b"\x01") + element("5035", key))
     added = element("6d80", encoding)
-    tracks = content.index(bytes.fromhex("1654ae6b")) + 4
-    entry = content.index(b"\xae", tracks)
+    kind = bytes.fromhex("1654ae6b")
+    tracks = content.index(kind, content.index(kind) + 4) + 4  # the first one is its entry in the seek head
+    entry = tracks + 9 - content[tracks].bit_length()
+    entry += 6 if content[entry] == 0xBF else 0  # a checksum, which may hold any byte
+    assert content[entry] == 0xAE
     for place in (tracks, entry + 1):  # both sizes grow; FFmpeg writes them with 8 bytes, all but the first
         length = 9 - content[place].bit_length()
         bits = 7 * length
