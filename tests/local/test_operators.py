@@ -5,7 +5,7 @@ The tests follow each other on one stack, as a day does.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,18 @@ def take_no_writes(stack: LiveStack, state: str) -> None:
         )
 
 
+@pytest.fixture
+def one_run_at_a_time(stack: LiveStack) -> Iterator[None]:
+    """What is uploaded meanwhile waits in Dagster's queue."""
+    with dg.DagsterInstance.get() as instance:
+        [pool] = instance.event_log_storage.get_pool_limits()
+        instance.event_log_storage.set_concurrency_slots(pool.name, 1)
+        yield
+        instance.event_log_storage.set_concurrency_slots(pool.name, pool.limit)
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("one_run_at_a_time")
 def test_an_operator_says_what_goes_first_and_what_ends(
     stack: LiveStack, back_end: BackEnd, capstone: Capstone, clip: Path, tmp_path: Path
 ) -> None:
