@@ -251,6 +251,8 @@ def test_the_commands_of_a_page_do_what_they_show(
                 [letter] = json.loads(capstone("dlq", "list", "--json").out)
                 words[2] = letter["message_id"][: len(words[2])]
             typed.setattr("sys.stdin", io.StringIO("y\n"))
+            # It would serve until Ctrl-C. tests/web asks for its pages, tests/test_demo.py runs its process.
+            typed.setattr("uvicorn.run", lambda application, **options: None)
             outcome = capstone(*words)
         assert outcome.code == 0, f"{line}: {outcome.err}{outcome.out}"
         assert outcome.out + outcome.err, f"{line} said nothing"

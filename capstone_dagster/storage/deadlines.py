@@ -32,13 +32,14 @@ class _Waits:
         self._lock = threading.Lock()
         self._due: dict[object, tuple[float, Any]] = {}
         self._thread: threading.Thread | None = None
+        self._never = threading.Event()
 
     @contextmanager
     def limit(self, connection: Any, limit_s: float) -> Iterator[None]:
         key = object()
         with self._lock:
             self._due[key] = (time.monotonic() + limit_s, connection)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._watch, name="statement limits", daemon=True)
                 self._thread.start()
         try:
@@ -50,7 +51,7 @@ class _Waits:
     def _watch(self) -> None:
         idle = 0
         while True:
-            time.sleep(_LOOK_EVERY_S)
+            self._never.wait(_LOOK_EVERY_S)
             now = time.monotonic()
             with self._lock:
                 for key, (due, connection) in list(self._due.items()):
