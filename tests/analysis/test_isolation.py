@@ -111,7 +111,8 @@ def test_the_decoder_has_no_credentials_and_no_open_files_of_ours(
 def test_a_decoder_that_dies_is_a_failure_that_names_the_signal(
     make_clip: MakeClip, ended_by: signal.Signals, error: type[Exception], failure_class: str
 ) -> None:
-    with VideoReader(make_clip("a.mp4", STEADY)) as video:
+    far_from_its_end = [40 * index for index in range(600)]
+    with VideoReader(make_clip("a.mp4", far_from_its_end)) as video:
         shown = video.frames(sample_fps=0, pictures=2)
         next(shown)
         (decoder,) = decoders(os.getpid())
