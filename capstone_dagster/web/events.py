@@ -19,7 +19,7 @@ from capstone_dagster.web.site import address, site_of
 
 # Half of what the addresses behind it live: a browser may keep the answer as long.
 _PICTURE_CACHE = f"private, max-age={EXPIRES_S // 2}"
-# What plays before and after an event, as whoever was there came and went.
+# What plays before and after an event: a viewer sees the person arrive and leave.
 _MARGIN_MS = 2000
 _FILTERS = ("camera", "label", "from", "to", "score", "faces")
 

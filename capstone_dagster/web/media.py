@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Long enough to load a page of pictures over a slow line. A video asks for a new address when one expires.
 EXPIRES_S = 300
 UPLOAD_EXPIRES_S = 900
-# Parquet files kept in memory: whoever plays a video asks for its boxes in many small portions.
+# Parquet files kept in memory: the player of a video asks for its boxes in many small portions.
 _FILES_KEPT = 8
 
 

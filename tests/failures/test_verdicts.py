@@ -155,7 +155,7 @@ def test_what_a_failed_pass_cost_is_wasted_unless_its_detections_are_stored(
     instance.report_dagster_event(DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
     step = DagsterEvent("STEP_START", run.job_name, step_key="video_analysis.analyze_video")
     instance.report_dagster_event(step, run.run_id)
-    time.sleep(0.01)
+    time.sleep(0.01)  # the pass whose cost is asked for: it takes time, and nothing is waited for
     instance.report_run_failed(run)
 
     verdict = judge(instance, run.run_id)

@@ -27,7 +27,7 @@ _OGG_LAST = 4
 
 
 def is_cut(path: Path) -> bool:
-    """Whether the file ends before its container says that it does; False where that cannot be told."""
+    """Whether the file ends before its container says that it does; False where nothing shows it."""
     length = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(4096)
