@@ -32,6 +32,7 @@ def follow(database: Database, submissions: Sequence[Submission], *, as_json: bo
     """
     from capstone_dagster.commands import tables
     from capstone_dagster.storage.events import current_events
+    from capstone_dagster.storage.videos import with_recording_times
 
     failures = [sentence for each in submissions if (sentence := _wait(database, each)) is not None]
     videos = [each.video_id for each in submissions]
@@ -39,7 +40,7 @@ def follow(database: Database, submissions: Sequence[Submission], *, as_json: bo
     if as_json:
         terminal.print_json(rows)
     elif rows:
-        terminal.print_table(tables.events_table(rows))
+        terminal.print_table(tables.events_table(database.transact(with_recording_times, rows)))
     elif not failures:
         terminal.err.print("The analysis found no events.")
     for sentence in failures:

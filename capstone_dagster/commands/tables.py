@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
-    """Events: when, what, scores, and whether a face was seen.
-
-    Rows may have `recorded_at_source` too, which says how their wall-clock times are known.
-    """
+    """Events with their videos' recording times: when, what, scores, and whether a face was seen."""
     several = len({event["video_id"] for event in events}) > 1
     table = _table(
         *(["video"] if several else []),
@@ -45,7 +42,7 @@ def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
             "" if event["face_score"] is None else f"{event['face_score']:.2f}",
             cut.strip(),
             wall_clock(event["started_at"]),
-            time_source(event.get("recorded_at_source")) if event["started_at"] else "",
+            time_source(event["recorded_at_source"]) if event["started_at"] else "",
         )
     return table
 

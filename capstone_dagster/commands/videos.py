@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from capstone_dagster.storage.database import Database
 
 _POLL_S = 2.0
-RECORDING_COLUMNS = ("recorded_at", "recorded_at_source")
 
 
 def submit(
@@ -117,6 +116,7 @@ def status(
     Example: `capstone status 84 --watch`
     """
     from capstone_dagster.commands import tables
+    from capstone_dagster.storage.videos import RECORDING_COLUMNS
 
     form = terminal.format_of(as_json=as_json, as_csv=as_csv)
     if watch and form != "table":
@@ -141,6 +141,7 @@ def _status_rows(
     database: Database, videos: Sequence[str], limit: int, form: terminal.Format
 ) -> list[dict[str, Any]]:
     from capstone_dagster.storage.video_status import current_status
+    from capstone_dagster.storage.videos import with_recording_times
 
     rows = database.transact(current_status, *videos, limit=limit)
     rows, paused = with_waiting(rows, ask=form == "table")
@@ -150,15 +151,7 @@ def _status_rows(
         )
     if len(rows) < limit:
         _refuse_unknown(database, videos, rows)
-    return _with_recording(database, rows)
-
-
-def _with_recording(database: Database, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with :data:`RECORDING_COLUMNS`: when the video was filmed, and how that is known."""
-    from capstone_dagster.storage.videos import recording_times
-
-    found = database.transact(recording_times, {row["video_id"] for row in rows})
-    return [{**row, **found.get(row["video_id"], dict.fromkeys(RECORDING_COLUMNS))} for row in rows]
+    return database.transact(with_recording_times, rows)
 
 
 def events(
@@ -183,6 +176,7 @@ def events(
     """
     from capstone_dagster.commands import tables
     from capstone_dagster.storage.events import find_events
+    from capstone_dagster.storage.videos import with_recording_times
 
     form = terminal.format_of(as_json=as_json, as_csv=as_csv)
     database = open_database(state)
@@ -196,7 +190,7 @@ def events(
         terminal.err.print("There are no such events." if chosen else "There are no events yet.")
         return
     if form == "table":
-        rows = _with_recording(database, rows)
+        rows = database.transact(with_recording_times, rows)
     columns = _columns(database, "current_events")
     terminal.print_rows(rows, form, tables.events_table, columns=columns)
 

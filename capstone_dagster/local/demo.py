@@ -28,6 +28,7 @@ from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.objects import open_object_store
 from capstone_dagster.storage.video_status import status_of_upload
+from capstone_dagster.storage.videos import with_recording_times
 from capstone_dagster.submit import Submission, submit_video
 from capstone_dagster.terminal import Report
 
@@ -296,7 +297,9 @@ def _outcome(record: RunRecord, submission: Submission, sent_at: float) -> Outco
         submission=submission,
         run_id=record.dagster_run.run_id,
         legs=legs,
-        events=database.transact(current_events, submission.video_id),
+        events=database.transact(
+            with_recording_times, database.transact(current_events, submission.video_id)
+        ),
         analysis=current,
         reused=bool(times.get("reused")),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -64,13 +64,20 @@ def first_seen(connection: sa.Connection, video_ids: Collection[str]) -> datetim
     return connection.execute(statement).scalar()
 
 
-def recording_times(connection: sa.Connection, video_ids: Collection[str]) -> dict[str, dict[str, Any]]:
-    """`recorded_at` and `recorded_at_source` of each of these videos, by its id."""
-    statement = sa.select(videos.c.video_id, videos.c.recorded_at, videos.c.recorded_at_source)
-    found = connection.execute(statement.where(videos.c.video_id.in_(video_ids))).mappings()
-    return {
-        row["video_id"]: {name: row[name] for name in ("recorded_at", "recorded_at_source")} for row in found
-    }
+# When a video was filmed, and how that is known.
+RECORDING_COLUMNS = ("recorded_at", "recorded_at_source")
+
+
+def with_recording_times(
+    connection: sa.Connection, rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """These rows, which have a `video_id`, with :data:`RECORDING_COLUMNS` of their videos; else None."""
+    statement = sa.select(videos.c.video_id, *(videos.c[name] for name in RECORDING_COLUMNS)).where(
+        videos.c.video_id.in_({row["video_id"] for row in rows})
+    )
+    found = {row["video_id"]: dict(row) for row in connection.execute(statement).mappings()}
+    unknown = dict.fromkeys(RECORDING_COLUMNS)
+    return [{**row, **found.get(row["video_id"], unknown)} for row in rows]
 
 
 def videos_with_models(connection: sa.Connection) -> list[dict[str, Any]]:

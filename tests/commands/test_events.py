@@ -132,6 +132,7 @@ def test_submit_waits_for_the_events_or_the_reason(
         upload = replace(UPLOAD, upload_id=upload_id(source), video_id=video, key="gate/clip.mp4")
         looks.append(upload)
         if len(looks) == 1:
+            upload = replace(upload, recorded_at=datetime.fromisoformat(noon), recorded_at_source="metadata")
             database.transact(record_upload, upload)
         elif fails:
             database.transact(
@@ -146,11 +147,13 @@ def test_submit_waits_for_the_events_or_the_reason(
             database.transact(publish_analysis, analysis, [event_row("e9")], FACTS)
 
     monkeypatch.setattr("capstone_dagster.commands.following.time.sleep", analyse)
-    told = capstone("submit", tmp_path / "clip.mp4", "--camera", "gate", "--wait")
+    noon = f"{YESTERDAY}T12:00+09:00"
+    told = capstone("submit", tmp_path / "clip.mp4", "--camera", "gate", "--recorded-at", noon, "--wait")
 
     assert f"http://dagster.example/assets/raw_videos?view=partitions&partition={video}" in told.out
     assert told.code == int(fails)
     if fails:
         assert f"{video} failed (undecodable-video): It is no video." in told.err
     else:
-        assert "person" in told.out
+        [line] = [line for line in told.out.splitlines() if "person" in line]
+        assert re.search(rf"{YESTERDAY} 12:00\S* +the object's metadata", line)
