@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,28 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from capstone_dagster.outside_text import no_formula
 from capstone_dagster.storage.schema import events as table
 
 Portions = Iterator[Sequence[tuple[Any, ...]]]
 
 
-def _write_csv(path: Path, columns: Sequence[str], portions: Portions) -> int:
+def _write_csv(
+    path: Path, columns: Sequence[str], portions: Portions, *, text: Callable[[str], str] = str
+) -> int:
+    """Write CSV with a header.
+
+    Args:
+        text: what becomes of a text.
+    """
     rows = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for portion in portions:
-            writer.writerows([_cell(value) for value in row] for row in portion)
+            writer.writerows(
+                [text(value) if isinstance(value, str) else _cell(value) for value in row] for row in portion
+            )
             rows += len(portion)
     return rows
 
@@ -87,5 +98,6 @@ WRITERS: Mapping[str, Callable[[Path, Sequence[str], Portions], int]] = {
     "csv": _write_csv,
     "json": _write_json,
     "parquet": _write_parquet,
+    "spreadsheet": partial(_write_csv, text=no_formula),
 }
 """By format: writes columns and rows to a file, and returns the number of rows."""

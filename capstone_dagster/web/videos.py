@@ -23,7 +23,7 @@ from capstone_dagster.web.site import Site, site_of
 
 # Longer windows are asked for in several requests.
 _WINDOW_AT_MOST_MS = 120_000
-FORMS = {"csv": "events.csv", "parquet": "events.parquet", "coco": "coco.json", "mot": "mot.txt"}
+FORMS = {"spreadsheet": "events.csv", "parquet": "events.parquet", "coco": "coco.json", "mot": "mot.txt"}
 """What can be downloaded, and how the files' names end."""
 
 

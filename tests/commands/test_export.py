@@ -124,6 +124,22 @@ def test_events_are_chosen(
         assert [row["event_id"] for row in read(out, form)] == expected
 
 
+def test_no_text_in_a_spreadsheet_is_a_formula(
+    capstone: Capstone, database: Database, tmp_path: Path
+) -> None:
+    camera = "=cmd|'/c calc'!A0"
+    database.transact(
+        record_upload, replace(UPLOAD, upload_id="u3", video_id="v3", key="x/c.mp4", camera=camera)
+    )
+    publish(database, [event_row("g1")], analysis_id="a3", video_id="v3", upload_id="u3")
+    cells = {}
+    for form in ("csv", "spreadsheet"):
+        assert capstone("export", "events", "v3", "--format", form, "--out", tmp_path / form).code == 0
+        cells[form] = read(tmp_path / form, "csv")[0]
+    assert cells["csv"]["camera"] == camera
+    assert cells["spreadsheet"] == cells["csv"] | {"camera": f"'{camera}"}
+
+
 def test_parquet_has_a_type_for_every_column(database: Database) -> None:
     with database.transaction() as connection:
         columns, _ = events.stream_events(connection, events.EventFilter())

@@ -142,7 +142,7 @@ def test_nothing_of_a_deleted_video_is_served(web: httpx.Client, published: Data
     with published.transaction() as connection:
         for table in ("events", "videos"):
             connection.execute(sa.text(f"DELETE FROM capstone.{table}"))
-    assert [web.get(path).status_code for path in (*paths, "/videos/v1/download/csv")] == [404] * 6
+    assert [web.get(path).status_code for path in (*paths, "/videos/v1/download/spreadsheet")] == [404] * 6
 
 
 def test_uploads_show_their_place_and_what_to_do_about_failures(
