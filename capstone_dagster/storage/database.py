@@ -46,8 +46,13 @@ _AS_WORKER = "-c statement_timeout=60000 -c lock_timeout=30000 -c idle_in_transa
 _RECYCLE_S = 30
 # People who look wait ten seconds, not a minute.
 _AS_READER = "-c role=capstone_reader -c default_transaction_read_only=on -c statement_timeout=10000"
-# Any constant will do, as long as no other code takes the same advisory lock.
-_MIGRATION_LOCK = 0x6361_7073
+# Alembic's table, locked while migrating. Not an advisory lock: consumers may take those, and hold this up.
+_VERSIONS = "public.capstone_alembic_version"
+_MAKE_VERSIONS = f"""
+CREATE TABLE IF NOT EXISTS {_VERSIONS} (
+    version_num varchar(32) CONSTRAINT capstone_alembic_version_pkc PRIMARY KEY
+)
+"""
 # The first two digits of a SQLSTATE are its class. The first list is transient: connection, transaction state
 # (a primary that became read-only), resources, operator, system. The second is about the value: data,
 # integrity, program limits.
@@ -153,18 +158,19 @@ class Database:
         config = Config()
         migrations = str(Path(__file__).with_name("migrations"))
         config.set_main_option("script_location", migrations.replace("%", "%%"))
-        with self._errors(), self.engine.connect() as connection:
-            connection.execute(sa.text("SET LOCAL lock_timeout = 0"))  # another process may take its time
-            connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
-            connection.commit()
+        with self._errors(), self.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # another process may take its time
             try:
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-                connection.commit()
-            finally:
-                connection.rollback()
-                connection.execute(sa.select(sa.func.pg_advisory_unlock(_MIGRATION_LOCK)))
-                connection.commit()
+                with connection.begin_nested():
+                    connection.exec_driver_sql(_MAKE_VERSIONS)
+            except (sa.exc.IntegrityError, sa.exc.ProgrammingError) as error:
+                # Of several processes that make the table at once, PostgreSQL refuses all but the first.
+                if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                    raise
+            connection.exec_driver_sql(f"LOCK TABLE {_VERSIONS} IN SHARE ROW EXCLUSIVE MODE")
+            connection.exec_driver_sql("SET LOCAL lock_timeout TO DEFAULT")
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
 
     def close(self) -> None:
         """Close pooled connections."""

@@ -16,8 +16,6 @@ from sqlalchemy.dialects.postgresql import insert
 
 from capstone_dagster.storage.schema import outbox, video_status, videos
 
-# Any constant will do, as long as no other code takes advisory locks of two numbers by it.
-_NOTICES_LOCK = 7_001
 # A notice that is refused while others are taken: the first seconds are for passing causes; ten minutes bound
 # what a poisoned notice costs, and how late it leaves once its cause is mended.
 _AGAIN_S = 5
@@ -75,11 +73,9 @@ def notify(
 ) -> None:
     """Queue a notice; it is sent when, and only if, the transaction is committed.
 
-    Until then other notices of the video wait: numbers rise in the order in which they can be sent.
+    The caller has locked the video's row, before any other row of the video: until it commits, other notices
+    of the video wait, so that numbers rise in the order in which notices can be sent.
     """
-    # Not the video's row: a run that reports its failure has no other business with it.
-    lock = sa.func.pg_advisory_xact_lock(_NOTICES_LOCK, sa.func.hashtext(video_id))
-    connection.execute(sa.select(lock))
     notice = {"kind": kind, "video_id": video_id, "upload_id": upload_id, **payload}
     # JSON as PostgreSQL takes it; ensure_ascii off keeps keys in any script readable in psql.
     plain = json.loads(json.dumps(notice, ensure_ascii=False, default=str))

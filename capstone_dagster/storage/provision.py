@@ -26,6 +26,24 @@ from capstone_dagster.settings import ConfigurationError, NotConfigured, read_se
 READER = "capstone_reader"
 # PostgreSQL makes it with every server, so that an administrator has somewhere to connect to.
 MAINTENANCE_DATABASE = "postgres"
+# Advisory locks of one user can use up the server's whole table of locks, and large objects its disk. By
+# default everybody may make both; an owner keeps the right, because older versions of this project use locks.
+_KEEP_FOR_OWNER = """
+DO $$
+DECLARE
+    function regprocedure;
+BEGIN
+    FOR function IN
+        SELECT oid FROM pg_proc
+        WHERE pronamespace = 'pg_catalog'::regnamespace
+        AND (proname LIKE 'pg%advisory%lock%' OR proname IN ('lo_creat', 'lo_create', 'lo_from_bytea'))
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', function, {owner});
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', function);
+    END LOOP;
+END
+$$
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +101,22 @@ def provision(administrator: str, owners: Sequence[Owner]) -> None:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported) as error:
             print(f"Slow statements will not be counted: {error}", file=sys.stderr)
+    for owner in owners:
+        if owner.is_read:
+            _restrict_readers(administrator, owner)
+
+
+def _restrict_readers(administrator: str, owner: Owner) -> None:
+    """Keep from consumers what PostgreSQL lets everybody make; only a superuser can."""
+    with psycopg.connect(administrator, dbname=owner.database, autocommit=True) as connection:
+        connection.execute(sql.SQL(_KEEP_FOR_OWNER).format(owner=sql.Literal(owner.user)))
+        may = "SELECT has_function_privilege(%s, 'lo_create(oid)', 'EXECUTE')"
+        if connection.execute(may, [READER]).fetchone() == (True,):
+            print(
+                f"Members of {READER} can make large objects and take advisory locks: only a superuser can "
+                "revoke that.",
+                file=sys.stderr,
+            )
 
 
 def owners_in(environment: Mapping[str, str]) -> tuple[Owner, Owner]:

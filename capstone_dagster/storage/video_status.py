@@ -24,6 +24,7 @@ from capstone_dagster.storage.schema import (
     analyses,
     outbox,
     video_status,
+    videos,
 )
 from capstone_dagster.storage.uploads import VideoUpload
 
@@ -228,6 +229,7 @@ def mark_failed(
         only_if_unfinished: leave the row alone if it is already final, or belongs to another run.
         tried_again: the system will retry it, which the notice says.
     """
+    _lock_video(connection, upload_id)
     # A run that an operator has cancelled may fail because of that.
     rows = [*_row(upload_id), sa.not_(_cancelled(run_id))]
     if only_if_unfinished:
@@ -246,6 +248,7 @@ def mark_archived(connection: sa.Connection, upload_id: str) -> bool:
     Returns:
         Whether the row changed, with its notice `video.failed`; it does not once a run had the upload.
     """
+    _lock_video(connection, upload_id)
     message = "The video is in an archive. Restore it: a completed restore is analysed like an upload."
     conditions = [video_status.c.upload_id == upload_id, video_status.c.state == "received"]
     video_id = _change(
@@ -260,6 +263,7 @@ def mark_archived(connection: sa.Connection, upload_id: str) -> bool:
 
 def give_up(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     """Queue a notice that a failed upload is not retried, where the last one said that it would be."""
+    _lock_video(connection, upload_id)
     failed = sa.select(video_status.c.video_id, video_status.c.message).with_for_update()
     row = connection.execute(failed.where(*_row(upload_id, run_id, ("failed",)))).first()
     last = connection.execute(
@@ -339,6 +343,13 @@ def unfinished_runs(connection: sa.Connection) -> list[tuple[str, str]]:
         .order_by(video_status.c.recorded_order)
     )
     return [(upload_id, run_id) for upload_id, run_id in connection.execute(statement)]
+
+
+def _lock_video(connection: sa.Connection, upload_id: str) -> None:
+    """Lock the row of the upload's video, as a notice requires; rows that refer to it can be added meanwhile."""
+    of_upload = sa.select(video_status.c.video_id).where(video_status.c.upload_id == upload_id)
+    row = sa.select(videos.c.video_id).where(videos.c.video_id == of_upload.scalar_subquery())
+    connection.execute(row.with_for_update(key_share=True))
 
 
 def _change(connection: sa.Connection, *conditions: sa.ColumnElement[bool], **values: Any) -> str | None:

@@ -144,6 +144,25 @@ def test_users_have_their_own_database_and_no_other(environment: dict[str, str])
             connect(environment, user, password, other)
 
 
+@pytest.mark.parametrize("superuser", [False, True])
+def test_consumers_make_neither_large_objects_nor_advisory_locks_where_a_superuser_provisions(
+    environment: dict[str, str], postgres: PostgresServer, superuser: bool
+) -> None:
+    server = postgres.url(EVENT_DATABASE, "psycopg").replace("+psycopg", "", 1)
+    with psycopg.connect(server, autocommit=True) as connection:
+        if superuser:
+            connection.execute(f"ALTER ROLE {environment['POSTGRES_ADMIN_USER']} SUPERUSER")
+    done = run([sys.executable, "-m", "capstone_dagster.storage.provision"], environment)
+    assert done.returncode == 0, done.stderr
+    assert ("make large objects" in done.stderr) is not superuser
+    events = environment["POSTGRES_USER"]
+    with psycopg.connect(server, dbname=events, autocommit=True) as connection:
+        for user, allowed in (("capstone_reader", not superuser), (events, True)):
+            for function in ("lo_create(oid)", "pg_advisory_lock(bigint)", "pg_try_advisory_xact_lock(int, int)"):
+                may = "SELECT has_function_privilege(%s, %s, 'EXECUTE')"
+                assert connection.execute(may, [user, function]).fetchone() == (allowed,), (user, function)
+
+
 def test_a_changed_password_is_set(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "capstone_dagster.storage.provision"]
     assert run(command, environment).returncode == 0

@@ -18,7 +18,7 @@ from capstone_dagster.outbox.sensor import outbox_sensor
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.database import Database
-from capstone_dagster.storage.outbox import Notice, notify, outbox_backlog, send_notices
+from capstone_dagster.storage.outbox import Notice, outbox_backlog, send_notices
 from capstone_dagster.storage.video_status import mark_failed, mark_running, requeue
 from capstone_dagster.storage.videos import record_upload
 from capstone_dagster.topics import Message, Topic
@@ -308,8 +308,8 @@ def test_notices_of_two_uploads_leave_in_the_order_of_their_numbers(database: Da
 
     failure = {"failure_class": "internal", "message": "m"}
     other = threading.Thread(target=database.transact, args=(mark_failed, "u2", "r2"), kwargs=failure)
-    with database.engine.begin() as publishing:
-        notify(publishing, "video.analyzed", "u1", "v1", {})
+    with database.transaction() as first:
+        mark_failed(first, "u1", "r1", failure_class="internal", message="m")
         other.start()
         other.join(2)
         send_all()
@@ -317,7 +317,7 @@ def test_notices_of_two_uploads_leave_in_the_order_of_their_numbers(database: Da
     send_all()
 
     assert [number for number, _, _ in told] == sorted(number for number, _, _ in told)
-    assert [each[1:] for each in told[2:]] == [("video.analyzed", "u1"), ("video.failed", "u2")]
+    assert [each[1:] for each in told[2:]] == [("video.failed", "u1"), ("video.failed", "u2")]
 
 
 def test_what_is_held_by_one_daemon_is_left_alone_by_the_other(database: Database) -> None:

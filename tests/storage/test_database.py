@@ -26,7 +26,7 @@ from capstone_dagster.storage.errors import DatabaseUnavailable, PermissionDenie
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.schema import metadata
 from capstone_dagster.storage.uploads import VideoUpload
-from capstone_dagster.storage.video_status import latest
+from capstone_dagster.storage.video_status import give_up, latest, mark_failed
 from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import UPLOAD, count, publish
 
@@ -96,6 +96,22 @@ def test_readers_read_the_views_and_nothing_else(database: Database, database_ur
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(forbidden)
+
+
+def test_no_writer_waits_for_a_lock_that_readers_can_take(database_url: str) -> None:
+    database, said = Database(database_url), list[str]()
+    sa.event.listen(
+        database.engine, "before_cursor_execute", lambda _, __, statement, *___: said.append(statement)
+    )
+    database.migrate()
+    database.transact(record_upload, UPLOAD)
+    failed = {"failure_class": "timeout", "message": "It took long.", "tried_again": True}
+    assert database.transact(mark_failed, "u1", "r1", **failed)
+    assert database.transact(give_up, "u1", "r1")
+    publish(database)
+    database.close()
+    assert [each for each in said if "LOCK TABLE" in each or "FOR NO KEY UPDATE" in each]
+    assert [each for each in said if "advisory" in each] == []
 
 
 def test_a_reading_event_store_can_neither_write_nor_see_tables(
