@@ -7,8 +7,6 @@ import re
 # Control characters but tab and line feed, which a terminal obeys; and those that turn the direction of text,
 # so that a name reads as another one.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# What spreadsheets take for a formula's first character, its full-width forms and leading blanks included.
-_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&:-])")
 
 
@@ -20,8 +18,3 @@ def visible(text: str) -> str:
 def markdown(text: str) -> str:
     """The text as Markdown that shows it, in one line: no link, picture, table cell or HTML comes of it."""
     return _MARKDOWN.sub(r"\\\1", " ".join(visible(text).split()))
-
-
-def no_formula(text: str) -> str:
-    """The text as a cell that spreadsheets show: with an apostrophe where it would be a formula."""
-    return f"'{text}" if _FORMULA.match(text) else text

@@ -8,7 +8,7 @@ import pytest
 from capstone_dagster import terminal
 from capstone_dagster.commands.tables import status_table
 from capstone_dagster.logs.json_lines import TerminalFormatter
-from capstone_dagster.outside_text import markdown, no_formula, visible
+from capstone_dagster.outside_text import markdown, visible
 
 CLEARS = "\x1b[2J\x1b]0;owned\x07gate"
 TURNED = "gate\u202e4pm.exe"
@@ -62,22 +62,3 @@ def test_markdown_shows_what_a_name_says() -> None:
     assert markdown(name) == (
         r"a\|b \!\[x\]\(https\://attacker.example/p.png\) \<img src=x\> \$\\foo\$ \_x\_ next"
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "cell"),
-    [
-        ("gate", "gate"),
-        ("2026-01-02T12:00:00+00:00", "2026-01-02T12:00:00+00:00"),
-        ("[0.1, 0.2]", "[0.1, 0.2]"),
-        ('=HYPERLINK("https://attacker.example")', '\'=HYPERLINK("https://attacker.example")'),
-        ("+1", "'+1"),
-        ("-2+3", "'-2+3"),
-        ("@SUM(A1)", "'@SUM(A1)"),
-        (" =1", "' =1"),
-        ("\t=1", "'\t=1"),
-        ("\uff1d1", "'\uff1d1"),
-    ],
-)
-def test_a_spreadsheet_shows_texts_and_computes_none(text: str, cell: str) -> None:
-    assert no_formula(text) == cell

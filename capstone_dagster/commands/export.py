@@ -52,8 +52,9 @@ def events(
     """Write the current events, with the columns of the view current_events.
 
     CSV has a header, and boxes as JSON; `spreadsheet` is CSV in which no text is a formula; JSON is one list
-    of objects; Parquet has lists for boxes and timestamps in UTC. With --since or --until an event counts whose wall-clock time is known. Ordered by
-    camera and time, as of one moment, whatever is published meanwhile.
+    of objects; Parquet has lists for boxes and timestamps in UTC. With --since or --until an event counts
+    whose wall-clock time is known. Ordered by camera and time, as of one moment, whatever is published
+    meanwhile.
 
     Example: `capstone export events --camera gate --since 2026-01-01 --out january.csv`
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -15,10 +16,11 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from capstone_dagster.outside_text import no_formula
 from capstone_dagster.storage.schema import events as table
 
 Portions = Iterator[Sequence[tuple[Any, ...]]]
+# What spreadsheets take for a formula's first character, its full-width forms and leading blanks included.
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 
 
 def _write_csv(
@@ -85,6 +87,11 @@ def _parquet_schema(columns: Sequence[str]) -> pa.Schema:
         return pa.float64() if isinstance(column, sa.Double) else pa.string()
 
     return pa.schema([pa.field(name, kind(name)) for name in columns])
+
+
+def no_formula(text: str) -> str:
+    """The text as a cell that spreadsheets show: with an apostrophe where it would be a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def _cell(value: Any) -> Any:

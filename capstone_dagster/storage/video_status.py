@@ -346,7 +346,7 @@ def unfinished_runs(connection: sa.Connection) -> list[tuple[str, str]]:
 
 
 def _lock_video(connection: sa.Connection, upload_id: str) -> None:
-    """Lock the row of the upload's video, as a notice requires; rows that refer to it can be added meanwhile."""
+    """Lock the row of the upload's video, as a notice requires; rows that refer to it can be added."""
     of_upload = sa.select(video_status.c.video_id).where(video_status.c.upload_id == upload_id)
     row = sa.select(videos.c.video_id).where(videos.c.video_id == of_upload.scalar_subquery())
     connection.execute(row.with_for_update(key_share=True))

@@ -14,7 +14,7 @@ import pytest
 
 from capstone_dagster.storage import events
 from capstone_dagster.storage.database import Database
-from capstone_dagster.storage.event_files import _parquet_schema
+from capstone_dagster.storage.event_files import _parquet_schema, no_formula
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.videos import record_upload
 from tests.analysis.test_formats import WALK, assert_coco, write
@@ -122,6 +122,25 @@ def test_events_are_chosen(
         out = tmp_path / form
         assert capstone("export", "events", *chosen, "--format", form, "--out", out).code == 0
         assert [row["event_id"] for row in read(out, form)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("gate", "gate"),
+        ("2026-01-02T12:00:00+00:00", "2026-01-02T12:00:00+00:00"),
+        ("[0.1, 0.2]", "[0.1, 0.2]"),
+        ('=HYPERLINK("https://attacker.example")', '\'=HYPERLINK("https://attacker.example")'),
+        ("+1", "'+1"),
+        ("-2+3", "'-2+3"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        (" =1", "' =1"),
+        ("\t=1", "'\t=1"),
+        ("\uff1d1", "'\uff1d1"),
+    ],
+)
+def test_a_spreadsheet_shows_texts_and_computes_none(text: str, cell: str) -> None:
+    assert no_formula(text) == cell
 
 
 def test_no_text_in_a_spreadsheet_is_a_formula(

@@ -158,7 +158,7 @@ def test_consumers_make_neither_large_objects_nor_advisory_locks_where_a_superus
     events = environment["POSTGRES_USER"]
     with psycopg.connect(server, dbname=events, autocommit=True) as connection:
         for user, allowed in (("capstone_reader", not superuser), (events, True)):
-            for function in ("lo_create(oid)", "pg_advisory_lock(bigint)", "pg_try_advisory_xact_lock(int, int)"):
+            for function in ("lo_create(oid)", "pg_advisory_lock(bigint)", "pg_try_advisory_lock(int, int)"):
                 may = "SELECT has_function_privilege(%s, %s, 'EXECUTE')"
                 assert connection.execute(may, [user, function]).fetchone() == (allowed,), (user, function)
 
