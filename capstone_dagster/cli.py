@@ -21,6 +21,7 @@ from capstone_dagster.commands import (
     operating,
     preview,
     reanalysis,
+    reports,
     retention,
     stack,
     system,
@@ -72,8 +73,8 @@ def _options(
 COMMANDS = {
     "On this machine": (stack.demo, stack.dev, videos.analyze),
     "Videos": (
-        *(videos.submit, videos.status, logs.logs, operating.cancel, operating.prioritize, operating.retry),
-        *(reanalysis.reanalyze, erasure.delete),
+        *(videos.submit, videos.status, logs.logs, reports.trace, operating.cancel, operating.prioritize),
+        *(operating.retry, reanalysis.reanalyze, erasure.delete),
     ),
     "Results": (
         browse.browse,

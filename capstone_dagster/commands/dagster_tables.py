@@ -6,19 +6,15 @@ Only the four tables that this needs, as Dagster 1.13 has them; nothing here wri
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import sqlalchemy as sa
 
 from capstone_dagster.failures.breaker_state import BREAKER, BreakerState
 from capstone_dagster.intake.orders import ORDER, Order
+from capstone_dagster.reports.reading import dagster_connection
 from capstone_dagster.run_tags import PRIORITY_TAG, UPLOAD_TAG
 from capstone_dagster.runs.queueing import Queue, QueuedRun
-from capstone_dagster.settings import NotConfigured
 
-_CONNECT_TIMEOUT_S = 5
 # The daemon that starts queued runs says every 30 s that it lives.
 _DEQUEUER = "QUEUED_RUN_COORDINATOR"
 
@@ -33,7 +29,7 @@ def read_queue() -> Queue:
 
     Raises:
         NotConfigured: DAGSTER_POSTGRES_URL is not set.
-        SQLAlchemyError: its storage does not answer, or has no tables yet.
+        DatabaseUnavailable, SQLAlchemyError: its storage does not answer, or has no tables yet.
     """
     priority, upload = _run_tags.alias(), _run_tags.alias()
     waiting = (
@@ -45,7 +41,7 @@ def read_queue() -> Queue:
     )
     under_way = sa.select(sa.func.count()).where(_runs.c.status.in_(("STARTING", "STARTED", "CANCELING")))
     heartbeat = sa.select(_heartbeats.c.body).where(_heartbeats.c.daemon_type == _DEQUEUER)
-    with _connection() as connection:
+    with dagster_connection() as connection:
         found = connection.execute(waiting).all()
         body = connection.execute(heartbeat).scalar()
         return Queue(
@@ -63,9 +59,9 @@ def read_intake() -> tuple[BreakerState, Order | None]:
 
     Raises:
         NotConfigured: DAGSTER_POSTGRES_URL is not set.
-        SQLAlchemyError: its storage does not answer.
+        DatabaseUnavailable, SQLAlchemyError: its storage does not answer.
     """
-    with _connection() as connection:
+    with dagster_connection() as connection:
         if not sa.inspect(connection).has_table(_kept.name):
             return BREAKER.parse(None), ORDER.parse(None)  # Dagster has not started yet
         return BREAKER.parse(_value(connection, BREAKER.key)), ORDER.parse(_value(connection, ORDER.key))
@@ -74,22 +70,3 @@ def read_intake() -> tuple[BreakerState, Order | None]:
 def _value(connection: sa.Connection, key: str) -> str | None:
     kept: str | None = connection.execute(sa.select(_kept.c.value).where(_kept.c.key == key)).scalar()
     return kept
-
-
-@contextmanager
-def _connection() -> Iterator[sa.Connection]:
-    address = os.environ.get("DAGSTER_POSTGRES_URL")
-    if not address:
-        raise NotConfigured(
-            "DAGSTER_POSTGRES_URL is not set: where Dagster keeps its runs and intake its state. Set it as "
-            "dagster.yaml names it."
-        )
-    url = sa.make_url(address)
-    if url.get_backend_name() == "postgresql":
-        # The driver that the event store has loaded already, whichever one Dagster itself takes.
-        url = url.set(drivername="postgresql+psycopg").update_query_dict(
-            {"connect_timeout": str(_CONNECT_TIMEOUT_S)}
-        )
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        yield connection
