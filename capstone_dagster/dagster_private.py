@@ -34,7 +34,13 @@ from dagster._core.storage.event_log.schema import (
     SqlEventLogStorageTable,
 )
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
-from dagster._core.storage.runs.schema import BulkActionsTable, KeyValueStoreTable, RunsTable, RunTagsTable
+from dagster._core.storage.runs.schema import (
+    BulkActionsTable,
+    DaemonHeartbeatsTable,
+    KeyValueStoreTable,
+    RunsTable,
+    RunTagsTable,
+)
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.schedules.schema import (
     AssetDaemonAssetEvaluationsTable,
@@ -90,6 +96,7 @@ __all__ = [
     "CapturedLogMetadata",
     "ComputeIOType",
     "ConfigurableClassData",
+    "DaemonHeartbeatsTable",
     "DagsterRunAlreadyExists",
     "DagsterRunStatsSnapshot",
     "ErrorSource",

@@ -164,6 +164,12 @@ class Settings(BaseSettings):
         description="`emf` writes metrics to standard output in CloudWatch's embedded metric format, which "
         "awslogs carries there; `off` writes none.",
     )
+    metrics_collector: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+:\d{1,5}$",
+        description="`host:port` to which each of these lines is sent by UDP as well. `capstone-webserver` "
+        "listens there and serves them to Prometheus under `/metrics`; nothing waits for it.",
+    )
     job_log_group: str = Field(
         default="/aws/batch/job",
         pattern=r"^[\w./#-]+$",
@@ -399,6 +405,11 @@ class Settings(BaseSettings):
                 "(psycopg 3 named as the driver: it is the one that the event store writes with)"
             )
         return self
+
+    @property
+    def has_event_store(self) -> bool:
+        """Whether an event store is configured."""
+        return self.database_url is not None or self.postgres_host is not None
 
     def event_store_url(self) -> str:
         """The event store's SQLAlchemy URL, with its password; never log it.

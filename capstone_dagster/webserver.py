@@ -3,6 +3,9 @@
 Dagster's webserver has no login, and accepts changes from any web page that a user has open, under any host
 name. Here a request must name this server as its host, must not come from another page, and changes nothing
 by GET. Who can reach the server at all is decided by the network.
+
+It also serves `/metrics` to Prometheus, and `/health`: it runs wherever the system does and has Dagster's
+storage open already. A process of its own would import Dagster once more to answer a few requests a minute.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from capstone_dagster.metrics.exposition import HEALTH_PATH, Exposed, open_exposition
 from capstone_dagster.settings import read_settings
 
-# Load balancers and health checks ask by an address; it says versions and nothing else.
-_FOR_ALL = "/server_info"
+# Load balancers and health checks ask by an address; these say versions, and what works, and nothing else.
+_FOR_ALL = ("/server_info", HEALTH_PATH)
 _CLOSED = 1008  # WebSocket: policy violation
 
 
@@ -49,7 +53,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> str | None:
         """Why a request is refused; None if it is not."""
         path, method, headers = scope["path"], scope.get("method", "GET"), Headers(scope=scope)
-        if path == _FOR_ALL and method in ("GET", "HEAD"):
+        if path in _FOR_ALL and method in ("GET", "HEAD"):
             return None
         host = headers.get("host", "")
         if _name(f"//{host}") not in self._hosts:
@@ -65,12 +69,18 @@ class Guard:
 
 
 class GuardedWebserver(DagsterWebserver[Any, Any]):
-    """Dagster's webserver behind the guard."""
+    """Dagster's webserver behind the guard, with `/metrics` and `/health`."""
 
     def build_middleware(self) -> list[Middleware]:
-        url = read_settings().ui_url
+        settings = read_settings()
+        url = settings.ui_url
         hosts = {"localhost", "127.0.0.1", "::1", *([_name(url)] if url else ())}
-        return [Middleware(Guard, hosts=hosts), *super().build_middleware()]
+        exposition = open_exposition(self._process_context.instance, settings)
+        return [
+            Middleware(Guard, hosts=hosts),
+            Middleware(Exposed, exposition=exposition),
+            *super().build_middleware(),
+        ]
 
 
 def _name(url: str) -> str:

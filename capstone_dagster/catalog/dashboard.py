@@ -80,15 +80,30 @@ _PIPELINE = (
         ),
         lines=ERROR_RATE_LINES,
         period_s=900,
+        width=6,
         unit="%",
     ),
     Graph(
         "Upload to events in PostgreSQL",
         _of("latency", own.UPLOAD_TO_PERSISTED, "p50", "p90", "p99"),
         period_s=300,
+        width=6,
         unit="s",
     ),
-    Graph("Run duration", _of("duration", own.RUN_DURATION, "p50", "p95", "Maximum"), period_s=300, unit="s"),
+    Graph(
+        "Legs of an upload's way",
+        tuple(Series(f"leg_{n}", own.LEG_DURATION, "p50", {"Leg": leg}) for n, leg in enumerate(own.LEGS)),
+        period_s=300,
+        width=6,
+        unit="s",
+    ),
+    Graph(
+        "Run duration",
+        _of("duration", own.RUN_DURATION, "p50", "p95", "Maximum"),
+        period_s=300,
+        width=6,
+        unit="s",
+    ),
     Graph(
         "What uploads turned out to be",
         _each(

@@ -54,6 +54,16 @@ LONGEST_RUN_OVER_LIMIT = _gauge(
 UPLOAD_TO_PERSISTED = _measure(
     "UploadToPersisted", "From the object's upload to its events in PostgreSQL.", unit="Seconds"
 )
+# An upload's way, leg by leg; a value of `Leg` is named by the leg's end.
+RECEIVED, STARTED, FIRST_FRAME, PUBLISHED = LEGS = ("received", "started", "first-frame", "published")
+LEG_DURATION = _measure(
+    "LegDuration",
+    "Legs of an upload's way: `received`, from the upload to intake; `started`, from the run's request to "
+    "its worker; `first-frame`, from the begin of the analysis to its first frame; `published`, from the "
+    "worker's begin to events in PostgreSQL.",
+    "Leg",
+    unit="Seconds",
+)
 SECONDS_WITHOUT_SUCCESS = _gauge(
     "SecondsWithoutSuccess",
     "While uploads wait or run: time since a run last ended well. 0 when nothing is to be done.",

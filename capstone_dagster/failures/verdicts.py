@@ -95,6 +95,7 @@ class Verdict:
     Attributes:
         job: its name in Dagster.
         started_at: when its worker began, else when it ended.
+        waited_s: from its request to its worker's begin; None: none began.
         cause: of a failed run alone.
         attempt: 1 for the first run of a request; each later run of it counts on.
         decision: what was decided of a failed run: start it again, wait, or leave it.
@@ -127,6 +128,7 @@ class Verdict:
     wasted_s: float = 0.0
     job_id: str | None = None
     log_stream: str | None = None
+    waited_s: float | None = None
 
     @property
     def failure(self) -> FailureClass | None:
@@ -188,7 +190,14 @@ def verdict_of(
         wasted_s=gpu_s if lost else 0.0,
         job_id=_own(run, JOB_ID_TAG),
         log_stream=_own(run, LOG_STREAM_TAG),
+        waited_s=_waited(record),
     )
+
+
+def _waited(record: dg.RunRecord) -> float | None:
+    if record.start_time is None:
+        return None
+    return max(0.0, record.start_time - record.create_timestamp.timestamp())
 
 
 def failed_run(run: dg.DagsterRun, failure: FailureClass, ended_at: float) -> FailedRun:

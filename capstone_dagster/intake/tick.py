@@ -10,8 +10,10 @@ import dagster as dg
 
 from capstone_dagster.catalog.metrics import (
     DUPLICATES_PREVENTED,
+    LEG_DURATION,
     MESSAGES_MALFORMED,
     QUEUE_AGE,
+    RECEIVED,
     UPLOADS_IGNORED,
     UPLOADS_RECEIVED,
     UPLOADS_VANISHED,
@@ -273,6 +275,10 @@ class Tick:
         if self._oldest_s is not None:
             values[QUEUE_AGE] = self._oldest_s
         self._services.metrics.add_all(values)
+        now = time.time()
+        for new in self._new.values():
+            waited_s = max(0.0, now - new.upload.uploaded_at.timestamp())
+            self._services.metrics.add(LEG_DURATION, waited_s, leg=RECEIVED)
 
     def _within(self, budget_s: float) -> bool:
         return time.monotonic() - self._started < budget_s

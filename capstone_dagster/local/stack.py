@@ -138,6 +138,7 @@ def local_stack(
             "CAPSTONE_UI_URL": f"http://{LOOPBACK}:{ui_port}",  # for links in notices
             **_environment(postgres, aws, resources, home),
             UI_PORT_VARIABLE: str(ui_port),
+            "CAPSTONE_METRICS_COLLECTOR": f"{LOOPBACK}:{free_port()}",  # of UDP; a taken one costs the counts
         }
         if browse_port is not None:
             environment["CAPSTONE_BROWSE_URL"] = f"http://{LOOPBACK}:{free_port(browse_port)}"

@@ -1,4 +1,7 @@
-"""Publishes counts and measurements as lines of CloudWatch's embedded metric format; never fails a caller."""
+"""Publishes counts and measurements as lines of CloudWatch's embedded metric format; never fails a caller.
+
+The same lines go to Prometheus's collector (`metrics/received.py`) where there is one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import logging
 import math
 import re
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -46,6 +50,7 @@ class Metrics:
     def __init__(self, settings: Settings, output: StandardOutput | None = None) -> None:
         self._environment = settings.environment
         self._output = (output or standard_output()) if settings.metrics == "emf" else None
+        self._collector = _connect(settings.metrics_collector) if self._output is not None else None
         self._reported = self._output.lost if self._output is not None else 0
         self._logged: set[str] = set()
         self._values: dict[tuple[str, str], set[str]] = {}
@@ -130,6 +135,9 @@ class Metrics:
         )
 
     def _write(self, output: StandardOutput, line: str) -> None:
+        if self._collector is not None:
+            with contextlib.suppress(OSError):  # nobody listens, or its buffer is full: it is not waited for
+                self._collector.send(line.encode())
         if not output.write(line):
             self._log_once("Standard output takes nothing: lines are dropped until it does.")
             return
@@ -147,6 +155,26 @@ class Metrics:
             if problem not in self._logged and len(self._logged) < _MOST_VALUES:
                 self._logged.add(problem)
                 log.warning(problem, extra={"action": "metrics.refused"})
+
+
+def _connect(collector: str | None) -> socket.socket | None:
+    """A socket to the collector, whose name is looked up once; None if there is none or it has no address."""
+    if collector is None:
+        return None
+    host, _, port = collector.rpartition(":")
+    end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    end.setblocking(False)
+    try:
+        end.connect((host, int(port)))
+    except (OSError, OverflowError) as error:
+        end.close()
+        log.warning(
+            f"CAPSTONE_METRICS_COLLECTOR={collector} cannot be reached: {error}. Prometheus misses this "
+            "process's metrics.",
+            extra={"action": "metrics.refused"},
+        )
+        return None
+    return end
 
 
 def _snake_case(name: str) -> str:

@@ -63,13 +63,20 @@ def _cost(device: str, seconds: float, services: Services) -> dict[Metric, float
 
 
 def measure_publication(
-    publication: Publication, *, events: int, seconds: float, uploaded_at: datetime, services: Services
+    publication: Publication,
+    *,
+    events: int,
+    seconds: float,
+    uploaded_at: datetime,
+    began_at: float,
+    services: Services,
 ) -> None:
     """Publish what a publication wrote, and how long it and everything before it took.
 
     Args:
         events: of the analysis; they are written only if it was not published before.
         seconds: that publishing took.
+        began_at: when the work on the video began, seconds since 1970.
     """
     values: dict[Metric, float] = {
         declared.ROWS_PERSISTED: events if publication.inserted else 0,
@@ -81,4 +88,10 @@ def measure_publication(
     if publication.first:
         # Of an upload that is analysed again the way from upload to rows tells nothing.
         values[declared.UPLOAD_TO_PERSISTED] = (publication.published_at - uploaded_at).total_seconds()
+        measure_leg(declared.PUBLISHED, began_at, publication.published_at.timestamp(), services)
     services.metrics.add_all(values)
+
+
+def measure_leg(leg: str, began_at: float, ended_at: float, services: Services) -> None:
+    """Publish how long a leg of an upload's way took; 0 where the two clocks contradict each other."""
+    services.metrics.add(declared.LEG_DURATION, max(0.0, ended_at - began_at), leg=leg)

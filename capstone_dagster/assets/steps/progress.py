@@ -8,6 +8,8 @@ import dagster as dg
 
 from capstone_dagster.analysis import Progress
 from capstone_dagster.assets.steps.analysis_log import AnalysisLog
+from capstone_dagster.assets.steps.measurements import measure_leg
+from capstone_dagster.catalog.metrics import FIRST_FRAME
 from capstone_dagster.failures.classes import classify, sentence
 from capstone_dagster.services import Services
 from capstone_dagster.storage.video_status import UploadCancelled, mark_running
@@ -29,6 +31,7 @@ class Watch:
         self._run_id = run_id
         self._services = services
         self._log = log
+        self._began_at = time.time()
         self._quiet_until = 0.0
         self._logged_at = time.monotonic()
         self._report: threading.Thread | None = None
@@ -43,7 +46,9 @@ class Watch:
             UploadCancelled: an operator has cancelled the analysis, and the stop signal was lost or is late.
         """
         self._last_frame_at = time.time()
-        self._first_frame_at = self._first_frame_at or self._last_frame_at
+        if self._first_frame_at is None:
+            self._first_frame_at = self._last_frame_at
+            measure_leg(FIRST_FRAME, self._began_at, self._first_frame_at, self._services)
         if self._cancelled is not None:
             raise self._cancelled
         # The last report may still wait for the event store: then this one is dropped.

@@ -104,7 +104,12 @@ def publish(
     seconds = time.monotonic() - started
     upload = derived.detections.upload
     measure_publication(
-        publication, events=len(events), seconds=seconds, uploaded_at=upload.uploaded_at, services=services
+        publication,
+        events=len(events),
+        seconds=seconds,
+        uploaded_at=upload.uploaded_at,
+        began_at=began_at,
+        services=services,
     )
     published = PublishedAnalysis(
         analysis_id=derived.analysis_id,
