@@ -18,8 +18,10 @@ from capstone_dagster.catalog.alarms import ALARMS, ANOMALY_ALARMS
 from capstone_dagster.catalog.dashboard import DASHBOARDS, OPERATIONS
 from capstone_dagster.catalog.log_groups import LOG_GROUPS
 from capstone_dagster.catalog.metrics import METRICS
+from capstone_dagster.catalog.open_stack import RULES
 from capstone_dagster.catalog.queries import QUERIES
 from capstone_dagster.catalog.render.cloudformation import logs_template, observability_template
+from capstone_dagster.catalog.render.prometheus import rules_file
 from capstone_dagster.failures.classes import POLICIES
 from capstone_dagster.settings import Settings, variable_name
 
@@ -87,6 +89,7 @@ WHOLE = {
     ROOT / "infra" / "observability.yaml": lambda: observability_template(
         ALARMS, ANOMALY_ALARMS, DASHBOARDS, QUERIES
     ),
+    ROOT / "observability" / "rules.yml": lambda: rules_file(RULES),
 }
 
 

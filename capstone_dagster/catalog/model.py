@@ -67,12 +67,15 @@ class AwsMetric:
     Attributes:
         dimensions: name → name of the deployment's resource (a key of `render.cloudformation`'s table of
             imports), because those names are known only there.
+        promql: what exporters beside Prometheus give in its place: a counter, the name of a histogram, or an
+            expression that is looked at; None: nothing measures it there.
     """
 
     namespace: str
     name: str
     unit: Unit
     dimensions: Mapping[str, str]
+    promql: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
