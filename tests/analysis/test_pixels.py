@@ -260,7 +260,19 @@ def test_colours_and_motion_are_right_in_every_pixel_format(
 @given(
     size=st.tuples(st.integers(1, 400), st.integers(1, 300)),
     pix_fmt=st.sampled_from(
-        ["yuv420p", "yuvj422p", "yuv410p", "nv12", "gray", "yuv444p10le", "p010le", "gray16le", "rgb24"]
+        [
+            "yuv420p",
+            "yuvj422p",
+            "yuv410p",
+            "nv12",
+            "gray",
+            "yuv444p10le",
+            "p010le",
+            "gray16le",
+            "rgb24",
+            "bgra",
+            "rgb0",
+        ]
     ),
     value=st.integers(0, 255),
 )

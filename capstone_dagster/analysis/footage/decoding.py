@@ -189,7 +189,7 @@ class VideoFile:
             ends=None if ends is None else round((ends + self._zero_s) / self._time_base),
             reorders=bool(stream.codec_context.has_b_frames),
         )
-        self._budget = Budget(self._path.stat().st_size, self._name)
+        self._budget = Budget(self._path.stat().st_size, self._name, container=self._container.format.name)
         self._decoded = deinterlaced(self._placed())
 
     def _placed(self) -> Iterator[Timed]:

@@ -34,6 +34,13 @@ _LUMA_PLANES: dict[str, tuple[type[np.uint8] | type[np.uint16], int]] = {
     **{f"gray{bits}le": (np.uint16, bits - 8) for bits in (10, 12, 14, 16)},
     **dict.fromkeys(("p010le", "p012le", "p016le", "p210le", "p216le"), (np.uint16, 8)),
 }
+# Formats with a pixel's colours side by side, 8 bits each (GIF): channels, and OpenCV's way to grey.
+_PACKED: dict[str, tuple[int, int]] = {
+    "bgr24": (3, cv2.COLOR_BGR2GRAY),
+    "rgb24": (3, cv2.COLOR_RGB2GRAY),
+    **dict.fromkeys(("bgra", "bgr0"), (4, cv2.COLOR_BGRA2GRAY)),
+    **dict.fromkeys(("rgba", "rgb0"), (4, cv2.COLOR_RGBA2GRAY)),
+}
 
 # The limited range of video: black is 16, white 235 (ITU-R BT.601 and BT.709).
 _LIMITED_SPAN, _FULL_SPAN = 219.0, 255.0
@@ -81,6 +88,12 @@ class LumaReader:
         """The frame's luma; interlaced and rotated frames are taken as they are coded."""
         name = frame.format.name
         known = _LUMA_PLANES.get(name)
+        if frame.planes[0].line_size > 0 and name in _PACKED:
+            channels, to_gray = _PACKED[name]
+            rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1)
+            pixels = rows[:, : frame.width * channels].reshape(frame.height, frame.width, channels)
+            small = cv2.resize(pixels, LUMA_SIZE, interpolation=cv2.INTER_LINEAR)
+            return Luma(cast(Image, cv2.cvtColor(small, to_gray)), _FULL_SPAN)
         if known is None or frame.planes[0].line_size <= 0:  # some codecs store their lines upside down
             gray = self._to_gray.reformat(frame, *LUMA_SIZE, "gray", threads=_THREADS)
             return Luma(cast(Image, gray.to_ndarray()), _FULL_SPAN)
