@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 
 from ..errors import UndecodableVideo
@@ -42,6 +43,7 @@ def main() -> None:
     die_with(order["parent"])
     answers = _Answers(order["answers"])
     path = Path(order["path"])
+    cv2.setNumThreads(1)  # FFmpeg's threads keep the processors busy
     _rehearse()
     try:
         layers = confine(path, devices=order["hardware"])

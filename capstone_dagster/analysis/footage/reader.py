@@ -36,8 +36,15 @@ sys.modules[analysis.__name__] = analysis
 from capstone_dagster.analysis.footage.decoder_process import main
 main()
 """
-# Numerical libraries would start a thread for each processor, to no use here.
-_ENVIRONMENT = {"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# Numerical libraries would start a thread for each processor, to no use here. And glibc would give each
+# picture's memory back to the kernel, which clears it for the next one: 0.4 ms for 1920 x 1080.
+_ENVIRONMENT = {
+    "LANG": "C.UTF-8",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # the largest that glibc takes
+}
 # What the loader and a GPU's driver are found by.
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
