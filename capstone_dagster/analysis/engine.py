@@ -15,10 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
+
+import cv2
 
 from .detection.detector import Detector
 from .detections import Detections
@@ -210,7 +212,10 @@ class _Pass:
             # A batch decoded ahead, one being collected, those waiting, those being detected.
             pictures=size * (2 + _BATCHES_WAITING + workers),
         )
-        with _Detecting(self._detect, workers) as detecting:
+        with (
+            _one_thread_each() if workers > 1 else nullcontext(),
+            _Detecting(self._detect, workers) as detecting,
+        ):
             for batch, found in detecting.in_order(_batches(frames, size), ahead=workers + _BATCHES_WAITING):
                 detections = iter(found)
                 for frame in batch:
@@ -316,6 +321,17 @@ class _Detecting:
                 yield first, found.result()
         for first, found in under_way:
             yield first, found.result()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """OpenCV's own threads would wait for processors that the detecting ones keep busy."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 class _GpuWatch:

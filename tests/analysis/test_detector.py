@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,6 +21,7 @@ from capstone_dagster.analysis import (
     model_sha256,
 )
 from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
+from capstone_dagster.analysis.detection.letterbox import Letterbox
 
 SMALL = AnalysisSettings(image_size=64)
 
@@ -157,3 +160,11 @@ def test_every_error_has_the_class_of_the_contract() -> None:
         "GpuError": "gpu-error",
         "InvalidAnalysisSettings": "configuration",
     }
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5, Fraction(5, 2), Fraction(1, 2)])
+def test_pictures_are_scaled_like_bilinearly_at_every_ratio(ratio: Fraction | int) -> None:
+    height, width = round(36 * ratio), round(64 * ratio)
+    picture = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    fitted = Letterbox.rectangular(height, width, size=(64, 64), stride=32).fit(picture)
+    assert np.array_equal(fitted[14:50], cv2.resize(picture, (64, 36), interpolation=cv2.INTER_LINEAR))

@@ -94,7 +94,7 @@ class Letterbox:
         scaled = (
             image
             if image.shape[:2] == (self.scaled_height, self.scaled_width)
-            else cv2.resize(image, (self.scaled_width, self.scaled_height), interpolation=cv2.INTER_LINEAR)
+            else cv2.resize(image, (self.scaled_width, self.scaled_height), interpolation=self._interpolation)
         )
         bottom = self.height - self.scaled_height - self.top
         right = self.width - self.scaled_width - self.left
@@ -112,6 +112,14 @@ class Letterbox:
             ),
             dtype=np.uint8,
         )
+
+    @property
+    def _interpolation(self) -> int:
+        """Bilinear: at an odd ratio (1080p at 640: 3) the pixel in the middle, which is cheaper to name."""
+        down, rest_down = divmod(self.source_height, self.scaled_height)
+        across, rest_across = divmod(self.source_width, self.scaled_width)
+        odd = down == across and down % 2 == 1 and rest_down == rest_across == 0
+        return cv2.INTER_NEAREST_EXACT if odd else cv2.INTER_LINEAR
 
     def to_source(self, boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, 4) float32 xyxy boxes, from pixels of the model's input to pixels of the picture, cut at its
