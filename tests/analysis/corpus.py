@@ -299,6 +299,11 @@ def zeros_inside(content: bytearray) -> None:
     content[third : third + 900] = bytes(900)
 
 
+def hole(content: bytearray) -> None:
+    third = len(content) // 3
+    del content[third : third + 900]
+
+
 def no_pictures(content: bytearray) -> None:
     pictures = content.index(b"mdat") + 4
     content[pictures:] = bytes(len(content) - pictures)
@@ -491,6 +496,7 @@ _PLAIN = Right()
 # MPEG-TS counts packets, and says where the count jumps.
 _JUMPED = frozenset({"decode_errors"})
 _LONG = tuple(range(0, 8_000, 40))
+_MOTION_JPEG = clip(_LONG, codec="mjpeg", pix_fmt="yuvj420p", format="mjpeg")
 _VP8_IN_OGG = remuxed(clip(codec="libvpx"), lambda *_: None, via="source.webm")
 _FRAGMENTS = {"container_options": {"movflags": "frag_keyframe+empty_moov"}}
 _CENC = {
@@ -695,6 +701,24 @@ FILES: list[File] = [
     _warned("half.ogg", edited(_VP8_IN_OGG, half), "truncated"),
     _warned("half.gif", edited(clip(_LONG, codec="gif"), half), "truncated"),
     _warned("half.ts", edited(clip(_LONG, **_TS), lambda content: half(content)[:-100]), "truncated"),
+    _warned("half.dav", edited(dav, half), "truncated"),
+    _warned("half.mjpeg", edited(_MOTION_JPEG, half), "truncated"),
+    # What is lost in the middle: blocks are gone, or overwritten with zeros.
+    *(
+        _warned(f"{name}.{suffix}", edited(write, damage), "decode_errors")
+        for suffix, write in {
+            "gif": clip(_LONG, codec="gif"),
+            "ogg": remuxed(clip(_LONG, codec="libvpx"), lambda *_: None, via="source.webm"),
+            "flv": clip(_LONG),
+            "wmv": clip(_LONG, codec="wmv2", format="asf"),
+            "dav": dav,
+        }.items()
+        for name, damage in {"hole": hole, "overwritten": zeros_inside}.items()
+        if (suffix, name) != ("wmv", "overwritten")  # its packets are larger: the decoder notices
+    ),
+    _warned(
+        "overwritten.wmv", edited(clip(_LONG, codec="wmv2", format="asf"), zeros_inside), "corrupt_frames"
+    ),
     _warned("zeros-inside.ts", edited(clip(**_TS), zeros_inside), "decode_errors"),
     _warned("bit-errors.ts", edited(clip(**_TS), bit_errors), "corrupt_frames"),
     # When it was filmed.

@@ -18,7 +18,7 @@ import av.error
 
 from ..errors import UndecodableVideo
 from .budget import MOST_PIXELS, Budget
-from .completeness import is_cut
+from .completeness import breaks, is_cut
 from .container import check_machine, encrypted_sentence, is_scrambled, open_container
 from .deinterlacing import Timed, deinterlaced
 from .filmed import when_filmed
@@ -127,7 +127,7 @@ class VideoFile:
         counts = self._counts
         return Damage(
             truncated=counts.error_at_the_end or self._ends_early(),
-            decode_errors=counts.decode_errors,
+            decode_errors=max(counts.decode_errors, breaks(self._path)),
             corrupt_frames=counts.corrupt_frames,
             size_changes=self._bgr.size_changes,
         )
