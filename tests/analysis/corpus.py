@@ -549,6 +549,10 @@ FILES: list[File] = [
         File(f"decoding-order.{suffix}", remuxed(clip(**B_FRAMES), in_decoding_order), Right(end_ms=None))
         for suffix in ("mkv", "mp4", "flv", "ts")
     ),
+    *(
+        File(f"{name}.asf", remuxed(clip(**B_FRAMES), change, format="asf"), Right(end_ms=None))
+        for name, change in {"decoding-order": in_decoding_order, "b-frames": lambda *_: None}.items()
+    ),
     File("packed-b-frames.avi", packed_bframes, Right(end_ms=None, fewer=True)),
     # Glitches of single timestamps, and real jumps.
     *(

@@ -181,6 +181,8 @@ class VideoFile:
         self._whole_end_s = self._stated_end(of_pictures_only=False)
         # Of all containers that state a count only this one lists each picture.
         self._pictures_listed = stream.frames if self._container_is("mov") else 0
+        # ASF says when a packet is shown; FFmpeg takes it for when it is decoded, and guesses the other later.
+        self._one_stamp_each = self._container_is("asf")
         self._timeline = Timeline(
             time_base=self._time_base,
             rate=_rate(stream),
@@ -227,6 +229,8 @@ class VideoFile:
                     self._note_end(packet)
                     self._budget.read(packet.size)
                     if packet.stream_index == self._stream.index:
+                        if self._one_stamp_each:
+                            packet.pts = packet.dts
                         self._counts.packets += 1
                         yield packet  # type: ignore[misc]
                 return
