@@ -96,6 +96,10 @@ def in_decoding_order(number: int, packet: Any, stream: av.VideoStream) -> None:
     packet.pts = packet.dts = round(number / 25 / packet.time_base)
 
 
+def back_and_forth(number: int, packet: Any, stream: av.VideoStream) -> None:
+    packet.pts = packet.dts + round(Fraction(1 if number % 2 else 3, 25) / packet.time_base)
+
+
 def moved(seconds: float, *numbers: int) -> Change:
     def change(number: int, packet: Any, stream: av.VideoStream) -> None:
         if number in numbers:
@@ -552,6 +556,16 @@ FILES: list[File] = [
     *(
         File(f"{name}.asf", remuxed(clip(**B_FRAMES), change, format="asf"), Right(end_ms=None))
         for name, change in {"decoding-order": in_decoding_order, "b-frames": lambda *_: None}.items()
+    ),
+    File("b-frames-mpeg4.avi", clip(codec="mpeg4", codec_options={"bf": "2", "g": "25"}), _PLAIN),
+    # Frames whose timestamps run back and forth: a frame may be late, but nothing adds up.
+    *(
+        File(
+            f"back-and-forth.{suffix}",
+            remuxed(clip(**B_FRAMES), back_and_forth),
+            Right([0, *range(80, 2_040, 40)], None),
+        )
+        for suffix in ("mkv", "ts", "flv")
     ),
     File("packed-b-frames.avi", packed_bframes, Right(end_ms=None, fewer=True)),
     # Glitches of single timestamps, and real jumps.

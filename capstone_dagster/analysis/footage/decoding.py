@@ -181,8 +181,9 @@ class VideoFile:
         self._whole_end_s = self._stated_end(of_pictures_only=False)
         # Of all containers that state a count only this one lists each picture.
         self._pictures_listed = stream.frames if self._container_is("mov") else 0
-        # ASF says when a packet is shown; FFmpeg takes it for when it is decoded, and guesses the other later.
-        self._one_stamp_each = self._container_is("asf")
+        # ASF states one time a packet, AVI only their order. FFmpeg takes that for the time of decoding, and
+        # guesses a time of showing that begins later, or runs back and forth.
+        self._one_stamp_each = self._container_is("asf") or self._container_is("avi")
         self._timeline = Timeline(
             time_base=self._time_base,
             rate=_rate(stream),

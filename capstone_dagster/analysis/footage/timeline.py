@@ -23,6 +23,8 @@ _UNREMARKABLE_STEPS = 8
 FOLLOWERS = 32
 # A frame is shown at most this many packets before or after its own: no codec reorders more than 16.
 _REORDERED = 17
+# More steps back than this, each behind a frame in order and no longer than reordering, are no glitches.
+_GLITCHES = 2
 # Packets that are remembered: their frames may wait in as many decoding threads.
 _REMEMBERED = 192
 # The usual spacing is the median of this many steps: long enough to outvote pauses, short enough to follow a
@@ -77,6 +79,8 @@ class Timeline:
         self._ends = None if ends is None else ends - zero
         self._reorders = reorders
         self._in_decoding_order = False
+        self._small_steps_back = 0
+        self._was_back = False
         self._stamps: deque[int] = deque()  # of the packets from `_first_number` on
         self._first_number = 0
         self._numbers: dict[int, int] = {}  # timestamp -> the packet that has it
@@ -111,8 +115,13 @@ class Timeline:
         number = self._numbers.get(stamp)
         if self._last is None:
             return self._settle(self._first(stamp, number))
-        if not self._in_decoding_order and stamp + self._shift < self._last:
-            self._in_decoding_order = self._counts_in_decoding_order(number)
+        if not self._in_decoding_order and (back := self._last - stamp - self._shift) > 0:
+            if back < _REORDERED * self._step and not self._was_back:
+                self._small_steps_back += 1
+            self._was_back = True
+            self._in_decoding_order = self._small_steps_back > _GLITCHES or self._counts_in_decoding_order(
+                number
+            )
         return self._settle(self._placed(*self._take(stamp, number)))
 
     @property
@@ -145,12 +154,20 @@ class Timeline:
         time, due = stamp + self._shift, self._due()
         if 0 <= time - self._last <= self._unremarkable():
             return time
+        if 0 < self._last - time < _REORDERED * self._step:  # never a new clock
+            return self._last if self._in_decoding_order else min(due, self._next_waiting(due))
         if not self._is_confirmed(stamp, number, due=due):
             return due
         if 0 <= time - self._last < self._restart:
             return time
         self._shift += due - time
         return due
+
+    def _next_waiting(self, default: int) -> int:
+        """The earliest time after the last frame's that a packet has whose frame has not come."""
+        assert self._last is not None
+        place = bisect_left(self._waiting, (self._last - self._shift + 1, 0))
+        return self._waiting[place][0] + self._shift if place < len(self._waiting) else default
 
     def _is_confirmed(self, stamp: int, number: int | None, *, due: int) -> bool:
         """Whether the packets that follow count on from this stamp, and not from where the frame was due."""
