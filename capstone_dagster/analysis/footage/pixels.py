@@ -90,10 +90,10 @@ class LumaReader:
         known = _LUMA_PLANES.get(name)
         if frame.planes[0].line_size > 0 and name in _PACKED:
             channels, to_gray = _PACKED[name]
-            rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1)
-            pixels = rows[:, : frame.width * channels].reshape(frame.height, frame.width, channels)
-            small = cv2.resize(pixels, LUMA_SIZE, interpolation=cv2.INTER_LINEAR)
-            return Luma(cast(Image, cv2.cvtColor(small, to_gray)), _FULL_SPAN)
+            lines = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1)
+            pixels = lines[:, : frame.width * channels].reshape(frame.height, frame.width, channels)
+            gray_pixels = cv2.cvtColor(cv2.resize(pixels, LUMA_SIZE), to_gray)
+            return Luma(cast(Image, gray_pixels), _FULL_SPAN)
         if known is None or frame.planes[0].line_size <= 0:  # some codecs store their lines upside down
             gray = self._to_gray.reformat(frame, *LUMA_SIZE, "gray", threads=_THREADS)
             return Luma(cast(Image, gray.to_ndarray()), _FULL_SPAN)
