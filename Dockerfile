@@ -104,6 +104,11 @@ COPY --from=packages --chown=10001:10001 /home /home
 COPY --from=project /app /app
 COPY --from=project --chown=10001:10001 /layers/app /app
 WORKDIR /app
+# Last, because each version has another: what `capstone dora` counts as a deployment, and since when it was there.
+ARG VERSION=""
+ARG COMMITTED_AT=""
+ENV CAPSTONE_VERSION=${VERSION} \
+    CAPSTONE_COMMITTED_AT=${COMMITTED_AT}
 
 FROM shipped AS worker
 COPY --from=torch /layers/cuda /

@@ -85,6 +85,7 @@ COMMANDS = {
         preview.preview,
     ),
     "The system": (system.doctor, alerts.alerts, retention.retention, system.migrate),
+    "How good it is": (reports.slo, reports.perf_report, reports.incidents, reports.dora),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:

@@ -11,6 +11,12 @@ from batch_gpu.sensor import build_batch_runs_sensor
 from capstone_dagster.assets.declared.checks import detections_checks, events_checks
 from capstone_dagster.assets.declared.daily_activity import activity_sensor, daily_activity
 from capstone_dagster.assets.declared.jobs import analyze_videos, check_videos, preview_video
+from capstone_dagster.assets.declared.reports import (
+    daily_reports,
+    delivery_report_asset,
+    reports_schedule,
+    service_report_asset,
+)
 from capstone_dagster.assets.declared.videos import analyze_upload, events, raw_videos, video_analysis
 from capstone_dagster.assets.steps.references import ReferenceIOManager
 from capstone_dagster.intake.sensor import upload_sensor
@@ -33,10 +39,10 @@ def reference_io_manager(_: dg.InitResourceContext) -> ReferenceIOManager:
 
 
 defs = dg.Definitions(
-    assets=[raw_videos, video_analysis, events, daily_activity],
+    assets=[raw_videos, video_analysis, events, daily_activity, service_report_asset, delivery_report_asset],
     asset_checks=[detections_checks, events_checks],
-    jobs=[analyze_upload, analyze_videos, check_videos, preview_video, retention],
-    schedules=[retention_schedule],
+    jobs=[analyze_upload, analyze_videos, check_videos, preview_video, retention, daily_reports],
+    schedules=[retention_schedule, reports_schedule],
     sensors=[
         upload_sensor,
         activity_sensor,

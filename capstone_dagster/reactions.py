@@ -28,6 +28,7 @@ from capstone_dagster.failures.ended_runs import SENSOR_NAME, Position
 from capstone_dagster.failures.verdicts import Outcome, Verdict, is_explained, keep_class, verdict_of
 from capstone_dagster.logs.run_records import write_run_records
 from capstone_dagster.metrics import runs as run_metrics
+from capstone_dagster.reports.deployments import note_deployment
 from capstone_dagster.runs import reexecution, video_status
 from capstone_dagster.services import Services
 from capstone_dagster.storage.errors import StorageError
@@ -53,6 +54,7 @@ class Memory:
         owed: consumer → ids of the runs whose verdicts it could not take.
         failing: action → how it fails.
         jobs: run id → when it ended, of ended runs whose job of AWS Batch is to be asked again.
+        version: the version of the program that was noted as deployed.
     """
 
     position: Position
@@ -61,6 +63,7 @@ class Memory:
     owed: dict[str, list[str]] = field(default_factory=dict)
     failing: dict[str, Backoff] = field(default_factory=dict)
     jobs: dict[str, float] = field(default_factory=dict)
+    version: str | None = None
 
 
 @dg.sensor(
@@ -119,9 +122,17 @@ class _Tick:
                 "notices", partial(alerting.send_due, services.settings, services.metrics, memory.alerts)
             )
         )
+        self._act("history", self._keep_history)
         account.append(self._act("status", partial(video_status.reconcile, instance, services)))
         account.append(self._act("retries", self._retry))
         return " ".join(account)
+
+    def _keep_history(self) -> str:
+        alerting.keep_history(self._instance, self._memory.alerts.record)
+        if self._memory.version != self._services.settings.version:
+            note_deployment(self._instance, self._services.settings, self._now)
+            self._memory.version = self._services.settings.version
+        return ""
 
     def _retry(self) -> str:
         return reexecution.RetryTick(

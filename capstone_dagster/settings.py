@@ -10,6 +10,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -186,6 +187,12 @@ class Settings(BaseSettings):
     )
     gpu_usd_per_hour: float | None = Field(
         default=None, ge=0, description="Price of a GPU hour, for the estimated cost of a video."
+    )
+    version: str | None = Field(
+        default=None, description="Which version this is: its commit, as the image says; counts deployments."
+    )
+    committed_at: datetime | None = Field(
+        default=None, description="When that commit was made, ISO 8601 with its offset from UTC."
     )
     run_limit_minutes: float = Field(
         default=30, gt=0, description="A run that takes longer is overdue, unless its video is long."

@@ -20,6 +20,7 @@ from capstone_dagster.alerts.incidents import Record, Trouble, due, observe, sen
 from capstone_dagster.alerts.wording import Place, compose
 from capstone_dagster.catalog.metrics import NOTICES_FAILED, NOTICES_SENT
 from capstone_dagster.failures.backoff import Backoff
+from capstone_dagster.failures.past_incidents import PAST_INCIDENTS, PastIncident, merged
 from capstone_dagster.failures.verdicts import Cause, Verdict
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.waiting_messages import queues_at
@@ -112,6 +113,19 @@ def send_due(settings: Settings, metrics: Metrics, memory: Memory) -> str:
     if memory.sns.reason:
         return f"{count} notices sent, {left} kept to be sent again: {memory.sns.reason}"
     return f"{count} notices sent." if count or left else "No notice is due."
+
+
+def keep_history(instance: dg.DagsterInstance, record: Record) -> None:
+    """Keep when incidents began, were announced and ended, for reports on times that are long past."""
+    if not record.incidents:
+        return
+    seen = [
+        PastIncident(each.id, each.page, each.opened, each.announced_at, each.closed, each.extent)
+        for each in record.incidents
+    ]
+    known = PAST_INCIDENTS.read(instance)
+    if (kept := merged(known, seen)) != known:
+        PAST_INCIDENTS.write(instance, kept)
 
 
 def place_of(settings: Settings, topic_arn: str) -> Place:

@@ -22,6 +22,7 @@ from capstone_dagster.catalog.model import Metric
 from capstone_dagster.dagster_private import RUN_KEY_TAG
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.failures.left_messages import LEFT_MESSAGES, LeftMessages
+from capstone_dagster.failures.prevented_duplicates import count_prevented
 from capstone_dagster.intake.gate import Gate
 from capstone_dagster.intake.identity import run_key
 from capstone_dagster.intake.lines import log_line, of_message, of_request, of_upload, warn
@@ -279,6 +280,8 @@ class Tick:
         for new in self._new.values():
             waited_s = max(0.0, now - new.upload.uploaded_at.timestamp())
             self._services.metrics.add(LEG_DURATION, waited_s, leg=RECEIVED)
+        if counts.duplicate:
+            count_prevented(self._context.instance, counts.duplicate, now)
 
     def _within(self, budget_s: float) -> bool:
         return time.monotonic() - self._started < budget_s

@@ -7,7 +7,7 @@ nothing here writes. Volumes are summed by PostgreSQL: a report over 100,000 run
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, TypeVar
@@ -69,9 +69,10 @@ _UPLOADS = """
 _JOURNEYS = """
     SELECT * FROM (
         SELECT DISTINCT ON (upload_id) run_id, video_id, extract(epoch FROM uploaded_at)::float AS uploaded,
-               extract(epoch FROM published_at)::float AS published
+               extract(epoch FROM published_at)::float AS published, gpu_seconds AS gpu_s
         FROM capstone.analyses
         WHERE uploaded_at >= to_timestamp(:since) AND uploaded_at < to_timestamp(:until)
+            AND (video_id = :video_id OR CAST(:video_id AS text) IS NULL)
         ORDER BY upload_id, published_at
     ) AS first ORDER BY published DESC LIMIT :most"""
 _RUN_TIMES = f"""
@@ -129,6 +130,10 @@ _FAILURES = f"""
     LEFT JOIN run_tags cause ON cause.run_id = r.run_id AND cause.key = 'batch_gpu/cause'
     WHERE r.status = 'FAILURE' AND r.end_time >= :since AND r.end_time < :until
     ORDER BY r.end_time DESC LIMIT :most"""
+_FAILED_AT = f"""
+    SELECT r.end_time AS at FROM runs r {_WITH_CLASS}
+    WHERE r.status = 'FAILURE' AND r.end_time >= :since AND r.end_time < :until AND {_CLASS} = ANY(:classes)
+    ORDER BY r.end_time"""
 _TRACED = f"""
     SELECT r.run_id, r.pipeline_name AS job, r.status, NULLIF(failure.value, :none) AS failure,
            extract(epoch FROM r.create_timestamp AT TIME ZONE 'UTC')::float AS created,
@@ -218,9 +223,10 @@ class Records:
                 unfinished += row["number"]
         return Uploads(done, failed, others, unfinished)
 
-    def journeys(self, period: Period, *, most: int) -> list[Journey]:
-        """The uploads of the period that were analysed, latest first, up to a number."""
-        first = self._ask(self._store, _JOURNEYS, since=period.since, until=period.until, most=most)
+    def journeys(self, period: Period, *, most: int, video_id: str | None = None) -> list[Journey]:
+        """The uploads of the period that were analysed, latest first, up to a number; or of one video."""
+        chosen = {"since": period.since, "until": period.until, "most": most, "video_id": video_id}
+        first = self._ask(self._store, _JOURNEYS, **chosen)
         run_ids = [row["run_id"] for row in first]
         times = {row["run_id"]: dict(row) for row in self._ask(self._dagster, _RUN_TIMES, run_ids=run_ids)}
         return [Journey(**{**row, **times.get(row["run_id"], {})}) for row in first]
@@ -231,10 +237,10 @@ class Records:
         return [DayOfWork(**row) for row in found]
 
     def ended_runs(self, period: Period, edges: Sequence[float] = ()) -> list[EndedRuns]:
-        """How runs ended, in each stretch that the edges cut the period into."""
+        """How runs ended, in each stretch that the edges, in their order, cut the period into."""
         counts: list[dict[str, Any]] = [{"failed": {}} for _ in range(len(edges) + 1)]
         # PostgreSQL refuses an array without an edge.
-        cut = sorted(edges) or [period.until]
+        cut = list(edges) or [period.until]
         found = self._ask(
             self._dagster, _ENDED, edges=cut, since=period.since, until=period.until, **_CLASSES
         )
@@ -279,6 +285,18 @@ class Records:
             Failure(**{**row, "sentence": " ".join(row["sentence"].split())[:_MOST_CHARACTERS]})
             for row in found
         ]
+
+    def failed_at(self, period: Period, classes: Collection[str]) -> list[float]:
+        """When runs failed for one of these classes."""
+        found = self._ask(
+            self._dagster,
+            _FAILED_AT,
+            since=period.since,
+            until=period.until,
+            classes=[str(each) for each in classes],
+            **_CLASSES,
+        )
+        return [row["at"] for row in found]
 
     def traced(self, upload_id: str) -> list[TracedRun]:
         """An upload's runs in their order, with the times of their events."""

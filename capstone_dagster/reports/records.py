@@ -36,7 +36,11 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Journey:
-    """One upload's way to its first published analysis, by this run."""
+    """One upload's way to its first published analysis, by this run.
+
+    Attributes:
+        gpu_s: how long its pass held a GPU.
+    """
 
     run_id: str
     video_id: str
@@ -46,6 +50,7 @@ class Journey:
     first_frame: float | None = None
     last_frame: float | None = None
     published: float | None = None
+    gpu_s: float = 0.0
 
     def legs(self) -> Mapping[str, float]:
         """Seconds of each leg whose two ends are on record; negative where a clock was set back."""

@@ -67,7 +67,7 @@ def waterfall(video_id: str, uploaded: float, runs: Sequence[TracedRun]) -> Repo
     )
     if longest.ended is not None and end > begin:
         share = (longest.ended - longest.began) / (end - begin)
-        sentences.append(f"The longest part is `{longest.name}`, with {share:.0%} of it.")
+        sentences.append(f"The longest part is `{longest.name}`, with {share * 100:.0f} % of it.")
     backwards = sum(bar.ended is not None and bar.ended < bar.began for bar in bars)
     notes = (
         [f"{counted(backwards, 'span')} ended before it began: a clock was set back."] if backwards else []

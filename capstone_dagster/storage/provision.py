@@ -97,13 +97,19 @@ def provision(administrator: str, owners: Sequence[Owner]) -> None:
             revoke = sql.SQL("REVOKE CONNECT ON DATABASE {} FROM {}")
             names = (sql.Identifier(owner.database), sql.Identifier(READER))
             connection.execute((grant if owner.is_read else revoke).format(*names))
+    for owner in owners:
+        if owner.is_read:
+            _restrict_readers(administrator, owner)
+            _count_statements(administrator, owner)
+
+
+def _count_statements(administrator: str, owner: Owner) -> None:
+    """Have `capstone perf-report` find what the server counts."""
+    with psycopg.connect(administrator, dbname=owner.database, autocommit=True) as connection:
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported) as error:
             print(f"Slow statements will not be counted: {error}", file=sys.stderr)
-    for owner in owners:
-        if owner.is_read:
-            _restrict_readers(administrator, owner)
 
 
 def _restrict_readers(administrator: str, owner: Owner) -> None:

@@ -33,7 +33,7 @@ def test_the_longest_part_is_named_and_bars_stand_at_their_time() -> None:
     text = as_text(waterfall("84-abc", 100.0, [RUN]))
 
     assert "20.0 s from the upload to the end of its last run." in text
-    assert "`wait for a place`, with 20% of it" in text
+    assert "`wait for a place`, with 20 % of it" in text
     upload, *_, last = (line for line in text.splitlines() if "█" in line)
     assert upload.count("█") == 4  # two of twenty seconds, of forty characters
     assert last.index("█") > upload.index("█")
