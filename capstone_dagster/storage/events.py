@@ -111,7 +111,9 @@ def stream_events(
 def _chosen(which: EventFilter) -> tuple[str, dict[str, Any]]:
     """A query of `current_events` without an order, and its parameters."""
     conditions = {
-        "videos": "(video_id = ANY(:videos) OR external_id = ANY(:videos))",
+        # By the video alone, which has an index: `OR` over two tables would read all events.
+        "videos": f"video_id IN (SELECT video_id FROM {SCHEMA}.uploads WHERE video_id = ANY(:videos) "
+        f"UNION SELECT video_id FROM {SCHEMA}.uploads WHERE external_id = ANY(:videos))",
         "labels": "label = ANY(:labels)",
         "camera": "camera = :camera",
         "since": "started_at >= :since",
