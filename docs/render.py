@@ -21,7 +21,7 @@ from capstone_dagster.catalog.metrics import METRICS
 from capstone_dagster.catalog.open_stack import RULES
 from capstone_dagster.catalog.queries import QUERIES
 from capstone_dagster.catalog.render.cloudformation import logs_template, observability_template
-from capstone_dagster.catalog.render.prometheus import rules_file
+from capstone_dagster.catalog.render.prometheus import alertmanager_file, rules_file
 from capstone_dagster.failures.classes import POLICIES
 from capstone_dagster.settings import Settings, variable_name
 
@@ -90,6 +90,7 @@ WHOLE = {
         ALARMS, ANOMALY_ALARMS, DASHBOARDS, QUERIES
     ),
     ROOT / "observability" / "rules.yml": lambda: rules_file(RULES),
+    ROOT / "observability" / "alertmanager.yml": lambda: alertmanager_file(RULES),
 }
 
 

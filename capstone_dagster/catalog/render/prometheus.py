@@ -1,25 +1,27 @@
 """The list's alarms as Prometheus' rules, and how Alertmanager makes one notice of one incident.
 
-An alert carries the label `incident`, by which notices are grouped. What explains an incident keeps its
-notices back: `composites` decides what explains what, and each such composite becomes an alert of its own,
-`…Suppressed`, which fires while a cause does and for the extension afterwards. Alertmanager inhibits by it
-and sends it to nobody.
+`composites` decides which alarms are signs of one incident and what explains what; each of its composites
+becomes an alert on alerts. A notice is the alert of an incident, or of an alarm that stands alone; signs
+notify nobody. While a `…Suppressed` fires, which is as long as a cause does and for the extension afterwards,
+Alertmanager inhibits the notice of the same `incident`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from capstone_dagster.catalog.composites import composites
+from capstone_dagster.catalog.composites import composites, notifier
 from capstone_dagster.catalog.model import Alarm, Composite
 from capstone_dagster.catalog.open_stack import Rule
 
 from .promql import duration, of_expression, of_series
 
 EVALUATED_EVERY_S = 15
+# What an alert is: what people are told, one of an incident's signs, or what keeps a notice back.
+NOTICE, SIGN, SUPPRESSOR = "notice", "sign", "suppressor"
 _RENDERED = "# Rendered by `make docs` from capstone_dagster/catalog: change it there.\n"
 _COMPARED = {
     "GreaterThanThreshold": ">",
@@ -36,13 +38,65 @@ def rules_file(rules: Sequence[Rule]) -> str:
     made = composites(alarms)
     suppressors = {each.name: each for each in made if not each.notifies}
     suppressed = [each for each in made if each.suppressor]
-    waits = {_incident(by_name[name]): each.wait_s for each in suppressed for name in each.any_of}
     groups = [
-        # First, so that a cause keeps an effect back that is evaluated in the same round.
+        _group("alarms", [_alert(rule) for rule in rules]),
         _group("causes", [_suppression(each, suppressors, by_name) for each in suppressed]),
-        _group("alarms", [_alert(rule, waits) for rule in rules]),
+        _group("incidents", [_notice(each, by_name) for each in made if each.notifies]),
     ]
     return _RENDERED + dump({"groups": groups})
+
+
+def alertmanager_file(rules: Sequence[Rule], operators: Mapping[str, Any] | None = None) -> str:
+    """`alertmanager.yml`: one notice for each incident, held back as long as its causes may take to be seen.
+
+    Args:
+        operators: how operators receive notices, as integrations of an Alertmanager receiver; None: they look
+            at its page.
+    """
+    alerts = [rule for group in yaml.safe_load(rules_file(rules))["groups"] for rule in group["rules"]]
+    waits = sorted({alert["labels"]["wait"] for alert in alerts if "wait" in alert["labels"]})
+    body = {
+        "route": {
+            "receiver": "operators",
+            "group_by": ["incident"],
+            "group_wait": "15s",
+            "group_interval": "1m",
+            "repeat_interval": "4h",
+            "routes": [
+                {"matchers": [f'role!="{NOTICE}"'], "receiver": "nobody"},
+                *({"matchers": [f'wait="{wait}"'], "group_wait": wait} for wait in waits),
+            ],
+        },
+        "inhibit_rules": [
+            {
+                "source_matchers": [f'role="{SUPPRESSOR}"'],
+                "target_matchers": [f'role="{NOTICE}"'],
+                "equal": ["incident"],
+            }
+        ],
+        "receivers": [{"name": "nobody"}, {"name": "operators", **(operators or {})}],
+    }
+    return _RENDERED + dump(body)
+
+
+def prometheus_file(targets: Mapping[str, str], alertmanager: str, rules: str = "rules.yml") -> str:
+    """`prometheus.yml`.
+
+    Args:
+        targets: job → `host:port` that is scraped.
+        alertmanager: its `host:port`.
+        rules: path of the rules, as seen from this file.
+    """
+    interval = duration(EVALUATED_EVERY_S)
+    body = {
+        "global": {"scrape_interval": interval, "evaluation_interval": interval},
+        "rule_files": [rules],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()
+        ],
+    }
+    return _RENDERED + dump(body)
 
 
 def dump(body: Any) -> str:
@@ -63,7 +117,7 @@ def condition(rule: Rule) -> str:
     return f"({value}) {_COMPARED[alarm.comparison]} {alarm.threshold:g}"
 
 
-def _alert(rule: Rule, waits: dict[str, int]) -> dict[str, Any]:
+def _alert(rule: Rule) -> dict[str, Any]:
     alarm = rule.alarm
     alert: dict[str, Any] = {"alert": alarm.name, "expr": condition(rule)}
     # Windows slide: `datapoints` of them in a row are true as long as the others take.
@@ -71,18 +125,32 @@ def _alert(rule: Rule, waits: dict[str, int]) -> dict[str, Any]:
         alert["for"] = duration((alarm.datapoints - 1) * alarm.period_s)
     if alarm.periods > alarm.datapoints:
         alert["keep_firing_for"] = duration((alarm.periods - alarm.datapoints) * alarm.period_s)
-    incident = _incident(alarm)
-    labels = {"incident": incident, "role": "notice", "severity": alarm.severity, "owner": alarm.owner}
-    if incident in waits:
-        labels["wait"] = duration(waits[incident])
+    role = NOTICE if notifier(alarm) == alarm.name else SIGN
+    return {**alert, "labels": _labels(alarm, role), "annotations": _annotations(alarm)}
+
+
+def _notice(composite: Composite, by_name: dict[str, Alarm]) -> dict[str, Any]:
+    first = by_name[composite.any_of[0]]
+    labels = _labels(first, NOTICE)
+    if composite.suppressor:
+        labels["wait"] = duration(composite.wait_s)
     return {
-        **alert,
+        "alert": composite.name,
+        "expr": f'count(ALERTS{{alertstate="firing",role="{SIGN}",incident="{_incident(first)}"}}) > 0',
         "labels": labels,
-        "annotations": {
-            "summary": alarm.meaning,
-            "look_at": "; ".join(alarm.look_at),
-            "runbook": f"docs/runbook.md#{alarm.runbook}",
-        },
+        "annotations": _annotations(first),
+    }
+
+
+def _labels(alarm: Alarm, role: str) -> dict[str, str]:
+    return {"incident": _incident(alarm), "role": role, "severity": alarm.severity, "owner": alarm.owner}
+
+
+def _annotations(alarm: Alarm) -> dict[str, str]:
+    return {
+        "summary": alarm.meaning,
+        "look_at": "; ".join(alarm.look_at),
+        "runbook": f"docs/runbook.md#{alarm.runbook}",
     }
 
 
@@ -93,11 +161,12 @@ def _suppression(
     found = suppressors.get(composite.suppressor)
     causes = (composite.suppressor,) if found is None else found.any_of
     incident = _incident(by_name[composite.any_of[0]])
+    firing = f'alertstate="firing",role!="{SUPPRESSOR}",incident=~"{"|".join(causes)}"'
     return {
         "alert": f"{incident}Suppressed",
-        "expr": f'count(ALERTS{{alertstate="firing",role="notice",incident=~"{"|".join(causes)}"}}) > 0',
+        "expr": f"count(ALERTS{{{firing}}}) > 0",
         "keep_firing_for": duration(composite.extension_s),
-        "labels": {"incident": incident, "role": "suppressor", "severity": "none"},
+        "labels": {"incident": incident, "role": SUPPRESSOR, "severity": "none"},
         "annotations": {"summary": f"Something fires that explains {incident}."},
     }
 
