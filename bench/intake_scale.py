@@ -121,7 +121,7 @@ def fill(server: PostgresServer, name: str, runs: int, partitions: int) -> None:
                     RUN_KEY_TAG: uuid.uuid4().hex,
                     "dagster/sensor_name": "upload_sensor",
                     "dagster/partition": f"video-{index % max(partitions, 1)}",
-                    "capstone/upload_id": uuid.uuid4().hex,
+                    ".dagster/capstone.upload_id": uuid.uuid4().hex,
                 }
                 for key, value in tags.items():
                     copy.write_row([run_id, key, value])

@@ -46,7 +46,7 @@ ROWS = 2000
 # Newest run of each upload: when it was put on record and when it began, as Dagster knows it.
 RUNS = """
 SELECT t.value, extract(epoch FROM r.create_timestamp AT TIME ZONE 'UTC'), r.start_time
-FROM runs r JOIN run_tags t ON t.run_id = r.run_id AND t.key = 'capstone/upload_id'
+FROM runs r JOIN run_tags t ON t.run_id = r.run_id AND t.key = '.dagster/capstone.upload_id'
 """
 
 

@@ -32,7 +32,7 @@ DAGSTER = """
     SELECT 'r' || n, CASE WHEN n <= 50 THEN 'QUEUED' WHEN n % 50 = 0 THEN 'FAILURE' ELSE 'SUCCESS' END,
         now() - n * interval '1 minute', now() - n * interval '1 minute'
     FROM generate_series(1, :runs) AS n;
-    INSERT INTO run_tags (run_id, key, value) SELECT 'r' || n, 'capstone/video_id', 'v' || n
+    INSERT INTO run_tags (run_id, key, value) SELECT 'r' || n, '.dagster/capstone.video_id', 'v' || n
     FROM generate_series(1, :runs) AS n;
     INSERT INTO run_tags (run_id, key, value) SELECT 'r' || n, 'capstone/failure', 'gpu-error'
     FROM generate_series(50, :runs, 50) AS n;

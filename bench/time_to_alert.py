@@ -92,7 +92,7 @@ class Stage:
 
     def run(self) -> dg.DagsterRun:
         """The run of the latest upload, once it is there."""
-        wanted = dg.RunsFilter(tags={"capstone/s3_uri": f"s3://capstone-raw/{self.keys[-1]}"})
+        wanted = dg.RunsFilter(tags={".dagster/capstone.s3_uri": f"s3://capstone-raw/{self.keys[-1]}"})
         return wait_for("the run", lambda: next(iter(self.instance.get_runs(wanted)), None))
 
     def job(self, *states: str) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def measure(set_up: Stage, case: Case) -> Measured:
 def analyzed_at(set_up: Stage) -> float | None:
     """When the latest upload's run, or one that took its place, ended well."""
     wanted = dg.RunsFilter(
-        tags={"capstone/s3_uri": f"s3://capstone-raw/{set_up.keys[-1]}"},
+        tags={".dagster/capstone.s3_uri": f"s3://capstone-raw/{set_up.keys[-1]}"},
         statuses=[dg.DagsterRunStatus.SUCCESS],
     )
     return next((record.end_time for record in set_up.instance.get_run_records(wanted)), None)

@@ -9,16 +9,17 @@ is taken off on the way (`runs/lineage.py`).
 # Dagster's own, named here for what must not import it.
 PRIORITY_TAG = "dagster/priority"
 
-# The video, the upload that announced it, its id in the back end, its camera, its object.
-VIDEO_TAG = "capstone/video_id"
-UPLOAD_TAG = "capstone/upload_id"
+# The video's id in the back end, and its camera.
 EXTERNAL_ID_TAG = "capstone/external_id"
 CAMERA_TAG = "capstone/camera"
-S3_URI_TAG = "capstone/s3_uri"
+# The video, which people see as the run's partition; the upload that announced it; its object.
+VIDEO_TAG = ".dagster/capstone.video_id"
+UPLOAD_TAG = ".dagster/capstone.upload_id"
+S3_URI_TAG = ".dagster/capstone.s3_uri"
 # ETag and size of the object: dagster.yaml lets one run at a time work on the same bytes.
 CONTENT_TAG = ".dagster/capstone.content"
 # The span of the upload, from which the run's follow.
-TRACEPARENT_TAG = "capstone/traceparent"
+TRACEPARENT_TAG = ".dagster/capstone.traceparent"
 
 # "true": analyse again, whatever is finished; what `force` is in a configuration. A backfill's dialog has a
 # field for tags.

@@ -151,7 +151,7 @@ class Desk:
     def _run(self, video: str, status: dg.DagsterRunStatus) -> dg.DagsterRun:
         """One more run of a video's latest upload."""
         [row] = self._status(video)
-        tags = {"capstone/upload_id": row["upload_id"], "dagster/partition": row["video_id"]}
+        tags = {".dagster/capstone.upload_id": row["upload_id"], "dagster/partition": row["video_id"]}
         run = self.instance.create_run_for_job(
             _definitions.resolve_job_def("analyze_upload"),
             status=status,

@@ -2,8 +2,8 @@
 
 An uploader may begin the trace, by a W3C `traceparent` in the object's metadata or in the message.
 Without one its id is made from the upload's, so that a duplicate message, a retry or another process comes to
-the same trace. What an upload's runs carry, as tag `capstone/traceparent`, is the context of the span
-`upload`: everything that happens to the video is a child of it.
+the same trace. The runs of an upload carry the context of the span `upload` as the tag
+`.dagster/capstone.traceparent`: everything that happens to the video is a child of that span.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Office:
             self.instance,
             job_name="analyze_upload",
             status=dg.DagsterRunStatus.STARTED,
-            tags={"capstone/video_id": "gate-1a2b3c4d", **tags},
+            tags={".dagster/capstone.video_id": "gate-1a2b3c4d", **tags},
         )
         told = {"failure_class": dg.MetadataValue.text(failure), "cause": dg.MetadataValue.text(cause)}
         data = StepFailureData(error=None, user_failure_data=UserFailureData("failure", cause, told))
@@ -81,7 +81,9 @@ class Office:
         return run
 
     def succeeds(self, video: str = "gate-1a2b3c4d") -> None:
-        run = create_run_for_test(self.instance, job_name="analyze_upload", tags={"capstone/video_id": video})
+        run = create_run_for_test(
+            self.instance, job_name="analyze_upload", tags={".dagster/capstone.video_id": video}
+        )
         for event in ("PIPELINE_START", "PIPELINE_SUCCESS"):
             self.instance.report_dagster_event(DagsterEvent(event, run.job_name), run.run_id)
 
@@ -126,7 +128,7 @@ def test_an_alert_says_everything_that_whoever_is_on_call_needs(office: Office) 
     run = office.fails(
         "storage-unavailable",
         "S3 does not answer for s3://raw/a.mp4. Password=hunter22secret was used.",
-        **{"capstone/external_id": "84", "batch_gpu/job_id": "job-7", "capstone/upload_id": "u1"},
+        **{"capstone/external_id": "84", "batch_gpu/job_id": "job-7", ".dagster/capstone.upload_id": "u1"},
     )
 
     office.tick()
@@ -249,7 +251,7 @@ def test_an_alert_is_followed_by_one_of_its_end(office: Office) -> None:
 
 
 def test_what_is_decided_of_a_run_and_its_place_are_in_the_alert(office: Office) -> None:
-    upload = {"capstone/upload_id": "u1"}
+    upload = {".dagster/capstone.upload_id": "u1"}
     first = office.fails("worker-lost", "Its worker was lost.", **upload)
     office.fails("internal", "It broke.", **upload, **{"dagster/root_run_id": first.run_id})
     tried = {
@@ -455,7 +457,7 @@ def test_alerts_know_what_a_step_is_tried_again_for(monkeypatch: pytest.MonkeyPa
 def test_a_step_that_is_tried_again_for_long_is_an_alert(office: Office, ends_well: bool) -> None:
     """An hour's video fails for good only when its pass was repeated twice."""
     run = create_run_for_test(
-        office.instance, job_name="analyze_upload", tags={"capstone/video_id": "gate-1a2b3c4d"}
+        office.instance, job_name="analyze_upload", tags={".dagster/capstone.video_id": "gate-1a2b3c4d"}
     )
     office.instance.report_dagster_event(DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
     told = "S3 failed PutObject on s3://derived/a. It said SlowDown."
@@ -497,7 +499,7 @@ def test_runs_that_wait_long_for_a_machine_are_an_alert(office: Office) -> None:
 
 
 def test_a_run_that_hangs_is_an_alert(office: Office) -> None:
-    run = create_run_for_test(office.instance, tags={"capstone/video_id": "gate-1a2b3c4d"})
+    run = create_run_for_test(office.instance, tags={".dagster/capstone.video_id": "gate-1a2b3c4d"})
     office.instance.report_dagster_event(DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
     office.clock(29 * 60)
     office.tick()

@@ -129,7 +129,7 @@ def test_a_backfill_run_loads_one_model_and_its_bad_video_fails_alone(
     # It belongs to no upload alone, and would otherwise be taken for that one's.
     assert run is not None
     assert run.tags["capstone/failure"] == "undecodable-video"
-    assert "capstone/upload_id" not in run.tags
+    assert ".dagster/capstone.upload_id" not in run.tags
 
     # Somebody repairs the video; the same stretch once more passes over nothing that is finished.
     del passes[:]

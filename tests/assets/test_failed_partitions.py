@@ -89,7 +89,7 @@ def test_what_fails_all_is_shown_of_all_that_are_left_until_they_are_made(
 
 def test_a_lost_worker_is_shown_though_it_said_nothing(pipeline: Pipeline) -> None:
     upload = pipeline.upload("gate/a.mp4", b"x")
-    tags = {"dagster/partition": upload.video_id, "capstone/upload_id": upload.upload_id}
+    tags = {"dagster/partition": upload.video_id, ".dagster/capstone.upload_id": upload.upload_id}
     recovery_job.services.append(pipeline.services)
     run = pipeline.instance.create_run_for_job(
         recovery_job.recoverable_job(), tags=tags, status=dg.DagsterRunStatus.STARTED

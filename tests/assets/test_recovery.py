@@ -54,7 +54,7 @@ def execute(
         dg.reconstructable(recovery_job.recoverable_job),
         instance=pipeline.instance,
         run_config=run_config or {},
-        tags={"capstone/upload_id": upload.upload_id, "dagster/partition": upload.video_id},
+        tags={".dagster/capstone.upload_id": upload.upload_id, "dagster/partition": upload.video_id},
         reexecution_options=options,
         asset_selection=only,
     )
@@ -143,7 +143,7 @@ def lost_run(pipeline: Pipeline, upload: VideoUpload, **tags: str) -> str:
     run = pipeline.instance.create_run_for_job(
         recovery_job.recoverable_job(),
         status=dg.DagsterRunStatus.STARTED,
-        tags={"capstone/upload_id": upload.upload_id, **tags},
+        tags={".dagster/capstone.upload_id": upload.upload_id, **tags},
     )
     pipeline.services.database.transact(mark_running, upload.upload_id, run.run_id)
     return run.run_id

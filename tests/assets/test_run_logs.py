@@ -54,7 +54,7 @@ class Logged:
             dg.reconstructable(recovery_job.recoverable_job),
             instance=instance,
             run_config=self.pipeline.configured(upload, **configured),
-            tags={"dagster/partition": upload.video_id, "capstone/upload_id": upload.upload_id},
+            tags={"dagster/partition": upload.video_id, ".dagster/capstone.upload_id": upload.upload_id},
             reexecution_options=options,
         )
         return self.lines(result.run_id)

@@ -77,7 +77,7 @@ class Operations:
     def run(self, number: int, status: dg.DagsterRunStatus = QUEUED, **tags: str) -> dg.DagsterRun:
         """A run of a video, and its upload's row as it is then."""
         self.upload(number)
-        own = {"capstone/upload_id": f"u{number}"}
+        own = {".dagster/capstone.upload_id": f"u{number}"}
         if not any("range" in name for name in tags):
             own["dagster/partition"] = f"v{number}"
         run = self.instance.create_run_for_job(
@@ -447,7 +447,7 @@ def test_without_dagsters_records_it_is_said(
 
 @pytest.mark.parametrize("failure", sorted(FailureClass))
 def test_a_notice_says_whether_the_system_tries_again(failure: FailureClass) -> None:
-    tags = {"capstone/upload_id": "u1"}
+    tags = {".dagster/capstone.upload_id": "u1"}
 
     def again(job: str, tags: dict[str, str]) -> bool:
         run = dg.DagsterRun(job_name=job, run_id="r", tags=tags)

@@ -64,7 +64,7 @@ def video(
 ) -> str:
     """A video whose run is at this stage; its run."""
     database.transact(record_upload, replace(UPLOAD, upload_id=f"u{number}", video_id=f"v{number}"))
-    tags = {"capstone/upload_id": f"u{number}"} | {k.replace("__", "/"): v for k, v in tags.items()}
+    tags = {".dagster/capstone.upload_id": f"u{number}"} | {k.replace("__", "/"): v for k, v in tags.items()}
     run_id = create_run_for_test(instance, status=status, tags=tags, remote_job_origin=REMOTE_ORIGIN).run_id
     database.transact(mark_queued, {f"u{number}": run_id})
     return run_id
@@ -97,7 +97,7 @@ def test_what_follows_an_upload_whose_run_is_not_told_yet(
 ) -> None:
     database.transact(record_upload, UPLOAD)
     assert told(capstone, 1) == ("received", None, None, "its run is being asked for")
-    tags = {"capstone/upload_id": UPLOAD.upload_id}
+    tags = {".dagster/capstone.upload_id": UPLOAD.upload_id}
     create_run_for_test(
         instance, status=dg.DagsterRunStatus.QUEUED, tags=tags, remote_job_origin=REMOTE_ORIGIN
     )

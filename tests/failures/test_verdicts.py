@@ -22,7 +22,7 @@ from capstone_dagster.storage.errors import DatabaseUnavailable
 from tests.support.ended_runs import judge
 
 LOST = RunFailureReason.UNEXPECTED_TERMINATION
-UPLOAD = {"capstone/upload_id": "u1"}
+UPLOAD = {".dagster/capstone.upload_id": "u1"}
 BY_LAUNCHER = {"batch_gpu/failure": "timeout", ".dagster/batch_gpu.cause": "Its time was up."}
 
 

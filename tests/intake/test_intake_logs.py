@@ -46,7 +46,7 @@ def test_the_logs_follow_an_upload_from_its_message_to_its_run(intake: Intake, l
     assert asked["video_id"] == request.partition_key
     assert asked["external_id"] == "84"
     assert (asked["bucket"], asked["key"]) == ("capstone-raw", "gate/a.mp4")
-    assert asked["upload_id"] == request.tags["capstone/upload_id"]
+    assert asked["upload_id"] == request.tags[".dagster/capstone.upload_id"]
     assert asked["trace_id"] == asked["upload_id"][:32]
     assert asked["run_key"] == request.run_key
     assert asked["receive_count"] >= 1

@@ -191,7 +191,7 @@ def dagsters_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     with dg.DagsterInstance.get() as instance:
-        ran = look_at.execute_in_process(instance=instance, tags={"capstone/video_id": VIDEO})
+        ran = look_at.execute_in_process(instance=instance, tags={".dagster/capstone.video_id": VIDEO})
     return ran.run_id
 
 

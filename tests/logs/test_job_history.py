@@ -84,7 +84,7 @@ def test_the_history_of_a_job_goes_on_after_its_run(tmp_path: Path) -> None:
 
 def test_the_lines_of_the_history_name_run_video_reason_and_resources(aws: Aws, tmp_path: Path) -> None:
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        run = instance.create_run_for_job(EMPTY, tags={"capstone/video_id": "gate-0a1b2c3d"})
+        run = instance.create_run_for_job(EMPTY, tags={".dagster/capstone.video_id": "gate-0a1b2c3d"})
         killed = job("FAILED", run.run_id, exitCode=137, reason="OutOfMemoryError")
         changes = [JobChange("started", killed), JobChange("failed", killed)]
         for _ in range(2):  # the stream is there the second time

@@ -423,7 +423,11 @@ RUN = """
         working.execute_in_process(
             instance=instance,
             raise_on_error=False,
-            tags={"capstone/video_id": "v", "capstone/upload_id": "ab" * 32, "capstone/s3_uri": "s3://b/k/x.mp4"},
+            tags={
+                ".dagster/capstone.video_id": "v",
+                ".dagster/capstone.upload_id": "ab" * 32,
+                ".dagster/capstone.s3_uri": "s3://b/k/x.mp4",
+            },
         )
 """
 

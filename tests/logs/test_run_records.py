@@ -23,11 +23,11 @@ from tests.support.lines import Lines, of_runs, python_logs
 
 ROOT = Path(__file__).resolve().parents[2]
 TAGS = {
-    "capstone/video_id": "gate-0a1b2c3d",
+    ".dagster/capstone.video_id": "gate-0a1b2c3d",
     "capstone/external_id": "84",
-    "capstone/upload_id": "9f" * 32,
-    "capstone/s3_uri": "s3://capstone-raw/gate/a.mp4",
-    "capstone/traceparent": f"00-{'c' * 32}-{'d' * 16}-01",
+    ".dagster/capstone.upload_id": "9f" * 32,
+    ".dagster/capstone.s3_uri": "s3://capstone-raw/gate/a.mp4",
+    ".dagster/capstone.traceparent": f"00-{'c' * 32}-{'d' * 16}-01",
 }
 
 

@@ -264,7 +264,10 @@ def test_detections_that_another_video_has_not_published_yet_stay(pipeline: Pipe
     under_way = dg.DagsterRun(
         job_name="analyze_upload",
         status=dg.DagsterRunStatus.STARTED,
-        tags={"capstone/video_id": second.video_id, ".dagster/capstone.detections_used": detection_id},
+        tags={
+            ".dagster/capstone.video_id": second.video_id,
+            ".dagster/capstone.detections_used": detection_id,
+        },
     )
     pipeline.instance.add_run(under_way)
     eraser = VideoErasure(pipeline.services, pipeline.instance)
@@ -284,7 +287,7 @@ def test_a_run_that_does_not_end_keeps_everything(
     run = dg.DagsterRun(
         job_name="analyze_upload",
         status=dg.DagsterRunStatus.STARTED,
-        tags={"capstone/video_id": upload.video_id},
+        tags={".dagster/capstone.video_id": upload.video_id},
     )
     pipeline.instance.add_run(run)
     monkeypatch.setattr(erasure, "_RUNS_END_WITHIN_S", 0.1)
@@ -365,9 +368,12 @@ def test_backfills_that_are_over_lose_the_name() -> None:
 def test_a_run_about_an_address_that_begins_with_this_one_is_another_videos() -> None:
     names = Names("a-11111111", ("u1", "s3://raw/gate/a.mp4"))
     with dg.DagsterInstance.ephemeral() as instance:
-        other = {"capstone/video_id": "a-mp4-22222222", "capstone/s3_uri": "s3://raw/gate/a.mp4.mp4"}
+        other = {
+            ".dagster/capstone.video_id": "a-mp4-22222222",
+            ".dagster/capstone.s3_uri": "s3://raw/gate/a.mp4.mp4",
+        }
         instance.add_run(dg.DagsterRun(job_name="analyze_upload", tags=other))
-        own = {"capstone/upload_id": "u1", "capstone/s3_uri": "s3://raw/gate/a.mp4"}
+        own = {".dagster/capstone.upload_id": "u1", ".dagster/capstone.s3_uri": "s3://raw/gate/a.mp4"}
         found = instance.add_run(dg.DagsterRun(job_name="analyze_upload", tags=own))
 
         assert [run.run_id for run in DagsterRecords(instance).runs(names, [])] == [found.run_id]

@@ -246,7 +246,7 @@ class Sensor:
         return [run.run_id for run in reversed(self.instance.get_runs(queued))]
 
     def run(self, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED, **tags: str) -> dg.DagsterRun:
-        tags = {"capstone/upload_id": "u1", "dagster/partition": "v1"} | {
+        tags = {".dagster/capstone.upload_id": "u1", "dagster/partition": "v1"} | {
             name.replace("__", "/"): value for name, value in tags.items()
         }
         job = _definitions.resolve_job_def("analyze_upload")
@@ -256,14 +256,14 @@ class Sensor:
 
     def failed(self, failure: str, upload_id: str = "u1", **tags: str) -> dg.DagsterRun:
         """A run that failed for this class, and the status that its op wrote."""
-        run = self.run(dg.DagsterRunStatus.STARTED, **{"capstone__upload_id": upload_id, **tags})
+        run = self.run(dg.DagsterRunStatus.STARTED, **{".dagster__capstone.upload_id": upload_id, **tags})
         self.fail(run, failure)
         fresh = self.instance.get_run_by_id(run.run_id)
         assert fresh is not None
         return fresh
 
     def fail(self, run: dg.DagsterRun, failure: str) -> None:
-        upload_id = run.tags["capstone/upload_id"]
+        upload_id = run.tags[".dagster/capstone.upload_id"]
         self.services.database.transact(
             mark_failed, upload_id, run.run_id, failure_class=failure, message="It failed."
         )
@@ -379,7 +379,7 @@ def test_a_transient_failure_is_told_when_it_is_tried_again_and_then_is(sensor: 
     assert child is not None
     assert sensor.submitted == [child.run_id]
     assert (child.parent_run_id, child.root_run_id) == (failed.run_id, failed.run_id)
-    assert child.tags["capstone/upload_id"] == "u1"
+    assert child.tags[".dagster/capstone.upload_id"] == "u1"
     assert FAILURE_TAG not in child.tags
     assert attempts(child.tags) == 1
     row = sensor.status()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from capstone_dagster.local.awslogs import group_of
+from capstone_dagster.run_tags import S3_URI_TAG
 from tests.support.waiting import scaled
 
 GOOD, BROKEN, FORBIDDEN = "gate/20250526_193726.mp4", "gate/broken.mp4", "yard/forbidden.mp4"
@@ -115,7 +116,8 @@ def main(clip: Path) -> None:
             while len(requests) < 2:
                 assert time.monotonic() < give_up, "waited in vain for the uploads' messages"
                 for request in tick().run_requests or []:
-                    requests[request.tags["capstone/s3_uri"].removeprefix("s3://capstone-raw/")] = request
+                    uri = request.tags[S3_URI_TAG]
+                    requests[uri.removeprefix("s3://capstone-raw/")] = request
 
         def wait_for_the_database() -> None:
             import sqlalchemy as sa

@@ -200,7 +200,7 @@ class _Player:
         wanted = [self._ledger.upload_id(number) for number in uploads]
         if not wanted:
             return
-        filters = dg.RunsFilter(tags={"capstone/upload_id": wanted})
+        filters = dg.RunsFilter(tags={".dagster/capstone.upload_id": wanted})
         for record in self._stage.instance.get_run_records(filters):
             self._deleted.append(replace(_run(record), deleted_at=time.time()))
             self._stage.instance.delete_run(record.dagster_run.run_id)
@@ -278,7 +278,7 @@ def _run(record: Any) -> Run:
     return Run(
         run_id=run.run_id,
         run_key=run.tags.get(RUN_KEY_TAG),
-        upload_id=run.tags["capstone/upload_id"],
+        upload_id=run.tags[".dagster/capstone.upload_id"],
         partition=run.tags["dagster/partition"],
         work=_work(run.run_config),
         created_at=record.create_timestamp.timestamp(),
