@@ -57,6 +57,8 @@ PAGES = {
     "one camera": "/?camera=camera+7",
     "a day, with faces": "/?from=2026-02-10T00:00&to=2026-02-11T00:00&faces=1",
     "score above 0.99": "/?score=0.99",
+    "nothing matches": "/?score=1",
+    "nothing of a camera matches": "/?camera=camera+7&score=1",
     "faces of a camera above 0.95": "/?camera=camera+7&label=face&score=0.95",
     "in the middle": "/?after="
     + quote(str(Place("e1", reading.datetime.fromisoformat("2026-02-20T00:00:00+00:00")))),

@@ -7,7 +7,7 @@ meanwhile. Events whose wall-clock time is unknown follow all others.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,9 @@ import sqlalchemy as sa
 from capstone_dagster.storage.schema import SCHEMA
 
 PAGE_SIZE = 48
+# A filter that nothing matches must not read a whole store in one request: a page looks at this many events,
+# and the next one goes on from there.
+LOOKED_AT = 10_000
 _NEIGHBOURS = 3
 # A lane for each track: more than this nobody tells apart.
 _LANES_AT_MOST = 5000
@@ -38,11 +41,14 @@ _CAMERAS = sa.text(f"""
     SELECT camera FROM found WHERE camera IS NOT NULL
 """)
 _UNFINISHED = "('queued', 'waiting-for-compute', 'running')"
-_CONDITIONS = {
+# Those of the first kind bound the index that a page is read from; the others are checked row by row.
+_BOUNDS = {
     "camera": "camera = :camera",
-    "label": "label = :label",
     "since": "started_at >= :since",
     "until": "started_at < :until",
+}
+_CHECKS = {
+    "label": "label = :label",
     "faces": "(face_score IS NOT NULL OR label = 'face')",
     "score": "best_score >= :score",
 }
@@ -70,10 +76,20 @@ class Choice:
         """Whether only events with a wall-clock time are meant."""
         return self.since is not None or self.until is not None
 
-    def conditions(self) -> tuple[list[str], dict[str, Any]]:
-        """SQL conditions and their parameters."""
-        given = {name: value for name in _CONDITIONS if (value := getattr(self, name)) not in (None, False)}
-        return [_CONDITIONS[name] for name in given], given
+    def bounds(self) -> dict[str, str]:
+        """SQL conditions of the time and the camera, by the names of their parameters."""
+        return self._given(_BOUNDS)
+
+    def checks(self) -> dict[str, str]:
+        """The other SQL conditions, by the names of their parameters."""
+        return self._given(_CHECKS)
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of both."""
+        return {name: getattr(self, name) for name in (*self.bounds(), *self.checks())}
+
+    def _given(self, conditions: Mapping[str, str]) -> dict[str, str]:
+        return {name: sql for name, sql in conditions.items() if getattr(self, name) not in (None, False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,36 +128,73 @@ class Place:
 
 
 def gallery(
-    connection: sa.Connection, choice: Choice, after: Place | None = None, size: int = PAGE_SIZE
+    connection: sa.Connection,
+    choice: Choice,
+    after: Place | None = None,
+    size: int = PAGE_SIZE,
+    looked_at: int = LOOKED_AT,
 ) -> tuple[list[Row], Place | None]:
-    """A page of events, newest first, and the place where the next one begins; None after the last."""
+    """A page of events, newest first, and the place where the next one begins; None after the last.
+
+    A page may have fewer events than `size`, or none, and be followed by another: it ends where `looked_at`
+    events were looked at.
+    """
     rows: list[Row] = []
-    if after is None or after.started_at is not None:
-        keyset = "(started_at, event_id) < (:started_at, :event_id)"
-        rows = _page(connection, choice, "started_at IS NOT NULL", keyset, after, size + 1)
-        after = None
-    if len(rows) <= size and not choice.dated:
-        keyset = "(video_id, start_ms, event_id) < (:video_id, :start_ms, :event_id)"
-        rows += _page(connection, choice, "started_at IS NULL", keyset, after, size + 1 - len(rows))
-    return rows[:size], Place.after(rows[size - 1]) if len(rows) > size else None
+    orders = [_UNDATED] if after is not None and after.started_at is None else [_DATED, _UNDATED]
+    for order in orders[:1] if choice.dated else orders:
+        of_order = after if order is orders[0] else None
+        rows += _page(connection, choice, order, of_order, size + 1 - len(rows), looked_at)
+        if len(rows) > size:
+            return rows[:size], Place.after(rows[size - 1])
+        last = _last_looked_at(connection, choice, order, of_order, looked_at) if choice.checks() else None
+        if last is not None:
+            return rows, last
+    return rows, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """An order of events, which an index has, and which events it holds."""
+
+    which: str
+    columns: tuple[str, ...]
+
+    def query(self, choice: Choice, after: Place | None) -> tuple[str, dict[str, Any]]:
+        """The events within the bounds that follow a place, in order, and the parameters."""
+        conditions, parameters = [self.which, *choice.bounds().values()], choice.parameters()
+        columns = ", ".join(self.columns)
+        if after is not None:
+            conditions.append(f"({columns}) < ({', '.join(f':{name}' for name in self.columns)})")
+            parameters |= {name: getattr(after, name) for name in self.columns}
+        query = f"SELECT * FROM {SCHEMA}.current_events WHERE {' AND '.join(conditions)} ORDER BY {self}"
+        return query, parameters
+
+    def __str__(self) -> str:
+        return ", ".join(f"{column} DESC" for column in self.columns)
+
+
+_DATED = _Order("started_at IS NOT NULL", ("started_at", "event_id"))
+_UNDATED = _Order("started_at IS NULL", ("video_id", "start_ms", "event_id"))
 
 
 def _page(
-    connection: sa.Connection, choice: Choice, which: str, keyset: str, after: Place | None, size: int
+    connection: sa.Connection, choice: Choice, order: _Order, after: Place | None, size: int, looked_at: int
 ) -> list[Row]:
-    conditions, parameters = choice.conditions()
-    conditions.append(which)
-    order = (
-        "started_at DESC, event_id DESC" if "NOT" in which else "video_id DESC, start_ms DESC, event_id DESC"
-    )
-    if after is not None:
-        conditions.append(keyset)
-        names = ("event_id", "started_at", "video_id", "start_ms")
-        parameters |= {name: getattr(after, name) for name in names if f":{name}" in keyset}
-    query = (
-        f"SELECT * FROM {SCHEMA}.current_events WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT :size"
-    )
-    return _rows(connection, query, size=size, **parameters)
+    query, parameters = order.query(choice, after)
+    if checks := choice.checks():
+        checked = " AND ".join(checks.values())
+        query = f"SELECT * FROM ({query} LIMIT :looked_at) AS e WHERE {checked} ORDER BY {order}"
+        parameters["looked_at"] = looked_at
+    return _rows(connection, f"{query} LIMIT :size", size=size, **parameters)
+
+
+def _last_looked_at(
+    connection: sa.Connection, choice: Choice, order: _Order, after: Place | None, looked_at: int
+) -> Place | None:
+    """Where a page ended that did not find enough; None if it had looked at everything."""
+    query, parameters = order.query(replace(choice, label=None, faces=False, score=None), after)
+    found = _rows(connection, f"{query} OFFSET :skipped LIMIT 1", skipped=looked_at - 1, **parameters)
+    return Place.after(found[0]) if found else None
 
 
 def cameras(connection: sa.Connection) -> list[str]:
@@ -153,12 +206,12 @@ def hourly_counts(connection: sa.Connection, choice: Choice) -> list[int]:
     """Events in each hour from `choice.since` to `choice.until`, both of which are needed."""
     assert choice.since is not None
     assert choice.until is not None
-    conditions, parameters = choice.conditions()
+    conditions = [*choice.bounds().values(), *choice.checks().values()]
     query = (
         "SELECT floor(extract(epoch FROM started_at - :since) / 3600)::int AS hour, count(*) AS events "
         f"FROM {SCHEMA}.current_events WHERE {' AND '.join(conditions)} GROUP BY 1"
     )
-    found = {row["hour"]: row["events"] for row in _rows(connection, query, **parameters)}
+    found = {row["hour"]: row["events"] for row in _rows(connection, query, **choice.parameters())}
     return [found.get(hour, 0) for hour in range(round((choice.until - choice.since).total_seconds() / 3600))]
 
 

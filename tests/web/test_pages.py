@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,15 +77,24 @@ def ids(page: str) -> list[str]:
     return re.findall(r'class="card" href="/events/(\w+)"', page)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7])
-def test_pages_of_any_size_hold_each_event_once_newest_first(published: Database, size: int) -> None:
-    found, after = [], None
-    for _ in range(len(DATED + UNDATED) + 1):
-        rows, after = published.transact(reading.gallery, Choice(), after, size)
-        found += [row["event_id"] for row in rows]
-        if after is None:
-            break
-    assert found == ["e4", "e3", "e2", "e1", "u2", "u1"]
+def test_pages_of_any_size_hold_each_event_once_newest_first(published: Database) -> None:
+    expected = {
+        Choice(): ["e4", "e3", "e2", "e1", "u2", "u1"],
+        Choice(label="face"): ["e3"],
+        Choice(score=0.99): [],
+        Choice(since=MIDNIGHT, faces=True): ["e3", "e2"],
+    }
+    with published.transaction() as connection:
+        for choice, size, looked_at in product(expected, [1, 2, 3, 5, 6, 7], [1, 2, 3, 100]):
+            found, after = [], None
+            for _ in range(len(DATED + UNDATED) + 3):
+                rows, after = reading.gallery(connection, choice, after, size, looked_at)
+                assert len(rows) <= size
+                found += [row["event_id"] for row in rows]
+                if after is None:
+                    break
+            assert after is None
+            assert found == expected[choice]
 
 
 @pytest.mark.parametrize(

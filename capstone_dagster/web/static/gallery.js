@@ -1,4 +1,5 @@
 // Endless scrolling: the next page is fetched when its link comes near, and its cards are moved into this one.
+// A page without cards has looked at some thousand events in vain: its link leads on to earlier ones.
 const cards = document.querySelector(".cards");
 const near = new IntersectionObserver(extend, { rootMargin: "600px" });
 const first = document.querySelector(".more");
@@ -13,7 +14,7 @@ async function extend(entries) {
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   cards.append(...page.querySelectorAll(".cards > li"));
   const following = page.querySelector(".more");
-  if (!following) return link.remove();
+  if (!following) return cards.children.length ? link.remove() : link.replaceWith(page.querySelector(".none"));
   link.href = following.href;
   near.observe(link);
 }
