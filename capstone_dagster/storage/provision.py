@@ -6,7 +6,8 @@ Safe to repeat, and repeated at each deployment: a changed password is set then.
 
 It reads the two addresses as every other process does (DAGSTER_POSTGRES_URL, with PGPASSWORD where that names
 no password; CAPSTONE_DATABASE_URL or POSTGRES_*), and makes them true; the administrator is
-POSTGRES_ADMIN_USER with POSTGRES_ADMIN_PASSWORD.
+POSTGRES_ADMIN_USER with POSTGRES_ADMIN_PASSWORD. POSTGRES_READER_USER and POSTGRES_READER_PASSWORD name one
+who reads the consumers' views.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -60,7 +62,15 @@ class Owner:
     is_read: bool = False
 
 
-def provision(administrator: str, owners: Sequence[Owner]) -> None:
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A user who may read the consumers' views: that of the pages of `capstone browse`."""
+
+    user: str
+    password: str = field(repr=False)
+
+
+def provision(administrator: str, owners: Sequence[Owner], readers: Sequence[Reader] = ()) -> None:
     """Make the databases and their users, and set the users' passwords.
 
     Args:
@@ -74,13 +84,7 @@ def provision(administrator: str, owners: Sequence[Owner]) -> None:
         roles = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
         for owner in owners:
             user, database = sql.Identifier(owner.user), sql.Identifier(owner.database)
-            if owner.user not in roles:
-                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(user))
-            # Hashed here: a server that logs its statements would log the password.
-            hashed = connection.pgconn.encrypt_password(
-                owner.password.encode(), owner.user.encode(), b"scram-sha-256"
-            ).decode()
-            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(user, sql.Literal(hashed)))
+            _make_user(connection, owner, exists=owner.user in roles)
             if owner.database not in databases:
                 # Without being a superuser one may only give away what one may take back.
                 connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(user))
@@ -92,6 +96,10 @@ def provision(administrator: str, owners: Sequence[Owner]) -> None:
         if READER not in roles:
             # The migration grants to it, but the event store's user may not make roles.
             connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(READER)))
+        for reader in readers:
+            _make_user(connection, reader, exists=reader.user in roles)
+            member = sql.SQL("GRANT {} TO {}").format(sql.Identifier(READER), sql.Identifier(reader.user))
+            connection.execute(member)
         for owner in owners:
             grant = sql.SQL("GRANT CONNECT ON DATABASE {} TO {}")
             revoke = sql.SQL("REVOKE CONNECT ON DATABASE {} FROM {}")
@@ -125,6 +133,17 @@ def _restrict_readers(administrator: str, owner: Owner) -> None:
             )
 
 
+def _make_user(connection: psycopg.Connection[Any], user: Owner | Reader, *, exists: bool) -> None:
+    name = sql.Identifier(user.user)
+    if not exists:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
+    # Hashed here: a server that logs its statements would log the password.
+    hashed = connection.pgconn.encrypt_password(
+        user.password.encode(), user.user.encode(), b"scram-sha-256"
+    ).decode()
+    connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(hashed)))
+
+
 def owners_in(environment: Mapping[str, str]) -> tuple[Owner, Owner]:
     """The owners that the addresses in the environment name: Dagster's, and the event store's.
 
@@ -137,6 +156,12 @@ def owners_in(environment: Mapping[str, str]) -> tuple[Owner, Owner]:
         _owner("DAGSTER_POSTGRES_URL", dagster, environment.get("PGPASSWORD")),
         replace(_owner("The event store's address", events, None), is_read=True),
     )
+
+
+def readers_in(environment: Mapping[str, str]) -> list[Reader]:
+    """The user that POSTGRES_READER_USER and POSTGRES_READER_PASSWORD name, if they do."""
+    user, password = (environment.get(f"POSTGRES_READER_{part}") for part in ("USER", "PASSWORD"))
+    return [Reader(user, password)] if user and password else []
 
 
 def administrator_in(environment: Mapping[str, str]) -> str:
@@ -179,7 +204,7 @@ def main() -> None:
     """Provision as the environment says; a failure ends in one sentence and exit code 1."""
     try:
         owners = owners_in(os.environ)
-        provision(administrator_in(os.environ), owners)
+        provision(administrator_in(os.environ), owners, readers_in(os.environ))
     except (ConfigurationError, psycopg.Error) as error:
         sys.exit(f"The databases could not be made: {error}")
     print("Databases and users are in place: " + ", ".join(f"{o.database} of {o.user}" for o in owners))

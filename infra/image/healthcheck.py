@@ -17,22 +17,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _TIMEOUT_S = 5
-_PORT = "3000"
+_PORT, _BROWSE_PORT = "3000", "3080"
 
 
 def check(command: Sequence[str]) -> str | None:
     """What is wrong with the process that was started by `command`; None if nothing is."""
     programs = {Path(word).name for word in command}
     if "capstone-webserver" in programs:
-        return _webserver(_option(command, "--port", "-p") or _PORT)
+        return _answers(_option(command, "--port", "-p") or _PORT, "server_info")
+    if "browse" in programs:
+        return _answers(_option(command, "--port") or _BROWSE_PORT, "health")
     if "dagster-daemon" in programs:
         done = subprocess.run(["dagster-daemon", "liveness-check"], capture_output=True, text=True)
         return None if done.returncode == 0 else (done.stderr or done.stdout).strip()[-500:]
     return None
 
 
-def _webserver(port: str) -> str | None:
-    url = f"http://127.0.0.1:{port}/server_info"
+def _answers(port: str, page: str) -> str | None:
+    url = f"http://127.0.0.1:{port}/{page}"
     # A proxy that the environment names is for other hosts.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

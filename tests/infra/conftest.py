@@ -21,7 +21,7 @@ from tests.infra.stacks import (
 from tests.support.moto import moto_server
 
 # A host name, so that everything behind the condition exists too.
-HOST = "dagster.example.com"
+HOST, BROWSE_HOST = "dagster.example.com", "events.example.com"
 APPLICATION = {"ImageTag": "v1", "Model": "yolo11n.pt", "Labels": "person"}
 SERVICES = (
     *("s3", "sqs", "sns", "logs", "batch", "sts", "cloudformation", "iam", "ec2", "ecs", "ecr", "rds"),
@@ -65,6 +65,7 @@ def on_ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]
                     body = without(body, NOT_ON["ministack"])
                 if name == "data":
                     parameters = {"ReadReplica": "true", "AlertEmail": "operator@example.com"}
+                    parameters["BrowseHostName"] = BROWSE_HOST
                 if name == "application":
                     parameters = _application(url)
                 if name == "observability":
@@ -105,7 +106,7 @@ def deployed(request: pytest.FixtureRequest) -> Deployed:
 
 def _application(endpoint_url: str) -> dict[str, str]:
     certificate = client("acm", endpoint_url).request_certificate(DomainName=HOST)["CertificateArn"]
-    return {**APPLICATION, "HostName": HOST, "CertificateArn": certificate}
+    return {**APPLICATION, "HostName": HOST, "BrowseHostName": BROWSE_HOST, "CertificateArn": certificate}
 
 
 def _existing_network(endpoint_url: str) -> dict[str, str]:

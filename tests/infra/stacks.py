@@ -140,9 +140,14 @@ def deploy(endpoint_url: str, name: str, body: Mapping[str, Any], parameters: Ma
     # moto makes lists of those parameters only that are given, not of defaults.
     declared = body.get("Parameters", {})
     lists = {key: each["Default"] for key, each in declared.items() if each["Type"] == "CommaDelimitedList"}
+    # ministack takes no template from a bucket, so what is for people is left out.
+    bare = {
+        name: {key: value for key, value in each.items() if key != "Description"}
+        for name, each in declared.items()
+    }
     cloudformation.create_stack(
         StackName=stack,
-        TemplateBody=json.dumps(body),
+        TemplateBody=json.dumps({**body, "Parameters": bare}, separators=(",", ":")),
         Parameters=[
             {"ParameterKey": key, "ParameterValue": value} for key, value in {**lists, **parameters}.items()
         ],

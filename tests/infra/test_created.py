@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from capstone_dagster.catalog.log_groups import VIDEO_ANALYSIS
 from capstone_dagster.local.aws import REGION, client
-from tests.infra.conftest import APPLICATION, Deployed
+from tests.infra.conftest import APPLICATION, BROWSE_HOST, Deployed
 from tests.infra.stacks import NOT_ON, deploy, resources, template, without
 from tests.support.waiting import wait_for
 
@@ -142,6 +142,15 @@ def test_nobody_reaches_a_web_server_without_logging_in(on_ministack: Deployed) 
     assert actions == {443: ["authenticate-cognito", "forward"], 80: ["redirect"]}
     [targets] = elb.describe_target_groups(Names=["capstone-webserver"])["TargetGroups"]
     assert (targets["HealthCheckPath"], targets["Port"]) == ("/server_info", 3000)
+    [listener] = [each["ListenerArn"] for each in listeners if each["Port"] == 443]
+    [rule] = [each for each in elb.describe_rules(ListenerArn=listener)["Rules"] if not each["IsDefault"]]
+    assert [each["Type"] for each in rule["Actions"]] == ["authenticate-cognito", "forward"]
+    assert rule["Conditions"][0]["HostHeaderConfig"]["Values"] == [BROWSE_HOST]
+
+
+def test_a_browser_may_upload_from_the_pages_of_events(on_ministack: Deployed) -> None:
+    [rule] = on_ministack.client("s3").get_bucket_cors(Bucket=bucket(on_ministack, "raw"))["CORSRules"]
+    assert (rule["AllowedOrigins"], rule["AllowedMethods"]) == ([f"https://{BROWSE_HOST}"], ["PUT"])
 
 
 @pytest.mark.parametrize("kind", ["raw", "derived"])
@@ -165,6 +174,7 @@ def test_only_uploads_have_versions(on_ministack: Deployed) -> None:
     ("stack", "parameters", "told"),
     [
         ("application", {**APPLICATION, "HostName": "a.example.com"}, "needs a certificate"),
+        ("application", {**APPLICATION, "BrowseHostName": "a.example.com"}, "needs HostName"),
         ("network", {"VpcId": "vpc-1", "PublicSubnetIds": "subnet-1"}, "PrivateSubnetIds"),
         ("network", {"VpcId": "vpc-1", "PrivateSubnetIds": "subnet-1"}, "PublicSubnetIds"),
     ],
@@ -249,6 +259,7 @@ def test_the_operator_is_told_by_mail(on_ministack: Deployed) -> None:
         ("capstone/database/administrator", "capstone_admin"),
         ("capstone/database/dagster", "dagster"),
         ("capstone/database/events", "capstone"),
+        ("capstone/database/reader", "capstone_browse"),
     ],
 )
 def test_passwords_are_made_not_given(on_ministack: Deployed, secret: str, user: str) -> None:

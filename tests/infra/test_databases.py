@@ -16,6 +16,8 @@ from sqlalchemy.engine import make_url
 
 from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
 from capstone_dagster.storage.database import Database
+from capstone_dagster.storage.errors import PermissionDenied
+from capstone_dagster.web import reading
 from tests.infra.stacks import template
 from tests.infra.test_environment import given
 from tests.support.waiting import scaled
@@ -28,7 +30,8 @@ ADMINISTRATOR_PASSWORD = "of the administrator"
 def environment(postgres: PostgresServer, tmp_path: Path) -> Iterator[dict[str, str]]:
     """What the container finds, on a server whose administrator may make databases and roles, and no more."""
     suffix = uuid4().hex[:8]
-    admin, dagster, events = f"admin_{suffix}", f"dagster_{suffix}", f"events_{suffix}"
+    names = ("admin", "dagster", "events", "reader")
+    admin, dagster, events, reader = (f"{name}_{suffix}" for name in names)
     superuser = postgres.url(EVENT_DATABASE, "psycopg").replace("+psycopg", "", 1)
     server = make_url(superuser)
     (tmp_path / "dagster.yaml").symlink_to(ROOT / "dagster.yaml")
@@ -38,6 +41,11 @@ def environment(postgres: PostgresServer, tmp_path: Path) -> Iterator[dict[str, 
                 sql.Identifier(admin), ADMINISTRATOR_PASSWORD
             )
         )
+        if connection.execute("SELECT FROM pg_roles WHERE rolname = 'capstone_reader'").fetchone():
+            # Other tests' databases share the role; on a server of its own this administrator has made it.
+            connection.execute(
+                sql.SQL("GRANT capstone_reader TO {} WITH ADMIN OPTION").format(sql.Identifier(admin))
+            )
         yield {
             "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
             "HOME": str(tmp_path),
@@ -62,12 +70,14 @@ def environment(postgres: PostgresServer, tmp_path: Path) -> Iterator[dict[str, 
             "POSTGRES_PASSWORD": "of/the event@store",
             "POSTGRES_ADMIN_USER": admin,
             "POSTGRES_ADMIN_PASSWORD": ADMINISTRATOR_PASSWORD,
+            "POSTGRES_READER_USER": reader,
+            "POSTGRES_READER_PASSWORD": "of the reader",
         }
         for name in (dagster, events):
             connection.execute(
                 sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
             )
-        for name in (dagster, events, admin):
+        for name in (dagster, events, reader, admin):
             # What the administrator made may be granted on; the role itself may be missing.
             if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone():
                 connection.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
@@ -129,6 +139,15 @@ def test_the_container_that_prepares_makes_everything_and_may_do_so_again(
     database = Database(url)
     database.ping()
     database.close()
+
+    # As the pages of events connect: they see the views, and no table.
+    url = f"postgresql+psycopg://{environment['POSTGRES_READER_USER']}:of%20the%20reader@{url.split('@')[1]}"
+    reader = Database(url, reader=True)
+    with reader.transaction() as connection:
+        assert reading.cameras(connection) == []
+    with pytest.raises(PermissionDenied), reader.transaction() as connection:
+        connection.exec_driver_sql("SELECT * FROM capstone.events")
+    reader.close()
 
 
 def test_users_have_their_own_database_and_no_other(environment: dict[str, str]) -> None:

@@ -29,7 +29,6 @@ LEFT_AT_DEFAULT = {
     "CAPSTONE_TRACKER": "chosen with the model's benchmarks",
     "CAPSTONE_PRECISION": "auto: half precision on these GPUs",
     "CAPSTONE_HARDWARE_DECODING": "off until it is proven on a GPU",
-    "CAPSTONE_BROWSE_URL": "no service has these pages on AWS, so nothing links to them",
     "CAPSTONE_SOURCE_BUCKETS": "the raw bucket alone, which is all that the roles may read",
     "CAPSTONE_KEY_SUFFIXES": "every kind of video file",
     "CAPSTONE_CAMERA_PATTERN": "the key's first folder",
@@ -59,6 +58,7 @@ DIFFERENT = {
     *ONLY_FOR_JOBS,
 }
 ADMINISTRATOR = {"POSTGRES_ADMIN_USER", "POSTGRES_ADMIN_PASSWORD"}
+READER = {"POSTGRES_READER_USER", "POSTGRES_READER_PASSWORD"}
 
 
 def declared(container: str) -> tuple[dict[str, Any], set[str]]:
@@ -72,7 +72,7 @@ def declared(container: str) -> tuple[dict[str, Any], set[str]]:
     for body in found.values():
         if body["Type"] == "AWS::ECS::TaskDefinition":
             definitions |= {each["Name"]: each for each in task_containers(body)}
-    assert set(definitions) == set(CONTAINERS)
+    assert set(definitions) == {*CONTAINERS, "browse"}
     this = definitions[container]
     names = [each["Name"] for each in [*this["Environment"], *this["Secrets"]]]
     assert len(names) == len(set(names)), "a variable is given twice"
@@ -153,11 +153,25 @@ def test_containers_agree() -> None:
         assert {name: variables.get(name) for name in compared} == {
             name: first.get(name) for name in compared
         }
-        assert secrets - ADMINISTRATOR == first_secrets
+        assert secrets - ADMINISTRATOR - READER == first_secrets
 
 
 def test_only_the_container_that_makes_databases_has_the_administrators_password() -> None:
     assert {name for name in CONTAINERS if given(name) & ADMINISTRATOR} == {"prepare"}
+    assert {name for name in CONTAINERS if given(name) & READER} == {"prepare"}
+
+
+def test_the_pages_of_events_agree_with_the_others_and_connect_as_a_reader() -> None:
+    variables, secrets = declared("browse")
+    others, _ = declared("daemon")
+    for name in ("CAPSTONE_UI_URL", "CAPSTONE_BROWSE_URL"):  # this container exists only where they do
+        variables[name] = {"Fn::If": [others[name]["Fn::If"][0], variables[name], ""]}
+    assert {name: others.get(name) for name in variables} == variables
+    assert {"CAPSTONE_BROWSE_URL", "CAPSTONE_RAW_BUCKET", "CAPSTONE_DERIVED_URL"} <= set(variables)
+    # Nothing of Dagster: neither its address nor its password.
+    assert secrets == {"POSTGRES_USER", "POSTGRES_PASSWORD"}
+    found = template("application")["Resources"]["BrowseTask"]["Properties"]["ContainerDefinitions"]
+    assert str(found[0]["Secrets"]).count("capstone-reader-database-secret") == 2
 
 
 def test_no_secret_is_a_plain_variable() -> None:

@@ -223,6 +223,23 @@ def test_the_web_server_shows_and_ends_runs_and_no_more() -> None:
     assert granted("WebserverRole") == WEBSERVER_ACTIONS | needed("WebserverRole") | extra | exec_into
 
 
+def test_the_pages_of_events_read_and_sign_uploads_and_no_more() -> None:
+    allowed = {
+        (action, str(statement["Resource"]).count("capstone-raw-bucket"))
+        for owner, statement in policies()
+        if owner == "BrowseRole"
+        for action in as_list(statement["Action"])
+    }
+    raw, derived = 1, 0
+    assert allowed == {
+        ("s3:GetObject", raw),
+        ("s3:GetObjectVersion", raw),
+        ("s3:PutObject", raw),
+        ("s3:GetObject", derived),
+        ("s3:ListBucket", derived),
+    }
+
+
 def test_the_daemons_task_may_do_what_a_web_server_in_it_does() -> None:
     allowed = granted("DaemonRole") | granted("DaemonRole if WebInDaemonTask")
     assert granted("WebserverRole") <= allowed

@@ -15,6 +15,7 @@ from batch_gpu.endings import ending_of
 from batch_gpu.jobs import DEFAULT_ATTEMPTS, retry_strategy
 from capstone_dagster.catalog.log_groups import DAEMON, INTAKE, VIDEO_ANALYSIS, WEBSERVER
 from capstone_dagster.local import aws
+from capstone_dagster.web.protection import HEALTH
 from tests.infra.stacks import INFRA, ORDER, resources, task_containers, template
 
 # CloudFormation takes a template of this size as it is, and a longer one from a bucket.
@@ -88,6 +89,7 @@ LOGS = {
     "code-server": (INTAKE, "non-blocking"),
     "daemon": (DAEMON, "non-blocking"),
     "webserver": (WEBSERVER, "non-blocking"),
+    "browse": (WEBSERVER, "non-blocking"),
 }
 
 
@@ -205,7 +207,7 @@ def test_passwords_need_no_quoting() -> None:
     made = [
         body["Properties"]["GenerateSecretString"] for _, body in resources("AWS::SecretsManager::Secret")
     ]
-    assert len(made) == 3
+    assert len(made) == 4
     assert all(each["ExcludePunctuation"] is True and each["PasswordLength"] >= 32 for each in made)
 
 
@@ -618,5 +620,32 @@ def test_without_a_host_name_there_is_no_way_in() -> None:
         "AWS::ElasticLoadBalancingV2::TargetGroup",
     }
     for where, body in resources(*public):
-        assert body["Condition"] == "HasAddress", where
+        assert body["Condition"] in ("HasAddress", "HasBrowse"), where
+    browse = template("application")["Conditions"]["HasBrowse"]["Fn::And"]
+    assert {"Condition": "HasAddress"} in browse
     assert template("application")["Parameters"]["HostName"]["Default"] == ""
+
+
+def test_the_pages_of_events_ask_for_the_login_of_the_uis() -> None:
+    """A rule's actions replace the listener's, so a rule that only forwards would let everybody in."""
+    [rule] = [body["Properties"] for _, body in resources("AWS::ElasticLoadBalancingV2::ListenerRule")]
+    login, forward = rule["Actions"]
+    assert login == properties("application", "HttpsListener")["DefaultActions"][0]
+    assert forward["TargetGroupArn"] == {"Ref": "BrowseTargets"}
+    targets = properties("application", "BrowseTargets")
+    container = service("browse")
+    assert f"--port={targets['Port']}" in container["Command"]
+    assert [each["ContainerPort"] for each in container["PortMappings"]] == [targets["Port"]]
+    assert targets["HealthCheckPath"] == HEALTH
+    for group, rules in (("LoadBalancerGroup", "Egress"), ("ServicesGroup", "Ingress")):
+        ports = [each["FromPort"] for each in properties("network", group)[f"SecurityGroup{rules}"]]
+        assert targets["Port"] in ports
+
+
+def test_only_the_pages_of_events_may_send_uploads_from_a_browser() -> None:
+    condition, cors, otherwise = properties("data", "RawBucket")["CorsConfiguration"]["Fn::If"]
+    assert (condition, otherwise) == ("HasBrowse", NO_VALUE)
+    [rule] = cors["CorsRules"]
+    assert rule["AllowedOrigins"] == [{"Fn::Sub": "https://${BrowseHostName}"}]
+    assert rule["AllowedMethods"] == ["PUT"]
+    assert "CorsConfiguration" not in properties("data", "DerivedBucket")
