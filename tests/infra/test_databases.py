@@ -41,7 +41,7 @@ def environment(postgres: PostgresServer, tmp_path: Path) -> Iterator[dict[str, 
                 sql.Identifier(admin), ADMINISTRATOR_PASSWORD
             )
         )
-        if connection.execute("SELECT FROM pg_roles WHERE rolname = 'capstone_reader'").fetchone():
+        if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'capstone_reader'").fetchone():
             # Other tests' databases share the role; on a server of its own this administrator has made it.
             connection.execute(
                 sql.SQL("GRANT capstone_reader TO {} WITH ADMIN OPTION").format(sql.Identifier(admin))
