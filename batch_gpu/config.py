@@ -76,6 +76,13 @@ class JobConfig(dg.Config):
         le=10,
         description="How often Batch starts the job when its host is reclaimed, 1 to 10; 3 by default.",
     )
+    runs_per_job: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="How many runs a job executes one after the other where more of them wait; 1 by default. "
+        "They wait in Dagster's queue, so the pool's limit must not exceed the machines.",
+    )
     share_identifier: str | None = Field(
         default=None,
         description="The share to count the job to, for queues with a fair-share scheduling policy.",
@@ -158,6 +165,13 @@ class LauncherConfig(JobSections):
         default=1,
         description="With `compute: local`, how many runs share a GPU. Above 1, the ops see to it that one "
         "at a time uses it.",
+    )
+
+    # A queued run is launched within some three seconds of another one's end; a container starts in more.
+    idle_seconds: int = Field(
+        default=10,
+        ge=0,
+        description="With `runs_per_job`, how long a job waits for its next run; less than a start takes.",
     )
 
     @field_validator("compute")

@@ -19,7 +19,11 @@ from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG, RUN_WORKER_ID_TAG
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value, serialize_value
 from dagster._time import get_current_timestamp
-from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
+from dagster._utils.interrupts import (
+    capture_interrupts,
+    check_captured_interrupt,
+    setup_interrupt_handlers,
+)
 
 __all__ = [
     "IN_PROGRESS_RUN_STATUSES",
@@ -38,6 +42,7 @@ __all__ = [
     "RunLauncher",
     "WorkerStatus",
     "capture_interrupts",
+    "check_captured_interrupt",
     "deserialize_value",
     "execute_run_command_body",
     "get_current_timestamp",

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from batch_gpu.compute import ComputeClass
@@ -24,13 +25,23 @@ CAUSE_TAG = ".dagster/batch_gpu.cause"
 """The sentence that belongs to the failure. Dagster's pages hide tags with the prefix `.dagster/`."""
 RECLAIMED_TAG = ".dagster/batch_gpu.reclaimed"
 """`true` where the machine was taken away, which the run's work did not cause."""
+JOINED_TAG = ".dagster/batch_gpu.joined"
+"""On a run that the job of an earlier run executes: its own id."""
+IDLE_TAG = ".dagster/batch_gpu.idle"
+"""On a run that has ended: `true` while its worker waits for another one."""
+WORK_KEY_TAG = ".dagster/batch_gpu.work_key"
+"""Equal on runs that one job may execute, where a job may execute several."""
 # A re-executed run inherits its parent's tags; this stands where the parent's job, log or failure stood.
 NONE = "none"
 TERMINATED = "TERMINATED"
 """The status tag of a job that the launcher has ended."""
 RUN_ID_VARIABLE = "BATCH_GPU_RUN_ID"
 """The run of a job, for code that runs in the container before or without Dagster."""
-OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG, CAUSE_TAG, RECLAIMED_TAG)
+DAGSTER_JOB_VARIABLE = "DAGSTER_RUN_JOB_NAME"
+"""The Dagster job of that run; Dagster's own launchers set it, too."""
+JOB_ID_VARIABLE = "AWS_BATCH_JOB_ID"
+"""AWS Batch sets it in each container."""
+OUTCOME_TAGS = (JOB_ID_TAG, LOG_STREAM_TAG, STATUS_TAG, FAILURE_TAG, CAUSE_TAG, RECLAIMED_TAG, IDLE_TAG)
 
 DEFAULT_ATTEMPTS = 3
 # ECS, which runs the container, takes overrides of 8192 characters as JSON (ECS API reference, "RunTask").
@@ -40,6 +51,8 @@ LONGEST_OVERRIDES = 7500
 # What a tag of AWS takes; other characters become underscores (Batch user guide, "Tag restrictions").
 _NOT_IN_A_TAG = re.compile(r"[^\w .:/=+\-@]")
 _LONGEST_TAG = 256
+# What a job's tags and environment say of its run alone.
+_OF_THE_RUN = {RUN_ID_VARIABLE, DAGSTER_JOB_VARIABLE, "dagster/run_id", "dagster/job"}
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
 
@@ -67,6 +80,11 @@ def own_job_id(run_id: str, tags: Mapping[str, str]) -> str | None:
     """The id of the run's own job, if it is known: not its parent's, whose tags it inherited."""
     job_id = tags.get(JOB_ID_TAG, NONE)
     return job_id if submission_began(run_id, tags) and job_id != NONE else None
+
+
+def has_joined(run_id: str, tags: Mapping[str, str]) -> bool:
+    """Whether a run has no job of its own, but is executed by that of an earlier run."""
+    return tags.get(JOINED_TAG) == run_id
 
 
 def submission_began(run_id: str, tags: Mapping[str, str]) -> bool:
@@ -98,7 +116,7 @@ def submit_request(
     overrides["resourceRequirements"] = [
         {"type": kind, "value": str(amount)} for kind, amount in requirements.items() if amount is not None
     ]
-    environment = {RUN_ID_VARIABLE: run_id, "DAGSTER_RUN_JOB_NAME": dagster_job, **job.environment}
+    environment = {RUN_ID_VARIABLE: run_id, DAGSTER_JOB_VARIABLE: dagster_job, **job.environment}
     overrides["environment"] = [{"name": key, "value": value} for key, value in environment.items()]
     request: dict[str, Any] = {
         "jobName": name,
@@ -129,6 +147,27 @@ def submit_request(
             "definition."
         )
     return request
+
+
+def work_key(request: Mapping[str, Any], code: str) -> str:
+    """Equal for runs that one job may execute: the same code in the same container, paid by the same tags.
+
+    Args:
+        request: SubmitJob's parameters of a job for the run alone.
+        code: what the run's job is loaded from.
+    """
+    overrides = request["containerOverrides"]
+    common = {
+        **request,
+        "jobName": None,
+        "tags": {name: value for name, value in request.get("tags", {}).items() if name not in _OF_THE_RUN},
+        "containerOverrides": {
+            **overrides,
+            "command": code,
+            "environment": [each for each in overrides["environment"] if each["name"] not in _OF_THE_RUN],
+        },
+    }
+    return sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def retry_strategy(attempts: int) -> dict[str, Any]:

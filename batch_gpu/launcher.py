@@ -1,4 +1,5 @@
-"""The run launcher: each Dagster run is one AWS Batch job, on a GPU machine only if the run needs one.
+"""The run launcher: each Dagster run is one AWS Batch job, on a GPU machine only if the run needs one. Where
+runs wait, a job that has ended its run may execute the next one (`worker`).
 
 Read from the top: launching, ending, looking after. What AWS says is interpreted in `endings`, requests
 are built in `jobs`, and sent by `aws`; none of the three knows Dagster.
@@ -38,20 +39,24 @@ from batch_gpu.endings import ENDED, Ending, Job, ending_of, last_container, los
 from batch_gpu.errors import AwsUnavailable, BatchGpuError, ConfigurationError, JobNotListed
 from batch_gpu.job_definitions import JobDefinitions
 from batch_gpu.jobs import (
+    IDLE_TAG,
     JOB_ID_TAG,
     JOB_NAME_TAG,
     JOB_QUEUE_TAG,
+    JOINED_TAG,
     LOG_STREAM_TAG,
     NONE,
     OUTCOME_TAGS,
     STATUS_TAG,
     TERMINATED,
+    WORK_KEY_TAG,
     is_cancelled,
     job_name,
     own_job_id,
     submission_began,
     submit_request,
     summary,
+    work_key,
 )
 from batch_gpu.links import job_url, log_url
 from batch_gpu.local import LocalLauncher, launched_locally
@@ -83,6 +88,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         self._definitions = JobDefinitions(self.api)
         self._board = _Board(self.api)
         self._plans: dict[str, _Plan] = {}
+        self._taking = threading.Lock()
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -113,7 +119,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             self._instance.report_run_canceled(run, "The run was canceled before it was launched.")
             return
         if self.config.compute == "batch":
-            self.submit(context.dagster_run)
+            self.submit(context.dagster_run, joins=True)
             return
         try:
             self.local.launch_run(context)
@@ -129,8 +135,12 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         """Submit another job that goes on with a run whose worker was lost."""
         self.submit(context.dagster_run, resumed=context.resume_attempt_number or 1)
 
-    def submit(self, run: DagsterRun, resumed: int = 0) -> str:
+    def submit(self, run: DagsterRun, resumed: int = 0, *, joins: bool = False) -> str:
         """Submit the run's job and return its id; one that was submitted before is adopted.
+
+        Args:
+            joins: a worker that waits for a run may execute it, if there is one. For the process alone that
+                launches queued runs: two could give one worker two runs.
 
         Two things are written to the run: a mark before the request, so that after a crash it is
         on record that a job may exist, and the job's id after it.
@@ -148,20 +158,28 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
                 if job_id is not None:
                     self._adopt(run, job_id, queue)
                     return job_id
+            runs = 1 if resumed else job.runs_per_job or 1
             request = submit_request(
                 name=name,
                 job=job,
                 job_definition=self._definitions.for_job(job),
-                command=self._command(run, resuming=resumed > 0),
+                command=self._command(run, resuming=resumed > 0, runs=runs),
                 run_id=run.run_id,
                 dagster_job=run.job_name,
                 run_tags={tag: run.tags[tag] for tag in self.config.run_tags if tag in run.tags},
             )
             request = {**self.customized(run, request), "jobName": name, "jobQueue": job.job_queue}
-            inherited = {tag: NONE for tag in OUTCOME_TAGS if tag in known}
-            self._instance.add_run_tags(
-                run.run_id, {**inherited, JOB_NAME_TAG: name, JOB_QUEUE_TAG: str(job.job_queue)}
-            )
+            marks = {tag: NONE for tag in OUTCOME_TAGS if tag in known}
+            marks |= {JOB_NAME_TAG: name, JOB_QUEUE_TAG: str(job.job_queue)}
+            if runs > 1:
+                marks[WORK_KEY_TAG] = work_key(request, str(run.job_code_origin))
+                # A later try has its job's whole time limit, and meets nobody whom it could take along.
+                if joins and run.parent_run_id is None:
+                    joined = self._idle_job(marks[WORK_KEY_TAG])
+                    if joined is not None:
+                        self._join(run, joined, marks)
+                        return joined
+            self._instance.add_run_tags(run.run_id, marks)
             job_id = self.api.submit(request)
             self._instance.add_run_tags(run.run_id, {JOB_ID_TAG: job_id, RUN_WORKER_ID_TAG: job_id})
             if self._fresh(run).is_finished:  # canceled meanwhile, while AWS throttled for example
@@ -171,6 +189,40 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             raise
         self._report(run, f"Submitted {summary(name, job, compute)}.", self._job_metadata(job_id))
         return job_id
+
+    def submit_own(self, run: DagsterRun) -> str:
+        """Submit a job for a run that has joined another run's, which has ended before it began the run.
+
+        Raises:
+            BatchGpuError: as above.
+        """
+        left = {JOINED_TAG: NONE, JOB_NAME_TAG: NONE, JOB_ID_TAG: NONE}
+        self._instance.add_run_tags(run.run_id, left)
+        return self.submit(self._fresh(run))
+
+    def _idle_job(self, key: str) -> str | None:
+        """A job whose worker waits for a run of this key; it is taken, and no other run finds it."""
+        with self._taking:
+            waiting = RunsFilter(tags={WORK_KEY_TAG: key, IDLE_TAG: "true"})
+            for done in self._instance.get_runs(waiting):
+                job_id = own_job_id(done.run_id, done.tags)
+                # A later run inherits the tags, and a lost worker leaves its own behind.
+                if job_id is None or done.status != DagsterRunStatus.SUCCESS:
+                    continue
+                try:
+                    job = self.api.describe([job_id]).get(job_id)
+                except AwsUnavailable:
+                    return None
+                self._instance.add_run_tags(done.run_id, {IDLE_TAG: NONE})
+                if job is not None and job["status"] == "RUNNING":
+                    return job_id
+        return None
+
+    def _join(self, run: DagsterRun, job_id: str, marks: Mapping[str, str]) -> None:
+        ids = {JOB_ID_TAG: job_id, RUN_WORKER_ID_TAG: job_id, JOINED_TAG: run.run_id}
+        self._instance.add_run_tags(run.run_id, {**marks, **ids})
+        message = f"AWS Batch job {job_id}, which has executed another run, goes on with this one."
+        self._report(run, message, self._job_metadata(job_id))
 
     def customized(self, run: DagsterRun, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """SubmitJob's parameters for a run, for subclasses to change.
@@ -207,7 +259,7 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             self._plans[snapshot_id] = (steps, plan.step_keys_to_execute or None)
         return self._plans[snapshot_id]
 
-    def _command(self, run: DagsterRun, *, resuming: bool) -> list[str]:
+    def _command(self, run: DagsterRun, *, resuming: bool, runs: int) -> list[str]:
         origin = run.job_code_origin
         if origin is None:
             raise ConfigurationError(
@@ -225,8 +277,10 @@ class BatchGpuRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         )
         *entry, api, verb, text = args.get_command_args()
         command = [*(self.config.entry_point or entry), api, verb]
+        packed = base64.b64encode(zlib.compress(serialize_value(args).encode())).decode()
+        if runs > 1:
+            return ["python", "-m", "batch_gpu.worker", str(runs), str(self.config.idle_seconds), packed]
         if len(text) > LONGEST_PLAIN_COMMAND and not resuming:
-            packed = base64.b64encode(zlib.compress(serialize_value(args).encode())).decode()
             return [*command, "--compressed-input-json", packed]
         return [*command, text]
 

@@ -24,7 +24,7 @@ from batch_gpu.dagster_private import RUN_FAILURE_REASON_TAG, RunFailureReason, 
 from batch_gpu.endings import ENDED, Ending, Job, blocked, ending_of, interrupted_by, waited_too_long
 from batch_gpu.errors import BatchGpuError
 from batch_gpu.history import OnChanges, report_changes
-from batch_gpu.jobs import FAILURE_TAG, NONE, STATUS_SINCE_TAG, STATUS_TAG, TERMINATED, own_job_id
+from batch_gpu.jobs import FAILURE_TAG, NONE, STATUS_SINCE_TAG, STATUS_TAG, TERMINATED, has_joined, own_job_id
 from batch_gpu.launcher import BatchGpuRunLauncher
 
 # A launch may be under way in the daemon; only one that is older than all patience of a launch, and older
@@ -91,7 +91,7 @@ def watch_runs(
             elif (job_id := own_job_id(run.run_id, run.tags)) is not None:
                 outcome = _watch_job(telling, launcher, run, job_id, int(now() * 1000), cut_off)
             elif cut_off:
-                outcome = _submit(launcher, run)
+                outcome = _submit(launcher.submit, run)
             else:
                 outcome = "waiting"
         except BatchGpuError as error:
@@ -145,9 +145,9 @@ def build_batch_runs_sensor(
 batch_runs_sensor = build_batch_runs_sensor()
 
 
-def _submit(launcher: BatchGpuRunLauncher, run: dg.DagsterRun) -> str:
+def _submit(submit: Callable[[dg.DagsterRun], str], run: dg.DagsterRun) -> str:
     try:
-        launcher.submit(run)
+        submit(run)
     except BatchGpuError:
         return "failed"  # the run's events say why
     return "submitted"
@@ -173,6 +173,8 @@ def _watch_job(
     job = launcher.job(run, job_id)
     if job is None and not settled:
         return "waiting"  # AWS's answers may lag behind the submission
+    if has_joined(run.run_id, run.tags) and (job is None or job["status"] != "RUNNING"):
+        return _leave_job(instance, launcher, run, job)
     if job is None:
         gone = f"AWS Batch no longer knows job {job_id}, and the run has not begun."
         return _fail(instance, launcher, run, Ending("container-start", True, gone))
@@ -191,6 +193,19 @@ def _watch_job(
         return _fail(instance, launcher, run, ending)
     telling.tell(run, job, now_ms)
     return "waiting"
+
+
+def _leave_job(
+    instance: dg.DagsterInstance, launcher: BatchGpuRunLauncher, run: dg.DagsterRun, job: Job | None
+) -> str:
+    """A run has joined a job that has ended, or is being started again on another machine."""
+    if job is not None and job["status"] not in ENDED:
+        launcher.api.terminate(str(job["jobId"]), "Its machine was taken away between two runs.")
+        return "waiting"
+    fresh = instance.get_run_by_id(run.run_id)
+    if fresh is None or fresh.status != dg.DagsterRunStatus.STARTING:
+        return "waiting"  # the job had begun it
+    return _submit(launcher.submit_own, fresh)
 
 
 def _fail(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batch_gpu.gpus import gpu_count
+from batch_gpu.pool import MAX_JOBS_VARIABLE
 from batch_gpu.testing import FakeBatchServer, Machines, Queue, fake_batch_server
 from capstone_dagster.local.stack import join_environment
 
@@ -31,7 +32,10 @@ def fake_batch(stack: LocalStack) -> Iterator[FakeBatchServer]:
     # As in the image: this Python's programs are on the PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     inside = {**join_environment(stack.environment), "PATH": path}
-    queues = [Queue(GPU_QUEUE, Machines(gpus=max(1, gpu_count()))), Queue(CPU_QUEUE)]
+    gpus = max(1, gpu_count())
+    # What waits beyond the machines waits in Dagster's queue, where a worker that is through takes it.
+    stack.environment[MAX_JOBS_VARIABLE] = str(gpus)
+    queues = [Queue(GPU_QUEUE, Machines(gpus=gpus)), Queue(CPU_QUEUE)]
     with fake_batch_server(queues, environment=inside, cwd=Path(inside["DAGSTER_HOME"])) as server:
         for name in (GPU_QUEUE, CPU_QUEUE):
             server.batch.define_job(name)

@@ -15,7 +15,7 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from batch_gpu.aws import BatchApi
-from batch_gpu.jobs import JOB_ID_TAG, JOB_NAME_TAG
+from batch_gpu.jobs import IDLE_TAG, JOB_ID_TAG, JOB_NAME_TAG
 
 
 def queue_pass(instance: dg.DagsterInstance) -> None:
@@ -28,12 +28,16 @@ def _die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _tags(tag: str, *, written: bool) -> Any:
-    """Die when this tag is about to be written to a run, or has just been."""
+def _tags(tag: str, *, written: bool, value: str = "") -> Any:
+    """Die when this tag is about to be written to a run, or has just been.
+
+    Args:
+        value: to be written; by default any but `none`.
+    """
     add = dg.DagsterInstance.add_run_tags
 
     def add_or_die(instance: dg.DagsterInstance, run_id: str, tags: dict[str, str]) -> None:
-        meant = tags.get(tag, "none") != "none"
+        meant = tags.get(tag) == value if value else tags.get(tag, "none") != "none"
         if meant and not written:
             _die()
         add(instance, run_id, tags)
@@ -62,6 +66,14 @@ POINTS: dict[str, Callable[[], Any]] = {
 }
 
 
+# The same where a worker that waits for a run is given one.
+JOINING: dict[str, Callable[[], Any]] = {
+    "before the worker is taken": lambda: _tags(IDLE_TAG, written=False, value="none"),
+    "after it is taken": lambda: _tags(IDLE_TAG, written=True, value="none"),
+    "after it is joined": lambda: _tags(JOB_ID_TAG, written=True),
+}
+
+
 if __name__ == "__main__":
-    with dg.DagsterInstance.get() as instance, POINTS[sys.argv[1]]():
+    with dg.DagsterInstance.get() as instance, (POINTS | JOINING)[sys.argv[1]]():
         queue_pass(instance)

@@ -262,19 +262,28 @@ def test_the_sensor_leaves_other_launchers_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("compute", "gpus", "each", "limit"),
+    ("compute", "gpus", "each", "jobs", "limit"),
     [
-        ("local", 0, 1, 1),
-        ("local", 1, 1, 1),
-        ("local", 4, 1, 4),
-        ("local", 0, 3, 3),
-        ("local", 4, 3, 12),
-        ("batch", 4, 3, 1000),
+        ("local", 0, 1, "7", 1),
+        ("local", 1, 1, None, 1),
+        ("local", 4, 1, None, 4),
+        ("local", 0, 3, None, 3),
+        ("local", 4, 3, None, 12),
+        ("batch", 4, 3, None, 1000),
+        ("batch", 4, 3, "7", 7),
     ],
 )
 def test_the_pool_holds_as_many_runs_as_the_gpus_take(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, compute: str, gpus: int, each: int, limit: int
+    cloud: Cloud,
+    monkeypatch: pytest.MonkeyPatch,
+    compute: str,
+    gpus: int,
+    each: int,
+    jobs: str | None,
+    limit: int,
 ) -> None:
+    if jobs is not None:
+        monkeypatch.setenv("BATCH_GPU_MAX_JOBS", jobs)
     monkeypatch.setattr(pool, "gpu_count", lambda: gpus)
     instance = cloud.configure(launcher={"compute": compute, "runs_per_gpu": each})
     assert pool.set_pool_limit(instance) == limit

@@ -35,7 +35,7 @@ from batch_gpu.aws import BatchApi
 from batch_gpu.config import from_yaml
 from batch_gpu.endings import ENDED
 from batch_gpu.errors import BatchGpuError, FailureClass
-from batch_gpu.jobs import FAILURE_TAG, NONE
+from batch_gpu.jobs import FAILURE_TAG, IDLE_TAG, JOB_ID_TAG, NONE, own_job_id
 from batch_gpu.launcher import BatchGpuRunLauncher
 from batch_gpu.sensor import watch_runs
 from batch_gpu.testing import FakeBatch, Fault, Machines, Queue
@@ -43,8 +43,14 @@ from batch_gpu.testing.fake_batch import ConnectionCut, RequestError
 from tests.batch_gpu.conftest import ROOT
 
 CONFIG = {
-    "gpu": {"job_queue": "gpu", "job_definition": "worker", "gpus": 1, "max_wait_seconds": 13_500},
-    "cpu": {"job_queue": "cpu", "job_definition": "worker", "max_wait_seconds": 13_500},
+    name: {
+        "job_queue": name,
+        "job_definition": "worker",
+        "gpus": gpus,
+        "max_wait_seconds": 13_500,
+        "runs_per_job": 3,
+    }
+    for name, gpus in (("gpu", 1), ("cpu", 0))
 }
 SETTINGS = {
     # An interval of 0: each look asks AWS.
@@ -71,8 +77,10 @@ class Worker:
 
     def __init__(self, command: Any, environment: Mapping[str, str], *_: Any) -> None:
         self.run_id = environment["BATCH_GPU_RUN_ID"]
+        self.job_id = environment["AWS_BATCH_JOB_ID"]
+        self.runs_left = int(command[3]) if "batch_gpu.worker" in command else 1
         self.lines: list[tuple[int, str]] = []
-        self.executing = self.stopping = False
+        self.executing = self.stopping = self.idle = False
         self.code: int | None = None
 
     def exit_code(self) -> int | None:
@@ -85,7 +93,7 @@ class Worker:
         self.exit(137)
 
     def exit(self, code: int) -> None:
-        self.executing = False
+        self.executing = self.idle = False
         self.code = code if self.code is None else self.code
 
 
@@ -218,7 +226,7 @@ class Cloud(RuleBasedStateMachine):
         if answer_lost:
             self.batch.faults.append(Fault("SubmitJob", None, after=True))
         with suppress(BatchGpuError, DaemonKilled):
-            self.launcher.submit(self.run(run.run_id))
+            self.launcher.submit(self.run(run.run_id), joins=True)
         self.api.killed = None
 
     @rule()
@@ -292,6 +300,32 @@ class Cloud(RuleBasedStateMachine):
         else:
             worker.exit(137 if end == "is killed" else 0)
 
+    @precondition(lambda self: self.unfinished())
+    @rule(job=st.sampled_from(["look_think_tell", "waits"]), then=st.sampled_from(["killed", "given", None]))
+    def a_run_follows_another(self, job: str, then: str | None) -> None:
+        """Chance alone seldom has a run launched while a worker waits for one."""
+        self.time_passes(1)
+        self.workers_begin()
+        for worker in [each for each in self.living() if each.executing and not each.stopping]:
+            self.report(worker, "succeeds")
+        self.launch(job, None, answer_lost=False, listed_after_s=0)
+        for worker in self.living():
+            if worker.idle and then == "killed":
+                worker.exit(137)
+            elif worker.idle and then == "given":
+                self.begin(worker)
+
+    @precondition(lambda self: any(worker.idle for worker in self.living()))
+    @rule(given_meanwhile=st.booleans())
+    def idle_workers_end(self, given_meanwhile: bool) -> None:
+        for worker in self.living():
+            if worker.idle:
+                self.instance.add_run_tags(worker.run_id, {IDLE_TAG: NONE})
+                if given_meanwhile:
+                    self.begin(worker)
+                if worker.idle:
+                    worker.exit(0)
+
     @precondition(lambda self: any(worker.stopping for worker in self.living()))
     @rule()
     def workers_obey(self) -> None:
@@ -301,7 +335,9 @@ class Cloud(RuleBasedStateMachine):
 
     def begin(self, worker: Worker) -> None:
         """As Dagster's `execute_run` does: a run that has begun, or ended, is no longer its own."""
-        if worker.executing:
+        if worker.idle:
+            self.go_on(worker)
+        if worker.executing or worker.idle:
             return
         run = self.run(worker.run_id)
         if run.status != dg.DagsterRunStatus.STARTING:
@@ -319,7 +355,20 @@ class Cloud(RuleBasedStateMachine):
             event = dg.DagsterEvent(kind, run.job_name, event_specific_data=data)
             self.instance.report_dagster_event(event, run.run_id, timestamp=self.now())
             self.runs[run.run_id] = end
+        worker.runs_left -= 1
+        if worker.runs_left and self.run(worker.run_id).status == dg.DagsterRunStatus.SUCCESS:
+            worker.executing, worker.idle = False, True
+            self.instance.add_run_tags(run.run_id, {IDLE_TAG: "true"})
+            return
         worker.exit(0 if end == "succeeds" else 1)
+
+    def go_on(self, worker: Worker) -> None:
+        """Take the run that an idle worker was given, as `batch_gpu.worker` finds it."""
+        starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING], tags={JOB_ID_TAG: worker.job_id})
+        for run in self.instance.get_runs(starting):
+            if own_job_id(run.run_id, run.tags) == worker.job_id:
+                worker.run_id, worker.idle = run.run_id, False
+                return
 
     def obey(self, worker: Worker) -> None:
         """As Dagster's worker does on SIGTERM."""
@@ -362,6 +411,10 @@ class Cloud(RuleBasedStateMachine):
                     self.obey(worker)
                 elif worker.executing and turn % 3 == 2:
                     self.report(worker, "succeeds")
+                elif worker.idle and turn < 9:
+                    self.a_run_follows_another("look_think_tell", (None, "given", "killed")[turn % 3])
+                elif worker.idle and turn % 3 == 1:
+                    worker.exit(0)
                 else:
                     self.begin(worker)
             self.a_run_is_executed_once_at_a_time()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from batch_gpu.gpus import gpu_count
 from batch_gpu.testing import FakeBatchServer
 from capstone_dagster.clients import aws_client
 from capstone_dagster.local.cloud import fake_batch
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.live
 
 
 @pytest.mark.timeout(300)
-def test_an_upload_becomes_events_by_one_job_on_the_gpu_queue(
+def test_uploads_become_events_by_jobs_on_the_gpu_queue(
     tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     servers: list[FakeBatchServer] = []
@@ -41,23 +42,26 @@ def test_an_upload_becomes_events_by_one_job_on_the_gpu_queue(
         for name, value in join_environment(stack.environment).items():
             monkeypatch.setenv(name, value)
         settings = read_settings()
-        submission = submit_video(clip, aws_client("s3"), settings)
+        another = tmp_path / "another.mp4"
+        another.write_bytes(clip.read_bytes() + bytes(1))  # other bytes, the same video
+        videos = [submit_video(each, aws_client("s3"), settings).video_id for each in (clip, another)]
         database = Database(settings.event_store_url())
 
-        def ended() -> dict[str, Any] | None:
-            rows = database.transact(current_status, submission.video_id)
-            return next((row for row in rows if row["state"] in ("done", "failed")), None)
+        def ended() -> list[dict[str, Any]]:
+            rows = database.transact(current_status, *videos)
+            return rows if [row["state"] in ("done", "failed") for row in rows] == [True, True] else []
 
-        row = wait_for("the analysis", ended, deadline_s=180)
-        assert row["state"] == "done", row["message"]
-        assert database.transact(current_events, submission.video_id)
+        rows = wait_for("the analyses", ended, deadline_s=180)
+        assert {row["state"] for row in rows} == {"done"}, rows
+        assert len({row["run_id"] for row in rows}) == 2
+        assert all(database.transact(current_events, video) for video in videos)
         database.close()
 
-        [job] = servers[0].batch.jobs()
-        assert job["jobQueue"].endswith("/capstone-gpu")
-        assert servers[0].batch.calls["SubmitJob"] == 1
+        # One, where the second run was launched while the first one's worker waited.
+        job, *more = (job for job in servers[0].batch.jobs() if job["jobQueue"].endswith("/capstone-gpu"))
+        assert len(more) <= 1
         lines = [json.loads(line) for line in servers[0].batch.log_lines(job["jobId"])]
         assert {"timestamp", "level", "component", "message"} <= set.intersection(
             *(set(line) for line in lines if "_aws" not in line)
         )
-        assert stack.postgres.value("dagster", LIMIT, "gpu") == 1000, "AWS Batch has the machines"
+        assert stack.postgres.value("dagster", LIMIT, "gpu") == max(1, gpu_count()), "as many as the fake has"
