@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import sqlalchemy as sa
-from dagster import EventLogEntry
+from dagster import DagsterEventType, EventLogEntry, MarkdownMetadataValue
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
@@ -59,6 +59,7 @@ _TRY_FOR_EVENTS_S = 90.0
 _WAIT = wait_random_exponential(multiplier=5, min=3, max=15)
 _LINES_WITHIN_S = 5.0
 _SAY_EVERY_S = 60.0
+_PICTURE = "data:image/"
 
 _log = logging.getLogger("capstone.storage")
 
@@ -124,7 +125,7 @@ class _Events(_Pooled, PostgresEventLogStorage):
             return
         self._lines.flush(_LINES_WITHIN_S)
         with _patience(_TRY_FOR_EVENTS_S):
-            super().store_event(event)
+            super().store_event(_without_doubled_pictures(event))
 
     def dispose(self) -> None:
         self._lines.flush(_LINES_WITHIN_S)
@@ -133,6 +134,23 @@ class _Events(_Pooled, PostgresEventLogStorage):
     def forget_lines(self) -> None:
         """Start without lines, as a forked child does: lines and thread stay its parent's."""
         self._lines = LineWriter(super().store_event)
+
+
+def _without_doubled_pictures(event: EventLogEntry) -> EventLogEntry:
+    """A step's output as stored: its pictures lie in the asset's materialisation, which pages show."""
+    happened = event.dagster_event
+    if happened is None or happened.event_type != DagsterEventType.STEP_OUTPUT:
+        return event
+    output = happened.step_output_data
+    kept = {
+        name: value
+        for name, value in output.metadata.items()
+        if not (isinstance(value, MarkdownMetadataValue) and _PICTURE in (value.md_str or ""))
+    }
+    if len(kept) == len(output.metadata):
+        return event
+    smaller = happened._replace(event_specific_data=output._replace(metadata=kept))
+    return event._replace(dagster_event=smaller)
 
 
 _event_storages: weakref.WeakSet[_Events] = weakref.WeakSet()

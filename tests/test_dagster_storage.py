@@ -75,6 +75,23 @@ OPEN = """SELECT count(*) FROM pg_stat_activity
           WHERE datname = current_database() AND application_name = 'dagster'"""
 
 
+def test_a_picture_is_stored_with_the_materialisation_alone(instance: dg.DagsterInstance) -> None:
+    @dg.asset
+    def shown() -> dg.Output[None]:
+        picture = dg.MetadataValue.md("![sheet](data:image/jpeg;base64,AAAA)")
+        return dg.Output(None, metadata={"sheet": picture, "note": dg.MetadataValue.md("text"), "count": 3})
+
+    done = dg.materialize([shown], instance=instance, resources={"io_manager": dg.mem_io_manager})
+    stored = {
+        entry.dagster_event.event_type: entry.dagster_event
+        for entry in instance.all_logs(done.run_id)
+        if entry.dagster_event is not None
+    }
+    output = stored[dg.DagsterEventType.STEP_OUTPUT].step_output_data.metadata
+    made = stored[dg.DagsterEventType.ASSET_MATERIALIZATION].step_materialization_data.materialization
+    assert (set(output), set(made.metadata)) == ({"note", "count"}, {"sheet", "note", "count"})
+
+
 def test_a_hundred_statements_of_two_instances_need_one_connection(
     instance: dg.DagsterInstance, home: Path, ask: Ask
 ) -> None:
