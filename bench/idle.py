@@ -32,7 +32,7 @@ _SETTLING_S = 30.0
 _DEADLINE_S = 600.0
 # What a process's command line has in it, the first that matches.
 _PARTS = {
-    "runs": ("execute_run", "multiprocessing"),
+    "runs": ("execute_run", "multiprocessing", "fork_server"),
     "daemon": ("dagster._daemon",),
     "webserver": ("capstone_dagster.webserver",),
     "code server": ("grpc", "code_server"),
@@ -82,6 +82,9 @@ def _measured(stack: LocalStack, seconds: float) -> dict[str, object]:
     after = _read(stack)
     used = after.cpu_s - before.cpu_s
     processes = list(_processes())
+    pss_mb: Counter[str] = Counter()
+    for each in processes:
+        pss_mb[_part(each)] += each.memory_full_info().pss // 2**20
     return {
         "cpu_s": round(used.total(), 1),
         "cpu_s_by_part": {part: round(value, 1) for part, value in used.most_common()},
@@ -89,7 +92,8 @@ def _measured(stack: LocalStack, seconds: float) -> dict[str, object]:
         "ticks_per_minute": round((after.ticks - before.ticks) * 60 / (after.at - before.at), 1),
         "processes": len(processes),
         "rss_mb": round(sum(each.memory_info().rss for each in processes) / 2**20),
-        "pss_mb": round(sum(each.memory_full_info().pss for each in processes) / 2**20),
+        "pss_mb": pss_mb.total(),
+        "pss_mb_by_part": dict(pss_mb.most_common()),
     }
 
 

@@ -4,13 +4,13 @@ Uploads arrive by a curve of the day. In each second a stage takes what it can a
 the daemon, PostgreSQL, AWS Batch's SubmitJob, the GPU machines. What a video costs each stage was measured by
 `bench/short_clips.py`; what no machine here can measure (a GPU, a container's start, prices) is an option.
 
-    .venv/bin/python bench/scale.py [--videos 10000 100000 1000000] [--a-run 1 5 20] [--gpu-s 10] …
+    .venv/bin/python bench/scale.py [--videos 10000 100000 1000000] [--a-job 1 5 20] [--gpu-s 10] …
 """
 
 import argparse
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ class Video:
 
     daemon_s: float = 0.13
     postgres_s: float = 0.17
-    event_kb: float = 300.0
+    event_kb: float = 194.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Deployment:
     gpu_s: float
     container_s: float
     model_s: float
+    handover_s: float
     usd_per_gpu_hour: float
     postgres_cores: float
     # AWS Batch takes 50 requests a second and account, a fixed limit.
@@ -67,21 +68,21 @@ class Day:
     busiest: dict[str, float]
 
 
-def simulate(videos: int, a_run: int, deployments: int, video: Video, have: Deployment) -> Day:
+def simulate(videos: int, a_job: int, deployments: int, video: Video, have: Deployment) -> Day:
     """One day of one deployment's share of the uploads, in steps of a second.
 
     Args:
         videos: a day, all deployments together.
-        a_run: videos that travel together where enough wait; a run for each otherwise.
+        a_job: runs, of a video each, that one job executes where enough wait.
     """
     seconds = np.arange(_DAY_S)
     curve = 1 - _SWING * np.cos(2 * math.pi * seconds / _DAY_S)
     arrivals = videos / deployments / _DAY_S * curve
-    gpu_s_a_video = have.gpu_s + (have.container_s + have.model_s) / a_run
+    gpu_s_a_video = _gpu_s(have, a_job)
     rates = {
-        "daemon": a_run / video.daemon_s,
+        "daemon": 1 / video.daemon_s,
         "PostgreSQL": have.postgres_cores / video.postgres_s,
-        "SubmitJob": a_run * have.submits_per_s / deployments,
+        "SubmitJob": a_job * have.submits_per_s / deployments,
         "GPUs": have.gpus / gpu_s_a_video,
     }
     ages, flow = np.zeros(_DAY_S), arrivals
@@ -89,9 +90,12 @@ def simulate(videos: int, a_run: int, deployments: int, video: Video, have: Depl
         leaving = _served(flow, rate)
         ages += _waiting_s(flow, leaving)
         flow = leaving
-    ages += have.container_s + have.model_s + have.gpu_s * (1 + a_run) / 2
+    # The first video of a job waits for its start, the others for a worker that is through.
+    first, later = have.container_s + have.model_s + have.gpu_s, have.handover_s + have.gpu_s
+    ages = np.concatenate([ages + first, ages + later])
+    weights = np.concatenate([arrivals / a_job, arrivals * (1 - 1 / a_job)])
     order = np.argsort(ages)
-    share = np.cumsum(arrivals[order]) / arrivals.sum()
+    share = np.cumsum(weights[order]) / weights.sum()
     return Day(
         age_p50_s=round(float(ages[order][np.searchsorted(share, 0.5)]), 1),
         age_p99_s=round(float(ages[order][np.searchsorted(share, 0.99)]), 1),
@@ -100,6 +104,12 @@ def simulate(videos: int, a_run: int, deployments: int, video: Video, have: Depl
         event_gb=round(videos * video.event_kb / 1e6, 1),
         busiest={name: round(float(arrivals.max()) / rate, 2) for name, rate in rates.items()},
     )
+
+
+def _gpu_s(have: Deployment, a_job: int) -> float:
+    """For how long a video holds a GPU machine."""
+    starts = (have.container_s + have.model_s + have.handover_s * (a_job - 1)) / a_job
+    return have.gpu_s + starts
 
 
 def _served(arrivals: npt.NDArray[np.float64], rate: float) -> npt.NDArray[np.float64]:
@@ -125,7 +135,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="a day")
-    parser.add_argument("--a-run", type=int, nargs="+", default=[1, 5, 20], help="videos in one run")
+    parser.add_argument("--a-job", type=int, nargs="+", default=[1, 5, 20], help="runs in one job")
     parser.add_argument("--deployments", type=int, default=1, help="that share the uploads")
     parser.add_argument("--gpus", type=int, default=0, help="of each; 0: as many as the busiest hour needs")
     parser.add_argument("--gpu-s", type=float, default=10.0, help="a video's pass on the GPU")
@@ -133,23 +143,25 @@ def main() -> None:
         "--container-s", type=float, default=20.0, help="from a free machine to a started run"
     )
     parser.add_argument("--model-s", type=float, default=5.0, help="to load the model")
+    parser.add_argument("--handover-s", type=float, default=2.5, help="from a run's end to the next one")
     parser.add_argument("--usd", type=float, default=0.65, help="a GPU machine's price an hour")
     parser.add_argument("--postgres-cores", type=float, default=4.0)
     options = parser.parse_args()
     for videos in options.videos:
-        for a_run in options.a_run:
-            gpu_s = options.gpu_s + (options.container_s + options.model_s) / a_run
-            needed = math.ceil(1.05 * (1 + _SWING) * videos / options.deployments / _DAY_S * gpu_s)
+        for a_job in options.a_job:
             have = Deployment(
-                options.gpus or needed,
+                options.gpus,
                 options.gpu_s,
                 options.container_s,
                 options.model_s,
+                options.handover_s,
                 options.usd,
                 options.postgres_cores,
             )
-            day = simulate(videos, a_run, options.deployments, Video(), have)
-            facts = {"videos": videos, "a_run": a_run, "gpus": have.gpus * options.deployments}
+            busiest = 1.05 * (1 + _SWING) * videos / options.deployments / _DAY_S
+            have = replace(have, gpus=options.gpus or math.ceil(busiest * _gpu_s(have, a_job)))
+            day = simulate(videos, a_job, options.deployments, Video(), have)
+            facts = {"videos": videos, "a_job": a_job, "gpus": have.gpus * options.deployments}
             print(json.dumps(facts | {name: getattr(day, name) for name in Day.__slots__}))
 
 

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 import boto3
 import psutil
 import psycopg
-import report
 
+from bench import report
 from capstone_dagster.local.clip import DEMO_CLIP
 from capstone_dagster.local.processes import free_port
 
@@ -36,6 +38,12 @@ _STATES = "SELECT state, count(*) FROM capstone.current_status GROUP BY state"
 _PASS = """
 SELECT avg(a.seconds) FROM capstone.videos v JOIN capstone.analyses a USING (video_id)
 WHERE v.key LIKE 'burst/%'
+"""
+# By kind of event, what Dagster's event log holds of the burst's runs.
+_EVENTS = """
+SELECT coalesce(e.dagster_event_type, 'log line'), count(*), sum(length(e.event))
+FROM event_logs e JOIN run_tags t ON t.run_id = e.run_id AND t.key = 'capstone/s3_uri'
+WHERE t.value LIKE '%/burst/%' GROUP BY 1 ORDER BY 3 DESC
 """
 
 
@@ -49,7 +57,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write the result into bench/RESULTS.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="capstone-bench-") as folder:
-        clip = _cut(DEMO_CLIP, Path(folder) / "clip.mp4", options.seconds)
+        clip = cut(DEMO_CLIP, Path(folder) / "clip.mp4", options.seconds)
         result = measure(clip, options.clips, options.checkout.resolve(), Path(folder) / "state")
     if options.record:
         rows = [(name.replace("_", " "), value) for name, value in result.items()]
@@ -81,23 +89,29 @@ def measure(clip: Path, count: int, checkout: Path, state: Path) -> dict[str, An
         used = _processor_s(stack.pid) - before
         with psycopg.connect(_url(variables)) as database:
             row = database.execute(_PASS).fetchone()
+        with psycopg.connect(_url(variables, "DAGSTER_POSTGRES_URL")) as database:
+            events = database.execute(_EVENTS).fetchall()
     finally:
         stack.send_signal(signal.SIGINT)
         stack.wait(60)
     assert row is not None
+    for kind, rows, size in events:
+        print(f"{kind}: {rows / count:.1f} rows, {size / count / 1000:.1f} kB a clip", file=sys.stderr)
     return {
         "clips": count,
         "upload_s": round(uploaded - began, 1),
         "uploaded_to_all_published_s": round(drained - began, 1),
         "videos_per_minute": round(60 * count / (drained - began), 1),
         "processor_s_a_clip": round(used / count, 2),
+        "event_rows_a_clip": round(sum(rows for _, rows, _ in events) / count, 1),
+        "event_kb_a_clip": round(sum(size for _, _, size in events) / count / 1000, 1),
         "pass_s": round(float(row[0]), 2),
         "memory_mb_median": round(statistics.median(memory)),
         "memory_mb_peak": round(max(memory)),
     }
 
 
-def _cut(source: Path, target: Path, seconds: float) -> Path:
+def cut(source: Path, target: Path, seconds: float) -> Path:
     with av.open(str(source)) as whole, av.open(str(target), "w") as part:
         stream = whole.streams.video[0]
         copy = part.add_stream_from_template(stream)
@@ -127,8 +141,8 @@ def _variables(path: Path, stack: "subprocess.Popen[bytes]") -> dict[str, str]:
         time.sleep(0.2)
 
 
-def _url(variables: dict[str, str]) -> str:
-    return variables["CAPSTONE_DATABASE_URL"].replace("postgresql+psycopg://", "postgresql://")
+def _url(variables: dict[str, str], name: str = "CAPSTONE_DATABASE_URL") -> str:
+    return "postgresql://" + variables[name].partition("://")[2]
 
 
 def _upload(variables: dict[str, str], key: str, body: bytes) -> None:

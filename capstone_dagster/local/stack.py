@@ -109,7 +109,7 @@ def local_stack(
     Raises:
         LocalStackError: one of its kinds (errors.py); everything that was started is stopped by then.
     """
-    files = dagster_files or _repository_files()
+    files = dagster_files or repository_files()
     state = (state or files.workspace.parent / STATE_FOLDER).resolve()
     with ExitStack() as running:
         lock = running.enter_context(own_state(state))
@@ -217,7 +217,12 @@ def enter_environment(environment: Mapping[str, str], target: MutableMapping[str
     target.update(joined)
 
 
-def _repository_files() -> DagsterFiles:
+def repository_files() -> DagsterFiles:
+    """The checkout's own dagster.yaml and workspace.yaml.
+
+    Raises:
+        LocalStackError: this is no checkout.
+    """
     package = Path(capstone_dagster.__file__).resolve().parent
     for root in (package.parent, Path.cwd()):
         files = DagsterFiles(root / "workspace.yaml", root / "dagster.yaml")
