@@ -231,6 +231,17 @@ def sound_only(path: Path) -> None:
         written.mux(_tone(written.add_stream("aac", rate=16_000)))
 
 
+def clip_of_sound(kind: str) -> Write:
+    def write(path: Path) -> None:
+        with av.open(str(path), "w", format=kind) as written:
+            stream = written.add_stream("flac" if kind == "flac" else "pcm_s16le", rate=16_000)
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16), format="s16", layout="mono")
+            sound.sample_rate, sound.pts = 16_000, 0
+            written.mux([*stream.encode(sound), *stream.encode(None)])
+
+    return write
+
+
 def _tone(stream: Any) -> list[Any]:
     packets = []
     for number in range(10):
@@ -785,10 +796,20 @@ FILES: list[File] = [
     _refused("picture.png", raw(still(".png")), "still picture"),
     _refused("picture.mp4", raw(still(".webp")), "still picture"),
     _refused("picture.heic", raw(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)), "still picture"),
+    _refused("picture.gif", clip([0], codec="gif"), "still picture"),
+    _refused("picture.jp2", raw(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64)), "still picture"),
+    _refused(
+        "animated.webp", raw(b"RIFF\x40\0\0\0WEBPVP8X" + bytes(14) + b"ANIM" + bytes(40)), "animated WebP"
+    ),
+    _refused("song.mp4", raw(b"ID3\x04" + bytes(20) + b"\xff\xfb\x90\x64" * 400), "sound only"),
+    _refused("sound.wav", clip_of_sound("wav"), "sound only"),
+    _refused("sound.flac", clip_of_sound("flac"), "sound only"),
     _refused("no-pictures.mp4", edited(clip(**_FASTSTART), no_pictures), "none of its frames"),
     _refused("too-large.gif", edited(clip(codec="gif"), huge(12_000, 12_000)), "12000 × 12000"),
     # Each frame would be 800 MB of pixels; the file has some hundred bytes.
-    _refused("too-wide.gif", edited(clip([0], codec="gif"), huge(8192, 8192, aspect=241)), "32768 × 8192"),
+    _refused(
+        "too-wide.gif", edited(clip([0, 40], codec="gif"), huge(8192, 8192, aspect=241)), "32768 × 8192"
+    ),
     _refused(
         "list.m3u8",
         raw(b"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:2.4,\nplain.ts\n#EXT-X-ENDLIST\n"),

@@ -36,6 +36,15 @@ _PICTURES = {
     b"MM\0*": "TIFF",
     b"\0\0\x01\0": "ICO",
     b"\x0a\x05\x01\x08": "PCX",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"v/1\x01": "OpenEXR",
+    b"SDPX": "DPX",
+    b"XPDS": "DPX",
+    b"8BPS": "Photoshop",
+    b"qoif": "QOI",
 }
 _PICTURE_BRANDS = {
     "heic": "HEIC",
@@ -44,6 +53,19 @@ _PICTURE_BRANDS = {
     "msf1": "HEIF",
     "avif": "AVIF",
     "jxl ": "JPEG XL",
+}
+
+# The first bytes of files that hold sound alone; MP4, Matroska, Ogg and ASF are opened, and say so.
+_SOUNDS = {
+    b"ID3": "MP3",
+    b"\xff\xfb": "MP3",
+    b"\xff\xf3": "MP3",
+    b"\xff\xf1": "AAC",
+    b"\xff\xf9": "AAC",
+    b"fLaC": "FLAC",
+    b"#!AMR": "AMR",
+    b"caff": "CAF",
+    b".snd": "AU",
 }
 
 # A still picture of a phone may hold some others behind it: a gain map, a depth map.
@@ -89,6 +111,8 @@ def open_container(path: Path, name: str, *, hardware: bool = False) -> av.conta
             return av.open(f"file:{path}", format="mjpeg", options=_OPEN_OPTIONS)
         raise UndecodableVideo(_why_not_opened(path, name, error)) from error
     picture = _PICTURE_BRANDS.get(container.metadata.get("major_brand", ""))
+    if container.format.name == "gif" and _pictures_at_start(path, "gif") == 1:
+        picture = "GIF"
     if picture:
         container.close()
         raise UndecodableVideo(_still_picture(name, picture))
@@ -99,12 +123,16 @@ def _is_motion_jpeg(path: Path) -> bool:
     """Whether a file is pictures of JPEG in a row, as network cameras send them; FFmpeg takes it for one."""
     if _picture(path) != "JPEG":
         return False
+    return _pictures_at_start(path, "mjpeg") == _PICTURES_OF_A_STREAM
+
+
+def _pictures_at_start(path: Path, format: str) -> int:
+    """How many pictures a file of this format begins with, as far as it matters."""
     try:
-        with av.open(f"file:{path}", format="mjpeg", options=_OPEN_OPTIONS) as container:
-            packets = islice(container.demux(), _PICTURES_OF_A_STREAM)
-            return sum(packet.size > 0 for packet in packets) == _PICTURES_OF_A_STREAM
+        with av.open(f"file:{path}", format=format, options=_OPEN_OPTIONS) as container:
+            return sum(packet.size > 0 for packet in islice(container.demux(), _PICTURES_OF_A_STREAM))
     except av.error.FFmpegError:
-        return False
+        return 0
 
 
 def check_machine(path: Path, name: str, error: av.error.FFmpegError) -> None:
@@ -173,9 +201,14 @@ def codec_names(container: av.container.InputContainer) -> dict[int, str]:
 
 
 def _why_not_opened(path: Path, name: str, error: av.error.FFmpegError) -> str:
-    picture = _picture(path)
+    picture, sound = _picture(path), _sound(path)
     if picture:
         return _still_picture(name, picture)
+    if sound:
+        return (
+            f"A video was expected in {name}, but it is sound only ({sound}); upload the file that has the "
+            "pictures."
+        )
     places = {kind: (start, end) for kind, start, end in boxes(path)}
     if places and "moov" not in places and "moof" not in places and {"ftyp", "mdat"} & set(places):
         return (
@@ -199,15 +232,29 @@ def _names_encryption(path: Path, start: int, end: int) -> bool:
 
 
 def _still_picture(name: str, picture: str) -> str:
+    if picture.startswith("animated"):
+        return (
+            f"A video was expected in {name}, but FFmpeg does not read its format ({picture}); convert it "
+            "to MP4 and upload that."
+        )
     return f"A video was expected in {name}, but it is a still picture ({picture}); upload the video."
 
 
-def _picture(path: Path) -> str | None:
-    """The format of a file that holds a single picture; None for any other."""
+def _sound(path: Path) -> str | None:
+    """The format of a file that holds sound alone; None for any other."""
     with path.open("rb") as file:
         head = file.read(12)
+    if (head[:4], head[8:]) in ((b"RIFF", b"WAVE"), (b"FORM", b"AIFF")):
+        return head[8:].decode()
+    return next((sound for start, sound in _SOUNDS.items() if head.startswith(start)), None)
+
+
+def _picture(path: Path) -> str | None:
+    """The format of a file that holds a single picture, or an animation that FFmpeg does not read."""
+    with path.open("rb") as file:
+        head = file.read(64)
     if head[4:8] == b"ftyp":
         return _PICTURE_BRANDS.get(head[8:12].decode("latin-1"))
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
+        return "animated WebP" if b"ANIM" in head else "WebP"
     return next((picture for start, picture in _PICTURES.items() if head.startswith(start)), None)

@@ -50,6 +50,7 @@ class _Counts:
     corrupt_frames: int = 0
     encrypted: int = 0  # packets, each of which is a decode error too
     error_at_the_end: bool = False
+    unread_tail: bool = False
     pictures_end_s: Fraction = Fraction(0)  # by the track's packets, glitches included
     whole_end_s: Fraction = Fraction(0)  # by all tracks' packets
 
@@ -126,7 +127,7 @@ class VideoFile:
         """What was wrong with the file as far as it was read."""
         counts = self._counts
         return Damage(
-            truncated=counts.error_at_the_end or self._ends_early(),
+            truncated=counts.error_at_the_end or counts.unread_tail or self._ends_early(),
             decode_errors=max(counts.decode_errors, breaks(self._path)),
             corrupt_frames=counts.corrupt_frames,
             size_changes=self._bgr.size_changes,
@@ -240,7 +241,9 @@ class VideoFile:
                 self._stumbled()
             except av.error.FFmpegError as error:
                 check_machine(self._path, self._name, error)
-                self._stumbled()
+                if not self._container_is("mpjpeg"):  # it takes the last boundary for a damaged one
+                    self._stumbled()
+                    self._counts.unread_tail = True
                 return
 
     def _decode_packet(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
