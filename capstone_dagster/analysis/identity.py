@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import ModelUnavailable
 from .settings import AnalysisSettings, EventRules
 
-DETECTION_VERSION = 3
+DETECTION_VERSION = 4
 """Raise it when the same bytes, model and settings give other detections or tracks than before."""
 
 EVENTS_VERSION = 1

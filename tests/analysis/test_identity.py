@@ -32,9 +32,9 @@ def test_ids_are_what_they_were() -> None:
     analysis = analysis_id(video_id="clip-1a2b3c4d", detection_id=detections, rules=EventRules())
     event = event_id(analysis_id=analysis, label="person", track_id=1, start_ms=200)
     assert (detections, analysis, event) == (
-        "1b6b1e364a1b52148d0feace3365a648",
-        "5bb2fdea7cfd99d06d528d21bb7ccca2",
-        "4f4708790f3e4c71890de6192fb3602f",
+        "04dc1ed02bb1d6bd35e2693db7f7c148",
+        "379fe7b466ebd53eaa3beaa8d73cb9ff",
+        "dbfbfe59c757328222f791b1239bbb3b",
     )
 
 

@@ -272,3 +272,19 @@ def test_whom_the_frame_cuts_is_one_visit(fps: int, coming: bool) -> None:
     found = [Detections.of([box], [0.8], [0], NAMES) for box in (boxes if coming else boxes[::-1])]
     ids = visits(AnalysisSettings(), found, [round(index * 1000 / fps) for index in range(len(found))])
     assert ids == [[1]] * len(found)
+
+
+def test_the_larger_of_two_whom_the_frame_cuts_does_not_take_over_the_others_box() -> None:
+    """One of two people close to the camera leaves, as in the demo clip; boxes as the detector gave them."""
+    first = [(8.0, 140.0, 950.0, 480.0)] * 12 + [(0.0, 146.7, 808.7, 480.0), (0.0, 176.0, 746.7, 476.7)]
+    second = [(446.0, 0.0, 747.0, 479.0)] * 12 + [(379.3, 0.0, 773.3, 480.0), (298.0, 0.0, 762.7, 480.0)]
+    left_alone = [(178.0, 0.0, 709.3, 480.0), (71.3, 7.3, 661.3, 480.0), (23.3, 13.3, 647.3, 480.0)]
+    found = [Detections.of([*pair], [0.9, 0.95], [0, 0], NAMES) for pair in zip(first, second, strict=True)]
+    found += [Detections.of([box], [0.93], [0], NAMES) for box in left_alone]
+    tracker = VideoTracker(AnalysisSettings(), NAMES)
+    picture = np.zeros((480, 853, 3), dtype=np.uint8)
+    numbers = [
+        tracker.update(detections, picture, 200 * index).tolist() for index, detections in enumerate(found)
+    ]
+    assert numbers[0] == [1, 2]
+    assert [each[-1] for each in numbers] == [2] * len(found)

@@ -11,22 +11,22 @@ from .motion import Floats, States
 Pairs = npt.NDArray[np.intp]
 
 
-def motion_evidence(predicted: States, measured: Floats, noise: Floats) -> Floats:
+def motion_evidence(predicted: States, measured: Floats, noise: Floats, unit: Floats) -> Floats:
     """How well each of m detections, (m, 4) with variances (m, 4), fits where each of n objects is expected.
 
-    (n, m) log-likelihoods in nats but for a constant, in units of the object's size: what is uncertain
-    explains everything a little and nothing well.
+    (n, m) log-likelihoods in nats but for a constant, in units of (n, m) sizes: what is uncertain explains
+    everything a little and nothing well.
     """
     total = predicted.place_var[:, None, :] + noise[None, :, :]
     squared = ((predicted.place[:, None, :] - measured[None, :, :]) ** 2 / total).sum(axis=2)
-    evidence: Floats = -0.5 * squared + highest_evidence(predicted, noise)
+    evidence: Floats = -0.5 * squared + highest_evidence(predicted, noise, unit)
     return evidence
 
 
-def highest_evidence(predicted: States, noise: Floats) -> Floats:
+def highest_evidence(predicted: States, noise: Floats, unit: Floats) -> Floats:
     """(n, m) what `motion_evidence` is at most: that of a detection exactly where it is expected."""
     total = predicted.place_var[:, None, :] + noise[None, :, :]
-    highest: Floats = -0.5 * np.log(total / predicted.size[:, None, :] ** 2).sum(axis=2)
+    highest: Floats = -0.5 * np.log(total / unit[:, :, None] ** 2).sum(axis=2)
     return highest
 
 

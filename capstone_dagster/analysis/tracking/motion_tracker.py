@@ -127,11 +127,14 @@ class MotionTracker:
         cut: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.intp]:
         """(k, 2) rows of tracklets and positions of detections that belong together."""
-        evidence = motion_evidence(predicted, places, noise) - _NEW_OBJECT
+        # A box that the frame cuts may be the rest of anybody: the larger must not win by its unit.
+        sizes = places[:, 2:].max(axis=1, initial=1.0)
+        unit = np.where(cut, sizes, predicted.size)
+        evidence = motion_evidence(predicted, places, noise, unit) - _NEW_OBJECT
         if looks is not None:
             known = (self._looked_ms >= 0)[:, None]
             evidence += np.where(known, appearance.evidence(self._looks @ looks.T), 0.0)
-        still = highest_evidence(predicted, noise) - _NEW_OBJECT < _BELIEVABLE
+        still = highest_evidence(predicted, noise, unit) - _NEW_OBJECT < _BELIEVABLE
         if still.any():
             still &= overlap(self._states.place, places) >= _STILL_OVERLAP
             evidence = np.where(still, np.maximum(evidence, _STILL_EVIDENCE), evidence)
