@@ -210,6 +210,8 @@ def test_dev_serves_the_ui_and_other_terminals_until_ctrl_c(
         "detections": ["raw_videos"],
         "events": ["detections"],
         "daily_activity": ["events"],
+        "service_report": [],
+        "delivery_report": [],
     }
     for name in ("raw_videos", "extracted_frames", "detections", "events"):
         assert nodes[name]["assetMaterializations"], name

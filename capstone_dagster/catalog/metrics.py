@@ -137,4 +137,11 @@ TELEMETRY_DROPPED = _counter(
     "Channel",
 )
 
+# --- software delivery: once a day, of the last 90 days (docs/reports.md) ---
+DEPLOYMENTS_A_WEEK = _gauge("DeploymentsPerWeek", "How often a version was deployed.")
+LEAD_TIME = _gauge("LeadTime", "From a commit to its deployment, median.", unit="Seconds")
+CHANGE_FAILURE_RATE = _gauge("ChangeFailureRate", "Deployments that failed.", unit="Percent")
+TIME_TO_RESTORE = _gauge("TimeToRestore", "From a deployment's failure to its end, median.", unit="Seconds")
+REWORK_RATE = _gauge("ReworkRate", "Deployments that followed one that failed.", unit="Percent")
+
 METRICS: tuple[Metric, ...] = tuple(value for value in globals().values() if isinstance(value, Metric))

@@ -65,7 +65,8 @@ _WITH_CLASS = "LEFT JOIN run_tags failure ON failure.run_id = r.run_id AND failu
 
 _UPLOADS = """
     SELECT state, failure_class, count(*) AS number FROM capstone.video_status
-    WHERE updated_at >= to_timestamp(:since) AND updated_at < to_timestamp(:until) GROUP BY 1, 2"""
+    WHERE state IN ('done', 'failed')
+        AND updated_at >= to_timestamp(:since) AND updated_at < to_timestamp(:until) GROUP BY 1, 2"""
 _JOURNEYS = """
     SELECT * FROM (
         SELECT DISTINCT ON (upload_id) run_id, video_id, extract(epoch FROM uploaded_at)::float AS uploaded,
@@ -211,17 +212,12 @@ class Records:
 
     def uploads(self, period: Period) -> Uploads:
         """How the uploads ended whose state changed last in the period."""
-        done, unfinished, failed, others = 0, 0, {}, {}
-        for row in self._ask(self._store, _UPLOADS, since=period.since, until=period.until):
-            if row["state"] == "done":
-                done += row["number"]
-            elif row["state"] == "failed":
-                failed[row["failure_class"] or _UNKNOWN] = row["number"]
-            elif row["state"] in ("superseded", "cancelled"):
-                others[row["state"]] = row["number"]
-            else:
-                unfinished += row["number"]
-        return Uploads(done, failed, others, unfinished)
+        found = self._ask(self._store, _UPLOADS, since=period.since, until=period.until)
+        done = sum(row["number"] for row in found if row["state"] == "done")
+        failed = {
+            row["failure_class"] or _UNKNOWN: row["number"] for row in found if row["state"] == "failed"
+        }
+        return Uploads(done, failed)
 
     def journeys(self, period: Period, *, most: int, video_id: str | None = None) -> list[Journey]:
         """The uploads of the period that were analysed, latest first, up to a number; or of one video."""

@@ -75,14 +75,10 @@ class Uploads:
     Attributes:
         done: analysed and published.
         failed: failure class → how many.
-        others: other final states → how many.
-        unfinished: those that wait or run.
     """
 
     done: int = 0
     failed: Mapping[str, int] = field(default_factory=dict)
-    others: Mapping[str, int] = field(default_factory=dict)
-    unfinished: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,12 @@ def test_reports_show_what_is_on_record(two_videos: Pipeline, capstone: Capstone
     assert (cause["failure"], cause["count"]) == ("undecodable-video", 1)
     assert cause["example"].startswith("A video was expected in yard/85.mp4")
 
+    with two_videos.services.database.transaction() as connection:  # as PostgreSQL's extension would
+        connection.exec_driver_sql(
+            "CREATE TABLE public.pg_stat_statements AS SELECT 'SELECT slow' AS query, 7 AS calls, "
+            "1500.0::float AS mean_exec_time, 10500.0::float AS total_exec_time"
+        )
+    assert "10.5 s  SELECT slow" in capstone("perf-report").out
     assert figures("perf-report")["uploads"] == figures("perf-report", "84")["uploads"] == 1
     assert "# Performance" in capstone("perf-report", "--markdown").out
     assert "No upload was analysed" in capstone("perf-report", "85").out

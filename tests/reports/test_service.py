@@ -14,7 +14,7 @@ BEGIN = 1_800_000_000.0 - 1_800_000_000.0 % DAY  # a midnight
 FACTS = Facts(
     period=Period(BEGIN, BEGIN + 10 * DAY),
     # 1,998 of 2,000 that could be analysed: 0.1 % may fail, and did.
-    uploads=Uploads(1998, {"worker-lost": 2, "undecodable-video": 20}, {"superseded": 5}, 3),
+    uploads=Uploads(1998, {"worker-lost": 2, "undecodable-video": 20}),
     journeys=[Journey("r", "v", 0.0, at, at + 2, at + 5, at + 9, at + 14) for at in (1.0, 3.0)],
     journeys_most=2000,
     work=[DayOfWork(BEGIN, 1000, 200.0, 3600.0, 100.0), DayOfWork(BEGIN + DAY, 1000, 100.0, 3600.0, 100.0)],

@@ -11,7 +11,6 @@ import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,18 @@ import dagster as dg
 
 from capstone_dagster.assets.failing import as_failure
 from capstone_dagster.assets.shown.metadata import OWNERS
-from capstone_dagster.reports.delivery import Release, delivery, delivery_report
+from capstone_dagster.catalog.metrics import (
+    CHANGE_FAILURE_RATE,
+    DEPLOYMENTS_A_WEEK,
+    LEAD_TIME,
+    REWORK_RATE,
+    TIME_TO_RESTORE,
+)
+from capstone_dagster.reports.delivery import Delivery, Release, delivery, delivery_report
 from capstone_dagster.reports.gathering import history, service_facts
 from capstone_dagster.reports.reading import Records, open_records
 from capstone_dagster.reports.records import Period
-from capstone_dagster.reports.service import service, service_report
+from capstone_dagster.reports.service import service_report
 from capstone_dagster.reports.shown import Report, as_markdown, as_text
 from capstone_dagster.services import Services
 
@@ -54,9 +60,8 @@ stored as `summaries/service_report` in text, Markdown and JSON.""",
 def service_report_asset(services: dg.ResourceParam[Services]) -> dg.MaterializeResult[None]:
     """One reading of both databases, three files."""
 
-    def make(records: Records, period: Period) -> tuple[Report, Mapping[str, Any]]:
-        facts = service_facts(records, period, services.settings.gpu_usd_per_hour)
-        return service_report(facts), asdict(service(facts))
+    def make(records: Records, period: Period) -> Report:
+        return service_report(service_facts(records, period, services.settings.gpu_usd_per_hour))
 
     return _made("service_report", services, SERVICE_DAYS, make)
 
@@ -69,13 +74,16 @@ deployments by week; stored as `summaries/delivery_report` in text, Markdown and
 def delivery_report_asset(services: dg.ResourceParam[Services]) -> dg.MaterializeResult[None]:
     """One reading of both databases, three files, one picture."""
 
-    def make(records: Records, period: Period) -> tuple[Report, Mapping[str, Any]]:
-        found = history(records, period.until)
-        plot = b64encode(deployments_picture(found, period.until)).decode("ascii")
-        shown = dg.MetadataValue.md(f"![Deployments by week](data:image/svg+xml;base64,{plot})")
-        return delivery_report(found, period), {**asdict(delivery(found, period)), "plot": shown}
+    plot: dict[str, Any] = {}
 
-    return _made("delivery_report", services, DELIVERY_DAYS, make)
+    def make(records: Records, period: Period) -> Report:
+        found = history(records, period.until)
+        svg = b64encode(deployments_picture(found, period.until)).decode("ascii")
+        _publish(services, delivery(found, period))
+        plot["plot"] = dg.MetadataValue.md(f"![Deployments by week](data:image/svg+xml;base64,{svg})")
+        return delivery_report(found, period)
+
+    return _made("delivery_report", services, DELIVERY_DAYS, make, plot)
 
 
 daily_reports = dg.define_asset_job(
@@ -92,6 +100,21 @@ reports_schedule = dg.ScheduleDefinition(
     cron_schedule="47 3 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
+
+
+def _publish(services: Services, figures: Delivery) -> None:
+    values = {
+        DEPLOYMENTS_A_WEEK: figures.a_week,
+        LEAD_TIME: figures.lead_time_s,
+        CHANGE_FAILURE_RATE: _hundredfold(figures.change_failure_rate),
+        TIME_TO_RESTORE: figures.restore_s,
+        REWORK_RATE: _hundredfold(figures.rework_rate),
+    }
+    services.metrics.add_all({metric: value for metric, value in values.items() if value is not None})
+
+
+def _hundredfold(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def deployments_picture(found: Sequence[Release], until: float) -> bytes:
@@ -125,13 +148,18 @@ def _made(
     name: str,
     services: Services,
     days: int,
-    make: Callable[[Records, Period], tuple[Report, Mapping[str, Any]]],
+    make: Callable[[Records, Period], Report],
+    more: Mapping[str, Any] | None = None,
 ) -> dg.MaterializeResult[None]:
-    """Make a report, store it, and show it."""
+    """Make a report, store it, and show it.
+
+    Args:
+        more: metadata that `make` leaves there.
+    """
     until = time.time()
     try:
         with open_records(services.database) as records:
-            report, figures = make(records, Period(until - days * 86_400, until))
+            report = make(records, Period(until - days * 86_400, until))
         for ending, text in {
             "txt": as_text(report),
             "md": as_markdown(report),
@@ -141,10 +169,11 @@ def _made(
     except Exception as error:
         raise as_failure(error) from error
     # Whole numbers and floats are what Dagster's pages plot over time.
-    numbers = {key: each for key, each in figures.items() if isinstance(each, (int, float, dg.MetadataValue))}
+    numbers = {key: each for key, each in report.figures.items() if isinstance(each, (int, float))}
     return dg.MaterializeResult(
         metadata={
             **numbers,
+            **(more or {}),
             "report": dg.MetadataValue.md(as_markdown(report)),
             "rows_read": records.rows,
             "file": dg.MetadataValue.path(services.objects.url(f"summaries/{name}.md")),
