@@ -31,8 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dagster as dg
 from sqlalchemy.engine import make_url
 
-from batch_gpu.testing import FakeBatchServer, Machines
-from batch_gpu.testing.fake_batch import TimeLimit
+from batch_gpu.testing import FakeBatchServer, Machines, TimeLimit
 from bench.interference import CutLine, Refusal, S3Gate, s3_gate
 from bench.report import record, table
 from capstone_dagster.alerts.inbox import Received, look_into
@@ -513,7 +512,7 @@ def stage() -> Iterator[Stage]:
             }
             parts["server"] = server = running.enter_context(fake_batch(stack))
             server.batch.set_machines(GPU_QUEUE, MACHINES)
-            server.batch.stop_grace_s = 10.0
+            server.batch.scheduler.stop_grace_s = 10.0
 
         print("Starting the local stack", file=sys.stderr)
         stack = running.enter_context(

@@ -10,8 +10,9 @@ container's command as a process of this machine. What it models of AWS's docume
 """
 
 from batch_gpu.testing.clock import FakeClock
-from batch_gpu.testing.fake_batch import FakeBatch, Fault, Machines, Queue, TimeLimit
+from batch_gpu.testing.fake_batch import FakeBatch
 from batch_gpu.testing.server import FakeBatchServer, fake_batch_server
+from batch_gpu.testing.state import Fault, Machines, Queue, TimeLimit
 
 __all__ = [
     "FakeBatch",

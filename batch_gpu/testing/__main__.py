@@ -13,8 +13,8 @@ import sys
 import threading
 from pathlib import Path
 
-from batch_gpu.testing.fake_batch import Machines, Queue
 from batch_gpu.testing.server import fake_batch_server
+from batch_gpu.testing.state import Machines, Queue
 
 
 def main() -> None:

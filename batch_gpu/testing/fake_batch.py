@@ -1,4 +1,4 @@
-"""The fake's state machine, without HTTP: queues, machines, jobs, attempts, and faults on request.
+"""The fake without HTTP: it answers requests, and does what a test asks for.
 
 It models these parts of AWS Batch, as its API reference and user guide describe them:
 
@@ -28,125 +28,34 @@ import re
 import threading
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from batch_gpu.testing.clock import FakeClock
+from batch_gpu.testing.answers import (
+    Answer,
+    described,
+    described_environment,
+    described_queue,
+    requirements,
+    summary,
+)
 from batch_gpu.testing.container import KILLED, Container
+from batch_gpu.testing.scheduler import Scheduler, glob
+from batch_gpu.testing.state import (
+    ENDED,
+    WAITING,
+    ConnectionCut,
+    Fault,
+    Job,
+    Machines,
+    Queue,
+    RequestError,
+    arn,
+)
 
-Answer = dict[str, Any]
-ENDED = ("SUCCEEDED", "FAILED")
-WAITING = ("SUBMITTED", "PENDING", "RUNNABLE")
-REGION, ACCOUNT = "ap-northeast-2", "123456789012"
 LOG_GROUP = "/aws/batch/job"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-
-
-@dataclass(frozen=True, slots=True)
-class Machines:
-    """A compute environment: what its largest machine holds, and how many machines it may have."""
-
-    gpus: int = 0
-    vcpus: int = 64
-    memory_mib: int = 256_000
-    count: int = 1
-    starts_in_s: float = 0.0
-    """How long a container takes from its machine to its first process."""
-
-
-@dataclass(frozen=True, slots=True)
-class TimeLimit:
-    """One of a queue's `jobStateTimeLimitActions`."""
-
-    reason: str
-    max_time_seconds: int
-
-
-@dataclass(slots=True)
-class Queue:
-    """A job queue with one compute environment."""
-
-    name: str
-    machines: Machines = Machines()
-    time_limits: Sequence[TimeLimit] = ()
-    fair_share: bool = False
-    blocked: str | None = None
-    """The status reason of the job at its head, none of which starts."""
-
-
-@dataclass(slots=True)
-class Fault:
-    """What happens to the next requests of one operation in place of an answer.
-
-    Attributes:
-        error: the error's code; None cuts the connection.
-        times: how many requests it hits; None for all until it is removed.
-        after: let the request take effect first, so that only its answer is lost.
-        skip: number of requests to let pass first.
-    """
-
-    operation: str
-    error: str | None = "TooManyRequestsException"
-    message: str = "Too Many Requests"
-    status: int = 429
-    times: int | None = 1
-    after: bool = False
-    skip: int = 0
-
-
-class RequestError(Exception):
-    """An error answer."""
-
-    def __init__(self, message: str, code: str = "ClientException", status: int = 400) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = status
-
-
-class ConnectionCut(Exception):
-    """No answer at all."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    started_ms: int
-    stopped_ms: int
-    status_reason: str
-    exit_code: int | None
-    reason: str | None
-    stream: str
-
-
-@dataclass(slots=True)
-class _Job:
-    job_id: str
-    number: int
-    name: str
-    queue: str
-    definition: Mapping[str, Any]
-    request: Mapping[str, Any]
-    created_ms: int
-    status: str = "SUBMITTED"
-    status_reason: str | None = None
-    blocked_since_ms: int | None = None
-    placed_ms: int | None = None
-    started_ms: int | None = None
-    stopped_ms: int | None = None
-    stream: str | None = None
-    exit_code: int | None = None
-    reason: str | None = None
-    container: Container | None = None
-    stopping: tuple[str, bool] | None = None
-    reclaimed_at_ms: int | None = None
-    terminated: bool = False
-    cancelled: bool = False
-    attempts: list[_Attempt] = field(default_factory=list)
-
-    @property
-    def arn(self) -> str:
-        return _arn(f"job/{self.job_id}")
 
 
 class FakeBatch:
@@ -170,7 +79,6 @@ class FakeBatch:
         stop_grace_s: float = 30.0,
         start_container: Callable[..., Container] = Container,
     ) -> None:
-        self.clock = FakeClock()
         self.queues = {queue.name: queue for queue in queues}
         self.calls: Counter[str] = Counter()
         self.faults: deque[Fault] = deque()
@@ -178,24 +86,22 @@ class FakeBatch:
         """How long ListJobs does not know of a job that was submitted."""
         self.describing_lag_s = 0.0
         """The same of DescribeJobs."""
-        self.unpullable: set[str] = set()
+        self.scheduler = Scheduler(
+            self.queues, dict(environment or {}), cwd, dict(secrets or {}), stop_grace_s, start_container
+        )
+        self.clock = self.scheduler.clock
+        self.unpullable = self.scheduler.unpullable
         """Images that no machine can pull."""
-        self._environment = dict(environment or {})
-        self._cwd = cwd
-        self._secrets = dict(secrets or {})
-        self.stop_grace_s = stop_grace_s
-        self._start_container = start_container
         self._lock = threading.RLock()
-        self._jobs: dict[str, _Job] = {}
+        self._jobs = self.scheduler.jobs
         self._definitions: dict[str, list[dict[str, Any]]] = {}
-        self._streams: dict[str, Container] = {}
 
     # --- what a test asks for ---
 
     def jobs(self) -> list[Answer]:
         """All jobs as DescribeJobs describes them, oldest first; not counted as a request."""
         with self._lock:
-            return [self._described(job) for job in self._jobs.values()]
+            return [described(job) for job in self._jobs.values()]
 
     def log_lines(self, job_id: str) -> list[str]:
         """What the job's latest container wrote; not counted as a request."""
@@ -212,7 +118,7 @@ class FakeBatch:
     def define_job(self, name: str, **container: Any) -> str:
         """Register a job definition of one container, and return its ARN; not counted as a request."""
         properties = {"image": "fake/image:1", **container}
-        properties.setdefault("resourceRequirements", _requirements({"VCPU": 1, "MEMORY": 1024}))
+        properties.setdefault("resourceRequirements", requirements({"VCPU": 1, "MEMORY": 1024}))
         request = {"jobDefinitionName": name, "type": "container", "containerProperties": properties}
         with self._lock:
             return str(self._register_job_definition(request)["jobDefinitionArn"])
@@ -231,15 +137,7 @@ class FakeBatch:
         with self._lock:
             job = self._jobs[job_id]
             job.reclaimed_at_ms = self.clock.now_ms() + round(after_s * 1000)
-            self._reclaim(job)
-
-    def _reclaim(self, job: _Job) -> None:
-        if job.reclaimed_at_ms is not None and job.reclaimed_at_ms <= self.clock.now_ms():
-            job.reclaimed_at_ms = None
-            if job.container is not None:
-                job.container.kill()
-            host = f"Host EC2 (instance i-{job.number:017x}) terminated."
-            self._end_attempt(job, host, None, None)
+            self.scheduler.reclaim(job)
 
     def kill_container(self, job_id: str) -> None:
         """Kill a running job's container as the kernel does when it takes more memory than it has."""
@@ -248,7 +146,7 @@ class FakeBatch:
             assert job.container is not None, f"job {job_id} is {job.status}"
             job.container.kill()
             reason = "OutOfMemoryError: Container killed due to memory usage"
-            self._end_attempt(job, "Essential container in task exited", KILLED, reason)
+            self.scheduler.end_attempt(job, "Essential container in task exited", KILLED, reason)
 
     def kill_all(self) -> None:
         """End every process; nothing starts any more."""
@@ -311,7 +209,7 @@ class FakeBatch:
         if not 1 <= strategy.get("attempts", 1) <= 10 or len(strategy.get("evaluateOnExit", [])) > 5:
             raise RequestError("RetryStrategy is not valid: 1 to 10 attempts, up to 5 conditions.")
         definition = self._definition(request["jobDefinition"])
-        job = _Job(
+        job = Job(
             job_id=str(uuid.uuid4()),
             number=len(self._jobs) + 1,
             name=name,
@@ -329,7 +227,7 @@ class FakeBatch:
             raise RequestError("Cannot describe more than 100 jobs.")
         known = [self._jobs.get(each.rpartition("/")[2]) for each in wanted]
         seen_until = self.clock.now_ms() - int(self.describing_lag_s * 1000)
-        return {"jobs": [self._described(job) for job in known if job and job.created_ms <= seen_until]}
+        return {"jobs": [described(job) for job in known if job and job.created_ms <= seen_until]}
 
     def _list_jobs(self, request: Mapping[str, Any]) -> Answer:
         queue = self._queue(request["jobQueue"])
@@ -348,7 +246,7 @@ class FakeBatch:
         jobs.sort(key=lambda job: job.number, reverse=True)
         start = int(request.get("nextToken") or 0)
         end = start + int(request.get("maxResults") or 100)
-        answer: Answer = {"jobSummaryList": [self._summary(job) for job in jobs[start:end]]}
+        answer: Answer = {"jobSummaryList": [summary(job) for job in jobs[start:end]]}
         return answer | ({"nextToken": str(end)} if end < len(jobs) else {})
 
     def _terminate_job(self, request: Mapping[str, Any]) -> Answer:
@@ -356,14 +254,14 @@ class FakeBatch:
         if job.status in ENDED:
             return {}
         job.terminated = True
-        self._leave(job, request["reason"])
+        self.scheduler.leave(job, request["reason"])
         return {}
 
     def _cancel_job(self, request: Mapping[str, Any]) -> Answer:
         job = self._known(request["jobId"])
         if job.status in WAITING:
             job.cancelled = True
-            self._leave(job, request["reason"])
+            self.scheduler.leave(job, request["reason"])
         return {}
 
     def _register_job_definition(self, request: Mapping[str, Any]) -> Answer:
@@ -372,10 +270,9 @@ class FakeBatch:
             raise RequestError(f"Job definition name should match valid pattern: {name}")
         revisions = self._definitions.setdefault(name, [])
         revision = len(revisions) + 1
-        arn = _arn(f"job-definition/{name}:{revision}")
-        stated = {"jobDefinitionArn": arn, "revision": revision, "status": "ACTIVE"}
-        revisions.append({**request, **stated})
-        return {"jobDefinitionName": name, "jobDefinitionArn": arn, "revision": revision}
+        named = {"jobDefinitionArn": arn(f"job-definition/{name}:{revision}"), "revision": revision}
+        revisions.append({**request, **named, "status": "ACTIVE"})
+        return {"jobDefinitionName": name, **named}
 
     def _describe_job_definitions(self, request: Mapping[str, Any]) -> Answer:
         every = [each for revisions in self._definitions.values() for each in revisions]
@@ -394,26 +291,17 @@ class FakeBatch:
 
     def _describe_job_queues(self, request: Mapping[str, Any]) -> Answer:
         wanted = {each.rpartition("/")[2] for each in request.get("jobQueues") or self.queues}
-        return {"jobQueues": [_queue_detail(queue) for name, queue in self.queues.items() if name in wanted]}
+        queues = [queue for name, queue in self.queues.items() if name in wanted]
+        return {"jobQueues": [described_queue(queue) for queue in queues]}
 
     def _describe_compute_environments(self, request: Mapping[str, Any]) -> Answer:
         wanted = {each.rpartition("/")[2] for each in request.get("computeEnvironments") or self.queues}
         return {
-            "computeEnvironments": [
-                {
-                    "computeEnvironmentName": name,
-                    "computeEnvironmentArn": _arn(f"compute-environment/{name}"),
-                    "type": "MANAGED",
-                    "state": "ENABLED",
-                    "status": "VALID",
-                }
-                for name in self.queues
-                if name in wanted
-            ]
+            "computeEnvironments": [described_environment(name) for name in self.queues if name in wanted]
         }
 
     def _get_log_events(self, request: Mapping[str, Any]) -> Answer:
-        container = self._streams.get(request["logStreamName"])
+        container = self.scheduler.streams.get(request["logStreamName"])
         if container is None or request.get("logGroupName") != LOG_GROUP:
             raise RequestError("The specified log stream does not exist.", "ResourceNotFoundException")
         lines = list(container.lines)
@@ -427,193 +315,9 @@ class FakeBatch:
     def step(self) -> None:
         """Move every job on as far as it goes now."""
         with self._lock:
-            for job in list(self._jobs.values()):
-                self._reclaim(job)
-                if job.status == "SUBMITTED":
-                    job.status = "RUNNABLE"
-                elif job.status == "RUNNING":
-                    self._watch(job)
-            for queue in self.queues.values():
-                self._place(queue)
-            for job in list(self._jobs.values()):
-                if job.status == "STARTING":
-                    self._start(job)
+            self.scheduler.step()
 
-    def _place(self, queue: Queue) -> None:
-        machines = queue.machines
-        jobs = [job for job in self._jobs.values() if job.queue == queue.name]
-        busy = [job for job in jobs if job.status in ("STARTING", "RUNNING")]
-        free = Counter({"GPU": machines.gpus, "VCPU": machines.vcpus, "MEMORY": machines.memory_mib})
-        free = Counter({kind: amount * machines.count for kind, amount in free.items()})
-        for job in busy:
-            free.subtract(_demand(job))
-        waiting = [job for job in jobs if job.status == "RUNNABLE"]
-        # Within one share a higher priority goes first; the sort keeps the order of submission otherwise.
-        waiting.sort(key=lambda job: -int(job.request.get("schedulingPriorityOverride") or 0))
-        head = True
-        for job in waiting:
-            demand = _demand(job)
-            largest = {"GPU": machines.gpus, "VCPU": machines.vcpus, "MEMORY": machines.memory_mib}
-            if queue.blocked:
-                if head:
-                    reason, _, detail = queue.blocked.partition(" - ")
-                    self._block(queue, job, reason, detail)
-            elif machines.count and any(demand[kind] > largest[kind] for kind in largest):
-                self._block(
-                    queue, job, "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT", "no machine is large enough"
-                )
-            elif all(demand[kind] <= free[kind] for kind in largest):
-                free.subtract(demand)
-                job.status, job.status_reason, job.blocked_since_ms = "STARTING", None, None
-                job.placed_ms = self.clock.now_ms()
-            else:
-                if head and not busy:
-                    self._block(queue, job, "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY", "no machine to be had")
-                break  # first in, first out: what stands behind the head waits for it
-            head = False
-
-    def _block(self, queue: Queue, job: _Job, reason: str, detail: str) -> None:
-        now = self.clock.now_ms()
-        job.status_reason = f"{reason} - {detail}"
-        job.blocked_since_ms = job.blocked_since_ms or now
-        for limit in queue.time_limits:
-            if limit.reason == reason and now - job.blocked_since_ms >= limit.max_time_seconds * 1000:
-                job.cancelled = True
-                self._leave(job, f"Canceled by JobStateTimeLimit action due to reason: {reason}")
-
-    def _start(self, job: _Job) -> None:
-        now = self.clock.now_ms()
-        assert job.placed_ms is not None
-        if now - job.placed_ms < self.queues[job.queue].machines.starts_in_s * 1000:
-            return
-        job.stream = f"{job.definition['jobDefinitionName']}/default/{uuid.uuid4().hex}"
-        image = job.definition["containerProperties"]["image"]
-        overrides = job.request.get("containerOverrides") or {}
-        refused = None
-        if len(json.dumps(overrides)) > 8192:
-            self._end_attempt(job, "Container Overrides length must be at most 8192", None, None)
-            return
-        if image in self.unpullable:
-            refused = f"CannotPullContainerError: Error response from daemon: manifest for {image} not found"
-        else:
-            container = self._start_container(
-                self._command(job), self._variables(job), self._cwd, self.clock.now_ms
-            )
-            refused = container.start_error
-        if refused is not None:
-            job.stream = None
-            self._end_attempt(job, "Task failed to start", None, refused)
-            return
-        job.container = self._streams[job.stream] = container
-        job.status, job.started_ms = "RUNNING", now
-
-    def _watch(self, job: _Job) -> None:
-        assert job.container is not None
-        assert job.started_ms is not None
-        timeout = job.request.get("timeout") or job.definition.get("timeout") or {}
-        limit_s = timeout.get("attemptDurationSeconds")
-        late = limit_s is not None and self.clock.now_ms() - job.started_ms > limit_s * 1000
-        if late and job.stopping is None:
-            job.stopping = ("Job attempt duration exceeded timeout", False)
-            job.container.stop(self.stop_grace_s)
-        code = job.container.exit_code()
-        if code is not None:
-            reason = job.stopping[0] if job.stopping else "Essential container in task exited"
-            self._end_attempt(job, reason, code, None)
-
-    def _leave(self, job: _Job, reason: str) -> None:
-        """A job is ended from outside, never to be retried."""
-        if job.status == "RUNNING" and job.container is not None:
-            job.stopping = (reason, False)
-            job.container.stop(self.stop_grace_s)
-        else:
-            job.status, job.status_reason = "FAILED", reason
-            job.stopped_ms = self.clock.now_ms()
-
-    def _end_attempt(self, job: _Job, status_reason: str, code: int | None, reason: str | None) -> None:
-        now = self.clock.now_ms()
-        began = job.started_ms or job.placed_ms or now
-        job.attempts.append(_Attempt(began, now, status_reason, code, reason, job.stream or ""))
-        job.status_reason, job.exit_code, job.reason = status_reason, code, reason
-        final = code == 0 or job.stopping is not None or job.terminated
-        if not final and self._retried(job, status_reason, code, reason):
-            job.status, job.stream, job.container = "RUNNABLE", None, None
-            job.started_ms = job.placed_ms = job.exit_code = job.reason = job.reclaimed_at_ms = None
-            return
-        job.status = "SUCCEEDED" if code == 0 and job.stopping is None else "FAILED"
-        job.stopped_ms = now
-
-    def _retried(self, job: _Job, status_reason: str, code: int | None, reason: str | None) -> bool:
-        strategy = job.request.get("retryStrategy") or job.definition.get("retryStrategy") or {}
-        if len(job.attempts) >= strategy.get("attempts", 1):
-            return False
-        for rule in strategy.get("evaluateOnExit", []):
-            seen = {"onStatusReason": status_reason, "onReason": reason or "", "onExitCode": str(code)}
-            if all(_glob(rule[key], text) for key, text in seen.items() if key in rule):
-                return bool(rule["action"].upper() == "RETRY")
-        return True
-
-    def _command(self, job: _Job) -> list[str]:
-        overrides = job.request.get("containerOverrides") or {}
-        return list(overrides.get("command") or job.definition["containerProperties"].get("command") or [])
-
-    def _variables(self, job: _Job) -> dict[str, str]:
-        properties = job.definition["containerProperties"]
-        overrides = job.request.get("containerOverrides") or {}
-        variables = dict(self._environment)
-        for each in [*properties.get("environment", []), *overrides.get("environment", [])]:
-            variables[each["name"]] = each["value"]
-        for each in properties.get("secrets", []):
-            variables[each["name"]] = self._secrets[each["valueFrom"]]
-        return variables | {
-            "AWS_BATCH_JOB_ID": job.job_id,
-            "AWS_BATCH_JOB_ATTEMPT": str(len(job.attempts) + 1),
-            "AWS_BATCH_JQ_NAME": job.queue,
-            "AWS_BATCH_CE_NAME": job.queue,
-        }
-
-    # --- answers ---
-
-    def _described(self, job: _Job) -> Answer:
-        properties = job.definition["containerProperties"]
-        overrides = job.request.get("containerOverrides") or {}
-        environment = [*properties.get("environment", []), *overrides.get("environment", [])]
-        container = {
-            **{key: value for key, value in properties.items() if key != "image"},
-            "image": properties["image"],
-            "command": self._command(job),
-            "environment": environment,
-            "resourceRequirements": _requirements(_demand(job)),
-            **_present(logStreamName=job.stream, exitCode=job.exit_code, reason=job.reason),
-        }
-        return {
-            "jobArn": job.arn,
-            "jobId": job.job_id,
-            "jobName": job.name,
-            "jobQueue": _arn(f"job-queue/{job.queue}"),
-            "jobDefinition": job.definition["jobDefinitionArn"],
-            "status": job.status,
-            "createdAt": job.created_ms,
-            "attempts": [_attempt_detail(each) for each in job.attempts],
-            "container": container,
-            "isTerminated": job.terminated,
-            "isCancelled": job.cancelled,
-            "tags": job.request.get("tags") or {},
-            **_present(
-                statusReason=job.status_reason,
-                startedAt=job.started_ms,
-                stoppedAt=job.stopped_ms,
-                timeout=job.request.get("timeout"),
-                retryStrategy=job.request.get("retryStrategy"),
-                shareIdentifier=job.request.get("shareIdentifier"),
-                schedulingPriority=job.request.get("schedulingPriorityOverride"),
-            ),
-        }
-
-    def _summary(self, job: _Job) -> Answer:
-        kept = ("jobArn", "jobId", "jobName", "createdAt", "status", "statusReason", "startedAt", "stoppedAt")
-        detail = self._described(job)
-        return {key: detail[key] for key in kept if key in detail}
+    # --- what a request names ---
 
     def _queue(self, name: str) -> Queue:
         queue = self.queues.get(name.rpartition("/")[2])
@@ -621,7 +325,7 @@ class FakeBatch:
             raise RequestError(f"JobQueue {name} not found.")
         return queue
 
-    def _known(self, job_id: str) -> _Job:
+    def _known(self, job_id: str) -> Job:
         job = self._jobs.get(job_id)
         if job is None:
             raise RequestError(f"Job {job_id} not found.")
@@ -641,66 +345,7 @@ def _raised(fault: Fault) -> Exception:
     return RequestError(fault.message, fault.error, fault.status)
 
 
-def _matches(job: _Job, wanted: Mapping[str, Any]) -> bool:
+def _matches(job: Job, wanted: Mapping[str, Any]) -> bool:
     if wanted["name"] != "JOB_NAME":
         raise RequestError(f"The fake knows no filter {wanted['name']}.")
-    return any(_glob(pattern.lower(), job.name.lower()) for pattern in wanted["values"])
-
-
-def _glob(pattern: str, text: str) -> bool:
-    """AWS's patterns: plain text that may end in an asterisk."""
-    if pattern.endswith("*"):
-        return text.startswith(pattern[:-1])
-    return text == pattern
-
-
-def _demand(job: _Job) -> Counter[str]:
-    properties = job.definition["containerProperties"]
-    overrides = job.request.get("containerOverrides") or {}
-    stated = [*properties.get("resourceRequirements", []), *overrides.get("resourceRequirements", [])]
-    return Counter({each["type"]: int(float(each["value"])) for each in stated})
-
-
-def _requirements(amounts: Mapping[str, int]) -> list[Answer]:
-    return [{"type": kind, "value": str(amount)} for kind, amount in amounts.items()]
-
-
-def _attempt_detail(attempt: _Attempt) -> Answer:
-    stream, reason = attempt.stream or None, attempt.reason
-    return {
-        "startedAt": attempt.started_ms,
-        "stoppedAt": attempt.stopped_ms,
-        "statusReason": attempt.status_reason,
-        "container": _present(exitCode=attempt.exit_code, reason=reason, logStreamName=stream),
-    }
-
-
-def _queue_detail(queue: Queue) -> Answer:
-    state: Literal["RUNNABLE"] = "RUNNABLE"
-    return {
-        "jobQueueName": queue.name,
-        "jobQueueArn": _arn(f"job-queue/{queue.name}"),
-        "state": "ENABLED",
-        "status": "VALID",
-        "priority": 1,
-        "computeEnvironmentOrder": [
-            {"order": 1, "computeEnvironment": _arn(f"compute-environment/{queue.name}")}
-        ],
-        "jobStateTimeLimitActions": [
-            {
-                "reason": each.reason,
-                "state": state,
-                "maxTimeSeconds": each.max_time_seconds,
-                "action": "CANCEL",
-            }
-            for each in queue.time_limits
-        ],
-    }
-
-
-def _present(**values: Any) -> Answer:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _arn(resource: str) -> str:
-    return f"arn:aws:batch:{REGION}:{ACCOUNT}:{resource}"
+    return any(glob(pattern.lower(), job.name.lower()) for pattern in wanted["values"])

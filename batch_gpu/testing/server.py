@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from batch_gpu.testing.fake_batch import REGION, ConnectionCut, FakeBatch, Queue, RequestError
+from batch_gpu.testing.fake_batch import FakeBatch
+from batch_gpu.testing.state import REGION, ConnectionCut, Queue, RequestError
 
 # How often jobs are moved on: often enough not to be felt in a test, seldom enough to cost nothing.
 STEP_S = 0.02

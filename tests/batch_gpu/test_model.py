@@ -39,7 +39,7 @@ from batch_gpu.jobs import FAILURE_TAG, IDLE_TAG, JOB_ID_TAG, NONE, own_job_id
 from batch_gpu.launcher import BatchGpuRunLauncher
 from batch_gpu.sensor import watch_runs
 from batch_gpu.testing import FakeBatch, Fault, Machines, Queue
-from batch_gpu.testing.fake_batch import ConnectionCut, RequestError
+from batch_gpu.testing.state import ConnectionCut, RequestError
 from tests.batch_gpu.conftest import ROOT
 
 CONFIG = {
