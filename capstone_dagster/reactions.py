@@ -47,7 +47,7 @@ _JOB_S = 600.0
 
 
 @dataclass(slots=True)
-class Memory:
+class Cursor:
     """What one tick leaves to the next: the sensor's cursor.
 
     Attributes:
@@ -58,7 +58,7 @@ class Memory:
     """
 
     position: Position
-    alerts: alerting.Memory = field(default_factory=alerting.Memory)
+    alerts: alerting.AlertState = field(default_factory=alerting.AlertState)
     retries: reexecution.WaitingRuns = field(default_factory=reexecution.WaitingRuns)
     owed: dict[str, list[str]] = field(default_factory=dict)
     failing: dict[str, Backoff] = field(default_factory=dict)
@@ -78,22 +78,22 @@ def ended_runs_sensor(
 ) -> dg.SensorResult:
     """See the module."""
     assert context.repository_def is not None
-    memory = read_cursor(
-        Memory, context.cursor, lambda: Memory(Position.beginning(context.instance, time.time()))
+    cursor = read_cursor(
+        Cursor, context.cursor, lambda: Cursor(Position.beginning(context.instance, time.time()))
     )
-    account = react(context.instance, context.repository_def, services, memory)
-    return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=to_json(memory))
+    account = react(context.instance, context.repository_def, services, cursor)
+    return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=to_json(cursor))
 
 
 def react(
-    instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, services: Services, memory: Memory
+    instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, services: Services, cursor: Cursor
 ) -> str:
     """One tick; returns the account in sentences.
 
     Raises:
-        Exception: Dagster's storage does not answer. Nothing is lost by that: the memory is not kept.
+        Exception: Dagster's storage does not answer. Nothing is lost by that: the cursor is not kept.
     """
-    return _Tick(instance, repository, services, memory, BREAKER.read(instance), time.time()).run()
+    return _Tick(instance, repository, services, cursor, BREAKER.read(instance), time.time()).run()
 
 
 @dataclass
@@ -101,25 +101,25 @@ class _Tick:
     _instance: dg.DagsterInstance
     _repository: dg.RepositoryDefinition
     _services: Services
-    _memory: Memory
+    _cursor: Cursor
     _breaker: BreakerState
     _now: float
 
     def run(self) -> str:
-        instance, services, memory = self._instance, self._services, self._memory
-        started = ended_runs.read(instance, memory.position, now=self._now)
+        instance, services, cursor = self._instance, self._services, self._cursor
+        started = ended_runs.read(instance, cursor.position, now=self._now)
         self._settle_jobs()
         records, verdicts = self._judge()
         self._give("metrics", verdicts, partial(run_metrics.publish, services.metrics, started))
         self._give("pause", verdicts, partial(recent.remember, instance))
-        self._give("retries", verdicts, partial(memory.retries.enter, instance))
+        self._give("retries", verdicts, partial(cursor.retries.enter, instance))
         self._give("logs", verdicts, partial(write_run_records, instance, services.settings))
         self._give("traces", verdicts, lambda _: record_runs(instance, services.tracer, records))
         self._give("alerts", verdicts, self._enter_incidents)
         account = [f"{len(verdicts)} runs ended."]
         account.append(
             self._act(
-                "notices", partial(alerting.send_due, services.settings, services.metrics, memory.alerts)
+                "notices", partial(alerting.send_due, services.settings, services.metrics, cursor.alerts)
             )
         )
         self._act("history", self._keep_history)
@@ -128,10 +128,10 @@ class _Tick:
         return " ".join(account)
 
     def _keep_history(self) -> str:
-        alerting.keep_history(self._instance, self._memory.alerts.record)
-        if self._memory.version != self._services.settings.version:
+        alerting.keep_history(self._instance, self._cursor.alerts.record)
+        if self._cursor.version != self._services.settings.version:
             note_deployment(self._instance, self._services.settings, self._now)
-            self._memory.version = self._services.settings.version
+            self._cursor.version = self._services.settings.version
         return ""
 
     def _retry(self) -> str:
@@ -139,14 +139,14 @@ class _Tick:
             self._instance,
             self._repository,
             self._services,
-            self._memory.retries,
+            self._cursor.retries,
             self._breaker,
-            store_answers="status" not in self._memory.failing,
+            store_answers="status" not in self._cursor.failing,
         ).decide()
 
     def _judge(self) -> tuple[list[dg.RunRecord], list[Verdict]]:
         """The runs that ended since, each with its verdict."""
-        position, over = self._memory.position, time.monotonic() + _JUDGE_BUDGET_S
+        position, over = self._cursor.position, time.monotonic() + _JUDGE_BUDGET_S
         records, verdicts = [], []
         for record in ended_runs.take_ready(self._instance, position, now=self._now, is_ready=is_explained):
             if time.monotonic() > over:
@@ -165,7 +165,7 @@ class _Tick:
         return records, verdicts
 
     def _verdict(self, record: dg.RunRecord) -> Verdict:
-        budget = reexecution.budget_of(self._services.settings, self._memory.retries.started)
+        budget = reexecution.budget_of(self._services.settings, self._cursor.retries.started)
         verdict = verdict_of(self._instance, record, breaker=self._breaker, budget=budget, now=self._now)
         keep_class(self._instance, verdict)
         return verdict
@@ -174,13 +174,13 @@ class _Tick:
         self, consumer: str, verdicts: Sequence[Verdict], consume: Callable[[Sequence[Verdict]], object]
     ) -> None:
         """Give a consumer these verdicts, and those that it could not take before."""
-        owed = self._memory.owed.pop(consumer, [])
+        owed = self._cursor.owed.pop(consumer, [])
         try:
             late = self._instance.get_run_records(dg.RunsFilter(run_ids=owed)) if owed else []
             consume([*(self._verdict(record) for record in late), *verdicts])
         except Exception as error:  # a consumer's trouble is its own
             ids = [*owed, *(verdict.run_id for verdict in verdicts)]
-            self._memory.owed[consumer] = ids[-_MOST_OWED:]
+            self._cursor.owed[consumer] = ids[-_MOST_OWED:]
             _log.warning(
                 f"{consumer.capitalize()} could not take {len(ids)} ended runs: {sentence(error)}",
                 extra={"action": "verdicts.owed", "consumer": consumer, "failure_class": classify(error)},
@@ -188,35 +188,35 @@ class _Tick:
 
     def _act(self, action: str, act: Callable[[], str]) -> str:
         """Do something that may fail; it is tried again, ever more seldom."""
-        failing = self._memory.failing.get(action)
+        failing = self._cursor.failing.get(action)
         if failing is not None and not failing.is_due:
             return f"{action.capitalize()} failed last: {failing.reason}"
         try:
             account = act()
         except Exception as error:
             failure = classify(error).value
-            self._memory.failing.setdefault(action, Backoff()).failed(sentence(error), failure)
+            self._cursor.failing.setdefault(action, Backoff()).failed(sentence(error), failure)
             level = logging.WARNING if isinstance(error, StorageError) else logging.ERROR
             message = f"{action.capitalize()} failed: {sentence(error)}"
             extra = {"action": "reaction.failed", "reaction": action, "failure_class": failure}
             _log.log(level, message, extra=extra, exc_info=not isinstance(error, StorageError))
             return message
-        self._memory.failing.pop(action, None)
+        self._cursor.failing.pop(action, None)
         return account
 
     def _enter_incidents(self, verdicts: Sequence[Verdict]) -> None:
         troubles = [
             Trouble(f"reaction {action}", each.reason, each.failure, FailureClass(each.failure))
-            for action, each in self._memory.failing.items()
+            for action, each in self._cursor.failing.items()
             if each.times >= _FAILURES_OF_TROUBLE
         ]
-        alerting.enter(self._instance, self._services.settings, self._memory.alerts, verdicts, troubles)
+        alerting.enter(self._instance, self._services.settings, self._cursor.alerts, verdicts, troubles)
 
     def _settle_jobs(self) -> None:
         """Settle the jobs of ended runs at AWS Batch; those without an answer are asked again."""
-        jobs = {run_id: at for run_id, at in self._memory.jobs.items() if self._now - at < _JOB_S}
-        jobs |= {run_id: at for run_id, at in self._memory.position.waiting.items() if run_id not in jobs}
-        self._memory.jobs = {}
+        jobs = {run_id: at for run_id, at in self._cursor.jobs.items() if self._now - at < _JOB_S}
+        jobs |= {run_id: at for run_id, at in self._cursor.position.waiting.items() if run_id not in jobs}
+        self._cursor.jobs = {}
         if not jobs:
             return
         for run in self._instance.get_runs(dg.RunsFilter(run_ids=list(jobs))):
@@ -233,7 +233,7 @@ class _Tick:
                 }
                 _log.warning(f"Run {run.run_id}: {error}", extra=extra)
             if waits:
-                self._memory.jobs[run.run_id] = jobs[run.run_id]
+                self._cursor.jobs[run.run_id] = jobs[run.run_id]
 
 
 def _report(verdict: Verdict) -> None:

@@ -42,10 +42,10 @@ COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_teaches(capstone: Capstone, command: str) -> None:
-    told = capstone(command, "--help")
+    outcome = capstone(command, "--help")
 
-    assert told.code == 0
-    assert f"Usage: capstone {command}" in told.out
+    assert outcome.code == 0
+    assert f"Usage: capstone {command}" in outcome.out
 
 
 def test_events_as_scripts_read_them(capstone: Capstone, database: Database) -> None:
@@ -68,9 +68,9 @@ def test_events_as_scripts_read_them(capstone: Capstone, database: Database) -> 
 
 def test_no_events_is_an_empty_list(capstone: Capstone, database: Database) -> None:
     assert json.loads(capstone("events", "--json").out) == []
-    told = capstone("events")
-    assert (told.code, told.out) == (0, "")
-    assert "no events yet" in told.err
+    outcome = capstone("events")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "no events yet" in outcome.err
 
 
 @pytest.mark.parametrize("command", ["events", "status"])
@@ -102,7 +102,7 @@ def test_submit_uploads_with_what_is_known(
     video = tmp_path / "정문 1.mp4"
     video.write_bytes(b"video")
 
-    told = capstone(
+    outcome = capstone(
         "submit",
         video,
         "--external-id",
@@ -113,8 +113,8 @@ def test_submit_uploads_with_what_is_known(
         "2026-01-22T14:23:15+09:00",
     )
 
-    assert told.code == 0
-    assert "s3://capstone-raw/현관/정문 1.mp4" in told.out
+    assert outcome.code == 0
+    assert "s3://capstone-raw/현관/정문 1.mp4" in outcome.out
     head = aws.client("s3").head_object(Bucket="capstone-raw", Key="현관/정문 1.mp4")
     assert head["Metadata"] == {
         "video-id": "84",
@@ -124,7 +124,7 @@ def test_submit_uploads_with_what_is_known(
 
 
 @pytest.mark.parametrize(
-    ("name", "body", "options", "told"),
+    ("name", "body", "options", "message"),
     [
         ("missing.mp4", None, [], "not there"),
         ("empty.mp4", b"", [], "empty"),
@@ -141,7 +141,7 @@ def test_submit_refuses_in_one_sentence(
     name: str,
     body: bytes | None,
     options: list[str],
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.setenv("CAPSTONE_RAW_BUCKET", "capstone-raw")
     path = tmp_path / name
@@ -151,13 +151,13 @@ def test_submit_refuses_in_one_sentence(
     outcome = capstone("submit", path, *options)
 
     assert outcome.code != 0
-    assert told in " ".join(outcome.err.replace("│", " ").split())
+    assert message in " ".join(outcome.err.replace("│", " ").split())
     assert "Traceback" not in outcome.err
     assert aws.client("s3").list_objects_v2(Bucket="capstone-raw")["KeyCount"] == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["events"], "CAPSTONE_DATABASE_URL"),
         (["migrate"], "CAPSTONE_DATABASE_URL"),
@@ -168,19 +168,19 @@ def test_submit_refuses_in_one_sentence(
     ],
 )
 def test_what_is_missing_is_named(
-    capstone: Capstone, tmp_path: Path, arguments: list[str], told: str
+    capstone: Capstone, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     outcome = capstone(*[str(tmp_path / word) if word == "out" else word for word in arguments])
 
     assert outcome.code == 1
-    assert told in outcome.err
+    assert message in outcome.err
     assert "Error:" in outcome.err
     assert "Traceback" not in outcome.err
     assert not list(tmp_path.glob("out/*.parquet"))
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("nonsense", "No such command 'nonsense'; `capstone --help` describes its arguments."),
         (
@@ -228,7 +228,7 @@ def test_what_is_typed_wrongly_is_told_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     line: str,
-    told: str,
+    message: str,
 ) -> None:
     """What was expected, what came, what to do; nothing for a traceback, nothing cut into a box."""
     database.transact(record_upload, UPLOAD)
@@ -238,7 +238,7 @@ def test_what_is_typed_wrongly_is_told_in_one_sentence(
     outcome = capstone(*shlex.split(line))
 
     [error] = [each for each in outcome.err.splitlines() if not each.startswith("…")]
-    assert error.startswith(f"Error: {told}")
+    assert error.startswith(f"Error: {message}")
     assert error.endswith(".")
     assert (outcome.code, outcome.out) == (2, "")
 
@@ -266,7 +266,7 @@ def test_a_wrong_option_is_named(capstone: Capstone, clip: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("variables", "command", "told"),
+    ("variables", "command", "message"),
     [
         ({"AWS_PROFILE": "nobody"}, ["submit", "a.mp4"], "nobody"),
         ({"CAPSTONE_QUEUE_URL": "https://sqs.example.com/1/q"}, ["dlq", "list"], "region"),
@@ -280,7 +280,7 @@ def test_what_the_surroundings_refuse_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
     command: list[str],
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
@@ -293,7 +293,7 @@ def test_what_the_surroundings_refuse_is_one_sentence(
 
     assert outcome.code == 1
     assert "Error:" in outcome.err
-    assert told in outcome.err
+    assert message in outcome.err
     assert "Traceback" not in outcome.err
 
 
@@ -312,7 +312,7 @@ def test_a_missing_bucket_is_named_with_its_setting(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (ClientError({"Error": {"Code": "AccessDenied"}}, "SendMessage"), "AccessDenied"),
         (PermissionError(13, "Permission denied", "/out"), "/out: Permission denied. Give this user access"),
@@ -320,14 +320,14 @@ def test_a_missing_bucket_is_named_with_its_setting(
     ],
 )
 def test_errors_of_aws_and_the_system_come_with_a_remedy(
-    capstone: Capstone, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+    capstone: Capstone, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     monkeypatch.setattr(joining, "read_settings", _raising(error))
 
     outcome = capstone("events")
 
     assert outcome.code == 1
-    assert told in outcome.err
+    assert message in outcome.err
     assert "Traceback" not in outcome.err
 
 
@@ -645,10 +645,10 @@ def test_doctor_is_content_when_all_is_there(
 def test_doctor_tells_mistyped_variables(capstone: Capstone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPSTONE_SAMPLE_FSP", "1")
 
-    told = capstone("doctor").out
+    shown = capstone("doctor").out
 
-    assert "warn  settings     CAPSTONE_SAMPLE_FSP" in told
-    assert "Is CAPSTONE_SAMPLE_FPS meant?" in told
+    assert "warn  settings     CAPSTONE_SAMPLE_FSP" in shown
+    assert "Is CAPSTONE_SAMPLE_FPS meant?" in shown
 
 
 def test_doctor_goes_on_when_a_look_at_the_gpu_fails(
@@ -656,10 +656,10 @@ def test_doctor_goes_on_when_a_look_at_the_gpu_fails(
 ) -> None:
     monkeypatch.setattr(examination, "_gpu", lambda _: 1 / 0)
 
-    told = capstone("doctor").out
+    shown = capstone("doctor").out
 
-    assert "gpu          division by zero" in told
-    assert "database" in told
+    assert "gpu          division by zero" in shown
+    assert "database" in shown
 
 
 def test_doctor_on_a_bare_machine_says_how_to_begin(capstone: Capstone) -> None:

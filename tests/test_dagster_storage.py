@@ -159,11 +159,11 @@ def test_a_log_line_neither_fails_nor_holds_up_its_run_and_comes_before_what_fol
         wait_for("the line that waits for the lock", lambda: ask(waiting))
     instance.report_engine_event("then", run)
 
-    told = [entry.message or entry.user_message for entry in instance.all_logs(run.run_id)]
-    assert told[:3] == ["line 0", "line 1", "line 2"]
-    assert told[-1] == "then"
+    lines = [entry.message or entry.user_message for entry in instance.all_logs(run.run_id)]
+    assert lines[:3] == ["line 0", "line 1", "line 2"]
+    assert lines[-1] == "then"
     [missing] = [record for record in caplog.records if record.name == "capstone.storage"]
-    assert missing.getMessage().startswith(f"{1201 - len(told)} log lines are missing")
+    assert missing.getMessage().startswith(f"{1201 - len(lines)} log lines are missing")
 
 
 def line(run: dg.DagsterRun, message: str) -> dg.EventLogEntry:

@@ -147,8 +147,8 @@ def test_the_launcher_installs_and_imports_without_the_project(tmp_path: Path) -
         "print([each for each in found if not each.startswith(sys.argv[1])])"
     )
     arguments = [sys.executable, "-P", "-c", code, str(wheel), *modules]
-    told = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert (len(modules) > 10, told.stdout.strip()) == (True, "[]")
+    outcome = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (len(modules) > 10, outcome.stdout.strip()) == (True, "[]")
 
 
 def test_the_launcher_is_imported_without_aws_or_the_project() -> None:
@@ -156,5 +156,7 @@ def test_the_launcher_is_imported_without_aws_or_the_project() -> None:
         "import sys, batch_gpu.launcher, batch_gpu.testing\n"
         "print([m for m in ('boto3', 'botocore', 'torch', 'capstone_dagster') if m in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert outcome.stdout.strip() == "[]"

@@ -90,7 +90,7 @@ def recorded(*chain: tuple[str, str]) -> SerializableErrorInfo:
 
 
 @pytest.mark.parametrize(
-    ("error", "failure", "told"),
+    ("error", "failure", "message"),
     [
         (recorded(("KeyError", "'x'")), None, "KeyError: 'x'"),
         (
@@ -118,10 +118,10 @@ def recorded(*chain: tuple[str, str]) -> SerializableErrorInfo:
     ],
 )
 def test_errors_on_record_are_known_by_their_names(
-    error: SerializableErrorInfo, failure: str | None, told: str
+    error: SerializableErrorInfo, failure: str | None, message: str
 ) -> None:
     assert classify_recorded(error) == failure
-    assert recorded_sentence(error) == told
+    assert recorded_sentence(error) == message
 
 
 def test_the_names_by_which_recorded_errors_are_known_are_those_of_the_errors() -> None:

@@ -12,7 +12,7 @@ from capstone_dagster.settings import (
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "message"),
     [
         ("CAPSTONE_SAMPLE_FPS", "-1", ["'-1'", "greater than or equal to 0"]),
         ("CAPSTONE_SAMPLE_FPS", "fast", ["'fast'", "number"]),
@@ -36,14 +36,14 @@ from capstone_dagster.settings import (
     ],
 )
 def test_a_wrong_setting_is_named(
-    variable: str, value: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+    variable: str, value: str, message: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
 
     with pytest.raises(ConfigurationError) as caught:
         read_settings()
 
-    for part in [variable, *told]:
+    for part in [variable, *message]:
         assert part in str(caught.value)
 
 

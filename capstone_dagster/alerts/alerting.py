@@ -1,7 +1,7 @@
 """Turn verdicts and troubles into incidents, and hand the notices that are due to SNS.
 
-Nothing here raises because of what it looks at or where it sends: what SNS does not take stays in the memory
-and is sent later. It does not use the tick's own log, which Dagster stores in S3 when the tick ends, with
+Nothing here raises because of what it looks at or where it sends: what SNS does not take is kept
+and sent later. It does not use the tick's own log, which Dagster stores in S3 when the tick ends, with
 more patience than a tick has time.
 """
 
@@ -41,7 +41,7 @@ _Look = Callable[[], list[Trouble]]
 
 
 @dataclass(slots=True)
-class Memory:
+class AlertState:
     """What one tick leaves to the next. Times are seconds since 1970.
 
     Attributes:
@@ -58,7 +58,7 @@ class Memory:
 def enter(
     instance: dg.DagsterInstance,
     settings: Settings,
-    memory: Memory,
+    state: AlertState,
     verdicts: Sequence[Verdict],
     more: Sequence[Trouble] = (),
 ) -> None:
@@ -69,9 +69,9 @@ def enter(
     """
     now = time.time()
     clean = Redaction(known_secrets(settings)).text
-    found, unseen = _look(instance, settings, memory, now)
+    found, unseen = _look(instance, settings, state, now)
     observe(
-        memory.record,
+        state.record,
         verdicts=[_cleaned(verdict, clean) for verdict in verdicts],
         troubles=[replace(each, cause=clean(each.cause)) for each in (*found, *more)],
         unseen=unseen,
@@ -79,39 +79,39 @@ def enter(
     )
 
 
-def send_due(settings: Settings, metrics: Metrics, memory: Memory) -> str:
+def send_due(settings: Settings, metrics: Metrics, state: AlertState) -> str:
     """Send what is due; returns what was done in a sentence."""
     arn = settings.alert_topic_arn
     if arn is None:
         return "CAPSTONE_ALERT_TOPIC_ARN is not set: no notice is sent."
     topic = Topic(arn, "CAPSTONE_ALERT_TOPIC_ARN")
     place = place_of(settings, arn)
-    waiting = list(due(memory.record))
+    waiting = list(due(state.record))
     over = time.monotonic() + _SEND_BUDGET_S
     count = 0
-    if memory.sns.is_due:
+    if state.sns.is_due:
         for incident, kind in waiting:
             if time.monotonic() > over:
                 break
-            message = compose(incident, kind, place, given_up=memory.record.given_up)
+            message = compose(incident, kind, place, given_up=state.record.given_up)
             try:
                 for refusal in topic.publish([message]).values():
                     raise NotSent(refusal)
             except NotSent as error:
-                memory.sns.failed(str(error))
+                state.sns.failed(str(error))
                 metrics.add(NOTICES_FAILED)
-                extra = {"action": "notice.failed", "refusals": memory.sns.times}
+                extra = {"action": "notice.failed", "refusals": state.sns.times}
                 log.error(f"A notice was not sent: {error}", extra=extra)
                 break
-            sent(memory.record, incident, kind, time.time())
+            sent(state.record, incident, kind, time.time())
             count += 1
-            memory.sns.succeeded()
+            state.sns.succeeded()
             _log_sent(message.subject, message.attributes)
     if count:
         metrics.add(NOTICES_SENT, count)
     left = len(waiting) - count
-    if memory.sns.reason:
-        return f"{count} notices sent, {left} kept to be sent again: {memory.sns.reason}"
+    if state.sns.reason:
+        return f"{count} notices sent, {left} kept to be sent again: {state.sns.reason}"
     return f"{count} notices sent." if count or left else "No notice is due."
 
 
@@ -135,7 +135,7 @@ def place_of(settings: Settings, topic_arn: str) -> Place:
 
 
 def _look(
-    instance: dg.DagsterInstance, settings: Settings, memory: Memory, now: float
+    instance: dg.DagsterInstance, settings: Settings, state: AlertState, now: float
 ) -> tuple[list[Trouble], set[str]]:
     """What is wrong now, and the sources that were not looked at this time."""
     sources: dict[str, _Look] = {
@@ -147,11 +147,11 @@ def _look(
         "overdue": partial(troubles.overdue_runs, instance, settings, now=now),
     }
     unseen = {"dead"}
-    if now - memory.looked < LOOK_INTERVAL_S:
+    if now - state.looked < LOOK_INTERVAL_S:
         return [], unseen | set(sources)
-    memory.looked = now
-    if settings.queue_url is not None and now - memory.letters_read >= _LETTERS_INTERVAL_S:
-        memory.letters_read = now
+    state.looked = now
+    if settings.queue_url is not None and now - state.letters_read >= _LETTERS_INTERVAL_S:
+        state.letters_read = now
         sources["dead"] = partial(troubles.dead_letters, queues_at(settings.queue_url))
         unseen = set()
     found = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from capstone_dagster.alerts.alerting import Memory
+from capstone_dagster.alerts.alerting import AlertState
 from capstone_dagster.alerts.incidents import due
 from capstone_dagster.dagster_private import InstigatorStatus, InstigatorType, SensorInstigatorData
 from capstone_dagster.failures.cursors import from_json
@@ -37,7 +37,7 @@ class Standing:
 class _Cursor:
     """The part of the sensor's cursor that is about alerts."""
 
-    alerts: Memory = field(default_factory=Memory)
+    alerts: AlertState = field(default_factory=AlertState)
 
 
 def read_standing(instance: dg.DagsterInstance) -> Standing | None:
@@ -45,13 +45,13 @@ def read_standing(instance: dg.DagsterInstance) -> Standing | None:
     for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
         data = state.instigator_data
         if state.instigator_name == SENSOR_NAME and isinstance(data, SensorInstigatorData):
-            memory = from_json(_Cursor, data.cursor).alerts if data.cursor else Memory()
+            alerts = from_json(_Cursor, data.cursor).alerts if data.cursor else AlertState()
             return Standing(
                 state.status != InstigatorStatus.STOPPED,
                 data.last_tick_timestamp,
-                len(list(due(memory.record))),
-                sum(incident.closed is None for incident in memory.record.incidents),
-                memory.sns.reason,
-                memory.sns.since,
+                len(list(due(alerts.record))),
+                sum(incident.closed is None for incident in alerts.record.incidents),
+                alerts.sns.reason,
+                alerts.sns.since,
             )
     return None

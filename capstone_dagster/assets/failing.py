@@ -149,14 +149,12 @@ def _on_record(context: dg.OpExecutionContext) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # law: an error handler cannot fail
-        _log.warning(
-            f"A failure is not on record in Dagster's storage: {sentence(error)}",
-            extra={
-                "action": "failure.unrecorded",
-                "run_id": context.run_id,
-                "failure_class": classify(error).value,
-            },
-        )
+        _warn(context, "failure.unrecorded", "A failure is not on record in Dagster's storage", error)
+
+
+def _warn(context: dg.OpExecutionContext, action: str, message: str, error: Exception) -> None:
+    extra = {"action": action, "run_id": context.run_id, "failure_class": classify(error).value}
+    _log.warning(f"{message}: {sentence(error)}", extra=extra)
 
 
 def _tries_left(context: dg.OpExecutionContext) -> int:
@@ -218,14 +216,7 @@ def record_failure(
             )
     except StorageError as error:
         # The reader of ended runs writes it when the database is back.
-        _log.warning(
-            f"The failure could not be written to the event store: {error}",
-            extra={
-                "action": "status.lost",
-                "run_id": context.run_id,
-                "failure_class": classify(error).value,
-            },
-        )
+        _warn(context, "status.lost", "The failure could not be written to the event store", error)
 
 
 def partitions_of(context: dg.OpExecutionContext) -> Sequence[str]:

@@ -55,7 +55,7 @@ _IN_PROGRESS = [
 
 
 @dataclass(slots=True)
-class Memory:
+class Cursor:
     """What one tick leaves for the next. Times are seconds since 1970.
 
     Attributes:
@@ -81,18 +81,18 @@ def vital_signs_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """See the module."""
     services = context.resources.services
     now = time.time()
-    memory = read_cursor(Memory, context.cursor, lambda: Memory(since=now))
+    cursor = read_cursor(Cursor, context.cursor, lambda: Cursor(since=now))
     queues = None if services.settings.queue_url is None else queues_at(services.settings.queue_url)
-    unseen = observe(context.instance, services.settings, services.metrics, memory, queues, now=now)
+    unseen = observe(context.instance, services.settings, services.metrics, cursor, queues, now=now)
     message = f"Could not be looked at: {', '.join(unseen)}." if unseen else "All vital signs are published."
-    return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=to_json(memory))
+    return dg.SensorResult(skip_reason=dg.SkipReason(message), cursor=to_json(cursor))
 
 
 def observe(
     instance: dg.DagsterInstance,
     settings: Settings,
     metrics: Metrics,
-    memory: Memory,
+    cursor: Cursor,
     queues: Queues | None,
     *,
     now: float,
@@ -114,10 +114,10 @@ def observe(
         ),
         "queues": look_at_queues,
         # Behind the queues, whose messages are something to do.
-        "work": lambda: _measure_idleness(instance, metrics, memory, waiting, now),
+        "work": lambda: _measure_idleness(instance, metrics, cursor, waiting, now),
         "intake": lambda: _publish_pause(instance, metrics),
         "daemon": lambda: _beat(instance, metrics, now),
-        "sensor ticks": lambda: _measure_ticks(instance, metrics, memory, now),
+        "sensor ticks": lambda: _measure_ticks(instance, metrics, cursor, now),
     }
     unseen = []
     for name, look in looks.items():
@@ -139,7 +139,7 @@ def longest_over_limit(instance: dg.DagsterInstance, settings: Settings, now: fl
 
 
 def _measure_idleness(
-    instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, waiting: int | None, now: float
+    instance: dg.DagsterInstance, metrics: Metrics, cursor: Cursor, waiting: int | None, now: float
 ) -> None:
     """How long nothing has succeeded although there was something to do all the time.
 
@@ -148,10 +148,10 @@ def _measure_idleness(
     """
     queued = instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))
     if waiting or queued or instance.get_runs_count(dg.RunsFilter(statuses=_IN_PROGRESS)):
-        memory.busy_since = memory.busy_since or now
+        cursor.busy_since = cursor.busy_since or now
     elif waiting is not None:
-        memory.busy_since = None
-    since = None if memory.busy_since is None else max(memory.busy_since, _last_success(instance))
+        cursor.busy_since = None
+    since = None if cursor.busy_since is None else max(cursor.busy_since, _last_success(instance))
     metrics.add_all(
         {RUNS_QUEUED: queued, SECONDS_WITHOUT_SUCCESS: 0.0 if since is None else max(0.0, now - since)}
     )
@@ -189,9 +189,9 @@ def _publish_pause(instance: dg.DagsterInstance, metrics: Metrics) -> None:
         metrics.add(INTAKE_PAUSED, 0)
 
 
-def _measure_ticks(instance: dg.DagsterInstance, metrics: Metrics, memory: Memory, now: float) -> None:
+def _measure_ticks(instance: dg.DagsterInstance, metrics: Metrics, cursor: Cursor, now: float) -> None:
     """Of each sensor the ticks that have ended since the last look."""
-    after = max(memory.since, memory.ticks_read - _LONGEST_TICK_S)
+    after = max(cursor.since, cursor.ticks_read - _LONGEST_TICK_S)
     for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
         if state.status == InstigatorStatus.STOPPED:
             continue
@@ -202,7 +202,7 @@ def _measure_ticks(instance: dg.DagsterInstance, metrics: Metrics, memory: Memor
         # A sensor's ticks come one after the other, so one that has not ended is its last.
         ended = [tick for tick in ticks if tick.status != TickStatus.STARTED]
         for tick in ended:
-            if tick.tick_id > memory.ticks.get(name, 0):
+            if tick.tick_id > cursor.ticks.get(name, 0):
                 took = max(0.0, (tick.end_timestamp or tick.timestamp) - tick.timestamp)
                 failed = tick.status == TickStatus.FAILURE
                 metrics.add_all({SENSOR_TICK_DURATION: took, SENSOR_TICK_ERRORS: failed}, sensor=name)
@@ -216,5 +216,5 @@ def _measure_ticks(instance: dg.DagsterInstance, metrics: Metrics, memory: Memor
                             "exception": tick.error.to_string(),
                         },
                     )
-        memory.ticks[name] = max([memory.ticks.get(name, 0), *(tick.tick_id for tick in ended)])
-    memory.ticks_read = now
+        cursor.ticks[name] = max([cursor.ticks.get(name, 0), *(tick.tick_id for tick in ended)])
+    cursor.ticks_read = now

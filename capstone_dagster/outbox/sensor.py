@@ -35,7 +35,7 @@ log = logging.getLogger("capstone.notices")
 
 
 @dataclass(slots=True)
-class _Memory:
+class _Cursor:
     """What one tick leaves to the next; times are seconds since 1970.
 
     Attributes:
@@ -62,34 +62,34 @@ def outbox_sensor(
     if arn is None:
         account = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."
         return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=context.cursor)
-    memory = read_cursor(_Memory, context.cursor, _Memory)
-    account = _send(services, Topic(arn, "CAPSTONE_NOTICE_TOPIC_ARN"), memory)
-    if memory.sns.times:
+    cursor = read_cursor(_Cursor, context.cursor, _Cursor)
+    account = _send(services, Topic(arn, "CAPSTONE_NOTICE_TOPIC_ARN"), cursor)
+    if cursor.sns.times:
         context.log.error(account)
-    _forget_old(services, memory)
-    return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=to_json(memory))
+    _forget_old(services, cursor)
+    return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=to_json(cursor))
 
 
-def _send(services: Services, topic: Topic, memory: _Memory) -> str:
+def _send(services: Services, topic: Topic, cursor: _Cursor) -> str:
     """Send due notices within the tick's time; returns a summary."""
     sent = 0
     refused: dict[int, str] = {}
     over = time.monotonic() + _BUDGET_S
-    while memory.sns.is_due and time.monotonic() < over:
+    while cursor.sns.is_due and time.monotonic() < over:
         try:
             count, refusals = services.database.transact(send_notices, partial(_publish, topic), most=BATCH)
         except NotSent as error:
-            memory.sns.failed(str(error))
-            extra: dict[str, Any] = {"action": "outbox.failed", "failures": memory.sns.times}
+            cursor.sns.failed(str(error))
+            extra: dict[str, Any] = {"action": "outbox.failed", "failures": cursor.sns.times}
             log.error(f"Notices to other systems wait: {error}", extra=extra)
             break
         if not count and not refusals:
             break
-        if memory.sns.times:
-            after_s = time.time() - memory.sns.since
+        if cursor.sns.times:
+            after_s = time.time() - cursor.sns.since
             extra = {"action": "outbox.recovered", "elapsed_s": round(after_s, 1)}
             log.info(f"Notices leave again, after {after_s:,.0f} s.", extra=extra)
-            memory.sns.succeeded()
+            cursor.sns.succeeded()
         sent += count
         refused |= refusals
     for notice_id, reason in refused.items():
@@ -99,15 +99,15 @@ def _send(services: Services, topic: Topic, memory: _Memory) -> str:
         )
     oldest = services.database.transact(outbox_backlog).oldest
     age_s = max(0.0, time.time() - oldest.timestamp()) if oldest is not None else 0.0
-    failed = len(refused) + bool(memory.sns.times)
+    failed = len(refused) + bool(cursor.sns.times)
     services.metrics.add_all({OUTBOX_SENT: sent, OUTBOX_REFUSED: failed, OUTBOX_AGE: age_s})
     if sent:
         log.info(
             f"{sent} notices sent.",
             extra={"action": "outbox.sent", "notices": sent, "refused": len(refused)},
         )
-    if memory.sns.times:
-        return f"{sent} notices sent; the oldest that waits is {age_s:,.0f} s old: {memory.sns.reason}"
+    if cursor.sns.times:
+        return f"{sent} notices sent; the oldest that waits is {age_s:,.0f} s old: {cursor.sns.reason}"
     if refused:
         last = next(reversed(refused.values()))
         return f"{sent} notices sent, {len(refused)} refused and tried again later: {last}"
@@ -124,8 +124,8 @@ def _publish(topic: Topic, notices: Sequence[Notice]) -> dict[int, str]:
     return {notices[place].notice_id: reason for place, reason in refused.items()}
 
 
-def _forget_old(services: Services, memory: _Memory) -> None:
-    if time.time() - memory.pruned < _PRUNE_EVERY_S:
+def _forget_old(services: Services, cursor: _Cursor) -> None:
+    if time.time() - cursor.pruned < _PRUNE_EVERY_S:
         return
     if not services.database.transact(prune_notices, days=KEPT_DAYS):
-        memory.pruned = time.time()
+        cursor.pruned = time.time()

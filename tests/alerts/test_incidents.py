@@ -51,11 +51,11 @@ def success(started_at: float, video_id: str) -> Verdict:
 
 def tell(record: Record, now: float) -> list[tuple[str, Kind, int]]:
     """Send everything that is due, as the sensor does; what was sent: key, kind, how many runs."""
-    told = []
+    notices = []
     for incident, kind in list(due(record)):
-        told.append((incident.key, kind, incident.runs))
+        notices.append((incident.key, kind, incident.runs))
         sent(record, incident, kind, now)
-    return told
+    return notices
 
 
 def stored(record: Record) -> Record:
@@ -110,8 +110,8 @@ def test_an_alert_of_each_class_comes_at_once_and_its_end_is_told(kind: FailureC
     assert is_over == (kind in ENDS_WITH_ANY_RUN)
 
     observe(record, verdicts=[success(START + 60, "video-1")], now=START + 70 + CALM_S)
-    told = tell(record, START + 70 + CALM_S)
-    assert told == ([] if is_over else [(key, "recovery", 1)])
+    notices = tell(record, START + 70 + CALM_S)
+    assert notices == ([] if is_over else [(key, "recovery", 1)])
 
 
 def test_an_alert_is_not_over_by_a_run_that_had_begun_before_the_failure() -> None:
@@ -133,7 +133,7 @@ def test_an_alert_is_over_only_after_a_calm() -> None:
 
 
 def test_alerts_of_what_comes_and_goes_become_seldom() -> None:
-    record, told = Record(), Counter[str]()
+    record, notices = Record(), Counter[str]()
 
     for second in range(0, 6 * 3600, 10):  # fails and succeeds in turn, six hours long
         at = START + second
@@ -146,10 +146,10 @@ def test_alerts_of_what_comes_and_goes_become_seldom() -> None:
             else [],
             now=at,
         )
-        told.update(kind for _, kind, _ in tell(record, at))
+        notices.update(kind for _, kind, _ in tell(record, at))
 
-    assert told["failure"] <= 4
-    assert sum(told.values()) <= 16
+    assert notices["failure"] <= 4
+    assert sum(notices.values()) <= 16
 
 
 def test_one_cause_seen_by_sensors_and_runs_is_one_alert() -> None:
@@ -170,7 +170,7 @@ def test_one_cause_seen_by_sensors_and_runs_is_one_alert() -> None:
 
 @pytest.mark.parametrize("after_s", [-5, 5])
 def test_an_alert_ends_although_a_run_is_seen_to_have_failed_after_its_trouble_was_gone(after_s: int) -> None:
-    """Why a worker was told to stop is known some seconds later, and a run may have been about to fail."""
+    """Why a worker had to stop is known some seconds later, and a run may have been about to fail."""
     trouble = Trouble("sensor upload_sensor", "It does not answer.", "database-unavailable", DATABASE)
     record = Record()
     observe(record, troubles=[trouble], now=START)
@@ -201,8 +201,8 @@ def test_more_dead_letters_are_one_more_alert_not_one_each() -> None:
     for second in range(0, 50, 5):
         letters = Trouble("dead letters", "Messages.", "dead-letters", count=1 + second)
         observe(record, troubles=[letters], now=START + second)
-        told = tell(record, START + second)
-        assert [kind for _, kind, _ in told] == (["failure"] if second == 0 else [])
+        notices = tell(record, START + second)
+        assert [kind for _, kind, _ in notices] == (["failure"] if second == 0 else [])
     observe(record, troubles=[letters], now=START + UPDATE_AFTER_S[0])
     assert [kind for _, kind, _ in tell(record, START + UPDATE_AFTER_S[0])] == ["update"]
 
@@ -233,9 +233,9 @@ def test_nobody_is_flooded_by_alerts_of_causes_that_are_all_different() -> None:
     ]
     observe(record, verdicts=different, now=START)
 
-    told = tell(record, START)
-    assert len(told) <= 5
-    assert sum(runs for _, _, runs in told) == len(different)
+    notices = tell(record, START)
+    assert len(notices) <= 5
+    assert sum(runs for _, _, runs in notices) == len(different)
 
 
 def test_a_broken_file_is_put_away_without_a_word() -> None:
@@ -284,7 +284,7 @@ def test_no_failure_is_left_out_of_the_alerts_whatever_happens(ticks: list) -> N
     """Every failure is in the count of some failure notice or update, however SNS behaves in between."""
     record, now, number = Record(), START, 0
     failed: Counter[str] = Counter()
-    told: dict[str, int] = {}
+    notices: dict[str, int] = {}
     ended: set[str] = set()
 
     def send(limit: int) -> None:
@@ -293,9 +293,9 @@ def test_no_failure_is_left_out_of_the_alerts_whatever_happens(ticks: list) -> N
             sent(record, incident, kind, now)
 
     def check_order(incident: Incident, kind: Kind) -> None:
-        assert incident.id not in ended, "nothing is told of an incident after its end"
-        assert (kind == "failure") == (incident.id not in told), "the first notice is of the failure"
-        told[incident.id] = incident.runs
+        assert incident.id not in ended, "no notice follows an incident's end"
+        assert (kind == "failure") == (incident.id not in notices), "the first notice is of the failure"
+        notices[incident.id] = incident.runs
         if kind == "recovery":
             ended.add(incident.id)
 
@@ -320,4 +320,4 @@ def test_no_failure_is_left_out_of_the_alerts_whatever_happens(ticks: list) -> N
         now += UPDATE_AFTER_S[-1]
         observe(record, now=now)
         send(1000)
-    assert sum(told.values()) == sum(failed.values())
+    assert sum(notices.values()) == sum(failed.values())

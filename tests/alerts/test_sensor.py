@@ -57,9 +57,9 @@ class Office:
     def tick(self) -> str:
         """One tick; its account."""
         reader = Reader(self.instance, self.services, NOTHING, self.cursor)
-        told = reader.tick()
+        account = reader.tick()
         self.cursor = reader.cursor
-        return told
+        return account
 
     def inbox(self) -> list[Received]:
         return look_into(self.aws.client("sqs"), self.aws.resources.alert_inbox_url)
@@ -73,8 +73,8 @@ class Office:
             status=dg.DagsterRunStatus.STARTED,
             tags={".dagster/capstone.video_id": "gate-1a2b3c4d", **tags},
         )
-        told = {"failure_class": dg.MetadataValue.text(failure), "cause": dg.MetadataValue.text(cause)}
-        data = StepFailureData(error=None, user_failure_data=UserFailureData("failure", cause, told))
+        metadata = {"failure_class": dg.MetadataValue.text(failure), "cause": dg.MetadataValue.text(cause)}
+        data = StepFailureData(error=None, user_failure_data=UserFailureData("failure", cause, metadata))
         event = DagsterEvent("STEP_FAILURE", run.job_name, step_key="s", event_specific_data=data)
         self.instance.report_dagster_event(event, run.run_id)
         self.instance.report_run_failed(run)
@@ -264,7 +264,7 @@ def test_what_is_decided_of_a_run_and_its_place_are_in_the_alert(office: Office)
     office.fails("gpu-error", "Nobody starts it again.")  # somebody's own run
     office.tick()
 
-    told = {notice.attributes["class"]: notice.body for notice in office.inbox()}
+    bodies = {notice.attributes["class"]: notice.body for notice in office.inbox()}
     for failure, sentence in {
         "worker-lost": "Attempt: 1. It is tried again now.",
         "internal": "Attempt: 2. It is not tried again.",
@@ -272,7 +272,7 @@ def test_what_is_decided_of_a_run_and_its_place_are_in_the_alert(office: Office)
         "model-unavailable": "Attempt: 1. It is not tried again, unless intake pauses for it and resumes.",
         "gpu-error": "Attempt: 1. Runs of analyze_upload are not started again by the system.",
     }.items():
-        assert sentence in told[failure]
+        assert sentence in bodies[failure]
 
 
 def test_a_worker_that_was_told_to_stop_is_waited_for_to_be_explained(office: Office) -> None:
@@ -339,7 +339,7 @@ def test_an_event_store_that_is_away_is_an_alert_although_no_run_fails(office: O
     away = DatabaseUnavailable("The event store does not answer. Is PostgreSQL running?")
     failed_tick(office, "upload_sensor", away)
     office.tick()
-    assert office.inbox() == []  # one failed tick is not told
+    assert office.inbox() == []  # one failed tick is no incident
     failed_tick(office, "upload_sensor", away)
     failed_tick(office, "outbox_sensor", away)
     failed_tick(office, "outbox_sensor", away)
@@ -390,15 +390,16 @@ def test_dead_letters_are_an_alert_until_they_are_gone(office: Office) -> None:
 
 
 def test_intake_that_pauses_itself_is_one_alert_and_its_end_another(office: Office) -> None:
-    told = "The last 5 runs failed for model-unavailable."
+    reason = "The last 5 runs failed for model-unavailable."
     BREAKER.write(
-        office.instance, BreakerState(Phase.OPEN, since=time.time(), cause="model-unavailable", reason=told)
+        office.instance,
+        BreakerState(Phase.OPEN, since=time.time(), cause="model-unavailable", reason=reason),
     )
     office.tick()
     office.tick()
     [notice] = office.inbox()
     assert notice.attributes["page"] == "intake-paused"
-    assert told in notice.body
+    assert reason in notice.body
 
     BREAKER.write(office.instance, BreakerState())
     office.clock(CALM_S + 5)
@@ -408,8 +409,8 @@ def test_intake_that_pauses_itself_is_one_alert_and_its_end_another(office: Offi
 
 def test_uploads_that_may_not_be_looked_up_are_an_alert(office: Office) -> None:
     """No run and no tick fails of it: the messages stay in the queue and come again."""
-    told = "S3 forbids HeadObject on s3://raw/a.mp4. Grant s3:GetObject."
-    LEFT_MESSAGES.write(office.instance, LeftMessages(3, FailureClass.SOURCE_FORBIDDEN, told, time.time()))
+    reason = "S3 forbids HeadObject on s3://raw/a.mp4. Grant s3:GetObject."
+    LEFT_MESSAGES.write(office.instance, LeftMessages(3, FailureClass.SOURCE_FORBIDDEN, reason, time.time()))
     office.tick()
     [notice] = office.inbox()
     assert notice.attributes["class"] == "source-forbidden"
@@ -417,7 +418,7 @@ def test_uploads_that_may_not_be_looked_up_are_an_alert(office: Office) -> None:
     assert "Concerned: lookup of uploads (3)." in notice.body
 
     office.clock(180)
-    LEFT_MESSAGES.write(office.instance, LeftMessages(1, FailureClass.SOURCE_FORBIDDEN, told, time.time()))
+    LEFT_MESSAGES.write(office.instance, LeftMessages(1, FailureClass.SOURCE_FORBIDDEN, reason, time.time()))
     office.tick()
     assert {notice.attributes["kind"] for notice in office.inbox()} == {"failure"}
     office.clock(300)
@@ -460,8 +461,8 @@ def test_a_step_that_is_tried_again_for_long_is_an_alert(office: Office, ends_we
         office.instance, job_name="analyze_upload", tags={".dagster/capstone.video_id": "gate-1a2b3c4d"}
     )
     office.instance.report_dagster_event(DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
-    told = "S3 failed PutObject on s3://derived/a. It said SlowDown."
-    note_retry(office.instance, run.run_id, None, FailureClass.STORAGE_UNAVAILABLE, told)
+    reason = "S3 failed PutObject on s3://derived/a. It said SlowDown."
+    note_retry(office.instance, run.run_id, None, FailureClass.STORAGE_UNAVAILABLE, reason)
     office.tick()
     assert office.inbox() == []  # it may pass at once
     office.clock(11)

@@ -107,7 +107,7 @@ def test_no_cause_and_no_name_breaks_an_alert(cause: str, video: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("It broke. And more.", "It broke."),
         ("No full stop", "No full stop"),
@@ -115,13 +115,13 @@ def test_no_cause_and_no_name_breaks_an_alert(cause: str, video: str) -> None:
         ("x" * 500, "x" * 239 + "…"),
     ],
 )
-def test_an_alert_has_the_cause_in_one_sentence(text: str, told: str) -> None:
-    assert first_sentence(text) == told
+def test_an_alert_has_the_cause_in_one_sentence(text: str, message: str) -> None:
+    assert first_sentence(text) == message
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "message"),
     [(-1, "0 s"), (59.6, "60 s"), (600, "10 min"), (9000, "2 h 30 min"), (200_000, "2 days")],
 )
-def test_durations_in_alerts(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+def test_durations_in_alerts(seconds: float, message: str) -> None:
+    assert duration(seconds) == message

@@ -119,7 +119,7 @@ def test_nothing_stays_alive_when_somebody_keeps_the_error() -> None:
         try:
             return gpu.work(batch)
         except NoRoom as error:
-            failure = NoRoom("told anew, and in a circle with its own frame")
+            failure = NoRoom("raised again, and in a circle with its own frame")
             kept.append(failure)
             raise failure from error
 

@@ -59,7 +59,7 @@ def test_a_device_is_chosen(wanted: str, machine: FakeMachine, chosen: Device) -
 
 
 @pytest.mark.parametrize(
-    ("wanted", "machine", "error", "told"),
+    ("wanted", "machine", "error", "message"),
     [
         ("cuda", FORGOTTEN, InvalidAnalysisSettings, r"cuda was asked for.* 0 usable.*finds no CUDA device"),
         ("cuda:2", WORKING, InvalidAnalysisSettings, r"cuda:2 was asked for.* 2 usable CUDA devices; set"),
@@ -72,22 +72,22 @@ def test_a_device_is_chosen(wanted: str, machine: FakeMachine, chosen: Device) -
     ],
 )
 def test_what_is_not_there_is_refused(
-    wanted: str, machine: FakeMachine, error: type[Exception], told: str
+    wanted: str, machine: FakeMachine, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         choose_device(wanted, machine=machine)
 
 
 @pytest.mark.parametrize(
-    ("machine", "told"),
+    ("machine", "message"),
     [
         (NONE, "no sign of an NVIDIA GPU"),
         (UNUSABLE, "/dev/nvidia0 is there, but the driver is too old"),
         (BROKEN, "no kernel image is available"),
     ],
 )
-def test_where_a_gpu_is_required_the_cpu_is_a_failure(machine: FakeMachine, told: str) -> None:
-    with pytest.raises(GpuError, match=rf"A GPU is required.*{told}; run where the GPU is") as refusal:
+def test_where_a_gpu_is_required_the_cpu_is_a_failure(machine: FakeMachine, message: str) -> None:
+    with pytest.raises(GpuError, match=rf"A GPU is required.*{message}; run where the GPU is") as refusal:
         choose_device("auto", require_gpu=True, machine=machine)
     assert refusal.value.failure_class == "gpu-error"
 
@@ -141,5 +141,7 @@ def test_without_a_gpu_choosing_costs_no_import_of_pytorch() -> None:
         "import sys; from capstone_dagster.analysis.detection.device import choose_device; "
         "print(choose_device('auto').name, 'torch' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert told.split() == ["cpu", "False"]
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert output.split() == ["cpu", "False"]

@@ -119,7 +119,7 @@ sys.exit(str(set(absent) & set(sys.modules)) if set(absent) & set(sys.modules) e
 
 
 @pytest.mark.parametrize(
-    ("model", "device", "told"),
+    ("model", "device", "message"),
     [
         (WEIGHTS, "cpu", "1 pictures"),
         (WEIGHTS, "auto", "1 pictures"),
@@ -128,14 +128,14 @@ sys.exit(str(set(absent) & set(sys.modules)) if set(absent) & set(sys.modules) e
     ],
 )
 def test_without_pytorch_a_shipped_export_runs_and_all_else_says_what_to_install(
-    tmp_path: Path, model: Path, device: str, told: str
+    tmp_path: Path, model: Path, device: str, message: str
 ) -> None:
     if model is not WEIGHTS:
         model = Path(shutil.copy(WEIGHTS, tmp_path / model))
     arguments = [sys.executable, "-c", _WITHOUT_PYTORCH, str(model), device, str(tmp_path / "cache")]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert told in done.stdout
+    assert message in done.stdout
 
 
 def test_an_export_that_merely_lies_beside_a_checkpoint_is_not_taken_for_its_own(tmp_path: Path) -> None:

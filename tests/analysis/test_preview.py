@@ -37,14 +37,14 @@ def parquet(
     for place, name in enumerate(("x1", "y1", "x2", "y2")):
         columns[name] = [box[place] for _, _, box in rows]
     pq.write_table(pa.table(columns, schema=DETECTIONS_SCHEMA), detections)
-    told = {
+    reported = {
         "frame_index": list(range(len(TIMES_MS))),
         "pts_ms": TIMES_MS,
         "motion": [0.0] * len(TIMES_MS),
         "analyzed": [index in ANALYZED for index in range(len(TIMES_MS))],
         "detections": [0] * len(TIMES_MS),
     }
-    pq.write_table(pa.table(told, schema=FRAMES_SCHEMA), decoded)
+    pq.write_table(pa.table(reported, schema=FRAMES_SCHEMA), decoded)
     return detections, decoded
 
 
@@ -63,12 +63,12 @@ def differences(preview: Path, clip: Path) -> list[npt.NDArray[np.int64]]:
 def test_a_preview_is_h264_that_browsers_play_from_the_start(make_clip: MakeClip, tmp_path: Path) -> None:
     clip = make_clip("clip.mp4", TIMES_MS, size=(320, 240))
     out = tmp_path / "preview.mp4"
-    told: list[int] = []
+    reported: list[int] = []
 
-    done = render_preview(clip, *parquet(tmp_path, []), out, progress=told.append)
+    done = render_preview(clip, *parquet(tmp_path, []), out, progress=reported.append)
 
     assert (done.width, done.height, done.frames, done.duration_ms) == (320, 240, 10, 480)
-    assert told == TIMES_MS
+    assert reported == TIMES_MS
     with av.open(str(out)) as container:
         (stream,) = container.streams
         assert isinstance(stream, av.VideoStream)

@@ -130,8 +130,8 @@ class Cloud:
         try:
             wait_for(f"run {status}", lambda: self.status(run) == status, deadline_s=45)
         except AssertionError as error:
-            told = "\n".join([*self.jobs(), self.messages(run), *self.log_lines()])
-            raise AssertionError(f"{error}\n{told}") from None
+            details = "\n".join([*self.jobs(), self.messages(run), *self.log_lines()])
+            raise AssertionError(f"{error}\n{details}") from None
         return self.fresh(run)
 
     def messages(self, run: dg.DagsterRun) -> str:

@@ -31,7 +31,7 @@ def look(context: dg.OpExecutionContext) -> int:
 @dg.op(tags=CPU)
 def think(seen: int) -> int:
     if said("fail-thinking").exists():
-        raise dg.Failure("told to fail", allow_retries=False)
+        raise dg.Failure("asked to fail", allow_retries=False)
     return seen + 1
 
 

@@ -158,7 +158,7 @@ def test_overrides_too_long_for_ecs_fail_the_job_not_the_request(server: FakeBat
 
 
 @pytest.mark.parametrize(
-    ("request_", "told"),
+    ("request_", "message"),
     [
         ({"jobName": "-a"}, "pattern"),
         ({"jobQueue": "nowhere"}, "not found"),
@@ -171,8 +171,8 @@ def test_overrides_too_long_for_ecs_fail_the_job_not_the_request(server: FakeBat
         ({"tags": {"a": "x" * 31_000}}, "30 KiB"),
     ],
 )
-def test_what_aws_refuses_is_refused(server: FakeBatchServer, request_: dict[str, Any], told: str) -> None:
-    with pytest.raises(ClientError, match=told) as caught:
+def test_what_aws_refuses_is_refused(server: FakeBatchServer, request_: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClientError, match=message) as caught:
         submit(**request_)
     assert caught.value.response["Error"]["Code"] == "ClientException"
 
@@ -196,7 +196,7 @@ def test_jobs_are_listed_by_name_or_status_newest_first_in_pages(server: FakeBat
     prefix = client().list_jobs(jobQueue="gpu", filters=[{"name": "JOB_NAME", "values": ["run-1*"]}])
     assert len(prefix["jobSummaryList"]) == 3
     assert client().list_jobs(jobQueue="gpu")["jobSummaryList"] == [], (
-        "only running ones unless told otherwise"
+        "only running ones unless asked for others"
     )
     server.batch.listing_lag_s = 60
     assert client().list_jobs(jobQueue="gpu", jobStatus="RUNNABLE")["jobSummaryList"] == []

@@ -146,7 +146,7 @@ def test_an_oom_killed_container_fails_the_run_with_its_last_words(cloud: Cloud)
     failed = cloud.fresh(run)
     assert failed.status == dg.DagsterRunStatus.FAILURE
     assert failed.tags["batch_gpu/failure"] == "worker-lost"
-    told = cloud.messages(run)
+    text = cloud.messages(run)
     for words in (
         "killed for memory",
         "exit code 137",
@@ -154,8 +154,8 @@ def test_an_oom_killed_container_fails_the_run_with_its_last_words(cloud: Cloud)
         "OutOfMemoryError",
         "waiting without end",
     ):
-        assert words in told, words
-    assert "_aws" not in told, "lines that carry metrics are no words"
+        assert words in text, words
+    assert "_aws" not in text, "lines that carry metrics are no words"
     assert failed.tags["dagster/will_retry"] == "true"
 
 
@@ -445,8 +445,8 @@ def test_throttling_without_end_fails_the_run_as_capacity(cloud: Cloud) -> None:
 
 
 def test_a_missing_permission_is_named_at_once_and_not_tried_again(cloud: Cloud) -> None:
-    told = "User: arn:aws:sts::1:assumed-role/daemon is not authorized to perform: batch:TagResource on x"
-    cloud.batch.faults.append(Fault("SubmitJob", "AccessDeniedException", told, 403, times=None))
+    text = "User: arn:aws:sts::1:assumed-role/daemon is not authorized to perform: batch:TagResource on x"
+    cloud.batch.faults.append(Fault("SubmitJob", "AccessDeniedException", text, 403, times=None))
     run = cloud.run()
     with pytest.raises(PermissionDenied, match="Allow batch:TagResource"):
         cloud.launch(run)

@@ -113,9 +113,9 @@ class Wire:
             except ConnectionCut:
                 raise ConnectionClosedError(endpoint_url="fake") from None
             except RequestError as error:
-                told = {"Error": {"Code": error.code, "Message": str(error)}}
+                answer = {"Error": {"Code": error.code, "Message": str(error)}}
                 raise ClientError(
-                    {**told, "ResponseMetadata": {"HTTPStatusCode": error.status}},  # type: ignore[typeddict-item]
+                    {**answer, "ResponseMetadata": {"HTTPStatusCode": error.status}},  # type: ignore[typeddict-item]
                     name,
                 ) from None
 

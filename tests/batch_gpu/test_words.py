@@ -93,7 +93,7 @@ def test_a_wrong_container_context_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "told"),
+    ("tag", "message"),
     [
         ("{", "not JSON"),
         ("[1]", "expected an object"),
@@ -104,13 +104,13 @@ def test_a_wrong_container_context_is_refused_by_name() -> None:
         ('{"submit_job": {"jobName": "another"}}', "jobName cannot be set"),
     ],
 )
-def test_a_wrong_tag_is_refused_by_name(tag: str, told: str) -> None:
-    with pytest.raises(ConfigurationError, match=told):
+def test_a_wrong_tag_is_refused_by_name(tag: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         parse_tag(tag)
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({**SECTIONS, "compute": "cloud"}, "expected local or batch"),
         ({"gpu": SECTIONS["gpu"]}, r"run_launcher\.config\.cpu\.job_queue"),
@@ -118,8 +118,8 @@ def test_a_wrong_tag_is_refused_by_name(tag: str, told: str) -> None:
         ({**SECTIONS, "gpu": {**SECTIONS["gpu"], "attempts": 11}}, "gpu.attempts is 11"),
     ],
 )
-def test_a_wrong_configuration_is_refused_at_start(config: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigurationError, match=told):
+def test_a_wrong_configuration_is_refused_at_start(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         from_yaml(config)
 
 
@@ -385,9 +385,9 @@ def test_a_job_that_waits_for_what_does_not_come_is_ended_in_time_with_its_own_r
         assert blocked(stuck, patience_s) == ending
         assert blocked(stuck, patience_s - 1) is None
     assert blocked({**stuck, "status": "RUNNING"}, 10**6) is None
-    told = ending_of(stuck)
-    assert (told.failure, told.transient) == (failure, transient)
-    assert remedy in told.message
+    text = ending_of(stuck)
+    assert (text.failure, text.transient) == (failure, transient)
+    assert remedy in text.message
 
 
 def test_only_waiting_jobs_wait_too_long() -> None:

@@ -154,7 +154,7 @@ NOTHING = math.nan
 @pytest.mark.parametrize(
     ("title", "unit", "series", "drawn"),
     [
-        # One run of twenty, none at all, and a quarter of an hour in which only failures were told of.
+        # One run of twenty, none at all, and a quarter of an hour in which only failures were published.
         (
             "Error rate of runs",
             "%",

@@ -146,14 +146,14 @@ def test_recent_errors_come_newest_first_and_once(written: list[Written]) -> Non
 def test_errors_by_component_are_counted_once_each(written: list[Written]) -> None:
     answer = ask(written, queries.ERRORS_BY_COMPONENT)
 
-    told: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
     for row in answer:
-        told[row["component"]] += row["errors"]
+        errors[row["component"]] += row["errors"]
         assert row["since"] % (15 * 60 * 1000) == 0
-    assert told == Counter(
+    assert errors == Counter(
         line.fields["component"] for line in written if line.fields["level"] in ("ERROR", "CRITICAL")
     )
-    assert {"analysis", "dagster", "intake"} <= set(told)
+    assert {"analysis", "dagster", "intake"} <= set(errors)
 
 
 def test_error_rate_is_of_the_runs_that_ended(written: list[Written]) -> None:

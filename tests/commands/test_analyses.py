@@ -80,14 +80,14 @@ def test_analyses_are_listed_with_what_made_them(capstone: Capstone, database: D
 def test_compare_says_which_events_appeared_vanished_and_moved(
     capstone: Capstone, database: Database
 ) -> None:
-    told = json.loads(capstone("compare", "84", "--json").out)
+    comparison = json.loads(capstone("compare", "84", "--json").out)
     table = capstone("compare", "v1").out
 
-    assert (told["from"]["analysis_id"], told["to"]["analysis_id"]) == (FIRST, SECOND)
-    assert told["counts"] == {"matched": 2, "moved": 1, "appeared": 1, "vanished": 1}
-    assert [event["event_id"] for event in told["appeared"]] == ["f4"]
-    assert [event["event_id"] for event in told["vanished"]] == ["e3"]
-    (moved,) = told["moved"]
+    assert (comparison["from"]["analysis_id"], comparison["to"]["analysis_id"]) == (FIRST, SECOND)
+    assert comparison["counts"] == {"matched": 2, "moved": 1, "appeared": 1, "vanished": 1}
+    assert [event["event_id"] for event in comparison["appeared"]] == ["f4"]
+    assert [event["event_id"] for event in comparison["vanished"]] == ["e3"]
+    (moved,) = comparison["moved"]
     assert (moved["before"]["event_id"], moved["after"]["event_id"]) == ("e2", "f2")
     assert (moved["start_shift_ms"], moved["end_shift_ms"]) == (0, 3000)
     assert "2 events match, 1 of them moved; 1 appeared, 1 vanished." in table
@@ -96,14 +96,14 @@ def test_compare_says_which_events_appeared_vanished_and_moved(
 
 
 def test_compare_takes_beginnings_of_ids_either_way_round(capstone: Capstone, database: Database) -> None:
-    told = json.loads(capstone("compare", "v1", "--from", "a2", "--to", "a1", "--json").out)
-    assert [event["event_id"] for event in told["appeared"]] == ["e3"]
+    comparison = json.loads(capstone("compare", "v1", "--from", "a2", "--to", "a1", "--json").out)
+    assert [event["event_id"] for event in comparison["appeared"]] == ["e3"]
     same = capstone("compare", "v1", "--from", "a2", "--to", SECOND)
     assert "3 events match, 0 of them moved; 0 appeared, 0 vanished." in same.out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("v9",), "no video 'v9'"),
         (("v1", "--from", "a"), "begins the ids of several analyses"),
@@ -111,11 +111,11 @@ def test_compare_takes_beginnings_of_ids_either_way_round(capstone: Capstone, da
     ],
 )
 def test_compare_refuses_what_it_cannot_find(
-    capstone: Capstone, database: Database, arguments: tuple[str, ...], told: str
+    capstone: Capstone, database: Database, arguments: tuple[str, ...], message: str
 ) -> None:
     outcome = capstone("compare", *arguments)
     assert (outcome.code, outcome.out) == (2, "")
-    assert told in " ".join(outcome.err.replace("│", " ").split())
+    assert message in " ".join(outcome.err.replace("│", " ").split())
 
 
 def test_compare_needs_two(capstone: Capstone, database: Database) -> None:
@@ -144,11 +144,11 @@ def test_compare_writes_a_page_that_needs_nothing_else(
 
 
 def test_rollback_makes_the_earlier_one_current_and_says_so(capstone: Capstone, database: Database) -> None:
-    told = capstone("rollback", "84")
+    outcome = capstone("rollback", "84")
 
-    assert told.code == 0
-    assert "a10000000000 (m, 5 frames/s) is current again, with 3 events." in told.out
-    assert "Before it was a20000000000 (better.pt" in told.out
+    assert outcome.code == 0
+    assert "a10000000000 (m, 5 frames/s) is current again, with 3 events." in outcome.out
+    assert "Before it was a20000000000 (better.pt" in outcome.out
     assert current(database) == [FIRST]
     assert notices(database)[-1] == "video.analyzed"
 
@@ -211,10 +211,10 @@ def test_rollback_stands_where_dagster_cannot_be_told(
 ) -> None:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
 
-    told = capstone("rollback", "84")
+    outcome = capstone("rollback", "84")
 
-    assert told.code == 0
-    assert "Dagster's pages do not show it: DAGSTER_HOME is not set" in told.err
+    assert outcome.code == 0
+    assert "Dagster's pages do not show it: DAGSTER_HOME is not set" in outcome.err
     assert current(database) == [FIRST]
 
 

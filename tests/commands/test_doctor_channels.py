@@ -35,16 +35,18 @@ def test_log_groups_are_compared_with_the_list(aws: Aws) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(200, "takes spans"), (401, "answers 401"), (404, "answers 404")]
+    ("status", "message"), [(200, "takes spans"), (401, "answers 401"), (404, "answers 404")]
 )
-def test_a_collector_is_asked_with_nothing(status: int, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_is_asked_with_nothing(
+    status: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with collector() as served:
         served.status = status
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", served.endpoint)
         if status == 200:
-            assert told in channels.traces(ENDPOINT_VARIABLES)
+            assert message in channels.traces(ENDPOINT_VARIABLES)
         else:
-            with pytest.raises(Wrong, match=told):
+            with pytest.raises(Wrong, match=message):
                 channels.traces(ENDPOINT_VARIABLES)
 
 

@@ -62,9 +62,9 @@ def database(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
 def test_events_are_chosen_by_place_time_and_label(
     capstone: Capstone, database: Database, words: str, found: list[str]
 ) -> None:
-    told = capstone("events", *words.split(), "--json")
+    outcome = capstone("events", *words.split(), "--json")
 
-    assert [row["event_id"] for row in json.loads(told.out)] == found
+    assert [row["event_id"] for row in json.loads(outcome.out)] == found
 
 
 def test_a_wall_clock_time_is_shown_with_its_source(capstone: Capstone, database: Database) -> None:
@@ -105,10 +105,10 @@ def test_status_is_shown_again_until_ctrl_c(
 
     database.transact(record_upload, replace(UPLOAD, upload_id="u4", video_id="v4"))
     monkeypatch.setattr("capstone_dagster.terminal.sleep", pause)
-    told = capstone("status", "v4", "--watch")
+    outcome = capstone("status", "v4", "--watch")
 
-    assert told.code == 0
-    assert re.search(r"received.*failed.*v4 failed \(internal\): It broke", told.out, re.DOTALL)
+    assert outcome.code == 0
+    assert re.search(r"received.*failed.*v4 failed \(internal\): It broke", outcome.out, re.DOTALL)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -148,12 +148,12 @@ def test_submit_waits_for_the_events_or_the_reason(
 
     monkeypatch.setattr("capstone_dagster.commands.following.time.sleep", analyse)
     noon = f"{YESTERDAY}T12:00+09:00"
-    told = capstone("submit", tmp_path / "clip.mp4", "--camera", "gate", "--recorded-at", noon, "--wait")
+    outcome = capstone("submit", tmp_path / "clip.mp4", "--camera", "gate", "--recorded-at", noon, "--wait")
 
-    assert f"http://dagster.example/assets/raw_videos?view=partitions&partition={video}" in told.out
-    assert told.code == int(fails)
+    assert f"http://dagster.example/assets/raw_videos?view=partitions&partition={video}" in outcome.out
+    assert outcome.code == int(fails)
     if fails:
-        assert f"{video} failed (undecodable-video): It is no video." in told.err
+        assert f"{video} failed (undecodable-video): It is no video." in outcome.err
     else:
-        [line] = [line for line in told.out.splitlines() if "person" in line]
+        [line] = [line for line in outcome.out.splitlines() if "person" in line]
         assert re.search(rf"{YESTERDAY} 12:00\S* +the object's metadata", line)

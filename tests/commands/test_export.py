@@ -80,10 +80,10 @@ def test_every_event_is_exported_in_order(
     monkeypatch.setattr(events, "_ROWS_AT_ONCE", portion)
     out = tmp_path / "new" / f"events.{form}"
 
-    told = capstone("export", "events", "--format", form, "--out", out)
+    outcome = capstone("export", "events", "--format", form, "--out", out)
 
-    assert told.code == 0
-    assert "Wrote 3 events" in told.err
+    assert outcome.code == 0
+    assert "Wrote 3 events" in outcome.err
     rows = read(out, form)
     assert [row["event_id"] for row in rows] == ["e1", "e2", "f1"]
     assert list(rows[0]) == list(database.transact(current_events)[0])
@@ -184,8 +184,8 @@ def test_what_cannot_be_exported_leaves_no_file(
 def test_detections_as_coco_and_mot(capstone: Capstone, database: Database, tmp_path: Path) -> None:
     coco, mot, faces = tmp_path / "coco.json", tmp_path / "mot.txt", tmp_path / "faces.json"
     assert "Wrote 6 detections" in capstone("export", "detections", "84", "--out", coco).err
-    told = capstone("export", "detections", "v1", "--analysis", "a", "--format", "mot", "--out", mot)
-    assert "Wrote 4 detections" in told.err
+    outcome = capstone("export", "detections", "v1", "--analysis", "a", "--format", "mot", "--out", mot)
+    assert "Wrote 4 detections" in outcome.err
     capstone("export", "detections", "v1", "--label", "face", "--out", faces)
 
     data = json.loads(coco.read_text())

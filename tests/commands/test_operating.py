@@ -293,7 +293,7 @@ def test_prioritize_lets_a_video_go_first_or_last(operations: Operations, capsto
 
 
 def test_dagsters_own_queue_takes_runs_in_that_order(operations: Operations, capstone: Capstone) -> None:
-    """The order that is told is the one that Dagster's daemon follows."""
+    """The order that is shown is the one that Dagster's daemon follows."""
     from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
     for number in range(1, 6):
@@ -306,7 +306,7 @@ def test_dagsters_own_queue_takes_runs_in_that_order(operations: Operations, cap
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "message"),
     [
         (None, "v1 has no run yet"),
         (dg.DagsterRunStatus.STARTING, "has left Dagster's queue and waits for its machine"),
@@ -314,20 +314,20 @@ def test_dagsters_own_queue_takes_runs_in_that_order(operations: Operations, cap
     ],
 )
 def test_what_does_not_wait_in_the_queue_cannot_go_first(
-    operations: Operations, capstone: Capstone, status: dg.DagsterRunStatus | None, told: str
+    operations: Operations, capstone: Capstone, status: dg.DagsterRunStatus | None, message: str
 ) -> None:
     operations.run(1, status) if status else operations.upload(1)
     outcome = capstone("prioritize", "v1")
     assert outcome.code == 1
-    assert told in outcome.err
+    assert message in outcome.err
 
 
 def test_retry_goes_on_from_the_failed_step(operations: Operations, capstone: Capstone) -> None:
     failed = operations.failed(1, "undecodable-video")
 
     dry = capstone("retry", "v1", "--dry-run", "--json")
-    [told] = json.loads(dry.out)
-    assert (told["video_id"], told["gpu"], told["run_id"]) == ("v1", True, None)
+    [answer] = json.loads(dry.out)
+    assert (answer["video_id"], answer["gpu"], answer["run_id"]) == ("v1", True, None)
     assert len(operations.instance.get_runs()) == 1
 
     outcome = capstone("retry", "v1", "--by", "kim")
@@ -374,7 +374,7 @@ def test_retry_chooses_by_class_and_time(operations: Operations, capstone: Capst
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ([], "name videos, or choose by --class or --since"),
         (["--class", "bad-luck"], "is no failure class"),
@@ -383,17 +383,17 @@ def test_retry_chooses_by_class_and_time(operations: Operations, capstone: Capst
     ],
 )
 def test_retry_refuses_what_it_does_not_understand(
-    operations: Operations, capstone: Capstone, options: list[str], told: str
+    operations: Operations, capstone: Capstone, options: list[str], message: str
 ) -> None:
     outcome = capstone("retry", *options)
     assert outcome.code == 2
-    assert told in " ".join(outcome.err.replace("│", " ").split())
+    assert message in " ".join(outcome.err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("why", ["pruned", "started again", "shared", "still ending"])
 def test_retry_says_why_it_leaves_one_alone(operations: Operations, capstone: Capstone, why: str) -> None:
     run = operations.failed(1)
-    told = {
+    answer = {
         "pruned": "is no longer on record",
         "started again": "was started again already, as run",
         "shared": "analysed other videos besides v1",
@@ -413,7 +413,7 @@ def test_retry_says_why_it_leaves_one_alone(operations: Operations, capstone: Ca
     outcome = capstone("retry", "v1", "v3")
 
     assert outcome.code == 1
-    assert told in outcome.err
+    assert answer in outcome.err
     assert "1 run started again, 1 of them on the GPU; 1 left alone." in outcome.out, "the others are started"
 
 
@@ -467,11 +467,11 @@ def test_a_notice_says_whether_the_system_tries_again(failure: FailureClass) -> 
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "message"),
     [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (21, "21st"), (112, "112th")],
 )
-def test_ordinals(number: int, told: str) -> None:
-    assert ordinal(number) == told
+def test_ordinals(number: int, message: str) -> None:
+    assert ordinal(number) == message
 
 
 def _die(*_: object) -> None:

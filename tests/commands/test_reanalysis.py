@@ -72,18 +72,18 @@ def test_reanalyze_asks_for_a_backfill(
     outcome = capstone("reanalyze", *asked, "--by", "kim", "--json")
 
     assert outcome.code == 0, outcome.err
-    told = json.loads(outcome.out)
+    answer = json.loads(outcome.out)
     [backfill] = instance.get_backfills()
-    assert backfill.backfill_id == told["backfill_id"]
+    assert backfill.backfill_id == answer["backfill_id"]
     assert backfill.tags == tags
     data = backfill.asset_backfill_data
     assert data is not None
     assert {key.to_user_string() for key in data.target_subset.asset_keys} == assets
     for key in data.target_subset.asset_keys:
         assert set(data.get_target_partitions_subset(key).get_partition_keys()) == videos
-    assert set(told["videos"]) == videos
+    assert set(answer["videos"]) == videos
     # v1 and v3 do not stand side by side.
-    assert told["runs"] == len(videos)
+    assert answer["runs"] == len(videos)
 
 
 def test_reanalyze_asks_for_nothing_in_a_dry_run_of_a_backfill(
@@ -187,22 +187,22 @@ def test_reanalyze_goes_by_other_models_where_todays_has_made_nothing(
 ) -> None:
     monkeypatch.setenv("CAPSTONE_MODEL_SHA256", "c" * 64)
 
-    told = capstone("reanalyze", "--model-not", "today", "--dry-run").out
+    answer = capstone("reanalyze", "--model-not", "today", "--dry-run").out
 
-    assert told.startswith("2 videos in 1 run would be analysed again.\n2 passes over 1.0 hours of video.")
-    assert "measured on 2 recent passes with another model or other settings." in told
+    assert answer.startswith("2 videos in 1 run would be analysed again.\n2 passes over 1.0 hours of video.")
+    assert "measured on 2 recent passes with another model or other settings." in answer
 
 
 @pytest.mark.usefixtures("models")
 def test_reanalyze_wonders_at_a_model_that_made_nothing(capstone: Capstone) -> None:
-    told = capstone("reanalyze", "--model-not", "nwe.pt", "--dry-run")
+    outcome = capstone("reanalyze", "--model-not", "nwe.pt", "--dry-run")
 
-    assert "No current analysis is by a model 'nwe.pt': check the spelling." in told.err
-    assert "2 videos" in told.out
+    assert "No current analysis is by a model 'nwe.pt': check the spelling." in outcome.err
+    assert "2 videos" in outcome.out
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         ([], "name videos, or choose --all"),
         (["v1", "--all"], "name videos, or choose --all"),
@@ -216,12 +216,12 @@ def test_reanalyze_wonders_at_a_model_that_made_nothing(capstone: Capstone) -> N
     ],
 )
 def test_reanalyze_refuses_a_backfill_of_what_is_not_there(
-    instance: dg.DagsterInstance, capstone: Capstone, asked: list[str], told: str
+    instance: dg.DagsterInstance, capstone: Capstone, asked: list[str], message: str
 ) -> None:
     outcome = capstone("reanalyze", *asked)
 
     assert outcome.code != 0
-    assert told in " ".join(outcome.err.replace("│", " ").split())
+    assert message in " ".join(outcome.err.replace("│", " ").split())
     assert instance.get_backfills() == []
 
 

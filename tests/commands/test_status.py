@@ -70,7 +70,7 @@ def video(
     return run_id
 
 
-def told(capstone: Capstone, number: int) -> tuple[Any, ...]:
+def waiting(capstone: Capstone, number: int) -> tuple[Any, ...]:
     [row] = json.loads(capstone("status", f"v{number}", "--json").out)
     return tuple(row[name] for name in ("state", "queue_position", "queue_length", "waiting_for"))
 
@@ -84,9 +84,9 @@ def test_a_queued_video_has_its_place_and_what_is_before_it(
     run_id = video(database, instance, 5, dg.DagsterRunStatus.STARTED)
     database.transact(mark_running, "u5", run_id, 0.5)
 
-    assert told(capstone, 4) == ("queued", 1, 4, "1st of 4 in the queue, 1 running")
-    assert told(capstone, 3) == ("queued", 4, 4, "4th of 4 in the queue, 1 running")
-    assert told(capstone, 5) == ("running", None, None, None)
+    assert waiting(capstone, 4) == ("queued", 1, 4, "1st of 4 in the queue, 1 running")
+    assert waiting(capstone, 3) == ("queued", 4, 4, "4th of 4 in the queue, 1 running")
+    assert waiting(capstone, 5) == ("running", None, None, None)
     assert "v2 waits: 3rd of 4 in the queue, 1 running" in capstone("status").out
     [header, *_] = csv.reader(io.StringIO(capstone("status", "--csv").out))
     assert set(header) >= COLUMNS
@@ -96,22 +96,22 @@ def test_what_follows_an_upload_whose_run_is_not_told_yet(
     capstone: Capstone, database: Database, instance: dg.DagsterInstance
 ) -> None:
     database.transact(record_upload, UPLOAD)
-    assert told(capstone, 1) == ("received", None, None, "its run is being asked for")
+    assert waiting(capstone, 1) == ("received", None, None, "its run is being asked for")
     tags = {".dagster/capstone.upload_id": UPLOAD.upload_id}
     create_run_for_test(
         instance, status=dg.DagsterRunStatus.QUEUED, tags=tags, remote_job_origin=REMOTE_ORIGIN
     )
-    assert told(capstone, 1) == ("received", 1, 1, "1st of 1 in the queue")
+    assert waiting(capstone, 1) == ("received", 1, 1, "1st of 1 in the queue")
 
 
 def test_a_video_that_waits_for_a_machine_says_why(
     capstone: Capstone, database: Database, instance: dg.DagsterInstance
 ) -> None:
     run_id = video(database, instance, 1, dg.DagsterRunStatus.STARTING)
-    assert told(capstone, 1) == ("queued", None, None, "its worker starts")
+    assert waiting(capstone, 1) == ("queued", None, None, "its worker starts")
     database.transact(mark_waiting, "u1", run_id, "AWS Batch: RUNNABLE: no GPU machine is free")
-    told_now = told(capstone, 1)
-    assert told_now == ("waiting-for-compute", None, None, "AWS Batch: RUNNABLE: no GPU machine is free")
+    now = waiting(capstone, 1)
+    assert now == ("waiting-for-compute", None, None, "AWS Batch: RUNNABLE: no GPU machine is free")
 
 
 def test_a_video_that_is_tried_again_says_so_with_its_place(
@@ -119,11 +119,11 @@ def test_a_video_that_is_tried_again_says_so_with_its_place(
 ) -> None:
     failed = video(database, instance, 1, dg.DagsterRunStatus.FAILURE)
     database.transact(mark_failed, "u1", failed, failure_class="worker-lost", message="Lost.")
-    assert told(capstone, 1) == ("failed", None, None, None)
+    assert waiting(capstone, 1) == ("failed", None, None, None)
     again = create_run_for_test(instance, status=dg.DagsterRunStatus.QUEUED, remote_job_origin=REMOTE_ORIGIN)
     database.transact(requeue, "u1", failed, again.run_id, "It is tried again after worker-lost.")
     reason = "1st of 1 in the queue. It is tried again after worker-lost."
-    assert told(capstone, 1) == ("queued", 1, 1, reason)
+    assert waiting(capstone, 1) == ("queued", 1, 1, reason)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_silent_daemon_is_the_reason(
 ) -> None:
     alive(instance, age_s)
     video(database, instance, 1, dg.DagsterRunStatus.QUEUED)
-    assert str(told(capstone, 1)[3]).startswith(reason)
+    assert str(waiting(capstone, 1)[3]).startswith(reason)
 
 
 def test_a_paused_intake_says_so(
@@ -148,7 +148,7 @@ def test_a_paused_intake_says_so(
         told_all = " ".join(outcome.err.split())
         assert "New uploads stay in the queue: intake is paused for operator: kim: new model" in told_all
     database.transact(record_upload, UPLOAD)
-    assert told(capstone, 1)[3] == "intake is paused for operator: kim: new model"
+    assert waiting(capstone, 1)[3] == "intake is paused for operator: kim: new model"
 
 
 def test_without_dagsters_records_the_event_stores_word_stands(
@@ -157,9 +157,9 @@ def test_without_dagsters_records_the_event_stores_word_stands(
     database.transact(record_upload, UPLOAD)
     database.transact(mark_queued, {"u1": "r1"})
     database.transact(mark_waiting, "u1", "r1", "AWS Batch: RUNNABLE")
-    assert told(capstone, 1) == ("waiting-for-compute", None, None, "AWS Batch: RUNNABLE")
+    assert waiting(capstone, 1) == ("waiting-for-compute", None, None, "AWS Batch: RUNNABLE")
     publish(database)
-    assert told(capstone, 1) == ("done", None, None, None)
+    assert waiting(capstone, 1) == ("done", None, None, None)
 
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"sqlite:///{tmp_path}/nowhere/runs.db")
     outcome = capstone("status")

@@ -9,14 +9,14 @@ from capstone_dagster.failures.cursors import read_cursor, to_json
 
 
 @dataclass(slots=True)
-class Memory:
+class Cursor:
     at: float
     failure: FailureClass = FailureClass.INTERNAL
     runs: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-FRESH = Memory(0.0)
-KEPT = Memory(7.5, FailureClass.TIMEOUT, {"r": (1, 2)})
+FRESH = Cursor(0.0)
+KEPT = Cursor(7.5, FailureClass.TIMEOUT, {"r": (1, 2)})
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,13 @@ KEPT = Memory(7.5, FailureClass.TIMEOUT, {"r": (1, 2)})
     [
         (None, FRESH),
         (to_json(KEPT), KEPT),
-        (to_json(Memory(7.5)), Memory(7.5)),
-        ('{"at": 7.5, "of_a_later_version": 1}', Memory(7.5)),
-        ('{"at": 7.5, "failure": "of-a-later-version"}', Memory(7.5)),
+        (to_json(Cursor(7.5)), Cursor(7.5)),
+        ('{"at": 7.5, "of_a_later_version": 1}', Cursor(7.5)),
+        ('{"at": 7.5, "failure": "of-a-later-version"}', Cursor(7.5)),
         ('{"at": 7.5, "runs": []}', FRESH),
         ("{}", FRESH),
         ("no JSON", FRESH),
     ],
 )
-def test_a_cursor_is_read_as_far_as_it_can_be(cursor: str | None, read: Memory) -> None:
-    assert read_cursor(Memory, cursor, lambda: FRESH) == read
+def test_a_cursor_is_read_as_far_as_it_can_be(cursor: str | None, read: Cursor) -> None:
+    assert read_cursor(Cursor, cursor, lambda: FRESH) == read

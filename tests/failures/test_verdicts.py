@@ -100,8 +100,8 @@ def test_a_run_that_was_never_launched_says_why(instance: dg.DagsterInstance) ->
     instance.report_engine_event("The run was not launched", run, error)
     instance.report_run_failed(run)
 
-    told = "The run was not launched: ImportError: no name 'x'"
-    assert judge(instance, run.run_id).cause == Cause("container-start", told)  # type: ignore[arg-type]
+    text = "The run was not launched: ImportError: no name 'x'"
+    assert judge(instance, run.run_id).cause == Cause("container-start", text)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["by its event", "by the operator's tag"])

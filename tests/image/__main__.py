@@ -49,7 +49,7 @@ def main() -> int:
     finally:
         if not asked.keep:
             Builder(folder, layered=True).clear()
-    print(f"\n{figures.told()}")
+    print(f"\n{figures.shown()}")
     if asked.record:
         figures.record()
     return 0

@@ -22,7 +22,7 @@ WORKER = f"{SERVICES}-worker"
 BASE = "localhost/capstone-base:test"
 # What the official image has beyond Debian's minimum, as far as anything here needs it.
 _PACKAGES = "python3,python3-venv,ca-certificates"
-# Where pip is told to look for packages, and by whom: none of it may be found in the image.
+# Where pip's sources of packages are configured: none of it may be found in the image.
 _PLACES = ("index-url", "extra-index-url", "find-links", "proxy", "trusted-host")
 
 
@@ -41,7 +41,7 @@ def run(*command: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True)
 class PipSettings:
-    """What this machine's pip is told, as a file for the build, and the local folders that it points to."""
+    """This machine's pip configuration, as a file for the build, and the local folders that it points to."""
 
     config: str
     places: tuple[str, ...]

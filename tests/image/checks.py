@@ -69,14 +69,14 @@ def nothing_of_the_builder(image: Image, inspected: Mapping[str, Any], pip: PipS
     config = json.dumps(inspected["Docker"])
     for place in pip.places:
         if place in config:
-            raise ImageTestError("The image's configuration or history names a place that pip was told of.")
+            raise ImageTestError("The image's configuration or history names a place of pip's configuration.")
     root = image.root
     mine = [str(root / folder) for folder in ("app", "etc", "home", "root", "run", "tmp", "var", "opt")]
     for place in pip.places:
         # Text only: in a library the letters of a short path may stand by chance.
         found = subprocess.run(["grep", "-rIlF", "--", place, *mine], text=True, capture_output=True).stdout
         if found.strip():
-            raise ImageTestError(f"A place that pip was told of is written in {found.splitlines()[:5]}.")
+            raise ImageTestError(f"A place of pip's configuration is written in {found.splitlines()[:5]}.")
     unwanted = [
         *("build", "layers", "opt/pip", "etc/pip.conf", "run/secrets", "usr/bin/gcc", "opt/venv/bin/pip*"),
         *("app/tests", "app/bench", "app/.git", "app/.venv", "app/.capstone", "app/requirements.lock"),

@@ -26,7 +26,7 @@ class Figures:
     webserver: tuple[float, float | None] = (0, None)
     daemon: tuple[float, float | None] = (0, None)
 
-    def told(self) -> str:
+    def shown(self) -> str:
         """Markdown."""
         size = table(
             ("part", *(f"{image}, MB on disk" for image in self.parts)),
@@ -77,7 +77,7 @@ daemon healthy after {self.daemon[0]:.0f} s, and {stopped["daemon"]}. The demo c
 
     def record(self) -> None:
         """Into bench/RESULTS.md."""
-        record("Container image", "make image-test RECORD=1", self.told(), ("torch", "openvino", "dagster"))
+        record("Container image", "make image-test RECORD=1", self.shown(), ("torch", "openvino", "dagster"))
 
 
 def sizes(root: Path) -> dict[str, int]:

@@ -92,7 +92,7 @@ def test_an_extra_that_is_none_is_refused() -> None:
 
 @pytest.fixture
 def builder(tmp_path: Path) -> Path:
-    """Stands for docker and the like: says what it was told."""
+    """Stands for docker and the like: prints its arguments."""
     program = tmp_path / "builder"
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
@@ -142,8 +142,10 @@ def test_a_model_without_its_hash_is_refused(builder: Path) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize(("sha256", "told"), [("", "MODEL_SHA256 was expected"), ("0" * 64, "but has")])
-def test_a_model_that_is_not_the_one_expected_is_not_loaded(tmp_path: Path, sha256: str, told: str) -> None:
+@pytest.mark.parametrize(("sha256", "message"), [("", "MODEL_SHA256 was expected"), ("0" * 64, "but has")])
+def test_a_model_that_is_not_the_one_expected_is_not_loaded(
+    tmp_path: Path, sha256: str, message: str
+) -> None:
     # Loading it would fail in other words.
     (tmp_path / "model.pt").write_bytes(b"no model")
     done = subprocess.run(
@@ -155,7 +157,7 @@ def test_a_model_that_is_not_the_one_expected_is_not_loaded(tmp_path: Path, sha2
     )
 
     assert done.returncode == 1
-    assert told in done.stderr
+    assert message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 

@@ -171,7 +171,7 @@ def test_only_uploads_have_versions(on_ministack: Deployed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stack", "parameters", "told"),
+    ("stack", "parameters", "message"),
     [
         ("application", {**APPLICATION, "HostName": "a.example.com"}, "needs a certificate"),
         ("application", {**APPLICATION, "BrowseHostName": "a.example.com"}, "needs HostName"),
@@ -180,10 +180,10 @@ def test_only_uploads_have_versions(on_ministack: Deployed) -> None:
     ],
 )
 def test_parameters_that_need_each_other_are_refused_alone(
-    stack: str, parameters: dict[str, str], told: str, on_ministack: Deployed
+    stack: str, parameters: dict[str, str], message: str, on_ministack: Deployed
 ) -> None:
     body = without(template(stack), NOT_ON["ministack"])
-    with pytest.raises(ClientError, match=told):
+    with pytest.raises(ClientError, match=message):
         deploy(on_ministack.endpoint_url, "refused", body, parameters)
 
 

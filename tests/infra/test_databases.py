@@ -195,7 +195,7 @@ def test_a_changed_password_is_set(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"),
+    ("missing", "message"),
     [
         ("POSTGRES_ADMIN_USER", "POSTGRES_ADMIN_USER is not set"),
         ("POSTGRES_ADMIN_PASSWORD", "POSTGRES_ADMIN_PASSWORD is not set"),
@@ -204,7 +204,7 @@ def test_a_changed_password_is_set(environment: dict[str, str]) -> None:
         ("POSTGRES_HOST", "No event store is configured"),
     ],
 )
-def test_what_is_missing_is_named(missing: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(missing: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from capstone_dagster.settings import ConfigurationError
     from capstone_dagster.storage.provision import administrator_in, owners_in
 
@@ -220,7 +220,7 @@ def test_what_is_missing_is_named(missing: str, told: str, monkeypatch: pytest.M
         if name != missing:
             monkeypatch.setenv(name, value)
 
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         (owners_in(os.environ), administrator_in(os.environ))
 
 

@@ -118,10 +118,10 @@ def users_of(state: Path) -> list[str]:
     found = []
     for process in psutil.process_iter():
         try:
-            told = [*process.cmdline(), process.cwd(), process.environ().get("DAGSTER_HOME", "")]
+            words = [*process.cmdline(), process.cwd(), process.environ().get("DAGSTER_HOME", "")]
         except psutil.Error:
             continue
-        if process.pid != os.getpid() and any(str(state) in each for each in told):
+        if process.pid != os.getpid() and any(str(state) in each for each in words):
             found.append(f"{process.pid} {process.cmdline()}")
     return found
 

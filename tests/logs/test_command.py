@@ -38,14 +38,14 @@ VIDEO, OTHER, RUN = "gate-a1b2c3d4", "yard-99999999", "3b1c0000-0000-4000-8000-0
 def line(second: float, message: str, *, level: str = "INFO", **fields: Any) -> tuple[float, str]:
     """A line as the program writes it, `second` seconds after the beginning."""
     at = NOW - 600 + second
-    told = {
+    shown = {
         "timestamp": utc(at),
         "level": level,
         "component": "analysis",
         "action": "log",
         "message": message,
     }
-    return at, json_line({**told, **fields}, Redaction())
+    return at, json_line({**shown, **fields}, Redaction())
 
 
 STORY = {
@@ -96,29 +96,29 @@ def messages(out: str) -> list[str]:
 def test_logs_tell_one_videos_whole_story_once_and_in_order(aws: Aws, capstone: Capstone, name: str) -> None:
     put(aws, STORY)
 
-    told = capstone("logs", name, "--json")
+    outcome = capstone("logs", name, "--json")
 
-    assert (told.code, told.err) == (0, "")
-    assert messages(told.out) == TOLD
+    assert (outcome.code, outcome.err) == (0, "")
+    assert messages(outcome.out) == TOLD
     # As they were written: what a script reads is what stands in CloudWatch.
     written = [json.loads(text) for lines in STORY.values() for _, text in lines if text.startswith("{")]
-    assert all(line in written for line in json.loads(told.out))
+    assert all(line in written for line in json.loads(outcome.out))
 
 
 def test_logs_for_people_have_one_form_and_tracebacks_for_developers(aws: Aws, capstone: Capstone) -> None:
     trace = line(9, "It failed.\nStack Trace:\n  c", level="ERROR", component="dagster", run_id=RUN)
     put(aws, STORY | {BATCH_JOB.name: [*STORY[BATCH_JOB.name], trace]})
 
-    told = capstone("logs", VIDEO).out.splitlines()
+    shown = capstone("logs", VIDEO).out.splitlines()
     everything = capstone("logs", VIDEO, "--level", "DEBUG").out.splitlines()
 
     at = datetime.fromtimestamp(NOW - 600, ZoneInfo("Asia/Seoul")).isoformat(" ", "seconds")
-    assert told[0] == everything[0] == f"[{at}] INFO intake - Received."
-    assert [text.partition("] ")[2] for text in told[-4::2]] == [
+    assert shown[0] == everything[0] == f"[{at}] INFO intake - Received."
+    assert [text.partition("] ")[2] for text in shown[-4::2]] == [
         "ERROR batch - Job failed.",
         "ERROR dagster - It failed.",
     ]
-    assert all("2 more lines" in text for text in told[-3::2])
+    assert all("2 more lines" in text for text in shown[-3::2])
     assert everything[-5:-3] == ["    a", "    b"]
     assert everything[-2:] == ["    Stack Trace:", "      c"]
 
@@ -138,9 +138,9 @@ def test_logs_of_a_level_and_only_the_last(
 ) -> None:
     put(aws, STORY)
 
-    told = capstone("logs", VIDEO, "--json", *options)
+    outcome = capstone("logs", VIDEO, "--json", *options)
 
-    assert messages(told.out) == expected
+    assert messages(outcome.out) == expected
 
 
 def test_logs_of_a_video_known_to_the_event_store_are_found_by_either_of_its_names(
@@ -196,7 +196,7 @@ def dagsters_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         (FORBIDDEN, "Grant this user logs:FilterLogEvents on /capstone/intake"),
         (THROTTLED, "try again in a minute"),
@@ -211,7 +211,7 @@ def test_logs_where_cloudwatch_fails_say_so_and_show_what_else_there_is(
     dagsters_records: str,
     monkeypatch: pytest.MonkeyPatch,
     answer: Answer,
-    told: str,
+    message: str,
 ) -> None:
     with scripted_cloudwatch() as cloudwatch:
         cloudwatch.script = lambda call: answer
@@ -221,7 +221,7 @@ def test_logs_where_cloudwatch_fails_say_so_and_show_what_else_there_is(
 
     assert outcome.code == 0
     assert "CloudWatch cannot be read" in outcome.err
-    assert told in outcome.err
+    assert message in outcome.err
     assert messages(outcome.out).count("Looked.") == 1
     actions = [line["action"] for line in json.loads(outcome.out)]
     assert "run.started" in actions
@@ -248,10 +248,10 @@ def test_logs_without_credentials_or_region_say_which(
 
 
 def test_logs_where_nothing_is_configured_say_how_to_begin(capstone: Capstone, tmp_path: Path) -> None:
-    told = capstone("logs", VIDEO)
+    outcome = capstone("logs", VIDEO)
 
-    assert told.code == 1
-    assert "make dev" in told.err
+    assert outcome.code == 1
+    assert "make dev" in outcome.err
 
 
 def test_logs_that_follow_show_each_new_line_once(
@@ -273,10 +273,10 @@ def test_logs_that_follow_show_each_new_line_once(
 
     monkeypatch.setattr("capstone_dagster.commands.logs.time.sleep", pause)
 
-    told = capstone("logs", VIDEO, "--json", "--follow", "--tail", "1")
+    outcome = capstone("logs", VIDEO, "--json", "--follow", "--tail", "1")
 
-    assert told.code == 0
-    assert messages(told.out) == [TOLD[-1], "New 0.", "New 1.", "New 2."]
+    assert outcome.code == 0
+    assert messages(outcome.out) == [TOLD[-1], "New 0.", "New 1.", "New 2."]
 
 
 names = st.text(min_size=1, max_size=60)

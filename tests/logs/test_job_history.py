@@ -71,14 +71,14 @@ def test_the_history_of_a_job_goes_on_after_its_run(tmp_path: Path) -> None:
         name = {JOB_NAME_TAG: f"capstone-{run.run_id}-1", JOB_ID_TAG: "job-1"}
         instance.add_run_tags(run.run_id, name)
         later = run_s = instance.get_run_records()[0].update_timestamp.timestamp()
-        told, cursor = [], None
+        seen, cursor = [], None
         for status in ("RUNNABLE", "RUNNING", "RUNNING", "SUCCEEDED", "SUCCEEDED"):
             batch.jobs["job-1"] = job(status, run.run_id)
             changes, cursor = new_changes(instance, batch, cursor, later)
-            told += [(change.what, change.run_id) for change in changes]
+            seen += [(change.what, change.run_id) for change in changes]
             later += 1000  # the run itself is not looked at any more
 
-    assert told == [("started", run.run_id), ("succeeded", run.run_id)]
+    assert seen == [("started", run.run_id), ("succeeded", run.run_id)]
     assert json.loads(cursor or "")["at"] > run_s
 
 

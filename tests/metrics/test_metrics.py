@@ -111,18 +111,18 @@ REFUSED: list[tuple[Metric, Any, dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("metric", "value", "dimensions", "told"), REFUSED)
+@pytest.mark.parametrize(("metric", "value", "dimensions", "message"), REFUSED)
 def test_metrics_that_are_not_declared_so_fail_a_test_and_are_logged_once_in_production(
     metric: Metric,
     value: Any,
     dimensions: dict[str, str],
-    told: str,
+    message: str,
     stdout: Stdout,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = stdout.emf()
-    with pytest.raises(MetricRefused, match=told):
+    with pytest.raises(MetricRefused, match=message):
         metrics.add(metric, value, **dimensions)
     monkeypatch.setattr(module, "strict", False)
     for _ in range(3):
@@ -131,7 +131,7 @@ def test_metrics_that_are_not_declared_so_fail_a_test_and_are_logged_once_in_pro
     assert [line["RunsStarted"] for line in stdout.lines()] == [1]
     (record,) = [record for record in caplog.records if record.name == "capstone.metrics"]
     assert record.levelno == logging.WARNING
-    assert told in record.getMessage()
+    assert message in record.getMessage()
 
 
 def test_a_dimension_takes_few_values() -> None:

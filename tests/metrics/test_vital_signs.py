@@ -19,7 +19,7 @@ from capstone_dagster.definitions import defs
 from capstone_dagster.failures.breaker_state import BREAKER, BreakerState, Phase
 from capstone_dagster.failures.cursors import from_json, to_json
 from capstone_dagster.intake.queue import UploadQueue
-from capstone_dagster.metrics.vital_signs import Memory, observe, vital_signs_sensor
+from capstone_dagster.metrics.vital_signs import Cursor, observe, vital_signs_sensor
 from capstone_dagster.metrics.waiting_messages import Queues
 from capstone_dagster.run_tags import VIDEO_SECONDS_TAG
 from capstone_dagster.settings import Settings, read_settings
@@ -48,16 +48,16 @@ class Onlooker:
         self.settings: Settings = read_settings(**settings)
         self.metrics = self.published.metrics(self.settings)
         self.started = time.time() - 1
-        self.cursor = to_json(Memory(since=self.started))
+        self.cursor = to_json(Cursor(since=self.started))
         self.unseen: list[str] = []
 
     def look(self, *, after_s: float = 10.0, queue: str | None = None) -> None:
         """Observe, so long after the test began, with what the last observation left."""
         now = self.started + after_s
-        memory = from_json(Memory, self.cursor)
+        cursor = from_json(Cursor, self.cursor)
         queues = None if queue is None else Queues(queue)
-        self.unseen = observe(self.instance, self.settings, self.metrics, memory, queues, now=now)
-        self.cursor = to_json(memory)
+        self.unseen = observe(self.instance, self.settings, self.metrics, cursor, queues, now=now)
+        self.cursor = to_json(cursor)
 
     def values(self, metric: Metric, **dimensions: str) -> list[float]:
         return self.published.values(metric, **dimensions)
@@ -169,7 +169,7 @@ def test_metrics_of_queues(onlooker: Onlooker, aws: Aws) -> None:
     onlooker.look(after_s=80, queue=queue)
     assert onlooker.values(declared.DEAD_LETTERS) == [0, 1, 1]
     assert onlooker.values(declared.SECONDS_WITHOUT_SUCCESS) == [0, 0, 60]
-    # What SQS does not tell is taken for unchanged, and everything else is told.
+    # What SQS does not answer is taken for unchanged, and everything else is published.
     onlooker.look(after_s=100, queue=NOWHERE)
     assert onlooker.unseen == ["queues"]
     assert onlooker.values(declared.DEAD_LETTERS) == [0, 1, 1]

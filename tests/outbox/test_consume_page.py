@@ -87,8 +87,8 @@ def test_the_example_is_a_notice_as_it_is_sent() -> None:
 def test_a_notice_of_a_deleted_video_is_still_one() -> None:
     gone = dict.fromkeys(("external_id", "bucket", "key", "camera", "recorded_at", "uploaded_at"))
     notice = Notice(1, "video.failed", "v", "u", {"message": "x" * 9999}, NOON, 0, **gone)
-    told = json.loads(body(notice))
-    assert (told["video_id"], told["key"], len(told["message"])) == ("v", None, 2000)
+    received = json.loads(body(notice))
+    assert (received["video_id"], received["key"], len(received["message"])) == ("v", None, 2000)
     assert attributes(notice) == {"kind": "video.failed", "video_id": "v", "tried_again": "false"}
 
 
@@ -155,8 +155,8 @@ def test_the_client_follows_what_is_analysed(reader: str, database: Database, tm
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        told = [json.loads(line) for line in done.stdout.splitlines()]
-        return [(video["video_id"], [event["event_id"] for event in video["events"]]) for video in told]
+        received = [json.loads(line) for line in done.stdout.splitlines()]
+        return [(video["video_id"], [event["event_id"] for event in video["events"]]) for video in received]
 
     assert look() == []
     publish(database, "v1", [0, 500, 500, 500, 900], "a1")  # several begin at once, across pages
@@ -172,7 +172,7 @@ def test_the_client_follows_what_is_analysed(reader: str, database: Database, tm
     assert look() == [("v4", ["a4-000"]), ("v1", ["a5-000"])]
     assert look() == []
 
-    # One whose transaction began before what was told last, and was committed after it.
+    # One whose transaction began before the last notice, and was committed after it.
     publish(database, "v5", [1], "a6")
     with database.engine.begin() as connection:
         earlier = (

@@ -206,8 +206,8 @@ def test_while_sns_is_away_notices_wait_and_it_is_asked_less_and_less(
 
     monkeypatch.setattr(Topic, "publish", publish)
 
-    told = outbox.tick()
-    assert "CAPSTONE_NOTICE_TOPIC_ARN should name a topic that exists" in told
+    account = outbox.tick()
+    assert "CAPSTONE_NOTICE_TOPIC_ARN should name a topic that exists" in account
     outbox.tick()
     assert len(asked) == 1, "not before its time"
     outbox.clock(5.1)
@@ -244,9 +244,9 @@ def test_a_refused_notice_holds_back_its_own_video_alone(
 
     monkeypatch.setattr(Topic, "publish", refuse_some)
 
-    told = outbox.tick()
+    account = outbox.tick()
 
-    assert told == "20 notices sent, 2 refused and tried again later: too long"
+    assert account == "20 notices sent, 2 refused and tried again later: too long"
     assert {each["video_id"] for each in outbox.received()}.isdisjoint(poisoned)
     backlog = outbox.database.transact(outbox_backlog)
     assert (backlog.waiting, backlog.refused, backlog.refusal) == (4, 2, "too long")
@@ -296,10 +296,10 @@ def test_notices_of_two_uploads_leave_in_the_order_of_their_numbers(database: Da
     """Whoever forgets what comes with a lower number than the last one loses nothing."""
     for upload_id in ("u1", "u2"):
         database.transact(record_upload, replace(UPLOAD, upload_id=upload_id))
-    told: list[tuple[int, str, str]] = []
+    account: list[tuple[int, str, str]] = []
 
     def send(taken: Sequence[Notice]) -> dict[int, str]:
-        told.extend((each.notice_id, each.kind, each.upload_id) for each in taken)
+        account.extend((each.notice_id, each.kind, each.upload_id) for each in taken)
         return {}
 
     def send_all() -> None:
@@ -316,8 +316,8 @@ def test_notices_of_two_uploads_leave_in_the_order_of_their_numbers(database: Da
     other.join(60)
     send_all()
 
-    assert [number for number, _, _ in told] == sorted(number for number, _, _ in told)
-    assert [each[1:] for each in told[2:]] == [("video.failed", "u1"), ("video.failed", "u2")]
+    assert [number for number, _, _ in account] == sorted(number for number, _, _ in account)
+    assert [each[1:] for each in account[2:]] == [("video.failed", "u1"), ("video.failed", "u2")]
 
 
 def test_what_is_held_by_one_daemon_is_left_alone_by_the_other(database: Database) -> None:
@@ -418,8 +418,8 @@ def test_an_older_uploads_late_analysis_says_that_it_is_not_current(outbox: Outb
     publish(outbox.database, [], analysis_id="a2", upload_id="u2")
     publish(outbox.database)
     outbox.tick()
-    told = [(each["upload_id"], each["current"]) for each in outbox.received() if each["analysis_id"]]
-    assert told == [("u2", True), ("u1", False)]
+    account = [(each["upload_id"], each["current"]) for each in outbox.received() if each["analysis_id"]]
+    assert account == [("u2", True), ("u1", False)]
 
 
 def test_an_upload_that_is_known_already_is_not_told_again(database: Database) -> None:

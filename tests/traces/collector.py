@@ -43,8 +43,8 @@ def collector() -> Iterator[Collector]:
             if state.status == 200:
                 request = ExportTraceServiceRequest.FromString(body)
                 for resource in request.resource_spans:
-                    told = {each.key: each.value.string_value for each in resource.resource.attributes}
-                    state.services.add(told["service.name"])
+                    attributes = {each.key: each.value.string_value for each in resource.resource.attributes}
+                    state.services.add(attributes["service.name"])
                     for scope in resource.scope_spans:
                         state.spans += scope.spans
             self.send_response(state.status)

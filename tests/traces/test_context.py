@@ -30,11 +30,11 @@ def test_what_is_no_traceparent_is_none(text: str | None) -> None:
 
 @pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("03", True), ("02", False)])
 def test_the_uploaders_trace_goes_on(flags: str, sampled: bool) -> None:
-    told = upload_context(UPLOAD, PARENT[:-2] + flags)
+    context = upload_context(UPLOAD, PARENT[:-2] + flags)
 
-    assert told.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
-    assert told.span_id != "00f067aa0ba902b7"  # a child of the uploader's span, not that span
-    assert told.sampled is sampled
+    assert context.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert context.span_id != "00f067aa0ba902b7"  # a child of the uploader's span, not that span
+    assert context.sampled is sampled
 
 
 @given(st.text("0123456789abcdef", min_size=64, max_size=64).filter(lambda text: text[:32].strip("0")))

@@ -68,9 +68,9 @@ def test_blocks_are_children_of_the_blocks_around_them(receiving: Collector) -> 
 
 def test_no_secret_is_in_what_went_wrong(receiving: Collector) -> None:
     tracer = Tracer("capstone", "local")
-    told = "ConnectionError: postgresql://capstone:hunter2hunter2@db/capstone does not answer"
+    error = "ConnectionError: postgresql://capstone:hunter2hunter2@db/capstone does not answer"
 
-    tracer.record(Span("work", CONTEXT, None, 1, 2, error=told))
+    tracer.record(Span("work", CONTEXT, None, 1, 2, error=error))
     tracer.flush()
 
     message = receiving.named("work").status.message

@@ -52,7 +52,7 @@ def run(fault: Callable[[World, slice], None], during: slice, reading: Reading =
     return simulate(ALARMS, world, reading)
 
 
-def told(outcome: Outcome) -> list[str]:
+def notified(outcome: Outcome) -> list[str]:
     return [notice.alarm for notice in outcome.notices if notice.minute >= KNOWN_FROM]
 
 
@@ -74,7 +74,7 @@ def test_alarm_rings_for_its_fault_is_told_of_once_and_falls_silent(fault, readi
         # Evaluated at the end of a minute: the first that can know of the fault is the one it begins in.
         latest = BEGINS + fault.sets_in_after + 2 * alarm.period_s // 60 - 1 + reading.delay
         assert BEGINS <= first <= latest, f"{alarm.name} rang {first - BEGINS} minutes after the fault began"
-    assert told(outcome) == [fault.told_by]
+    assert notified(outcome) == [fault.told_by]
     # None looks back farther than an hour, and a backlog takes half of one.
     assert [name for name, rings in outcome.ringing.items() if rings[ends + 90 :].any()] == []
 
@@ -95,7 +95,7 @@ def test_alarms_tell_once_of_one_cause_in_whatever_order_they_see_it(fault):
     )
     def tells_once(begins: int, minutes: int, order: int, reading: Reading) -> None:
         evaluated = replace(reading, lags=lags(order))
-        assert told(run(fault.apply, slice(begins, begins + minutes), evaluated)) == [fault.told_by]
+        assert notified(run(fault.apply, slice(begins, begins + minutes), evaluated)) == [fault.told_by]
 
     tells_once()
 
@@ -189,7 +189,7 @@ def test_alarm_of_a_gauge_goes_on_while_nothing_is_known(name, wrong, reading):
 def test_alarms_tell_of_each_of_several_faults(fault, expected, reading):
     outcome = run(fault, slice(BEGINS, BEGINS + 240), reading)
 
-    assert sorted(told(outcome)) == sorted(expected)
+    assert sorted(notified(outcome)) == sorted(expected)
 
 
 def test_alarm_is_told_of_again_when_the_fault_comes_back():
@@ -197,7 +197,7 @@ def test_alarm_is_told_of_again_when_the_fault_comes_back():
         for begins in (BEGINS, BEGINS + 200):
             faults.webserver_lost(world, slice(begins, begins + 40))
 
-    assert told(run(twice, slice(0))) == ["WebserverHeartbeatLostUnexplained"] * 2
+    assert notified(run(twice, slice(0))) == ["WebserverHeartbeatLostUnexplained"] * 2
 
 
 # --- the list itself ---
