@@ -31,7 +31,7 @@ from batch_gpu.dagster_private import (
 )
 from batch_gpu.endings import Ending
 from batch_gpu.errors import ConfigurationError, WorkerNotStarted
-from batch_gpu.fork_server import executes, no_worker_switches, start_time
+from batch_gpu.fork_worker import executes, no_worker_switches, start_time
 
 PROCESS_TAG = ".dagster/batch_gpu.process"
 """A local run's process: `<pid> <start time>`."""

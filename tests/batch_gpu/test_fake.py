@@ -231,7 +231,7 @@ def test_queues_and_environments_are_described(server: FakeBatchServer) -> None:
 
 
 def test_its_processes_end_with_it() -> None:
-    from batch_gpu.fork_server import start_time
+    from batch_gpu.fork_worker import start_time
 
     with fake_batch_server([Queue("q")]) as server:
         server.batch.define_job("job", command=[sys.executable, "-c", WAITS])

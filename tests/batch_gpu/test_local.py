@@ -12,7 +12,7 @@ import pytest
 from dagster._core.launcher import LaunchRunContext, WorkerStatus
 
 from batch_gpu import pool
-from batch_gpu.fork_server import start_time
+from batch_gpu.fork_worker import start_time
 from batch_gpu.jobs import CANCELLED_TAG
 from batch_gpu.local import PROCESS_TAG, kill, live_process
 from batch_gpu.sensor import batch_runs_sensor
