@@ -1,17 +1,24 @@
 """Real servers for every test: PostgreSQL, and two AWS emulators that must agree."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 # Imported here although unused: pytest's plugin for it would import it when everything is over, and
 # compiling it then trips over a fault of CPython 3.11 ("AST constructor recursion depth mismatch").
+import dagster as dg
 import hypothesis  # noqa: F401
 import pytest
+import yaml
+from sqlalchemy.engine import make_url
 
 from capstone_dagster.local.aws import ministack_server
+from capstone_dagster.local.postgres import PostgresServer
 from capstone_dagster.metrics import emission as metrics
 from capstone_dagster.testing import Aws
+from capstone_dagster.testing.servers import own_database, reset_emulator
 from tests.support.command_line import Capstone, command_line
 from tests.support.live_stack import LiveStack, SharedStack
 from tests.support.moto import moto_server
@@ -146,24 +153,58 @@ def test_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def dagster_storage(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a database with Dagster's tables, to be copied: making them takes longer than a test."""
+    home = tmp_path_factory.mktemp("template")
+    with own_database(postgres) as url:
+        storage = {"postgres": {"postgres_url": _of_dagster(url)}}
+        (home / "dagster.yaml").write_text(yaml.safe_dump({"storage": storage}))
+        with dg.DagsterInstance.from_config(str(home)):
+            pass
+        yield str(make_url(url).database)
+
+
+@pytest.fixture
+def dagster_storage_url(postgres: PostgresServer, dagster_storage: str) -> Iterator[str]:
+    """The URL of a database with Dagster's tables, of the test's own."""
+    with own_database(postgres, dagster_storage) as url:
+        yield _of_dagster(url)
+
+
+def _of_dagster(url: str) -> str:
+    return make_url(url).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """Starts an emulator when a test first asks for it by its name; returns its URL."""
+    with ExitStack() as running:
+
+        @cache
+        def started(name: str) -> str:
+            if name == "moto":
+                return running.enter_context(moto_server())
+            return running.enter_context(ministack_server(tmp_path_factory.mktemp("aws"))).endpoint_url
+
+        yield started
+
+
 @pytest.fixture(scope="module", params=["ministack", "moto"])
-def aws_endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def aws_endpoint(request: pytest.FixtureRequest, emulators: Callable[[str], str]) -> str:
     """The URL of an empty emulator; every test that uses it runs against each."""
-    if request.param == "moto":
-        with moto_server() as endpoint_url:
-            yield endpoint_url
-    else:
-        with ministack_server(tmp_path_factory.mktemp("aws")) as emulator:
-            yield emulator.endpoint_url
+    endpoint_url = emulators(request.param)
+    reset_emulator(endpoint_url + _RESET_PATHS[request.param])
+    return endpoint_url
 
 
-# How each emulator is told to forget everything.
-_RESET = {"ministack": "/_ministack/reset", "moto": "/moto-api/reset"}
+# The path that resets each emulator.
+_RESET_PATHS = {"ministack": "/_ministack/reset", "moto": "/moto-api/reset"}
 
 
 @pytest.fixture
 def aws_reset_path(request: pytest.FixtureRequest) -> str:
-    return _RESET[request.node.callspec.params["aws_endpoint"]]
+    return _RESET_PATHS[request.node.callspec.params["aws_endpoint"]]
 
 
 @pytest.fixture

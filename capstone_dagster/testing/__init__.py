@@ -33,6 +33,7 @@ from capstone_dagster.testing.servers import (
     aws_reset_path,
     database,
     database_url,
+    migrated_database,
     own_environment,
     postgres,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "detections_of",
     "events_of",
     "make_clip",
+    "migrated_database",
     "own_environment",
     "pipeline",
     "postgres",

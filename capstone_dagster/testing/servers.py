@@ -4,6 +4,7 @@ import os
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server for the whole session.
+    """A PostgreSQL server for the whole session, which need not survive a power failure.
 
     Not below pytest's own folder: run as root the server is another user, and pytest closes that folder to
     others again whenever one more session starts.
@@ -45,28 +46,53 @@ def postgres() -> Iterator[PostgresServer]:
         tempfile.TemporaryDirectory(prefix="capstone-test-") as folder,
         postgres_server(Path(folder) / "data", Path(folder) / "postgres.log") as server,
     ):
+        with _administration(server) as connection:
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                connection.execute(f"ALTER SYSTEM SET {setting} = off")
+            connection.execute("SELECT pg_reload_conf()")
         yield server
 
 
+@pytest.fixture(scope="session")
+def migrated_database(postgres: PostgresServer) -> Iterator[str]:
+    """The name of a database with the event store's tables, to be copied."""
+    with own_database(postgres) as url:
+        database = Database(url)
+        database.migrate()
+        database.close()
+        yield str(make_url(url).database)
+
+
 @pytest.fixture
-def database_url(postgres: PostgresServer) -> Iterator[str]:
-    """The URL of an empty database of the test's own."""
-    url = make_url(postgres.url(EVENT_DATABASE, "psycopg"))
-    name = f"test_{uuid4().hex}"
-    admin = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-        yield url.set(database=name).render_as_string(hide_password=False)
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+def database_url(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a database of the test's own: empty, unless the test uses `database` as well."""
+    migrated = "database" in request.fixturenames
+    template = request.getfixturevalue("migrated_database") if migrated else "template1"
+    with own_database(postgres, template) as url:
+        yield url
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A migrated event store of the test's own."""
     database = Database(database_url)
-    database.migrate()
     yield database
     database.close()
+
+
+@contextmanager
+def own_database(postgres: PostgresServer, template: str = "template1") -> Iterator[str]:
+    """The URL of a new copy of the database `template`, which exists during the block."""
+    name = f"test_{uuid4().hex}"
+    with _administration(postgres) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
+        yield postgres.url(name, "psycopg")
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _administration(postgres: PostgresServer) -> psycopg.Connection[Any]:
+    url = make_url(postgres.url(EVENT_DATABASE, "psycopg")).set(drivername="postgresql")
+    return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
 
 
 @dataclass(frozen=True)
@@ -81,7 +107,7 @@ class Aws:
         return client(service, self.endpoint_url)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def aws_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an empty AWS emulator, ministack."""
     with ministack_server(tmp_path_factory.mktemp("aws")) as emulator:
@@ -102,7 +128,11 @@ def aws(
     for name, value in aws_environment(aws_endpoint).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(aws_endpoint + aws_reset_path, method="POST")
-    opener.open(request, timeout=30).close()
+    reset_emulator(aws_endpoint + aws_reset_path)
     return Aws(aws_endpoint, create_resources(aws_endpoint))
+
+
+def reset_emulator(address: str) -> None:
+    """Have an emulator forget everything."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener.open(urllib.request.Request(address, method="POST"), timeout=30).close()

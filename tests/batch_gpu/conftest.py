@@ -9,10 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import dagster as dg
-import psycopg
 import pytest
 import yaml
 from dagster._core.definitions.reconstruct import ReconstructableRepository
@@ -25,12 +23,10 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 from dagster._utils.error import SerializableErrorInfo
-from sqlalchemy.engine import make_url
 
 from batch_gpu.launcher import BatchGpuRunLauncher
 from batch_gpu.sensor import Watched, watch_runs
 from batch_gpu.testing import FakeBatch, FakeBatchServer, Machines, Queue, fake_batch_server
-from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
 from tests.support.waiting import scaled, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,40 +173,10 @@ class Cloud:
         return self.stack.enter_context(WorkspaceProcessContext(self.instance, target))
 
 
-@pytest.fixture(scope="session")
-def storage_template(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database with Dagster's tables, to be copied: making them takes longer than a test."""
-    home = tmp_path_factory.mktemp("template")
-    url = make_url(postgres.url(EVENT_DATABASE, "psycopg2"))
-    name = f"template_{uuid4().hex}"
-    _admin(postgres, f'CREATE DATABASE "{name}"')
-    url = url.set(database=name)
-    (home / "dagster.yaml").write_text(
-        yaml.safe_dump({"storage": {"postgres": {"postgres_url": url.render_as_string(hide_password=False)}}})
-    )
-    with dg.DagsterInstance.from_config(str(home)):
-        pass
-    return name
-
-
-def _admin(postgres: PostgresServer, statement: str) -> None:
-    url = make_url(postgres.url(EVENT_DATABASE, "psycopg")).set(drivername="postgresql")
-    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[call-overload]
-
-
 @pytest.fixture
-def cloud(
-    postgres: PostgresServer,
-    storage_template: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Cloud]:
-    name = f"test_{uuid4().hex}"
-    _admin(postgres, f'CREATE DATABASE "{name}" TEMPLATE "{storage_template}"')
-    url = make_url(postgres.url(EVENT_DATABASE, "psycopg2")).set(database=name)
+def cloud(dagster_storage_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     variables = {
-        "DAGSTER_POSTGRES_URL": url.render_as_string(hide_password=False),
+        "DAGSTER_POSTGRES_URL": dagster_storage_url,
         "DAGSTER_HOME": str(tmp_path),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "BATCH_GPU_TEST": str(tmp_path),
@@ -231,10 +197,9 @@ def cloud(
         for key, value in server.environment.items():
             monkeypatch.setenv(key, value)
         server.batch.define_job("worker", command=[sys.executable, "-c", ""])
-        made = Cloud(tmp_path, server, variables["DAGSTER_POSTGRES_URL"], stack)
+        made = Cloud(tmp_path, server, dagster_storage_url, stack)
         made.configure()
         yield made
-    _admin(postgres, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @pytest.fixture

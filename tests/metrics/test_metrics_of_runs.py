@@ -28,7 +28,6 @@ from capstone_dagster.storage.sources import head_source
 from capstone_dagster.storage.video_status import current_status
 from tests.assets.conftest import Pipeline
 from tests.conftest import Aws
-from tests.support.moto import moto_server
 from tests.support.published import Published
 
 OF_A_PASS = {
@@ -61,10 +60,9 @@ OF_A_TICK = {
 
 
 @pytest.fixture(scope="module", params=["moto"])
-def aws_endpoint() -> Iterator[str]:
+def aws_endpoint(emulators: Callable[[str], str]) -> str:
     """One emulator will do: what is counted does not depend on it."""
-    with moto_server() as endpoint_url:
-        yield endpoint_url
+    return emulators("moto")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from capstone_dagster.metrics.waiting_messages import Queues
 from capstone_dagster.run_tags import VIDEO_SECONDS_TAG
 from capstone_dagster.settings import Settings, read_settings
 from tests.conftest import Aws
-from tests.support.moto import moto_server
 from tests.support.published import Published
 from tests.support.sensors import record_tick
 
@@ -33,10 +32,9 @@ NOWHERE = "http://127.0.0.1:1/000000000000/no-such-queue"
 
 
 @pytest.fixture(scope="module", params=["moto"])
-def aws_endpoint() -> Iterator[str]:
+def aws_endpoint(emulators: Callable[[str], str]) -> str:
     """One emulator will do: both count messages."""
-    with moto_server() as endpoint_url:
-        yield endpoint_url
+    return emulators("moto")
 
 
 class Onlooker:

@@ -3,16 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import dagster as dg
-import psycopg
 import pytest
 import sqlalchemy as sa
 import yaml
-from sqlalchemy.engine import make_url
 
-from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.database import Database
@@ -21,18 +17,12 @@ from tests.conftest import Aws
 
 
 @pytest.fixture
-def dagster_home(
-    aws: Aws, postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def dagster_home(aws: Aws, dagster_storage_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DAGSTER_HOME of the test's own, with what of dagster.yaml keeps something."""
-    url = make_url(postgres.url(EVENT_DATABASE, "psycopg2"))
-    name = f"dagster_{uuid4().hex}"
     home = tmp_path / "dagster"
     home.mkdir()
     config = {
-        "storage": {
-            "postgres": {"postgres_url": url.set(database=name).render_as_string(hide_password=False)}
-        },
+        "storage": {"postgres": {"postgres_url": dagster_storage_url}},
         "compute_logs": {
             "module": "capstone_dagster.logs.compute_logs",
             "class": "TickLogsInS3",
@@ -42,11 +32,7 @@ def dagster_home(
     }
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    admin = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-        yield home
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    return home
 
 
 @pytest.fixture

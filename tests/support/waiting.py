@@ -16,6 +16,8 @@ SLOWNESS_VARIABLE = "CAPSTONE_TEST_SLOWNESS"
 REFERENCE_S = 0.19
 # As many at once as the suite has workers, so that a single core and the load of others count as well.
 PROBES = 2
+# Between two polls: what takes a moment is seen at once, what takes long is not asked for all the time.
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 0.05
 PROBE = [sys.executable, "-I", "-c", "sum(number * number for number in range(4_000_000))"]
 
 
@@ -45,9 +47,11 @@ def wait_for(what: str, poll: Callable[[], Result | None], deadline_s: float = 6
     """
     patience_s = scaled(deadline_s)
     give_up = time.monotonic() + patience_s
+    pause_s = SHORTEST_PAUSE_S
     while not (answer := poll()):
         assert time.monotonic() < give_up, f"waited {patience_s:.0f} s in vain for {what}"
-        time.sleep(0.05)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     return answer
 
 

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import dagster as dg
 import psycopg
 from sqlalchemy.engine import make_url
 
 from capstone_dagster.local.aws import AwsResources, aws_environment, client
-from capstone_dagster.local.postgres import EVENT_DATABASE, PostgresServer
+from capstone_dagster.local.postgres import PostgresServer
 from capstone_dagster.storage.database import Database
+from capstone_dagster.testing.servers import own_database
 from tests.intake.soak.variants import VARIABLE
 
 ROOT = Path(__file__).parents[3]
@@ -111,14 +111,12 @@ def set_stage(
 @contextmanager
 def _database(postgres: PostgresServer) -> Iterator[str]:
     """A fresh database, as a URL that libpq reads."""
-    url = make_url(postgres.url(EVENT_DATABASE, "psycopg")).set(drivername="postgresql")
-    name = f"soak_{uuid4().hex}"
-    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-        # The daemon is killed, not the server: commits hold without waiting for the disk.
-        connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
-        yield url.set(database=name).render_as_string(hide_password=False)
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    with own_database(postgres) as created:
+        url = created.replace("+psycopg", "")
+        with psycopg.connect(url, autocommit=True) as connection:
+            # The daemon is killed, not the server: commits hold without waiting for the disk.
+            connection.execute(f'ALTER DATABASE "{make_url(url).database}" SET synchronous_commit = off')
+        yield url
 
 
 @contextmanager
