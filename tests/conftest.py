@@ -35,8 +35,9 @@ LIVE_GROUP = "live"
 # Files whose tests take longest, longest first. A worker takes a file at a time: a long one that comes last
 # leaves the other worker with nothing to do.
 LONG = (
-    # One after the other: they share a stack.
+    # One after the other: the last two share a stack.
     "tests/local/test_operators.py",
+    "tests/runs/test_reexecution_daemon.py",
     "tests/local/test_backfill_stack.py",
     "tests/intake/test_soak.py",
     "tests/removal/test_erasure.py",
@@ -130,8 +131,8 @@ def shared_stack(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) ->
 def stack(
     shared_stack: SharedStack, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> LiveStack:
-    """The live stack that tests share, and this process a client of it; a module's RETRIES is the stack's."""
-    stack = shared_stack.running(retries=getattr(request.module, "RETRIES", 0))
+    """The live stack that tests share, with the module's STACK for settings; this process is a client."""
+    stack = shared_stack.running(request.module.STACK)
     for name, value in stack.local.environment.items():
         monkeypatch.setenv(name, value)
     return stack

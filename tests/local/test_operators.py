@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psycopg
 import pytest
 from dagster._core.scheduler.instigation import SensorInstigatorData
 from dagster._core.storage.tags import BACKFILL_ID_TAG
@@ -19,15 +18,15 @@ from dagster._core.storage.tags import BACKFILL_ID_TAG
 from batch_gpu.local import live_process
 from capstone_dagster.failures.run_steps import PASS_STEP
 from capstone_dagster.local.aws import NOTICE_TOPIC
-from capstone_dagster.local.postgres import EVENT_DATABASE
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
 from capstone_dagster.storage.outbox import outbox_backlog
 from tests.support.command_line import Capstone
-from tests.support.live_stack import DEADLINE_S, LiveStack, SharedStack, repeated
+from tests.support.live_stack import DEADLINE_S, PASSIVE, LiveStack, SharedStack, repeated
 from tests.support.waiting import scaled, wait_for
 
 pytestmark = pytest.mark.live
+STACK = PASSIVE
 # In the order in which a video goes through them; it is in one of the last three when it is over.
 STATES = ("received", "queued", "running", "failed", "cancelled", "done")
 # How long a state may be untrue, with room for a machine that others use as well.
@@ -48,7 +47,7 @@ class BackEnd:
         topic = self.stack.local.resources.notice_topic_arn
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=attributes["QueueArn"])
 
-    def told(self, video_id: str) -> list[str]:
+    def kinds(self, video_id: str) -> list[str]:
         """Kinds of the notices of a video in the order in which they came, each notice once."""
         sqs = self.stack.client("sqs")
         while messages := sqs.receive_message(QueueUrl=self.queue, MaxNumberOfMessages=10).get("Messages"):
@@ -59,13 +58,13 @@ class BackEnd:
                 sqs.delete_message(QueueUrl=self.queue, ReceiptHandle=message["ReceiptHandle"])
         return [each["kind"].removeprefix("video.") for each in self.notices if each["video_id"] == video_id]
 
-    def until(self, video_id: str, *kinds: str) -> None:
-        wait_for(f"{kinds} of {video_id}", lambda: self.told(video_id) == list(kinds), DEADLINE_S)
+    def until(self, video_id: str, *expected: str) -> None:
+        wait_for(f"{expected} of {video_id}", lambda: self.kinds(video_id) == list(expected), DEADLINE_S)
 
 
 @pytest.fixture(scope="module")
 def back_end(shared_stack: SharedStack) -> BackEnd:
-    back_end = BackEnd(shared_stack.running())
+    back_end = BackEnd(shared_stack.running(STACK))
     back_end.subscribe()
     return back_end
 
@@ -83,17 +82,6 @@ def watched(stack: LiveStack, video_id: str, until: Callable[[str], bool]) -> li
 
     wait_for(f"the end of {video_id}", look, DEADLINE_S)
     return seen
-
-
-def take_no_writes(stack: LiveStack, state: str) -> None:
-    """A failover as those who write see it: the event store alone, not Dagster's storage."""
-    admin = stack.local.postgres.url("postgres", "psycopg").replace("+psycopg", "")
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {EVENT_DATABASE} SET default_transaction_read_only = {state}")
-        # Settings of a database hold for new connections.
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [EVENT_DATABASE]
-        )
 
 
 @pytest.fixture
@@ -165,7 +153,7 @@ def test_an_operator_says_what_goes_first_and_what_ends(
         assert [run.status for run in stack.runs(video_id)] == [dg.DagsterRunStatus.CANCELED]
     back_end.until(urgent, "received", "analyzed")
     back_end.until(broken, "received", "failed")
-    assert [back_end.told(each) for each in (endless, unwanted)] == [["received"], ["received"]]
+    assert [back_end.kinds(each) for each in (endless, unwanted)] == [["received"], ["received"]]
 
 
 def _ended(stack: LiveStack, video_id: str) -> Any:
@@ -176,31 +164,37 @@ def _ended(stack: LiveStack, video_id: str) -> Any:
 
 @pytest.mark.timeout(900)
 def test_retry_publishes_what_a_fault_kept_back_and_notices_wait_for_sns(
-    stack: LiveStack, back_end: BackEnd, capstone: Capstone, clip: Path, tmp_path: Path
+    stack: LiveStack, back_end: BackEnd, capstone: Capstone, clip: Path
 ) -> None:
-    # Long enough that a fast machine is still at it when the database refuses to write.
-    video = stack.upload("gate/kept_back.mp4", repeated(clip, 10, tmp_path / "long.mp4"))
-    back_end.until(video, "received")
-    wait_for("its analysis", lambda: stack.row(video)["progress"] > 0, DEADLINE_S)
+    video = stack.upload("gate/kept_back.mp4", clip)
     sns = stack.client("sns")
-    sns.delete_topic(TopicArn=stack.local.resources.notice_topic_arn)
-    take_no_writes(stack, "on")
+    with stack.held_back(video):
+        back_end.until(video, "received")
+        with dg.DagsterInstance.get() as instance:
+            detections = dg.AssetKey("detections")
+            wait_for(
+                "its detections",
+                lambda: video in instance.get_materialized_partitions(detections),
+                DEADLINE_S,
+            )
+        sns.delete_topic(TopicArn=stack.local.resources.notice_topic_arn)
+        stack.take_no_writes("on")
     wait_for("the failure", lambda: _ended(stack, video), DEADLINE_S)
     refused = capstone("retry", "--class", "database-unavailable", "--since", "1h")
     assert "0 runs started again" in refused.out, "its row cannot say yet that it failed"
-    take_no_writes(stack, "off")
+    stack.take_no_writes("off")
     row = stack.until(video, "failed")
     assert row["failure_class"] == "database-unavailable"
 
     retried = capstone("retry", "--class", "database-unavailable", "--since", "1h", "--json")
 
-    [told] = json.loads(retried.out)
-    assert (told["video_id"], told["from_step"], told["gpu"]) == (video, "events.persist_events", False)
-    assert stack.until(video, "done")["run_id"] == told["run_id"]
+    [answer] = json.loads(retried.out)
+    assert (answer["video_id"], answer["from_step"], answer["gpu"]) == (video, "events.persist_events", False)
+    assert stack.until(video, "done")["run_id"] == answer["run_id"]
     [analysis] = stack.database.transact(analyses_of, video)
     assert len(stack.database.transact(current_events, video)) == analysis["events"] > 0
     again, failed = stack.runs(video)
-    assert again.run_id == told["run_id"]
+    assert again.run_id == answer["run_id"]
     with dg.DagsterInstance.get() as instance:
         starts = [
             entry.dagster_event.step_key
@@ -210,7 +204,7 @@ def test_retry_publishes_what_a_fault_kept_back_and_notices_wait_for_sns(
         ]
     assert starts.count(PASS_STEP) == 1
 
-    assert back_end.told(video) == ["received"], "SNS has taken nothing meanwhile"
+    assert back_end.kinds(video) == ["received"], "SNS has taken nothing meanwhile"
     sns.create_topic(Name=NOTICE_TOPIC)
     back_end.subscribe()
     back_end.until(video, "received", "failed", "analyzed")

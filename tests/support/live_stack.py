@@ -2,8 +2,8 @@
 
 import json
 import urllib.request
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import Any
 
 import av
 import dagster as dg
+import psycopg
 import pytest
 
 from capstone_dagster.local.aws import client
 from capstone_dagster.local.demo import prepare
+from capstone_dagster.local.postgres import EVENT_DATABASE
 from capstone_dagster.local.stack import LocalStack, local_stack
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.video_status import current_status
@@ -22,6 +24,9 @@ from tests.support.waiting import scaled, wait_for
 
 # Everything waited for takes some seconds on an idle machine; a busy one may take this long.
 DEADLINE_S = 300.0
+# Settings of the stacks that tests share: one leaves failures alone, the other pauses and retries.
+PASSIVE = {"CAPSTONE_REEXECUTIONS_PER_VIDEO": "0"}
+RECOVERING = {"CAPSTONE_REEXECUTIONS_PER_VIDEO": "1", "CAPSTONE_PAUSE_AFTER_FAILURES": "1"}
 
 
 @dataclass
@@ -66,6 +71,28 @@ class LiveStack:
 
         return wait_for(f"{video_id} to be {expected}", reached, DEADLINE_S)
 
+    def take_no_writes(self, state: str) -> None:
+        """A failover as those who write see it: the event store alone, not Dagster's storage.
+
+        Args:
+            state: on, or off to end it.
+        """
+        admin = self.local.postgres.url("postgres", "psycopg").replace("+psycopg", "")
+        with psycopg.connect(admin, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {EVENT_DATABASE} SET default_transaction_read_only = {state}")
+            # Settings of a database hold for new connections.
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [EVENT_DATABASE]
+            )
+
+    @contextmanager
+    def held_back(self, video_id: str) -> Iterator[None]:
+        """During the block, no worker can publish the video, however fast the machine is."""
+        url = self.local.environment["CAPSTONE_DATABASE_URL"].replace("+psycopg", "")
+        with closing(psycopg.connect(url)) as connection:
+            connection.execute("SELECT FROM capstone.videos WHERE video_id = %s FOR UPDATE", [video_id])
+            yield
+
     def runs(self, video_id: str, **filters: Any) -> list[dg.DagsterRun]:
         """The runs of one video, latest first."""
         with dg.DagsterInstance.get() as instance:
@@ -98,26 +125,22 @@ class SharedStack:
     folder: Path
     model_cache: Path
     _stack: LiveStack | None = field(default=None, init=False)
-    _retries: int = field(default=0, init=False)
+    _settings: Mapping[str, str] = field(default_factory=dict, init=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False)
 
-    def running(self, *, retries: int = 0) -> LiveStack:
+    def running(self, settings: Mapping[str, str]) -> LiveStack:
         """The stack, which is started if none runs.
 
         Args:
-            retries: how often it starts a failed run again by itself; another number restarts the stack.
+            settings: environment variables of its own; others than before restart the stack.
         """
-        if retries != self._retries:
+        if settings != self._settings:
             self.stop()
         if self._stack is None:
-            self._retries = retries
-            variables = {
-                "CAPSTONE_MODEL_CACHE": str(self.model_cache),
-                "CAPSTONE_SAMPLE_FPS": "0",
-                "CAPSTONE_REEXECUTIONS_PER_VIDEO": str(retries),
-            }
+            self._settings = settings
+            own = {"CAPSTONE_MODEL_CACHE": str(self.model_cache), "CAPSTONE_SAMPLE_FPS": "0"}
             with pytest.MonkeyPatch.context() as environment:
-                for name, value in variables.items():
+                for name, value in {**own, **settings}.items():
                     environment.setenv(name, value)
                 local = local_stack(self.folder / "state", webserver_port=None, before_dagster=prepare)
                 self._stack = LiveStack(self._open.enter_context(local))
