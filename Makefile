@@ -22,11 +22,12 @@ SHOW_PIP = /^Collecting/ { n++; if (n % 20 == 0) { print "  " n " packages fetch
 	/^Installing collected/ { print "  " n " packages fetched, unpacking them"; fflush() }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev torch test examples soak chaos load fuzz bench image image-test lint docs lock clean
+.PHONY: help demo dev observe torch test examples soak chaos load fuzz bench image image-test lint docs lock clean
 
 help:  ## show this list
 	@echo "make demo                    one video's whole way on this machine: upload to events (VIDEO=path for yours)"
 	@echo "make dev                     the same stack with Dagster's UI, until Ctrl-C (FRESH=1 forgets everything first)"
+	@echo "make observe                 the same with Prometheus, Alertmanager and exporters, where they are installed"
 	@echo "make torch                   add PyTorch and Ultralytics: for a GPU, .pt checkpoints, ByteTrack, BoT-SORT"
 	@echo "make test                    the whole test suite"
 	@echo "make examples                the tests of docs/examples/, as docs/testing.md shows them"
@@ -58,12 +59,15 @@ $(VENV)/.installed-%: requirements.lock pyproject.toml infra/locked.py | $(BIN)/
 
 # A .pt checkpoint is exported by PyTorch; a video of your own is analysed with one unless you name a model.
 CHECKPOINT = $(if $(filter %.pt,$(CAPSTONE_MODEL) $(if $(VIDEO),$(or $(CAPSTONE_MODEL),yolo11n.pt))),$(TORCH))
-demo dev: FOR = the model is a .pt checkpoint, which they run on a GPU or export to OpenVINO
+demo dev observe: FOR = the model is a .pt checkpoint, which they run on a GPU or export to OpenVINO
 demo: $(LOCAL) $(CHECKPOINT)
 	@$(BIN)/capstone demo $(if $(VIDEO),"$(VIDEO)")
 
 dev: $(LOCAL) $(CHECKPOINT)
 	@$(BIN)/capstone dev $(if $(FRESH),--fresh)
+
+observe: $(LOCAL) $(CHECKPOINT)
+	@$(BIN)/capstone dev --observe $(if $(FRESH),--fresh)
 
 torch: $(LOCAL) $(TORCH)
 

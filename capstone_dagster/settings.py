@@ -182,6 +182,13 @@ class Settings(BaseSettings):
         description="Address of the pages of `capstone browse`, for links to them; they answer to this name "
         "and to those of loopback.",
     )
+    observer_urls: Annotated[tuple[Annotated[str, Field(pattern=r"^[^=]+=https?://\S+$")], ...], NoDecode] = (
+        Field(
+            default=(),
+            description="Pages of Prometheus, Grafana and their like, `name=address` separated by commas, "
+            "for links from the pages of `capstone browse`; `capstone dev --observe` sets it.",
+        )
+    )
     runbook_url: str = Field(
         default="docs/runbook.md", description="Address of the runbook, for links in alerts."
     )
@@ -330,7 +337,9 @@ class Settings(BaseSettings):
         "materialisations and checks stay.",
     )
 
-    @field_validator("labels", "key_suffixes", "request_models", "source_buckets", mode="before")
+    @field_validator(
+        "labels", "key_suffixes", "request_models", "source_buckets", "observer_urls", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -412,6 +421,11 @@ class Settings(BaseSettings):
                 "(psycopg 3 named as the driver: it is the one that the event store writes with)"
             )
         return self
+
+    @property
+    def observers(self) -> list[tuple[str, str]]:
+        """Names and addresses of CAPSTONE_OBSERVER_URLS."""
+        return [(name, url) for name, _, url in (each.partition("=") for each in self.observer_urls)]
 
     @property
     def has_event_store(self) -> bool:

@@ -7,6 +7,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from capstone_dagster.catalog.metrics import METRICS
 from capstone_dagster.catalog.open_stack import RULES
 from capstone_dagster.catalog.queries import QUERIES
 from capstone_dagster.catalog.render.cloudformation import logs_template, observability_template
-from capstone_dagster.catalog.render.prometheus import alertmanager_file, rules_file
+from capstone_dagster.catalog.render.grafana import dashboard_file
+from capstone_dagster.catalog.render.prometheus import alertmanager_file, prometheus_file, rules_file
 from capstone_dagster.failures.classes import POLICIES
 from capstone_dagster.settings import Settings, variable_name
 
@@ -90,6 +92,19 @@ WHOLE = {
         ALARMS, ANOMALY_ALARMS, DASHBOARDS, QUERIES
     ),
     ROOT / "observability" / "rules.yml": lambda: rules_file(RULES),
+    **{
+        ROOT / "observability" / "grafana" / "dashboards" / f"{each.name}.json": partial(dashboard_file, each)
+        for each in DASHBOARDS
+    },
+    ROOT / "observability" / "prometheus.yml": lambda: prometheus_file(
+        {
+            "capstone": "127.0.0.1:3000",
+            "node": "127.0.0.1:9100",
+            "postgres": "127.0.0.1:9187",
+            "cadvisor": "127.0.0.1:8080",
+        },
+        "127.0.0.1:9093",
+    ),
     ROOT / "observability" / "alertmanager.yml": lambda: alertmanager_file(RULES),
 }
 

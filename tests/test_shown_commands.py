@@ -58,6 +58,8 @@ ELSEWHERE = {
 BASH = {
     "deploy.md": "tests/infra/test_deploy_page.py",  # bash reads them; AWS's models, templates and parameters
     "restore.md": "tests/infra/test_deploy_page.py",
+    # Needs root, or Docker, which is not installed here.
+    "observability_local.md": "tests/catalog/open/test_dashboards.py",
     "consume.md": "test_a_back_ends_queue_subscribes_as_shown",
     "tracing.md": "test_the_collectors_variable_is_read",
 }

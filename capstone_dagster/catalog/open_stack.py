@@ -93,7 +93,7 @@ WEBSERVER_ERRORS = replace(
 )
 EXPORTER_DOWN = _beyond(
     "ExporterDown",
-    'count(up{job!="capstone"} == 0)',
+    'count(up{job!~"capstone|cadvisor"} == 0)',
     0,
     300,
     "An exporter has not answered Prometheus for 5 minutes: host or database are not seen.",

@@ -64,6 +64,13 @@ def dev(
             help="Where runs execute: as processes here, or as jobs of a fake AWS Batch, as in the cloud."
         ),
     ] = Compute.LOCAL,
+    observe: Annotated[
+        bool,
+        typer.Option(
+            "--observe",
+            help="Also run Prometheus, Alertmanager and exporters, as far as they are installed here.",
+        ),
+    ] = False,
 ) -> None:
     """Run the local stack with the Dagster UI and the pages of events until Ctrl-C.
 
@@ -71,12 +78,21 @@ def dev(
     """
     from capstone_dagster.local.cloud import fake_batch
     from capstone_dagster.local.demo import model_of, prepare
-    from capstone_dagster.local.stack import LocalStack, local_stack
+    from capstone_dagster.local.observing import Observers, start_observers
+    from capstone_dagster.local.stack import LocalStack, join_environment, local_stack
+
+    observers = Observers()
 
     with ExitStack() as running:
 
         def before_dagster(stack: LocalStack) -> None:
+            nonlocal observers
             prepare(stack)
+            if observe:
+                observers = start_observers(stack.state, join_environment(stack.environment))
+                running.callback(observers.stop)
+                links = ",".join(f"{name}={url}" for name, url in observers.links.items())
+                stack.environment["CAPSTONE_OBSERVER_URLS"] = links
             if compute is Compute.BATCH:
                 running.enter_context(fake_batch(stack))
 
@@ -94,6 +110,10 @@ def dev(
         assert stack.dagster is not None
         terminal.out.print(f"Dagster UI   {stack.dagster.url}")
         terminal.say(f"Browse       {stack.environment['CAPSTONE_BROWSE_URL']}")
+        for name, url in observers.links.items():
+            terminal.out.print(f"{name:<12} {url}")
+        if observers.missing:
+            terminal.say(f"Not there    {', '.join(observers.missing)} (Debian: apt-get install)")
         terminal.say(f"Logs         {stack.logs}")
         if compute is Compute.BATCH:
             terminal.out.print(f"AWS Batch    {stack.environment['AWS_ENDPOINT_URL_BATCH']} (fake)")

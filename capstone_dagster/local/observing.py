@@ -6,6 +6,7 @@ Debian has them as `prometheus`, `prometheus-alertmanager`, `prometheus-node-exp
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import urllib.error
 import urllib.request
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from capstone_dagster.catalog.open_names import JOB
 from capstone_dagster.catalog.open_stack import RULES
 from capstone_dagster.catalog.render.prometheus import alertmanager_file, prometheus_file, rules_file
@@ -21,6 +24,7 @@ from capstone_dagster.local.processes import LOOPBACK, ChildProcess, Command, fr
 
 PROMETHEUS, ALERTMANAGER = "prometheus", "prometheus-alertmanager"
 NODE_EXPORTER, POSTGRES_EXPORTER = "prometheus-node-exporter", "prometheus-postgres-exporter"
+_MONITOR = "capstone_monitor"
 _START_DEADLINE_S = 60.0
 
 
@@ -36,11 +40,6 @@ class Observers:
     links: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     processes: list[ChildProcess] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Raise `ProcessEndedError` if one of them ended."""
-        for process in self.processes:
-            process.check()
 
     def stop(self) -> None:
         for process in self.processes:
@@ -90,7 +89,7 @@ def start_observers(
             if found[NODE_EXPORTER]:
                 targets["node"] = run(NODE_EXPORTER, [])
             if found[POSTGRES_EXPORTER]:
-                source = environment["CAPSTONE_DATABASE_URL"].replace("+psycopg", "") + "?sslmode=disable"
+                source = _monitoring_login(environment["CAPSTONE_DATABASE_URL"])
                 targets["postgres"] = run(POSTGRES_EXPORTER, [], DATA_SOURCE_NAME=source)
         alertmanager = ""
         if found[ALERTMANAGER]:
@@ -112,6 +111,27 @@ def start_observers(
         running.stop()
         raise
     return running
+
+
+def _monitoring_login(url: str) -> str:
+    """A login that may read PostgreSQL's statistics and nothing else, with a new password, as a libpq URL.
+
+    The stack's own has a hash of one iteration, which the exporter's driver refuses.
+    """
+    import psycopg
+    from psycopg import sql
+
+    owner = sa.make_url(url).set(drivername="postgresql")
+    password = secrets.token_urlsafe(24)
+    role = sql.Identifier(_MONITOR)
+    with psycopg.connect(owner.render_as_string(hide_password=False)) as connection:
+        connection.execute("SET scram_iterations = 4096")
+        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [_MONITOR]).fetchone():
+            connection.execute(sql.SQL("CREATE ROLE {}").format(role))
+        connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(password)))
+        connection.execute(sql.SQL("GRANT pg_monitor TO {}").format(role))
+    login = owner.set(username=_MONITOR, password=password).update_query_dict({"sslmode": "disable"})
+    return login.render_as_string(hide_password=False)
 
 
 def _topic(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -82,7 +82,12 @@ class Site:
         """A page in the language that the browser asks for."""
         spoken = language(request.headers.get("accept-language", ""))
         html = self.templates.get_template(template).render(
-            t=translation(spoken), lang=spoken, path=request.url.path, run_address=self.run_address, **values
+            t=translation(spoken),
+            lang=spoken,
+            path=request.url.path,
+            run_address=self.run_address,
+            observers=self.settings.observers,
+            **values,
         )
         return HTMLResponse(html, status, {"Vary": "Accept-Language"})
 

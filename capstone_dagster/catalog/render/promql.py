@@ -96,6 +96,11 @@ def of_expression(expression: str, series: Sequence[Series], period: str) -> str
     return read(ast.parse(text, mode="eval"))
 
 
+def read_by(expression: str) -> set[str]:
+    """The names in metric math: ids of series, and numbers of the deployment."""
+    return set(re.findall(r"\b[a-z]\w*\b", expression))
+
+
 def duration(seconds: float) -> str:
     """`5m` for 300."""
     return f"{seconds / 60:g}m" if seconds % 60 == 0 and seconds else f"{seconds:g}s"
