@@ -53,7 +53,7 @@ ONE_EMULATOR = {
     "tests/assets/test_checks.py",
     "tests/assets/test_interruption.py",
     "tests/assets/test_recovery.py",
-    "tests/assets/test_several.py",
+    "tests/assets/test_many_videos.py",
     "tests/intake/test_breaker_command.py",
     "tests/intake/test_breaker_gate.py",
     "tests/intake/test_intake_logs.py",
