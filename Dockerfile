@@ -65,6 +65,10 @@ COPY batch_gpu source/batch_gpu
 COPY dagster.yaml workspace.yaml infra/image/healthcheck.py infra/image/code-server.yaml /app/
 ARG MODEL=""
 COPY ${MODEL:-LICENSE} /app/${MODEL:-LICENSE}
+# The authorities that sign the database's certificate.
+ARG DATABASE_CA=""
+COPY ${DATABASE_CA:-LICENSE} database-ca
+RUN if [ -n "${DATABASE_CA}" ]; then install -D --mode=644 database-ca /app/certificates/database.pem; fi
 RUN /opt/pip/bin/pip wheel --disable-pip-version-check --no-index --no-deps --no-build-isolation ./source \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check --no-index \
         --no-deps --target /app ./*.whl \

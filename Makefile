@@ -85,6 +85,7 @@ chaos: $(DEV)
 	@$(BIN)/python -m bench.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),20)
 
 load: $(DEV)
+	@$(BIN)/python -m bench.load --rows --record
 	@$(BIN)/python -m bench.load --record
 
 fuzz: $(DEV)
@@ -103,10 +104,10 @@ ifdef CAPSTONE_TEST_DATA
 	$(BIN)/python -m bench.sampling $(FOOTAGE).mp4 --model $(TEACHER) --record
 endif
 
-# BASE_IMAGE, MODEL, MODEL_SHA256, PIP_CONFIG, IMAGE: docs/container.md.
+# BASE_IMAGE, MODEL, MODEL_SHA256, DATABASE_CA, PIP_CONFIG, IMAGE: docs/container.md.
 image:
-	@BASE_IMAGE="$(BASE_IMAGE)" MODEL="$(MODEL)" MODEL_SHA256="$(MODEL_SHA256)" PIP_CONFIG="$(PIP_CONFIG)" \
-		IMAGE="$(or $(IMAGE),capstone:latest)" infra/image/build
+	@BASE_IMAGE="$(BASE_IMAGE)" MODEL="$(MODEL)" MODEL_SHA256="$(MODEL_SHA256)" DATABASE_CA="$(DATABASE_CA)" \
+		PIP_CONFIG="$(PIP_CONFIG)" IMAGE="$(or $(IMAGE),capstone:latest)" infra/image/build
 
 image-test: $(DEV)
 	@$(BIN)/python -m tests.image $(if $(BASE_IMAGE),--base "$(BASE_IMAGE)") $(if $(MODEL),--model "$(MODEL)") \

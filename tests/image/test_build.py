@@ -119,6 +119,12 @@ def test_a_build_passes_on_what_it_is_given(builder: Path, tmp_path: Path) -> No
     assert "password" not in done.stdout
 
 
+def test_the_databases_authorities_come_along(builder: Path) -> None:
+    chosen = build(builder, DATABASE_CA="certificates/rds.pem").stdout
+    assert "DATABASE_CA=certificates/rds.pem" in chosen.split()
+    assert "DATABASE_CA" not in build(builder).stdout
+
+
 @pytest.mark.parametrize("name", ["docker", "podman"])
 def test_images_are_for_the_machines_of_infra_and_one_manifest_each(builder: Path, name: str) -> None:
     """Also where the builder's processor is another; docker would add a manifest of provenance."""

@@ -183,7 +183,7 @@ def test_what_the_image_does_not_need_does_not_reach_the_builder(path: str) -> N
 
 def test_what_the_dockerfile_copies_is_there_and_reaches_the_builder() -> None:
     sources = [
-        re.sub(r"\$\{MODEL:-(.+)\}", r"\1", source)
+        re.sub(r"\$\{\w+:-(.+)\}", r"\1", source)
         for word, rest in instructions()
         if word in ("ADD", "COPY") and "--from=" not in rest
         for source in rest.split()[:-1]
