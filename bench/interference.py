@@ -91,12 +91,16 @@ class S3Gate:
     """Passes requests to S3 on, but for those that `refusals` name.
 
     Attributes:
+        cut_short: of bodies that are read from a path that holds this text, only the first half comes.
+        delay_s: how long each answer is held back.
         first_refusal: when the first one was refused since this was set to None, seconds since 1970.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.refusals: list[Refusal] = []
+        self.cut_short: str | None = None
+        self.delay_s = 0.0
         self.first_refusal: float | None = None
 
 
@@ -124,21 +128,29 @@ def _handler(gate: S3Gate, target_port: int) -> type[BaseHTTPRequestHandler]:
             for refusal in gate.refusals:
                 if refusal.method == self.command and refusal.fragment in self.path:
                     gate.first_refusal = gate.first_refusal or time.time()
-                    told = f"<Error><Code>{refusal.code}</Code><Message>{refusal.code}</Message></Error>"
-                    self._send(refusal.status, {"Content-Type": "application/xml"}, told.encode())
+                    error = f"<Error><Code>{refusal.code}</Code><Message>{refusal.code}</Message></Error>"
+                    self._send(refusal.status, {"Content-Type": "application/xml"}, error.encode())
                     return
+            time.sleep(gate.delay_s)
             onward = http.client.HTTPConnection(LOOPBACK, target_port, timeout=60)
             headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-            onward.request(self.command, self.path, body, headers)
+            try:
+                onward.request(self.command, self.path, body, headers)
+            except ConnectionRefusedError:
+                self.close_connection = True
+                return
             answer = onward.getresponse()
-            told = answer.read()
+            body = answer.read()
             kept = {
                 name: value
                 for name, value in answer.getheaders()
                 if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server")
             }
             length = answer.getheader("Content-Length") if self.command == "HEAD" else None
-            self._send(answer.status, kept, told, length)
+            if self.command == "GET" and gate.cut_short is not None and gate.cut_short in self.path:
+                length, body = str(len(body)), body[: len(body) // 2]
+                self.close_connection = True
+            self._send(answer.status, kept, body, length)
             onward.close()
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_request
