@@ -1,8 +1,8 @@
 """What the decoder's own process costs: one video, decoded in this process and isolated, in pairs.
 
-Every sampled frame becomes a picture. The order within a pair changes from pair to pair, and the median of
-the pairs' ratios counts, so that other load falls on both. Starting the process is measured apart, because an
-hour of video pays it once. Run it on an idle machine.
+Every sampled frame becomes a picture, in memory that both sides use again. The order within a pair changes
+from pair to pair, and the median of the pairs' ratios counts, so that other load falls on both. Starting the
+process is measured apart, because an hour of video pays it once. Run it on an idle machine.
 
     python -m bench.isolation [VIDEO] [--pairs 7] [--seconds 30] [--sample-fps 5] [--record]
 """
@@ -15,6 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from bench.footage import make_footage
 from bench.report import record, table
@@ -59,7 +61,8 @@ def measure(video: Path, sample_fps: float, pairs: int) -> tuple[list[float], li
     def unprotected() -> None:
         began = time.perf_counter()
         file = VideoFile(video)
-        for _ in file.frames(sample_fps=sample_fps):
+        canvas = np.empty((file.info.height, file.info.width, 3), np.uint8)
+        for _ in file.frames(sample_fps=sample_fps, canvas=lambda: canvas):
             pass
         file.close()
         here.append(time.perf_counter() - began)
