@@ -27,6 +27,7 @@ def placed(
 
 
 STEADY = list(range(0, 800, 40))
+SLOW = [0, 1_000, 3_000, 4_000, 5_000, 6_000]
 
 
 def glitched(*changes: tuple[int, int]) -> list[int]:
@@ -47,6 +48,11 @@ def glitched(*changes: tuple[int, int]) -> list[int]:
         ([0, None, 90], [0, 40, 90]),
         ([0, 40, 40, 80], [0, 40, 40, 80]),
         ([*STEADY, *STEADY], [*STEADY, *(800 + time for time in STEADY)]),
+        ([*SLOW, *SLOW], [*SLOW, *(7_000 + time for time in SLOW)]),
+        (
+            [0, 40, 120, 80, 200, 160, 280, 240, 360, 320],
+            [0, 40, 120, 160, 200, 240, 280, 320, 360, 400],
+        ),
         ([0, 40, 3_600_000, 3_600_040, 3_600_080], [0, 40, 3_600_000, 3_600_040, 3_600_080]),
         ([0, 40, *(2**32 // 90 + time for time in (41, 81, 121))], [0, 40, 80, 120, 160]),
         (glitched((5, 37_600_000)), STEADY),
@@ -67,6 +73,8 @@ def glitched(*changes: tuple[int, int]) -> list[int]:
         "one is missing",
         "two at one moment",
         "joined recordings",
+        "joined recordings, a frame a second",
+        "back and forth",
         "an hour's pause",
         "MPEG-TS's clock set back",
         "one frame hours ahead",

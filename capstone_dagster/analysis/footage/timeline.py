@@ -116,7 +116,7 @@ class Timeline:
         if self._last is None:
             return self._settle(self._first(stamp, number))
         if not self._in_decoding_order and (back := self._last - stamp - self._shift) > 0:
-            if back < _REORDERED * self._step and not self._was_back:
+            if back < self._small() and not self._was_back:
                 self._small_steps_back += 1
             self._was_back = True
             self._in_decoding_order = self._small_steps_back > _GLITCHES or self._counts_in_decoding_order(
@@ -154,7 +154,7 @@ class Timeline:
         time, due = stamp + self._shift, self._due()
         if 0 <= time - self._last <= self._unremarkable():
             return time
-        if 0 < self._last - time < _REORDERED * self._step:  # never a new clock
+        if 0 < self._last - time < self._small():  # never a new clock
             return self._last if self._in_decoding_order else min(due, self._next_waiting(due))
         if not self._is_confirmed(stamp, number, due=due):
             return due
@@ -212,6 +212,10 @@ class Timeline:
 
     def _unremarkable(self) -> int:
         return max(self._pause, _UNREMARKABLE_STEPS * self._step)
+
+    def _small(self) -> int:
+        """Steps back of less come from frames in a wrong order."""
+        return min(_REORDERED * self._step, self._pause)
 
     def _due(self) -> int:
         return 0 if self._last is None else self._last + self._step
