@@ -58,8 +58,6 @@ ONE_EMULATOR = {
     "tests/intake/test_breaker_gate.py",
     "tests/intake/test_intake_logs.py",
     "tests/logs/test_command.py",
-    "tests/metrics/test_metrics_of_runs.py",
-    "tests/metrics/test_vital_signs.py",
     "tests/removal/test_retention.py",
     "tests/test_cli.py",
 }

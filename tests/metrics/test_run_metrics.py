@@ -12,7 +12,8 @@ from tests.support.published import Published
 
 def ended(outcome: Outcome, failure: FailureClass | None = None, wasted_s: float = 0.0) -> Verdict:
     cause = None if failure is None else Cause(failure, "It broke.")
-    return Verdict("r", "analyze_upload", outcome, 100.0, 112.5, cause, gpu_s=wasted_s, wasted_s=wasted_s)
+    times = {"gpu_s": wasted_s, "wasted_s": wasted_s, "waited_s": None if cause is None else 3.0}
+    return Verdict("r", "analyze_upload", outcome, 100.0, 112.5, cause, **times)
 
 
 def test_metrics_count_runs_by_outcome_and_class_and_what_was_wasted(tmp_path: Path) -> None:
@@ -38,4 +39,6 @@ def test_metrics_count_runs_by_outcome_and_class_and_what_was_wasted(tmp_path: P
     for failure in ("worker-lost", "undecodable-video"):
         assert published.values(declared.RUNS_FAILED, FailureClass=failure) == [1]
     assert published.values(declared.RUN_DURATION) == [12.5] * 3
+    # Of runs whose worker began.
+    assert published.values(declared.LEG_DURATION, Leg=declared.STARTED) == [3.0, 3.0]
     assert published.values(declared.WASTED_GPU_SECONDS) == [7.0]
