@@ -89,7 +89,7 @@ def start_observers(
             if found[NODE_EXPORTER]:
                 targets["node"] = run(NODE_EXPORTER, [])
             if found[POSTGRES_EXPORTER]:
-                source = _monitoring_login(environment["CAPSTONE_DATABASE_URL"])
+                source = monitoring_login(environment["CAPSTONE_DATABASE_URL"])
                 targets["postgres"] = run(POSTGRES_EXPORTER, [], DATA_SOURCE_NAME=source)
         alertmanager = ""
         if found[ALERTMANAGER]:
@@ -113,7 +113,7 @@ def start_observers(
     return running
 
 
-def _monitoring_login(url: str) -> str:
+def monitoring_login(url: str) -> str:
     """A login that may read PostgreSQL's statistics and nothing else, with a new password, as a libpq URL.
 
     The stack's own has a hash of one iteration, which the exporter's driver refuses.
@@ -126,7 +126,7 @@ def _monitoring_login(url: str) -> str:
     role = sql.Identifier(_MONITOR)
     with psycopg.connect(owner.render_as_string(hide_password=False)) as connection:
         connection.execute("SET scram_iterations = 4096")
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [_MONITOR]).fetchone():
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [_MONITOR]).fetchone():
             connection.execute(sql.SQL("CREATE ROLE {}").format(role))
         connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(password)))
         connection.execute(sql.SQL("GRANT pg_monitor TO {}").format(role))

@@ -11,12 +11,20 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from capstone_dagster.catalog.open_stack import RULES
 from capstone_dagster.catalog.render.prometheus import alertmanager_file
-from capstone_dagster.local.observing import ALERTMANAGER, PROMETHEUS, Observers, start_observers
+from capstone_dagster.local.observing import (
+    ALERTMANAGER,
+    PROMETHEUS,
+    Observers,
+    monitoring_login,
+    start_observers,
+)
 from capstone_dagster.local.processes import free_port
+from capstone_dagster.storage.database import Database
 from tests.support.waiting import scaled, wait_for
 
 AMTOOL = shutil.which("amtool")
@@ -130,6 +138,16 @@ def firing_at(url: str) -> set[str]:
     with urllib.request.urlopen(url, timeout=10) as answer:
         alerts = json.load(answer)["data"]["alerts"]
     return {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
+
+
+def test_the_exporters_login_reads_statistics_and_no_events(database: Database) -> None:
+    url = database.engine.url.render_as_string(hide_password=False)
+    monitoring_login(url)
+    again = monitoring_login(url)  # as the next start does
+    with psycopg.connect(again) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_stat_activity").fetchone()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT 1 FROM capstone.events")
 
 
 @installed
