@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from starlette.requests import Request
 
 import capstone_dagster.web
 from capstone_dagster.settings import read_settings
@@ -232,3 +233,14 @@ def test_every_text_has_its_korean(web: httpx.Client) -> None:
     page = web.get("/", headers={"Accept-Language": "fr, ko;q=0.8, en;q=0.5"}).text
     assert '<html lang="ko">' in page
     assert "이벤트" in page
+
+
+def test_pages_link_to_what_observes_the_stack() -> None:
+    settings = read_settings(
+        observer_urls="Prometheus=http://127.0.0.1:9090,Alertmanager=http://127.0.0.1:9093"
+    )
+    site = Site(settings, *[SimpleNamespace()] * 3)  # type: ignore[arg-type]
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""})
+    page = bytes(site.page(request, "error.html.j2", status=404, sentence="Nothing here.").body).decode()
+    assert '<a href="http://127.0.0.1:9090">Prometheus</a>' in page
+    assert '<a href="http://127.0.0.1:9093">Alertmanager</a>' in page
