@@ -182,7 +182,7 @@ def test_what_is_missing_is_named(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "No such command 'nonsense'; `capstone --help` describes its arguments."),
+        ("gibberish", "No such command 'gibberish'; `capstone --help` describes its arguments."),
         (
             "status --nonsense",
             "No such option: --nonsense; `capstone status --help` describes its arguments.",

@@ -53,12 +53,15 @@ from .tables import (
     write_events,
 )
 from .visibility import Visibility, look_at_sheet, still_share
+from .zones import ANCHORS, FEET, LineCrossing, Zone, ZoneVisit
 
 __all__ = [
+    "ANCHORS",
     "DETECTIONS_SCHEMA",
     "DETECTION_VERSION",
     "EVENTS_SCHEMA",
     "EVENTS_VERSION",
+    "FEET",
     "FRAMES_SCHEMA",
     "AnalysisError",
     "AnalysisSettings",
@@ -73,12 +76,15 @@ __all__ = [
     "GpuError",
     "GpuOutOfMemory",
     "InvalidAnalysisSettings",
+    "LineCrossing",
     "ModelUnavailable",
     "Progress",
     "PyTorchMissing",
     "UndecodableVideo",
     "VideoInfo",
     "Visibility",
+    "Zone",
+    "ZoneVisit",
     "analysis_id",
     "analyze_video",
     "build_events",

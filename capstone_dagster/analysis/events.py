@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from .identity import event_id
 from .settings import EventRules
+from .zones import LineCrossing, ZoneVisit, crossings, visits
 
 Box = tuple[float, float, float, float]
 
@@ -39,6 +40,7 @@ class Event:
         face_score, face_box: the best face seen with a person; None without one, and for other labels.
         truncated_start, truncated_end: present in the first, the last analysed frame.
         thumbnail_key: its picture, relative to the detections' prefix.
+        zones, crossings: where it was, by the zones of its camera.
     """
 
     event_id: str
@@ -60,11 +62,15 @@ class Event:
     truncated_start: bool
     truncated_end: bool
     thumbnail_key: str
+    zones: tuple[ZoneVisit, ...] = ()
+    crossings: tuple[LineCrossing, ...] = ()
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
         """The event of a row of a file or a database, where boxes are lists; other columns are ignored."""
         values = {each.name: row[each.name] for each in fields(cls)}
+        values["zones"] = tuple(ZoneVisit(**each) for each in values["zones"] or ())
+        values["crossings"] = tuple(LineCrossing(**each) for each in values["crossings"] or ())
         for box in ("best_box", "face_box"):
             values[box] = None if values[box] is None else tuple(values[box])
         return cls(**values | {"thumbnail_key": values["thumbnail_key"] or ""})
@@ -142,6 +148,7 @@ def build_events(
         best = rows.best(presence)
         # Its first row identifies an appearance: it belongs to no other.
         face = rows.best(np.array(sorted(worn_faces[first]), dtype=np.intp)) if first in worn_faces else None
+        boxes, times = rows.boxes[presence] / scale, rows.pts_ms[presence]
         label, track_id, start_ms = str(rows.label[first]), int(rows.track_id[first]), int(rows.pts_ms[first])
         return Event(
             event_id=event_id(analysis_id=analysis_id, label=label, track_id=track_id, start_ms=start_ms),
@@ -163,6 +170,8 @@ def build_events(
             truncated_start=start_ms <= coverage.first_pts_ms,
             truncated_end=int(rows.pts_ms[last]) >= coverage.last_pts_ms,
             thumbnail_key=f"thumbnails/{track_id}.jpg",
+            zones=visits(rules.zones, boxes, times, sample_interval_ms),
+            crossings=crossings(rules.zones, boxes, times),
         )
 
     return sorted(map(event, independent), key=lambda event: (event.start_ms, event.track_id, event.label))

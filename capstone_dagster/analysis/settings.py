@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from .errors import InvalidAnalysisSettings
+from .zones import Zone
 
 TrackerName = Literal["motion", "bytetrack", "botsort"]
 Precision = Literal["auto", "full"]
@@ -135,12 +136,14 @@ class EventRules:
             detections that were not kept.
         face_containment: a face belongs to a person if at least this fraction of its box lies in the
             person's box. 0.8 allows for imprecise boxes, but not for the face of a passer-by.
+        zones: what is noted of each event besides, in its camera's picture.
     """
 
     min_detections: int = 2
     min_duration_s: float = 0.3
     max_gap_s: float | None = None
     face_containment: float = 0.8
+    zones: tuple[Zone, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("min_duration_s", "face_containment"):
@@ -165,8 +168,9 @@ class EventRules:
         )
 
     def as_fields(self) -> dict[str, object]:
-        """Every rule, for JSON and for the analysis id."""
-        return asdict(self)
+        """Every rule, for JSON and for the analysis id, which had no zones before there were any."""
+        fields: dict[str, object] = asdict(self)
+        return fields if self.zones else {name: fields[name] for name in fields if name != "zones"}
 
 
 def _number(field: str, value: object) -> float:

@@ -49,6 +49,8 @@ DETECTIONS_SCHEMA = pa.schema(
 """One row for each detection: its box in pixels of the upright source; `track_id` null if untracked."""
 
 _BOX = pa.list_(pa.float64())
+_VISIT = pa.struct([("zone", pa.string()), ("entered_ms", pa.int64()), ("dwell_ms", pa.int64())])
+_CROSSING = pa.struct([("line", pa.string()), ("at_ms", pa.int64()), ("direction", pa.string())])
 
 EVENTS_SCHEMA = pa.schema(
     [
@@ -71,6 +73,8 @@ EVENTS_SCHEMA = pa.schema(
         _required("truncated_start", pa.bool_()),
         _required("truncated_end", pa.bool_()),
         _required("thumbnail_key", pa.string()),
+        _optional("zones", pa.list_(_VISIT)),
+        _optional("crossings", pa.list_(_CROSSING)),
     ]
 )
 """One row for each event. Boxes are x1, y1, x2, y2 as shares of the frame's width and height (0-1)."""
@@ -154,11 +158,15 @@ def write_events(path: Path, events: Sequence[Event]) -> None:
 
 
 def read_events(path: Path) -> list[Event]:
-    return [Event.of(row) for row in _read(path, EVENTS_SCHEMA).to_pylist()]
+    return [Event.of(row) for row in _read(path, EVENTS_SCHEMA, added=2).to_pylist()]
 
 
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
+def _read(path: Path, schema: pa.Schema, *, added: int = 0) -> pa.Table:
+    """A file of this schema, or of the one before its last columns were added; these are null then."""
     table = pq.read_table(path)
+    if added and table.num_columns == len(schema) - added:
+        for field in list(schema)[-added:]:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     if not table.schema.equals(schema):
         raise ValueError(f"{path} was expected to have the columns\n{schema}\nbut has\n{table.schema}")
     return table

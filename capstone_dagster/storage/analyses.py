@@ -21,6 +21,7 @@ from capstone_dagster.storage.schema import video_status as statuses
 from capstone_dagster.storage.statements import timed
 from capstone_dagster.storage.uploads import VideoFacts
 
+_NO_ZONES = {"zones": "[]", "crossings": "[]"}
 _EVENT_COLUMNS = tuple(column.name for column in events.columns)
 
 
@@ -116,7 +117,8 @@ def publish_analysis(
     by now, which the caller may have missed.
 
     Args:
-        rows: one mapping a row of `events`, without analysis_id and video_id.
+        rows: one mapping a row of `events`, without analysis_id and video_id; `zones` and `crossings` as JSON
+            texts, if there are any.
 
     Raises:
         UploadCancelled: an operator has cancelled the run's upload; nothing is written.
@@ -251,7 +253,7 @@ def _copy_events(connection: sa.Connection, analysis: Analysis, rows: Sequence[M
         cursor.copy(statement) as copy,
     ):
         for row in rows:
-            values = [{**row, **fixed}[column] for column in _EVENT_COLUMNS]
+            values = [{**_NO_ZONES, **row, **fixed}[column] for column in _EVENT_COLUMNS]
             # psycopg writes lists as arrays, tuples as rows.
             copy.write_row([list(value) if isinstance(value, tuple) else value for value in values])
 

@@ -14,10 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from capstone_dagster.storage.schema import events as table
 
+# What the columns of JSON hold lists of.
+_ENTRIES: Mapping[str, Mapping[str, pa.DataType]] = {
+    "zones": {"zone": pa.string(), "entered_ms": pa.int64(), "dwell_ms": pa.int64()},
+    "crossings": {"line": pa.string(), "at_ms": pa.int64(), "direction": pa.string()},
+}
 Portions = Iterator[Sequence[tuple[Any, ...]]]
 # What spreadsheets take for a formula's first character, its full-width forms and leading blanks included.
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
@@ -84,6 +89,8 @@ def _parquet_schema(columns: Sequence[str]) -> pa.Schema:
             return pa.bool_()
         if isinstance(column, sa.Integer):
             return pa.int64()
+        if isinstance(column, JSONB):
+            return pa.list_(pa.struct(list(_ENTRIES[name].items())))
         return pa.float64() if isinstance(column, sa.Double) else pa.string()
 
     return pa.schema([pa.field(name, kind(name)) for name in columns])

@@ -20,14 +20,16 @@ _ROWS_AT_ONCE = 2000
 # The window ends at the last event that has a wall-clock time, because footage may be older than its upload.
 # Events dated into the future are left out, and so are older ones whose date only a tag of the file gives: a
 # camera whose clock was never set must not move the window away from everything else.
-_HOURLY = sa.text(f"""
+_LAST = f"""
     WITH last AS (
         SELECT coalesce(max(started_at), now()) AS at
         FROM {SCHEMA}.current_events JOIN {SCHEMA}.videos USING (video_id)
         WHERE started_at <= now()
           AND (recorded_at_source NOT LIKE 'container%' OR started_at > now() - make_interval(days => :days))
     )
-    SELECT
+"""
+_HOURLY = sa.text(f"""
+    {_LAST} SELECT
         camera,
         date_trunc('hour', started_at, :zone) AS hour,
         count(*) AS events,
@@ -37,6 +39,20 @@ _HOURLY = sa.text(f"""
     WHERE started_at > last.at - make_interval(days => :days) AND started_at <= last.at
     GROUP BY 1, 2
     ORDER BY 2, 1
+""")
+_HOURLY_ZONES = sa.text(f"""
+    {_LAST} SELECT
+        camera,
+        date_trunc('hour', z.at, :zone) AS hour,
+        zone,
+        count(*) FILTER (WHERE kind = 'polygon') AS visits,
+        round(coalesce(sum(dwell_ms), 0) / 1000, 1)::float AS dwell_s,
+        count(*) FILTER (WHERE direction = 'in') AS "in",
+        count(*) FILTER (WHERE direction = 'out') AS "out"
+    FROM {SCHEMA}.zone_events AS z, last
+    WHERE z.at > last.at - make_interval(days => :days) AND z.at <= last.at + interval '1 day'
+    GROUP BY 1, 2, 3
+    ORDER BY 2, 1, 3
 """)
 _WITHOUT_TIME = sa.text(f"SELECT count(*) FROM {SCHEMA}.current_events WHERE started_at IS NULL")
 
@@ -143,3 +159,12 @@ def hourly_activity(
     rows = connection.execute(_HOURLY, {"zone": zone, "days": days}).mappings()
     hours: list[Mapping[str, Any]] = [{**row, "hour": row["hour"].astimezone(ZoneInfo(zone))} for row in rows]
     return hours, connection.execute(_WITHOUT_TIME).scalar_one()
+
+
+def hourly_zones(connection: sa.Connection, *, zone: str, days: int) -> list[Mapping[str, Any]]:
+    """Visits and crossings of each zone and hour, in the window of `hourly_activity`.
+
+    Rows of camera, hour, zone, visits, dwell_s, in, out, in order of time.
+    """
+    rows = connection.execute(_HOURLY_ZONES, {"zone": zone, "days": days}).mappings()
+    return [{**row, "hour": row["hour"].astimezone(ZoneInfo(zone))} for row in rows]

@@ -142,6 +142,9 @@ events = Table(
     Column("truncated_start", Boolean, nullable=False),
     Column("truncated_end", Boolean, nullable=False),
     Column("thumbnail_key", Text),
+    # By the zones of the camera when the events were derived; see `analysis.zones`.
+    Column("zones", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("crossings", JSONB, nullable=False, server_default=text("'[]'")),
     CheckConstraint("start_ms >= 0 AND start_ms <= best_ms AND best_ms <= end_ms", name="times"),
     CheckConstraint("cardinality(best_box) = 4", name="best_box"),
     CheckConstraint("face_box IS NULL OR cardinality(face_box) = 4", name="face_box"),
@@ -180,6 +183,18 @@ video_status = Table(
         postgresql_where=text("state IN ('queued', 'waiting-for-compute', 'running')"),
     ),
     Index("ix_video_status_failed", "updated_at", postgresql_where=text("state = 'failed'")),
+)
+
+zones = Table(
+    "zones",
+    metadata,
+    Column("camera", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("points", JSONB, nullable=False),
+    Column("anchor", Text, nullable=False),
+    _time("set_at", nullable=False, now=True),
+    CheckConstraint("kind IN ('polygon', 'line')", name="kind"),
 )
 
 outbox = Table(

@@ -14,8 +14,8 @@ from starlette.staticfiles import StaticFiles
 
 from capstone_dagster.failures.classes import sentence
 from capstone_dagster.storage.errors import ObjectNotFound, StorageError
-from capstone_dagster.web import events, uploads, videos
-from capstone_dagster.web.protection import Protection
+from capstone_dagster.web import cameras, events, uploads, videos
+from capstone_dagster.web.protection import HEALTH, Protection
 from capstone_dagster.web.site import Site
 
 
@@ -36,10 +36,11 @@ def create_app(site: Site) -> Starlette:
             Route("/videos/{video_id}/boxes", videos.boxes),
             Route("/videos/{video_id}/compare", videos.comparison_page),
             Route("/videos/{video_id}/download/{form}", videos.download),
+            Route("/cameras/{camera:path}/zones", cameras.zones_page),
             Route("/uploads", uploads.uploads_page),
             Route("/uploads", uploads.begin, methods=["POST"]),
             Route("/uploads/{video_id}", uploads.state),
-            Route("/health", lambda request: PlainTextResponse("ok")),
+            Route(HEALTH, lambda request: PlainTextResponse("ok")),
             Mount("/static", StaticFiles(packages=[(__package__, "static")])),
         ],
         middleware=[

@@ -21,7 +21,7 @@ from capstone_dagster.web.site import address, site_of
 _PICTURE_CACHE = f"private, max-age={EXPIRES_S // 2}"
 # What plays before and after an event: a viewer sees the person arrive and leave.
 _MARGIN_MS = 2000
-_FILTERS = ("camera", "label", "from", "to", "score", "faces")
+_FILTERS = ("camera", "label", "zone", "from", "to", "score", "faces")
 
 
 def gallery_page(request: Request) -> Response:
@@ -32,6 +32,7 @@ def gallery_page(request: Request) -> Response:
     with site.database.transaction() as connection:
         rows, following = reading.gallery(connection, choice, after)
         cameras = reading.cameras(connection)
+        zones = reading.zones(connection)
         day = None if after else _day(choice, rows, site.zone)
         counts = reading.hourly_counts(connection, replace(choice, since=day[0], until=day[1])) if day else []
     return site.page(
@@ -39,6 +40,7 @@ def gallery_page(request: Request) -> Response:
         "gallery.html.j2",
         rows=rows,
         cameras=cameras,
+        zones=sorted({row["name"] for row in zones if choice.camera in (None, row["camera"])}),
         labels=site.settings.labels,
         filters=filters,
         following=address("/", **filters, after=following),
@@ -102,6 +104,7 @@ def _choice(query: Mapping[str, str], zone: ZoneInfo) -> Choice:
         until=_moment(query.get("to"), zone),
         faces=bool(query.get("faces")),
         score=score,
+        zone=query.get("zone") or None,
     )
 
 

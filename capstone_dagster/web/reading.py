@@ -51,6 +51,8 @@ _CHECKS = {
     "label": "label = :label",
     "faces": "(face_score IS NOT NULL OR label = 'face')",
     "score": "best_score >= :score",
+    "zone": "(zones @> jsonb_build_array(jsonb_build_object('zone', CAST(:zone AS text))) OR "
+    "crossings @> jsonb_build_array(jsonb_build_object('line', CAST(:zone AS text))))",
 }
 
 
@@ -62,6 +64,7 @@ class Choice:
         since, until: those that began at or after, and before; then only events with a wall-clock time.
         faces: only those with a face.
         score: the lowest best score.
+        zone: the name of a zone they were in, or of a line they crossed.
     """
 
     camera: str | None = None
@@ -70,6 +73,7 @@ class Choice:
     until: datetime | None = None
     faces: bool = False
     score: float | None = None
+    zone: str | None = None
 
     @property
     def dated(self) -> bool:
@@ -192,7 +196,7 @@ def _last_looked_at(
     connection: sa.Connection, choice: Choice, order: _Order, after: Place | None, looked_at: int
 ) -> Place | None:
     """Where a page ended that did not find enough; None if it had looked at everything."""
-    query, parameters = order.query(replace(choice, label=None, faces=False, score=None), after)
+    query, parameters = order.query(replace(choice, label=None, faces=False, score=None, zone=None), after)
     found = _rows(connection, f"{query} OFFSET :skipped LIMIT 1", skipped=looked_at - 1, **parameters)
     return Place.after(found[0]) if found else None
 
@@ -200,6 +204,20 @@ def _last_looked_at(
 def cameras(connection: sa.Connection) -> list[str]:
     """The cameras that have events, in order of name."""
     return list(connection.execute(_CAMERAS).scalars())
+
+
+def zones(connection: sa.Connection) -> list[Row]:
+    """Rows of `camera_zones`, in order of camera and name."""
+    return _rows(connection, f"SELECT * FROM {SCHEMA}.camera_zones ORDER BY camera, name")
+
+
+def latest_video(connection: sa.Connection, camera: str) -> Row | None:
+    """The row of `published_analyses` of the camera's video that was analysed last and is kept."""
+    query = f"""
+        SELECT * FROM {SCHEMA}.published_analyses
+        WHERE camera = :camera AND is_current AND raw_removed_at IS NULL ORDER BY published_at DESC LIMIT 1
+    """
+    return next(iter(_rows(connection, query, camera=camera)), None)
 
 
 def hourly_counts(connection: sa.Connection, choice: Choice) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from xml.etree import ElementTree
 import dagster as dg
 import pytest
 
-from capstone_dagster.assets.declared.daily_activity import ACTIVITY_FILE, daily_activity
+from capstone_dagster.assets.declared.daily_activity import ACTIVITY_FILE, ZONES_FILE, daily_activity
 from capstone_dagster.services import Services
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.analyses import publish_analysis
@@ -79,6 +80,27 @@ def test_events_are_counted_by_camera_and_hour_where_the_camera_stands(services:
     ]
     assert "| gate | 2 | 1 |" in shown["table"]
     assert "| yard | 1 | 0 |" in shown["table"]
+
+
+def test_visits_of_zones_and_crossings_of_lines_are_counted_by_the_hour(services: Services) -> None:
+    visit, later = ({"zone": "door", "entered_ms": ms, "dwell_ms": 1500} for ms in (0, HOUR_MS))
+    crossing = {"line": "gate", "at_ms": HOUR_MS, "direction": "out"}
+    rows = [
+        event_row("", 0) | {"zones": json.dumps([visit])},
+        event_row("", 0) | {"zones": json.dumps([visit]), "end_ms": 2 * HOUR_MS},
+        event_row("", 0) | {"zones": json.dumps([later]), "crossings": json.dumps([crossing, crossing])},
+    ]
+    publish(services.database, 1, rows, recorded_at=RECORDED, recorded_at_source="message")
+
+    shown = make(services)
+
+    assert (shown["zone_visits"], shown["line_crossings"]) == (3, 2)
+    read = csv.DictReader(io.StringIO(services.objects.get_bytes(ZONES_FILE).decode()))
+    assert [tuple(row.values()) for row in read] == [
+        ("gate", "2026-01-02T23:00:00+09:00", "door", "2", "3.0", "0", "0"),
+        ("gate", "2026-01-03T00:00:00+09:00", "door", "1", "1.5", "0", "0"),
+        ("gate", "2026-01-03T00:00:00+09:00", "gate", "0", "0.0", "0", "2"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,22 @@ def test_migrations_make_what_the_code_expects(database: Database) -> None:
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
 
 
+def test_going_back_a_migration_and_forth_again_keeps_the_consumers_view(database: Database) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    database.transact(record_upload, UPLOAD)
+    publish(database)
+    before = database.transact(current_events)
+    config = Config()
+    config.set_main_option("script_location", "capstone_dagster/storage/migrations")
+    for move, revision in ((command.downgrade, "0005"), (command.upgrade, "head")):
+        with database.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            move(config, revision)
+    assert database.transact(current_events) == before
+
+
 def test_migrating_at_once_is_safe(database_url: str) -> None:
     stores = [Database(database_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -92,9 +108,12 @@ def test_readers_read_the_views_and_nothing_else(database_url: str) -> None:
         assert connection.execute("SELECT state FROM capstone.current_status").fetchone() == ("done",)
         assert connection.execute("SELECT state FROM capstone.uploads").fetchone() == ("done",)
         assert connection.execute("SELECT width FROM capstone.published_analyses").fetchone() == (64,)
+        for view in ("zone_events", "camera_zones"):
+            assert connection.execute(f"SELECT count(*) FROM capstone.{view}").fetchone() == (0,)
         for forbidden in (
             "SELECT 1 FROM capstone.events",
             "DELETE FROM capstone.video_status",
+            "DELETE FROM capstone.zones",
             "CREATE TEMPORARY TABLE mine ()",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -1,5 +1,6 @@
 """People look at events in a browser: a real Chromium, real PostgreSQL and S3, no daemon."""
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 import axe_core_python
 import pytest
-from selenium.webdriver import Chrome
+from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 
+from capstone_dagster.commands.zones import read_zones
+from capstone_dagster.storage.events import current_events
+from capstone_dagster.storage.zones import set_zones
 from capstone_dagster.testing import Analyzed, MakeClip, SquareDetector
 from tests.support.waiting import wait_for
 from tests.web.conftest import Pages
@@ -145,6 +149,61 @@ def test_an_earlier_analysis_is_compared_with_the_current_one(
     assert_accessible(browser)
 
 
+def test_zones_are_drawn_on_a_frame_and_the_next_events_are_in_them(
+    pages: Pages, analyzed: Analyzed, browser: Chrome, tmp_path: Path
+) -> None:
+    browser.set_window_size(700, 1000)  # the whole picture is in view, from which offsets are counted
+    browser.get(f"{pages.address}/videos/{analyzed.video_id}")
+    find(browser, "a[href$='/zones']")[0].click()
+    wait_for("the video", lambda: playable(browser))
+    assert_accessible(browser)
+    picture = find(browser, ".draw svg")[0]
+
+    def click(x: float, y: float) -> None:
+        width, height = picture.size["width"], picture.size["height"]
+        place = ActionChains(browser).move_to_element_with_offset(
+            picture, round((x - 0.5) * width), round((y - 0.5) * height)
+        )
+        place.click().perform()
+
+    find(browser, "[name=name]")[0].send_keys("<b>문</b>")
+    find(browser, "[data-draw=polygon]")[0].click()
+    for x, y in ((0.02, 0.5), (0.98, 0.5), (0.98, 0.98), (0.02, 0.98)):
+        click(x, y)
+    wait_for("the corners", find(browser, "[data-done]")[0].is_displayed)
+    find(browser, "[data-done]")[0].click()
+    find(browser, "[data-draw=line]")[0].click()
+    for x, y in ((0.3, 0.98), (0.3, 0.3)):  # upwards: to the right is out
+        click(x, y)
+    text = find(browser, "textarea")[0].get_attribute("value")
+    area, line = read_zones(text)
+    assert (area["name"], area["kind"], line["name"], line["kind"]) == (
+        "<b>문</b>",
+        "polygon",
+        "line",
+        "line",
+    )
+    corners = [each for point in area["points"] for each in point]
+    assert corners == pytest.approx([0.02, 0.5, 0.98, 0.5, 0.98, 0.98, 0.02, 0.98], abs=0.01)
+    assert_accessible(browser)
+    find(browser, "textarea")[0].send_keys("x")
+    assert find(browser, "[data-wrong]")[0].is_displayed()
+    assert console(browser) == []
+
+    pages.pipeline.services.database.transact(set_zones, analyzed.upload.camera, [area, line])
+    assert pages.pipeline.run(analyzed.upload).success
+    browser.get(f"{pages.address}/videos/{analyzed.video_id}")
+    [found] = pages.pipeline.services.database.transact(current_events, analyzed.video_id)
+    [visit], [crossing] = found["zones"], found["crossings"]
+    assert (visit["zone"], visit["entered_ms"]) == ("<b>문</b>", found["start_ms"])
+    # The square's lower middle, at 30 + a pixel for each frame since second 1, is at 0.3 of 192 pixels.
+    assert crossing["direction"] == "out"
+    assert abs(crossing["at_ms"] - (1000 + 40 * (0.3 * 192 - 30))) <= 200
+    browser.get(f"{pages.address}/events/{found['event_id']}")
+    assert "<b>문</b>" in find(browser, ".facts")[0].text
+    assert_accessible(browser)
+
+
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_a_name_that_looks_like_markup_stays_a_name_at_phone_width(
     pages: Pages, make_clip: MakeClip, stand_in_detector: SquareDetector, browser: Chrome, language: str
@@ -172,14 +231,33 @@ def test_a_name_that_looks_like_markup_stays_a_name_at_phone_width(
         browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {}})
 
 
-def test_a_chosen_file_is_uploaded_past_the_server_and_followed_to_its_events(
-    pages: Pages, make_clip: MakeClip, stand_in_detector: SquareDetector, browser: Chrome
+def drop(browser: Chrome, file: Path) -> None:
+    """Drop a file onto the page: what a hand does with a mouse, by the events that the page then gets."""
+    browser.execute_script(
+        """
+        const file = new File([Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0))], arguments[1]);
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(file);
+        for (const kind of ["dragover", "drop"])
+            document.body.dispatchEvent(new DragEvent(kind, { dataTransfer, bubbles: true }));
+        """,
+        base64.b64encode(file.read_bytes()).decode(),
+        file.name,
+    )
+
+
+@pytest.mark.parametrize("way", ["chosen", "dropped"])
+def test_a_file_is_uploaded_past_the_server_and_followed_to_its_events(
+    pages: Pages, make_clip: MakeClip, stand_in_detector: SquareDetector, browser: Chrome, way: str
 ) -> None:
     clip = make_clip("문.mp4", range(0, 2000, 40), lambda frame: [("person", 10, 24, 50, 120)])
     browser.get(f"{pages.address}/uploads")
     console(browser)  # of pages of earlier tests, whose servers have stopped
     find(browser, "[name=camera]")[0].send_keys("현관")
-    find(browser, "[type=file]")[0].send_keys(str(clip))
+    if way == "chosen":
+        find(browser, "[type=file]")[0].send_keys(str(clip))
+    else:
+        drop(browser, clip)
     s3, bucket = pages.pipeline.aws.client("s3"), pages.pipeline.aws.resources.raw_bucket
     key = f"현관/{clip.name}"
     wait_for(

@@ -22,6 +22,7 @@ from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.objects import FileObjects
 from capstone_dagster.storage.video_status import mark_queued
 from capstone_dagster.storage.videos import record_upload
+from capstone_dagster.storage.zones import set_zones
 from capstone_dagster.web import reading
 from capstone_dagster.web.reading import Choice
 from capstone_dagster.web.site import Site
@@ -37,9 +38,9 @@ def at(hours: float, name: str, **changed: Any) -> dict[str, Any]:
 
 
 DATED = [
-    at(1, "e1"),
+    at(1, "e1", zones='[{"zone": "door", "entered_ms": 0, "dwell_ms": 900}]'),
     at(2, "e2", face_score=0.7, face_box=(0.1, 0.1, 0.2, 0.2)),
-    at(2, "e3", label="face"),
+    at(2, "e3", label="face", crossings='[{"line": "문", "at_ms": 7200500, "direction": "in"}]'),
     at(26, "e4", best_score=0.5, thumbnail_key="detections/d1/thumbnails/4.jpg"),
 ]
 UNDATED = [event_row("u1", 1000), event_row("u2", 2000)]
@@ -104,6 +105,8 @@ def test_pages_of_any_size_hold_each_event_once_newest_first(published: Database
         ("", ["e4", "e3", "e2", "e1", "u2", "u1"]),
         ("camera=gate&label=face", ["e3"]),
         ("camera=elsewhere", []),
+        ("zone=door", ["e1"]),
+        ("camera=gate&zone=문", ["e3"]),
         ("faces=1", ["e3", "e2"]),
         ("score=0.6", ["e3", "e2", "e1", "u2", "u1"]),
         ("from=2026-01-22T02:00&to=2026-01-23T02:00", ["e3", "e2"]),
@@ -139,6 +142,20 @@ def test_an_event_leads_to_its_run_and_picture(web: httpx.Client) -> None:
     assert 'href="http://127.0.0.1:3000/runs/r1"' in web.get("/events/e4").text
     assert web.get("/events/e4/picture").content == b"jpeg"
     assert web.get("/videos/v1/media").headers["location"] == "http://s3.example.com/get_object"
+
+
+def test_an_event_shows_its_zones_and_the_gallery_offers_them(web: httpx.Client, published: Database) -> None:
+    assert "door: 0:00.9" in web.get("/events/e1").text
+    assert re.search(r"문: in,", web.get("/events/e3").text)
+    assert 'name="zone"' not in web.get("/").text
+    row = {"name": "door", "kind": "line", "points": [[0, 0], [1, 1]], "anchor": "CENTER"}
+    published.transact(set_zones, "gate", [row])
+    assert "<option>door</option>" in web.get("/").text
+    assert "<option>door</option>" not in web.get("/?camera=yard").text
+    page = web.get("/cameras/gate/zones").text
+    assert "{&#34;name&#34;: &#34;door&#34;, &#34;line&#34;: [[0, 0], [1, 1]]" in page
+    assert "capstone zones set gate zones.json" in page
+    assert web.get("/cameras/no/such/zones").status_code == 404
 
 
 def test_nothing_of_a_deleted_video_is_served(web: httpx.Client, published: Database) -> None:

@@ -20,7 +20,7 @@ from capstone_dagster.assets.shown.metadata import OWNERS, code_of
 from capstone_dagster.dagster_private import PRIORITY_TAG
 from capstone_dagster.outside_text import markdown
 from capstone_dagster.services import Services
-from capstone_dagster.storage.events import hourly_activity
+from capstone_dagster.storage.events import hourly_activity, hourly_zones
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,8 @@ _COLUMNS = {
     "persons": "integer",
     "faces": "integer",
 }
+ZONES_FILE = "summaries/zones.csv"
+_ZONE_COLUMNS = ("camera", "hour", "zone", "visits", "dwell_s", "in", "out")
 # A picture can distinguish this many cameras; the others are in the file.
 _CAMERAS_SHOWN = 12
 _DAYS_SHOWN = 7
@@ -44,7 +46,8 @@ _DAYS_SHOWN = 7
 @dg.asset(
     deps=["events"],
     description=f"""How many events each camera had in each hour of the last {DAYS} days, from the current
-events in PostgreSQL, as `{ACTIVITY_FILE}` and as a picture.
+events in PostgreSQL, as `{ACTIVITY_FILE}` and as a picture; and how many of them were in each zone
+and crossed each line, as `{ZONES_FILE}`.
 
 It is made again a few minutes after events were published or an analysis was rolled back. Hours
 are wall-clock time in CAPSTONE_TIMEZONE; events of videos whose recording time is unknown are counted
@@ -53,7 +56,10 @@ apart. Counts only: nobody can be known by it.""",
     kinds={"csv", "s3"},
     owners=OWNERS,
     tags={"compute": "cpu"},
-    metadata={**code_of({"query": hourly_activity}), **of_asset(csv_columns(_COLUMNS))},
+    metadata={
+        **code_of({"query": hourly_activity, "query of zones": hourly_zones}),
+        **of_asset(csv_columns(_COLUMNS)),
+    },
     op_tags={"batch_gpu/compute": "cpu"},
     # Without an update for a day, no video was analysed or this asset failed: operators should know.
     freshness_policy=dg.FreshnessPolicy.time_window(
@@ -76,7 +82,9 @@ def daily_activity(
     zone = services.settings.timezone
     try:
         rows, without_time = services.database.transact(hourly_activity, zone=zone, days=DAYS)
+        zones = services.database.transact(hourly_zones, zone=zone, days=DAYS)
         services.objects.put_bytes(ACTIVITY_FILE, as_csv(rows))
+        services.objects.put_bytes(ZONES_FILE, as_csv(zones, _ZONE_COLUMNS))
     except Exception as error:
         raise as_failure(error) from error
     return dg.MaterializeResult(
@@ -91,6 +99,9 @@ def daily_activity(
             "table": dg.MetadataValue.md(_table(rows)),
             **of_materialization(rows=len(rows), uri=services.objects.url(ACTIVITY_FILE)),
             "csv": dg.MetadataValue.path(services.objects.url(ACTIVITY_FILE)),
+            "zones": dg.MetadataValue.path(services.objects.url(ZONES_FILE)),
+            "zone_visits": sum(row["visits"] for row in zones),
+            "line_crossings": sum(row["in"] + row["out"] for row in zones),
         }
     )
 
@@ -106,13 +117,13 @@ activity_sensor = dg.AutomationConditionSensorDefinition(
 )
 
 
-def as_csv(rows: Sequence[Row]) -> bytes:
+def as_csv(rows: Sequence[Row], columns: Sequence[str] = tuple(_COLUMNS)) -> bytes:
     """The rows with a header; hours as ISO 8601."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(columns)
     for row in rows:
-        writer.writerow([row["camera"], row["hour"].isoformat(), *(row[name] for name in [*_COLUMNS][2:])])
+        writer.writerow([row["camera"], row["hour"].isoformat(), *(row[name] for name in columns[2:])])
     return text.getvalue().encode()
 
 

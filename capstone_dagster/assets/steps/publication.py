@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from capstone_dagster.analysis import (
     DetectionSummary,
     Event,
     EventRules,
+    Zone,
     analysis_id,
     build_events,
     read_detections,
@@ -42,6 +44,7 @@ from capstone_dagster.storage.analyses import Analysis, Publication, publish_ana
 from capstone_dagster.storage.errors import DatabaseUnavailable
 from capstone_dagster.storage.uploads import VideoFacts
 from capstone_dagster.storage.video_status import UploadCancelled
+from capstone_dagster.storage.zones import zones_of
 
 EVENTS_FILE = "events.parquet"
 
@@ -55,8 +58,13 @@ class IntegrityViolation(Exception):
 def derive(
     detections: DetectionsReference, services: Services, rules: EventRules, log: AnalysisLog
 ) -> EventsReference:
-    """Build the events of stored detections and write them beside; touches no pixel and no GPU."""
+    """Build the events of stored detections and write them beside; touches no pixel and no GPU.
+
+    The zones of the camera are rules, too: other zones make another analysis of the same detections.
+    """
     summary, video_id = detections.summary, detections.upload.video_id
+    zones = services.database.transact(zones_of, detections.upload.camera)
+    rules = replace(rules, zones=tuple(Zone(**zone) for zone in zones))
     identity = analysis_id(video_id=video_id, detection_id=detections.detection_id, rules=rules)
     prefix = f"analyses/{identity}/"
     table = read_object(services.objects, detections.prefix + "detections.parquet", read_detections)
@@ -220,4 +228,6 @@ def _row(event: Event, derived: EventsReference) -> dict[str, Any]:
         "started_at": clock(event.start_ms),
         "ended_at": clock(event.end_ms),
         "thumbnail_key": prefix + event.thumbnail_key if event.thumbnail_key else None,
+        "zones": json.dumps([asdict(each) for each in event.zones], ensure_ascii=False),
+        "crossings": json.dumps([asdict(each) for each in event.crossings], ensure_ascii=False),
     }
