@@ -5,11 +5,13 @@
 Without that variable there is nothing to make.
 """
 
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from selenium.webdriver import Chrome
 
 from capstone_dagster.local.clip import DEMO_CLIP
@@ -70,5 +72,6 @@ def test_pictures_are_made(pages: Pages, browser: Chrome) -> None:
             (each) => each.complete || each.getBoundingClientRect().top > innerHeight)"""
         wait_for("the pictures", lambda script=pictures: browser.execute_script(script))
         found[name] = browser.execute_script(MEASURED)
-        browser.save_screenshot(str(Path(str(FOLDER)) / f"{name}.png"))
+        picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+        picture.save(Path(str(FOLDER)) / f"{name}.jpg", quality=80)
     print(json.dumps(found, indent=1))
