@@ -26,6 +26,7 @@ from capstone_dagster.commands import (
     stack,
     system,
     videos,
+    watches,
     zones,
 )
 from capstone_dagster.commands.sections import Sections
@@ -92,6 +93,7 @@ for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(export.app, name="export", rich_help_panel="Results")
+app.add_typer(watches.app, name="watch", rich_help_panel="Results")
 app.add_typer(zones.app, name="zones", rich_help_panel="Results")
 app.add_typer(intake.app, name="intake", rich_help_panel="The system")
 app.add_typer(dead_letters.app, name="dlq", rich_help_panel="The system")

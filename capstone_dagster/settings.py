@@ -63,7 +63,12 @@ class Settings(BaseSettings):
     notice_topic_arn: str | None = Field(
         default=None,
         description="SNS topic for notices to other systems (`video.received`, `video.analyzed`, "
-        "`video.failed`); without it, notices stay in the outbox.",
+        "`video.failed`, `video.watched`); without it, notices stay in the outbox.",
+    )
+    message_urls: SecretStr | None = Field(
+        default=None,
+        description="Where people get messages of what they watch (`capstone watch`): URLs as the library "
+        "apprise takes them, for mail, Slack, Telegram and others, separated by blanks.",
     )
 
     database_url: SecretStr | None = Field(

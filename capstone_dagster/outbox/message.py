@@ -14,7 +14,12 @@ from typing import Any
 from capstone_dagster.storage.outbox import Notice
 from capstone_dagster.topics import Message
 
-STATES = {"video.received": "received", "video.analyzed": "done", "video.failed": "failed"}
+STATES = {
+    "video.received": "received",
+    "video.analyzed": "done",
+    "video.failed": "failed",
+    "video.watched": "done",
+}
 # The fields that depend on the kind, with their value for other kinds.
 _DETAILS: Mapping[str, Any] = {
     "failure_class": None,
@@ -24,6 +29,8 @@ _DETAILS: Mapping[str, Any] = {
     "events": None,
     "current": None,
     "run_id": None,
+    "watch": None,
+    "matches": None,
 }
 # SNS takes 256 KiB for ten notices together; everything else in one is shorter than two of S3's keys.
 _LONGEST_MESSAGE = 2_000
@@ -69,6 +76,7 @@ def attributes(notice: Notice) -> dict[str, str]:
         "external_id": notice.external_id,
         "camera": notice.camera,
         "failure_class": notice.payload.get("failure_class"),
+        "watch": notice.payload.get("watch"),
         # On every kind, so that one filter passes everything except failures that are retried.
         "tried_again": "true" if notice.payload.get("tried_again") else "false",
     }

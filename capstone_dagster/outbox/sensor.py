@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
@@ -20,13 +21,17 @@ from capstone_dagster.catalog.metrics import OUTBOX_AGE, OUTBOX_REFUSED, OUTBOX_
 from capstone_dagster.failures.backoff import Backoff
 from capstone_dagster.failures.cursors import read_cursor, to_json
 from capstone_dagster.outbox.message import message
+from capstone_dagster.outbox.people import People
 from capstone_dagster.services import Services
 from capstone_dagster.storage.outbox import Notice, outbox_backlog, prune_notices, send_notices
+from capstone_dagster.storage.watches import KIND
 from capstone_dagster.topics import BATCH, NotSent, Topic
 
 SENSOR_NAME = "outbox"
 # A tick may take 60 s. A request to SNS that hangs takes 8 s more.
 _BUDGET_S = 15.0
+# People's services are slower than SNS, and each is asked alone, in the transaction that holds the notices.
+_BATCH_OF_MESSAGES = 2
 # Twice as long as SQS keeps a message for a consumer, so that sent notices can be looked up.
 KEPT_DAYS = 28
 _PRUNE_EVERY_S = 3600.0
@@ -51,33 +56,46 @@ class _Cursor:
     name=SENSOR_NAME,
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Notifies other systems through SNS about each upload: received, analyzed, failed; "
-    "at least once, in order for each video.",
+    description="Notifies other systems through SNS about each upload: received, analyzed, failed, watched; "
+    "and people of what they watch; at least once, in order for each video.",
 )
 def outbox_sensor(
     context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
 ) -> dg.SensorResult:
-    """See the module. Without a topic it does nothing."""
-    arn = services.settings.notice_topic_arn
-    if arn is None:
+    """See the module. Without a topic it sends to people alone, without their URLs as well nothing."""
+    arn, people = services.settings.notice_topic_arn, _people(services)
+    if arn is None and people is None:
         account = "CAPSTONE_NOTICE_TOPIC_ARN is not set: notices to other systems stay in the outbox."
         return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=context.cursor)
     cursor = read_cursor(_Cursor, context.cursor, _Cursor)
-    account = _send(services, Topic(arn, "CAPSTONE_NOTICE_TOPIC_ARN"), cursor)
+    topic = None if arn is None else Topic(arn, "CAPSTONE_NOTICE_TOPIC_ARN")
+    account = _send(services, topic, people, cursor)
     if cursor.sns.times:
         context.log.error(account)
     _forget_old(services, cursor)
     return dg.SensorResult(skip_reason=dg.SkipReason(account), cursor=to_json(cursor))
 
 
-def _send(services: Services, topic: Topic, cursor: _Cursor) -> str:
+def _people(services: Services) -> People | None:
+    urls, settings = services.settings.message_urls, services.settings
+    if urls is None:
+        return None
+    return People(urls.get_secret_value(), services.objects, ZoneInfo(settings.timezone), settings.browse_url)
+
+
+def _send(services: Services, topic: Topic | None, people: People | None, cursor: _Cursor) -> str:
     """Send due notices within the tick's time; returns a summary."""
     sent = 0
     refused: dict[int, str] = {}
     over = time.monotonic() + _BUDGET_S
     while cursor.sns.is_due and time.monotonic() < over:
         try:
-            count, refusals = services.database.transact(send_notices, partial(_publish, topic), most=BATCH)
+            count, refusals = services.database.transact(
+                send_notices,
+                partial(_publish, topic, people),
+                most=BATCH if people is None else _BATCH_OF_MESSAGES,
+                kind=KIND if topic is None else None,
+            )
         except NotSent as error:
             cursor.sns.failed(str(error))
             extra: dict[str, Any] = {"action": "outbox.failed", "failures": cursor.sns.times}
@@ -114,14 +132,22 @@ def _send(services: Services, topic: Topic, cursor: _Cursor) -> str:
     return f"{sent} notices sent." if sent or not age_s else f"Notices wait for {age_s:,.0f} s at most."
 
 
-def _publish(topic: Topic, notices: Sequence[Notice]) -> dict[int, str]:
-    """Hand notices over; those that SNS refused alone: ids to reasons.
+def _publish(topic: Topic | None, people: People | None, notices: Sequence[Notice]) -> dict[int, str]:
+    """Hand notices over; those that SNS or people's services refused: ids to reasons.
+
+    People are last: what they do not get is sent again, and programs know a notice by its id.
 
     Raises:
-        NotSent: it took none.
+        NotSent: SNS took none.
     """
-    refused = topic.publish([message(notice) for notice in notices])
-    return {notices[place].notice_id: reason for place, reason in refused.items()}
+    refused = {} if topic is None else topic.publish([message(notice) for notice in notices])
+    reasons = {notices[place].notice_id: reason for place, reason in refused.items()}
+    for notice in notices:
+        if people is not None and notice.kind == KIND and notice.notice_id not in reasons:
+            reason = people.tell(notice)
+            if reason is not None:
+                reasons[notice.notice_id] = reason
+    return reasons
 
 
 def _forget_old(services: Services, cursor: _Cursor) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from capstone_dagster.storage import erasures, outbox, provenance, video_status
+from capstone_dagster.storage import erasures, outbox, provenance, video_status, watches
 from capstone_dagster.storage.database import DatabaseError
 from capstone_dagster.storage.deadlines import limited
 from capstone_dagster.storage.schema import SCHEMA, analyses, events, videos
@@ -160,6 +160,9 @@ def publish_analysis(
             "run_id": analysis.run_id,
         }
         outbox.notify(connection, "video.analyzed", analysis.upload_id, analysis.video_id, payload)
+    # Not of analyses made later: what people would hear of is past.
+    if first and current:
+        watches.notify_watched(connection, analysis.analysis_id, analysis.upload_id, analysis.video_id)
     return Publication(inserted=inserted, current=current, published_at=stored["published_at"], first=first)
 
 

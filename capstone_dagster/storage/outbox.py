@@ -29,7 +29,7 @@ class Notice:
     """A notice in the outbox, with what is known of its video now.
 
     Attributes:
-        kind: `video.received`, `video.analyzed` or `video.failed`.
+        kind: `video.received`, `video.analyzed`, `video.failed` or `video.watched`.
         payload: what was known when it was written.
         created_at: when what it reports became true.
         refusals: how often SNS has refused it.
@@ -85,7 +85,11 @@ def notify(
 
 
 def send_notices(
-    connection: sa.Connection, send: Callable[[Sequence[Notice]], Mapping[int, str]], *, most: int
+    connection: sa.Connection,
+    send: Callable[[Sequence[Notice]], Mapping[int, str]],
+    *,
+    most: int,
+    kind: str | None = None,
 ) -> tuple[int, dict[int, str]]:
     """Pass the first unsent notice of each video to `send`, and store the outcome.
 
@@ -94,11 +98,12 @@ def send_notices(
 
     Args:
         send: takes them, at most `most`; returns those that were refused, ids to reasons.
+        kind: only notices of this kind, which then wait for no others.
 
     Returns:
         How many were sent, and those that were refused.
     """
-    taken = _take(connection, most)
+    taken = _take(connection, most, kind)
     if not taken:
         return 0, {}
     refused = dict(send(taken))
@@ -134,7 +139,7 @@ def prune_notices(connection: sa.Connection, *, days: int) -> int:
     return connection.execute(sa.delete(outbox).where(outbox.c.notice_id.in_(old))).rowcount
 
 
-def _take(connection: sa.Connection, most: int) -> list[Notice]:
+def _take(connection: sa.Connection, most: int, kind: str | None) -> list[Notice]:
     """The oldest unsent notice of each video, if it is due, locked until the transaction ends.
 
     Locking the first one locks its video: what follows it is not the first before it is sent, so that two
@@ -145,6 +150,7 @@ def _take(connection: sa.Connection, most: int) -> list[Notice]:
         earlier.c.video_id == outbox.c.video_id,
         earlier.c.notice_id < outbox.c.notice_id,
         earlier.c.sent_at.is_(None),
+        earlier.c.kind == kind if kind else sa.true(),
     )
     statement = (
         sa.select(
@@ -158,6 +164,7 @@ def _take(connection: sa.Connection, most: int) -> list[Notice]:
         .where(
             outbox.c.sent_at.is_(None),
             sa.or_(outbox.c.try_at.is_(None), outbox.c.try_at <= sa.func.now()),
+            outbox.c.kind == kind if kind else sa.true(),
             first,
         )
         .order_by(outbox.c.notice_id)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    Time,
     func,
     text,
 )
@@ -195,6 +196,17 @@ zones = Table(
     Column("anchor", Text, nullable=False),
     _time("set_at", nullable=False, now=True),
     CheckConstraint("kind IN ('polygon', 'line')", name="kind"),
+)
+
+# `timezone` is that of the hours.
+watches = Table(
+    "watches",
+    metadata,
+    Column("name", Text, primary_key=True),
+    *(Column(name, Text) for name in ("camera", "zone", "label")),
+    *(Column(name, Time) for name in ("from_time", "to_time")),
+    Column("timezone", Text, nullable=False),
+    CheckConstraint("(from_time IS NULL) = (to_time IS NULL)", name="hours"),
 )
 
 outbox = Table(

@@ -29,6 +29,7 @@ LEFT_AT_DEFAULT = {
     "CAPSTONE_TRACKER": "chosen with the model's benchmarks",
     "CAPSTONE_PRECISION": "auto: half precision on these GPUs",
     "CAPSTONE_HARDWARE_DECODING": "off until it is proven on a GPU",
+    "CAPSTONE_MESSAGE_URLS": "people subscribe to the topic of notices; it would have to be a secret",
     "CAPSTONE_SOURCE_BUCKETS": "the raw bucket alone, which is all that the roles may read",
     "CAPSTONE_KEY_SUFFIXES": "every kind of video file",
     "CAPSTONE_CAMERA_PATTERN": "the key's first folder",
