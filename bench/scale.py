@@ -143,7 +143,7 @@ def main() -> None:
         "--container-s", type=float, default=20.0, help="from a free machine to a started run"
     )
     parser.add_argument("--model-s", type=float, default=5.0, help="to load the model")
-    parser.add_argument("--handover-s", type=float, default=2.5, help="from a run's end to the next one")
+    parser.add_argument("--handover-s", type=float, default=1.6, help="from one run's pass to the next one's")
     parser.add_argument("--usd", type=float, default=0.65, help="a GPU machine's price an hour")
     parser.add_argument("--postgres-cores", type=float, default=4.0)
     options = parser.parse_args()
