@@ -14,7 +14,9 @@ from tests.intake.soak.schedule import make_schedule
 from tests.intake.soak.stage import set_stage
 from tests.intake.soak.variants import NAIVE, RACY, REAL
 
-SCHEDULE = make_schedule(seed=3, messages=2000, duplicates=0.5)
+# `make soak` plays 10,000 messages with many seeds.
+MESSAGES = 1200
+SCHEDULE = make_schedule(seed=3, messages=MESSAGES, duplicates=0.5)
 
 
 # What can go wrong here is the intake's own; that both emulators agree, test_sensor.py shows at less cost.
@@ -28,12 +30,12 @@ def test_every_upload_has_one_run_wherever_the_daemon_dies(
 
     assert [str(violation) for violation in campaign.verdict.violations] == []
     assert set(campaign.struck) == set(Point), "points that no life met"
-    assert len(campaign.history.messages) == 2000
-    assert len({message.body for message in campaign.history.messages}) <= 1000
+    assert len(campaign.history.messages) == MESSAGES
+    assert len({message.body for message in campaign.history.messages}) <= MESSAGES / 2
     # What the checker was shown: of each kind enough that it could have gone wrong.
-    assert sum(run.deleted_at is not None for run in campaign.history.runs) >= 5
-    assert sum(message.forbidden for message in campaign.history.messages) >= 20
-    assert len(campaign.history.dead_letters) >= 100
+    assert sum(run.deleted_at is not None for run in campaign.history.runs) >= 3
+    assert sum(message.forbidden for message in campaign.history.messages) >= 12
+    assert len(campaign.history.dead_letters) >= 60
 
 
 @pytest.mark.timeout(600)
