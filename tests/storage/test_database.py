@@ -68,22 +68,6 @@ def test_migrations_make_what_the_code_expects(database: Database) -> None:
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
 
 
-def test_going_back_a_migration_and_forth_again_keeps_the_consumers_view(database: Database) -> None:
-    from alembic import command
-    from alembic.config import Config
-
-    database.transact(record_upload, UPLOAD)
-    publish(database)
-    before = database.transact(current_events)
-    config = Config()
-    config.set_main_option("script_location", "capstone_dagster/storage/migrations")
-    for move, revision in ((command.downgrade, "0005"), (command.upgrade, "head")):
-        with database.engine.begin() as connection:
-            config.attributes["connection"] = connection
-            move(config, revision)
-    assert database.transact(current_events) == before
-
-
 def test_migrating_at_once_is_safe(database_url: str) -> None:
     stores = [Database(database_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
