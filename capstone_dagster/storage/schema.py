@@ -168,6 +168,7 @@ video_status = Table(
     Column("failure_class", Text),
     Column("message", Text),
     Column("run_id", Text),
+    Column("cancelled_run_ids", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("version_id", Text),
     Column("etag", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),

@@ -303,11 +303,19 @@ def mark_cancelled(
 def cancel_upload(connection: sa.Connection, upload_id: str, message: str, run_id: str | None = None) -> bool:
     """An operator cancels the upload, whether its analysis is under way or has failed and will be retried.
 
-    From here on its run publishes nothing. If the watchdog saw the run's end first, the message is added.
+    From here on the run publishes nothing, whatever another run of the upload does. If the watchdog saw the
+    run's end first, the message is added.
 
     Args:
         run_id: the run that is to be ended; None keeps the one that the row names.
+
+    Returns:
+        Whether the upload was not cancelled before, or not with a message.
     """
+    if run_id is not None:
+        cancelled = video_status.c.cancelled_run_ids
+        added = sa.update(video_status).values(cancelled_run_ids=sa.func.array_append(cancelled, run_id))
+        connection.execute(added.where(*_row(upload_id), sa.literal(run_id) != sa.all_(cancelled)))
     open_or_unexplained = sa.or_(
         video_status.c.state.not_in(("done", "superseded", "cancelled")),
         sa.and_(video_status.c.state == "cancelled", video_status.c.message.is_(None)),
@@ -376,11 +384,14 @@ def _row(
 
 
 def _cancelled(run_id: str) -> sa.ColumnElement[bool]:
-    """The row is cancelled, and this run with it: a run that is requested later may take it over.
+    """This run was cancelled, by an operator or with the row: a run that is requested later may take it over.
 
     The row may name no run: IS NOT DISTINCT FROM answers false then, where `=` would answer null.
     """
-    return sa.and_(video_status.c.state == "cancelled", video_status.c.run_id.is_not_distinct_from(run_id))
+    with_row = sa.and_(
+        video_status.c.state == "cancelled", video_status.c.run_id.is_not_distinct_from(run_id)
+    )
+    return sa.or_(with_row, sa.literal(run_id) == sa.any_(video_status.c.cancelled_run_ids))
 
 
 def _unfinished(upload_id: str, run_id: str) -> list[sa.ColumnElement[bool]]:

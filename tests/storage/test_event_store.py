@@ -229,6 +229,21 @@ def test_a_cancelled_run_publishes_nothing_and_a_later_request_does(
     assert database.transact(is_done_by, "u1", "r3")
 
 
+def test_every_unfinished_run_is_cancelled(database: Database) -> None:
+    database.transact(record_upload, UPLOAD)
+    database.transact(mark_running, "u1", "r1")
+    assert database.transact(cancel_upload, "u1", "Cancelled by kim.", "r1")
+    assert not database.transact(cancel_upload, "u1", "Cancelled by kim.", "r2")
+    database.transact(mark_running, "u1", "r3")
+    for run_id in ("r1", "r2"):
+        with pytest.raises(UploadCancelled):
+            publish(database, run_id=run_id)
+        with pytest.raises(UploadCancelled):
+            database.transact(mark_running, "u1", run_id)
+        assert not database.transact(mark_failed, "u1", run_id, failure_class="internal", message="")
+    assert publish(database, run_id="r3").inserted
+
+
 def test_a_superseded_upload_is_no_failure(database: Database) -> None:
     database.transact(record_upload, UPLOAD)
     database.transact(mark_running, "u1", "r1")
