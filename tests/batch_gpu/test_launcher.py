@@ -247,7 +247,7 @@ def test_a_worker_over_its_time_that_cannot_even_say_so_fails_by_class(cloud: Cl
     cloud.launch(run)
     pid = begun(cloud, run)
     os.kill(pid, signal.SIGSTOP)  # hangs: SIGTERM does not reach it
-    cloud.batch.stop_grace_s = 0
+    cloud.batch.scheduler.stop_grace_s = 0
     cloud.batch.clock.advance(61)
     cloud.until_job("FAILED")
     assert cloud.monitor() == []
