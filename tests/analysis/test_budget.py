@@ -10,8 +10,8 @@ import pytest
 from capstone_dagster.analysis import UndecodableVideo
 from capstone_dagster.analysis.footage.budget import Budget
 
-# Measured with every frame as a picture, on a machine of 2 cores: bytes, pixels of a frame, frames, seconds
-# of video, processor milliseconds a frame.
+# Every frame as a picture, on a machine of 2 cores: bytes, pixels of a frame, frames, seconds of video,
+# processor milliseconds a frame. Those of hours or of 8K are estimated from shorter and smaller files.
 HD, UHD, EIGHT_K = 1920 * 1080, 3840 * 2160, 7680 * 4320
 ORDINARY = {
     "an hour of 1080p": ("mov,mp4", 1_400_000_000, HD, 108_000, 3600, 6.0),
