@@ -32,7 +32,7 @@ class Video:
 
     daemon_s: float = 0.13
     postgres_s: float = 0.17
-    event_kb: float = 194.0
+    event_kb: float = 252.0
 
 
 @dataclass(frozen=True, slots=True)
