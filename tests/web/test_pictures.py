@@ -71,6 +71,8 @@ def test_pictures_are_made(pages: Pages, browser: Chrome) -> None:
         pictures = """return [...document.querySelectorAll('.card img')].every(
             (each) => each.complete || each.getBoundingClientRect().top > innerHeight)"""
         wait_for("the pictures", lambda script=pictures: browser.execute_script(script))
+        painted = "return performance.getEntriesByName('first-contentful-paint').length"
+        wait_for("the first paint", lambda script=painted: browser.execute_script(script))
         found[name] = browser.execute_script(MEASURED)
         picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
         picture.save(Path(str(FOLDER)) / f"{name}.jpg", quality=80)
