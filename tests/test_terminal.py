@@ -25,6 +25,7 @@ EVENT = {
     "truncated_start": False,
     "truncated_end": True,
     "started_at": NOW,
+    "recorded_at_source": "name",
 }
 STATUS = {
     "video_id": "v",

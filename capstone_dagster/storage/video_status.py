@@ -315,7 +315,11 @@ def cancel_upload(connection: sa.Connection, upload_id: str, message: str, run_i
     if run_id is not None:
         cancelled = video_status.c.cancelled_run_ids
         added = sa.update(video_status).values(cancelled_run_ids=sa.func.array_append(cancelled, run_id))
-        connection.execute(added.where(*_row(upload_id), sa.literal(run_id) != sa.all_(cancelled)))
+        # What the run has published already stays, and it may find that out by publishing again.
+        unpublished = sa.or_(video_status.c.state != "done", video_status.c.run_id.is_distinct_from(run_id))
+        connection.execute(
+            added.where(*_row(upload_id), sa.literal(run_id) != sa.all_(cancelled), unpublished)
+        )
     open_or_unexplained = sa.or_(
         video_status.c.state.not_in(("done", "superseded", "cancelled")),
         sa.and_(video_status.c.state == "cancelled", video_status.c.message.is_(None)),

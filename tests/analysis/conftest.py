@@ -11,6 +11,7 @@ import pytest
 from capstone_dagster.analysis import Detections, frames
 from capstone_dagster.analysis.detection.checkpoint import import_ultralytics
 from capstone_dagster.analysis.footage.video import Image
+from capstone_dagster.local.clip import DEMO_CLIP
 from capstone_dagster.testing.scenes import COLOURS, MakeClip, Square, SquareDetector
 from tests.analysis.reference import WEIGHTS, ultralytics_boxes
 
@@ -37,7 +38,7 @@ def detector() -> SquareDetector:
 
 
 @pytest.fixture(scope="session")
-def pictures(clip: Path) -> list[Image]:
+def pictures() -> list[Image]:
     """Photographs in many shapes, and frames of the demo clip between them."""
     assets = Path(import_ultralytics().__file__).parent / "assets"
     street, touchline = (cv2.imread(str(assets / name)) for name in ("bus.jpg", "zidane.jpg"))
@@ -54,7 +55,7 @@ def pictures(clip: Path) -> list[Image]:
         np.zeros((1, 1, 3), np.uint8),
         np.full((40, 700, 3), 90, np.uint8),
     ]
-    moments = [frame.image for frame in frames(clip, sample_fps=1.0) if frame.image is not None][:12]
+    moments = [frame.image for frame in frames(DEMO_CLIP, sample_fps=1.0) if frame.image is not None][:12]
     assert len(moments) >= 8
     return [picture for pair in zip(shapes, [*moments, *shapes], strict=False) for picture in pair]
 

@@ -119,8 +119,9 @@ def derive_events(
         return
     upload = detections.upload
     log = AnalysisLog(context.log, context.run_id, upload)
+    # The derivation has tried a database that is away for long enough already; a machine is held meanwhile.
     with (
-        explained(context, services, log) as failure,
+        explained(context, services, log, final={FailureClass.DATABASE_UNAVAILABLE}) as failure,
         services.tracer.within(step_trace(context, upload, failure.tags)),
     ):
         log.on_record(detections.summary, "the detections were stored before")
@@ -135,7 +136,7 @@ def persist_events(
     """Publish the events in one transaction; what was published before only becomes current."""
     upload = derived.detections.upload
     log = AnalysisLog(context.log, context.run_id, upload)
-    # Publishing has tried a database that is away for long enough already, and a machine is held meanwhile.
+    # As there: publishing has tried it.
     with (
         explained(context, services, log, final={FailureClass.DATABASE_UNAVAILABLE}) as failure,
         services.tracer.within(step_trace(context, upload, failure.tags)),

@@ -61,9 +61,19 @@ def derive(
     """Build the events of stored detections and write them beside; touches no pixel and no GPU.
 
     The zones of the camera are rules, too: other zones make another analysis of the same detections.
+
+    Raises:
+        DatabaseUnavailable: it did not answer; it is tried for as long as by :func:`publish`.
     """
     summary, video_id = detections.summary, detections.upload.video_id
-    zones = services.database.transact(zones_of, detections.upload.camera)
+    try:
+        for attempt in _tries(log, services):
+            with attempt:
+                zones = services.database.transact(zones_of, detections.upload.camera)
+    except DatabaseUnavailable:
+        # The alarm on this metric is how an event store that is away is noticed; publishing would fail next.
+        services.metrics.add(PERSIST_ERRORS)
+        raise
     rules = replace(rules, zones=tuple(Zone(**zone) for zone in zones))
     identity = analysis_id(video_id=video_id, detection_id=detections.detection_id, rules=rules)
     prefix = f"analyses/{identity}/"
@@ -170,13 +180,7 @@ def _publish(
         recorded_at_source=derived.recorded_at_source,
     )
     rows = [_row(event, derived) for event in events]
-    for attempt in Retrying(
-        retry=retry_if_exception_type(DatabaseUnavailable),
-        wait=wait_random_exponential(multiplier=1, max=4),
-        stop=stop_after_attempt(4),
-        before_sleep=lambda state: _log_retry(log, services, state),
-        reraise=True,
-    ):
+    for attempt in _tries(log, services):
         with attempt, services.tracer.span("publish", database="postgresql", rows=len(rows)):
             publication = services.database.transact(publish_analysis, analysis, rows, facts)
     return publication, events
@@ -204,6 +208,16 @@ def check_integrity(events: Sequence[Event], *, expected: int, summary: Detectio
             wrong.append(f"event {event.event_id} has a box outside the frame")
     if wrong:
         raise IntegrityViolation("Nothing was published: " + "; ".join(wrong[:10]) + ".")
+
+
+def _tries(log: AnalysisLog, services: Services) -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(DatabaseUnavailable),
+        wait=wait_random_exponential(multiplier=1, max=4),
+        stop=stop_after_attempt(4),
+        before_sleep=lambda state: _log_retry(log, services, state),
+        reraise=True,
+    )
 
 
 def _log_retry(log: AnalysisLog, services: Services, state: RetryCallState) -> None:
