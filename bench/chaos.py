@@ -507,7 +507,10 @@ def campaign(stage: Stage, faults: Sequence[Fault], report: Callable[[str], None
         over: no further fault begins after this time of the monotonic clock.
     """
     first = stage.upload("none")
-    wait_for("a first video", lambda: state_of(stage, first) == "done", DRAINED_WITHIN_S)
+    try:
+        wait_for("a first video", lambda: state_of(stage, first) == "done", DRAINED_WITHIN_S)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}: {stage.rows().get(first, 'intake did not receive it')}") from error
     expected = events_of(stage, stage.rows()[first]["video_id"])
     assert expected, "a film without events proves nothing"
     done: dict[Fault, float] = {}
