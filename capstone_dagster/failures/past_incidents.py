@@ -1,6 +1,6 @@
 """What is remembered of incidents that the alerts have forgotten: when each began, was announced, ended.
 
-No causes: they may name a video, and whoever reports on a month needs times alone.
+No causes: they may name a video, and a monthly report needs times alone.
 """
 
 from __future__ import annotations

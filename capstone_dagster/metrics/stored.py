@@ -1,7 +1,7 @@
 """What Dagster's storage, the event store and the queues say of the system, for Prometheus and for health.
 
-Aggregates over indexes, at most one round each ten seconds however often it is asked, beside whoever asks: a
-database that does not answer costs a scrape half a second and its figures, nothing else.
+Aggregates over indexes, at most one round each ten seconds however often it is asked, in a thread beside the
+scrape: a database that does not answer costs a scrape half a second and its figures, nothing else.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _LINES_AT_MOST = 10
 
 
 class People:
-    """Whoever the URLs lead to.
+    """The recipients that the URLs lead to.
 
     Args:
         urls: apprise's, separated by blanks. They hold passwords: never log them.

@@ -20,7 +20,7 @@ from capstone_dagster.catalog.open_stack import Rule
 from .promql import duration, of_expression, of_series
 
 EVALUATED_EVERY_S = 15
-# What an alert is: what people are told, one of an incident's signs, or what keeps a notice back.
+# What an alert is: a notice to people, one of an incident's signs, or what keeps a notice back.
 NOTICE, SIGN, SUPPRESSOR = "notice", "sign", "suppressor"
 _RENDERED = "# Rendered by `make docs` from capstone_dagster/catalog: change it there.\n"
 _COMPARED = {
