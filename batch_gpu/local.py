@@ -38,6 +38,9 @@ PROCESS_TAG = ".dagster/batch_gpu.process"
 # The server imports Dagster and the project first: seconds, and a minute on a busy small machine.
 LAUNCH_TIMEOUT_S = 180.0
 _RETRY_S = 0.05
+_SOCKET_NAME = "{}.sock"
+# Bytes of a Unix socket's path without its final NUL: sun_path has 108 on Linux, 104 on macOS.
+_LONGEST_SOCKET_PATH = 103
 
 
 class LocalLauncher(RunLauncher[DagsterInstance]):
@@ -163,9 +166,9 @@ class LocalLauncher(RunLauncher[DagsterInstance]):
                 time.sleep(_RETRY_S)
 
     def _socket(self) -> Path:
-        """Where this instance's server listens: a short path, because a socket's may have 107 bytes only."""
+        """Where this instance's server listens."""
         instance = f"{self._instance.root_directory} {sys.executable}"
-        return _folder() / f"{sha256(instance.encode()).hexdigest()[:16]}.sock"
+        return _folder() / _SOCKET_NAME.format(sha256(instance.encode()).hexdigest()[:16])
 
 
 def launched_locally(run: DagsterRun) -> bool:
@@ -208,6 +211,8 @@ def _signalled(run: DagsterRun, number: signal.Signals, send: Callable[[int, int
 
 def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"batch_gpu-{os.getuid()}"
+    if len(os.fsencode(folder / _SOCKET_NAME.format("0" * 16))) > _LONGEST_SOCKET_PATH:
+        folder = Path("/tmp") / folder.name
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
         raise ConfigurationError(f"{folder} is open to other users: remove it, or set TMPDIR.")

@@ -64,6 +64,19 @@ def test_a_run_is_a_forked_process_that_can_be_canceled(local: Cloud) -> None:
     wait_for("its process to end", lambda: live_process(run) is None)
 
 
+def test_a_long_temporary_folder_does_not_keep_a_run_from_starting(
+    local: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("long" * 30)
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    run, pid = start(local)
+    assert live_process(run) == pid
+    assert local.launcher.terminate(run.run_id)
+    local.until(run, "CANCELED")
+
+
 def test_a_frozen_worker_ignores_its_signal_and_is_killed(local: Cloud) -> None:
     run, pid = start(local)
     os.kill(pid, signal.SIGSTOP)
