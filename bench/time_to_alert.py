@@ -1,4 +1,4 @@
-"""How long after a fault somebody is told of it, and what he reads: each failure class, end to end.
+"""How long after a fault its notice arrives, and what it says: each failure class, end to end.
 
 The local stack as shipped (dagster.yaml's intervals, PostgreSQL, the AWS emulator's S3, SQS and SNS), runs as
 jobs of the fake AWS Batch. The event store alone is cut off by a TCP line between; S3 refuses by a gate
@@ -148,7 +148,7 @@ class Case:
     """
 
     wanted: str
-    told: str
+    how: str
     inject: Callable[[Stage], float]
     clear: Callable[[Stage], None] = lambda _: None
     recovers: bool = False
@@ -188,6 +188,7 @@ def main() -> int:
     with stage() as set_up:
         set_up.upload()
         wait_for("a first video to be analysed", lambda: set_up.run().status == dg.DagsterRunStatus.SUCCESS)
+        settle(set_up)
         for case in CASES:
             if options.only and case.wanted not in options.only:
                 continue
@@ -258,9 +259,13 @@ def found(set_up: Stage, case: Case, known: set[str]) -> Received | None:
 
 
 def settle(set_up: Stage) -> None:
-    """Let no run of one fault be at work when the next one begins."""
+    """Wait until no run and no job is left: a worker that is idle would take the next fault's run."""
     busy = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-    wait_for("runs to end", lambda: not set_up.instance.get_runs_count(dg.RunsFilter(statuses=busy)) or None)
+    wait_for("runs to end", lambda: not set_up.instance.get_runs_count(dg.RunsFilter(statuses=busy)))
+    wait_for(
+        "jobs to end",
+        lambda: all(job["status"] in ("SUCCEEDED", "FAILED") for job in set_up.server.batch.jobs()),
+    )
 
 
 def wait_for(what: str, poll: Callable[[], Any], until: float | None = None) -> Any:
@@ -537,9 +542,9 @@ def _port(url: str) -> int:
 
 def show(result: Measured) -> None:
     if result.notice is None:
-        print(f"{result.case.wanted}: no notice within {DEADLINE_S:.0f} s ({result.case.told})", flush=True)
+        print(f"{result.case.wanted}: no notice within {DEADLINE_S:.0f} s ({result.case.how})", flush=True)
         return
-    print(f"{result.case.wanted}: {_seconds(result.alert_s)} s after the fault ({result.case.told})")
+    print(f"{result.case.wanted}: {_seconds(result.alert_s)} s after the fault ({result.case.how})")
     print(f"  met {_seconds(result.met_s)}, failed {_seconds(result.failed_s)}, ", end="")
     print(f"analysed after all {_seconds(result.again_s)} s after its end", flush=True)
     print(f"  {result.notice.subject}")
@@ -555,7 +560,7 @@ def as_markdown(results: list[Measured]) -> str:
         rows.append(
             (
                 f"`{result.case.wanted}`",
-                result.case.told,
+                result.case.how,
                 *map(_seconds, (result.alert_s, result.met_s, result.failed_s, result.again_s)),
                 told.subject.replace("|", "/") if told else "none",
                 cause[1].replace("|", "/") if cause else "",
