@@ -129,7 +129,7 @@ def _queued(instance: dg.DagsterInstance) -> str:
 
 
 def main() -> None:
-    from bench.short_clips import cut
+    from capstone_dagster.testing.scenes import cut_clip
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -146,7 +146,7 @@ def main() -> None:
         for number, runs in enumerate(options.runs):
             folder = place / str(number)
             folder.mkdir()
-            cut(DEMO_CLIP, folder / "clip.mp4", options.seconds)
+            cut_clip(DEMO_CLIP, folder / "clip.mp4", options.seconds)
             url = sa.make_url(server.url(EVENT_DATABASE, "psycopg2"))
             name = f"dagster_{number}"
             engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")

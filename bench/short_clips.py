@@ -22,8 +22,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import av
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 import boto3
 import psutil
@@ -32,6 +30,7 @@ import psycopg
 from bench import report
 from capstone_dagster.local.clip import DEMO_CLIP
 from capstone_dagster.local.processes import free_port
+from capstone_dagster.testing.scenes import cut_clip
 
 _GIVE_UP_S = 1800.0
 _STATES = "SELECT state, count(*) FROM capstone.current_status GROUP BY state"
@@ -56,7 +55,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write the result into bench/RESULTS.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="capstone-bench-") as folder:
-        clip = cut(DEMO_CLIP, Path(folder) / "clip.mp4", options.seconds)
+        clip = cut_clip(DEMO_CLIP, Path(folder) / "clip.mp4", options.seconds)
         result = measure(clip, options.clips, options.checkout.resolve(), Path(folder) / "state")
     if options.record:
         rows = [(name.replace("_", " "), value) for name, value in result.items()]
@@ -112,17 +111,6 @@ def measure(clip: Path, count: int, checkout: Path, state: Path) -> dict[str, An
         "memory_mb_median": round(statistics.median(memory)),
         "memory_mb_peak": round(max(memory)),
     }
-
-
-def cut(source: Path, target: Path, seconds: float) -> Path:
-    with av.open(str(source)) as whole, av.open(str(target), "w") as part:
-        stream = whole.streams.video[0]
-        copy = part.add_stream_from_template(stream)
-        for packet in whole.demux(stream):
-            if packet.pts is not None and packet.pts * stream.time_base < seconds:
-                packet.stream = copy
-                part.mux(packet)
-    return target
 
 
 def _variables(path: Path, stack: "subprocess.Popen[bytes]") -> dict[str, str]:

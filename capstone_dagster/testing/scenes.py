@@ -134,12 +134,16 @@ def make_clip(tmp_path: Path) -> MakeClip:
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo clip's first four seconds: real people, H.264, 1280×720. The embedded model finds them."""
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    with av.open(str(DEMO_CLIP)) as demo, av.open(str(path), "w") as container:
-        template = demo.streams.video[0]
-        stream = container.add_stream_from_template(template)
-        for packet in demo.demux(template):
-            if packet.pts is not None and packet.pts * packet.time_base < _CLIP_S:
-                packet.stream = stream
-                container.mux(packet)
-    return path
+    return cut_clip(DEMO_CLIP, tmp_path_factory.mktemp("clip") / "clip.mp4", _CLIP_S)
+
+
+def cut_clip(source: Path, target: Path, seconds: float) -> Path:
+    """Copy the first seconds of a video, packet by packet."""
+    with av.open(str(source)) as whole, av.open(str(target), "w") as part:
+        stream = whole.streams.video[0]
+        copy = part.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            if packet.pts is not None and packet.pts * packet.time_base < seconds:
+                packet.stream = copy
+                part.mux(packet)
+    return target
