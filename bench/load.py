@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import psycopg
 
 from bench.chaos import beginning
@@ -172,9 +172,10 @@ def quarters(load: Load) -> tuple[list[float], list[float]]:
     """(memory in MB, connections): medians of the first and of the last quarter of the samples."""
     size = max(1, len(load.samples) // 4)
     first, last = load.samples[:size], load.samples[-size:]
-    return tuple(
+    before, after = (
         [statistics.median(each[place] for each in part) for place in (1, 2)] for part in (first, last)
-    )  # type: ignore[return-value]
+    )
+    return before, after
 
 
 def persisting(store: Database, present: int) -> list[object]:
