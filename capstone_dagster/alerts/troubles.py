@@ -73,6 +73,10 @@ CONDITIONS: Mapping[str, Condition] = {
         "A run is overdue",
         "See in capstone status whether it progresses; if not, terminate and re-execute it.",
     ),
+    "dead-letters": Condition(
+        "Messages are in the dead-letter queue",
+        "Remove the cause that capstone dlq list shows, then send them again with capstone dlq redrive.",
+    ),
 }
 
 

@@ -376,6 +376,7 @@ def test_dead_letters_are_an_alert_until_they_are_gone(office: Office) -> None:
     office.tick()
     [notice] = office.inbox()
     assert notice.attributes["page"] == "dead-letters"
+    assert notice.subject == "[local] FAILED dead-letters: Messages are in the dead-letter queue"
     assert "1 message was given up" in notice.body
 
     queue.dead_letters()  # somebody looks at them: hidden for the moment, and not gone
