@@ -48,14 +48,14 @@ class VideoUpload:
             ConfigurationError: a field is missing or wrong.
         """
         try:
-            return TypeAdapter(cls).validate_python(fields)
+            return _UPLOAD.validate_python(fields)
         except ValidationError as error:
             problems = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
             raise ConfigurationError(f"The run's configuration holds no upload. {problems}.") from None
 
     def to_json(self) -> dict[str, Any]:
         """What a run's configuration can hold: times as ISO 8601, and no field that is None."""
-        fields: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json", exclude_none=True)
+        fields: dict[str, Any] = _UPLOAD.dump_python(self, mode="json", exclude_none=True)
         return fields
 
     @property
@@ -68,6 +68,9 @@ class VideoUpload:
         """The fields by which log lines of this upload are found."""
         names = ("video_id", "external_id", "bucket", "key", "upload_id")
         return {name: getattr(self, name) for name in names}
+
+
+_UPLOAD = TypeAdapter(VideoUpload)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from capstone_dagster.storage.sources import download_source
 from capstone_dagster.storage.uploads import VideoUpload
 
 MANIFEST = "manifest.json"
+_SUMMARY = TypeAdapter(DetectionSummary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def read_summary(objects: ObjectStore, detection_id: str) -> DetectionSummary:
         StorageError: the object store does not answer.
     """
     manifest = objects.get_bytes(f"detections/{detection_id}/{MANIFEST}")
-    return TypeAdapter(DetectionSummary).validate_json(manifest)
+    return _SUMMARY.validate_json(manifest)
 
 
 def _reused(reference: DetectionsReference, log: AnalysisLog, why: str, *, level: int) -> DetectionsReference:
