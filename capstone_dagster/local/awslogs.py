@@ -1,7 +1,5 @@
 """Stands in for Docker's awslogs driver and for CloudWatch's reading of embedded metrics, on one machine.
 
-    python -m capstone_dagster.local.awslogs FOLDER
-
 Follows the files that the stack's Dagster processes write their output to, and puts each line into the log
 group that the container on AWS would write to, in the emulator. What a process has written is in its file, so
 a killed worker loses no line. What the emulator does not take is sent again.
@@ -11,26 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
-import signal
-import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from capstone_dagster.catalog.log_groups import DAEMON, INTAKE, VIDEO_ANALYSIS, WEBSERVER
-from capstone_dagster.clients import aws_client
-from capstone_dagster.local.processes import ChildProcess, Command, start
 
+Clients = Mapping[str, Any]
+
+_LOG = logging.getLogger("capstone.local")
 _POLL_S = 0.5
+# At the end; the emulator stops next, and its clients time out later.
+_LAST_LINES_S = 10.0
 # Well under PutLogEvents' 1 MiB and 10,000 events, and PutMetricData's 1,000 metrics.
 _BATCH_BYTES = 256 * 1024
 # On AWS, Dagster's services write from WARNING up; here their files also have what people like to see.
@@ -38,29 +38,41 @@ _BELOW_WARNING = re.compile(r" - (?:DEBUG|INFO) - |^(?:DEBUG|INFO):")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def start_awslogs(environment: Mapping[str, str], logs: Path, keep_open: Sequence[int]) -> ChildProcess:
-    """Follow the files in `logs`. Stop it after the processes whose last lines it carries."""
-    argv = [sys.executable, "-m", "capstone_dagster.local.awslogs", str(logs)]
-    # A fake AWS Batch has a CloudWatch Logs of its own, for its containers' standard output.
-    own = {name: value for name, value in environment.items() if name != "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS"}
-    return start(Command("awslogs stand-in", argv, logs / "awslogs.log", own), keep_open)
+@contextmanager
+def awslogs(folder: Path, clients: Clients) -> Iterator[None]:
+    """Follow the files in `folder` during the block, and carry their last lines at its end.
+
+    A thread, because a process would import boto3 once more.
+    """
+    stop = threading.Event()
+    thread = threading.Thread(target=follow, args=(folder, stop, clients), name="awslogs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(_LAST_LINES_S)
 
 
-def follow(folder: Path, stop: threading.Event) -> None:
-    """Send what the processes in `folder` write, until `stop`; then what is left."""
+def follow(folder: Path, stop: threading.Event, clients: Clients) -> None:
+    """Send what the processes in `folder` write, until `stop`; then what is left.
+
+    Args:
+        clients: boto3's of `logs` and `cloudwatch`.
+    """
     files: dict[Path, IO[bytes]] = {}
     while True:
         is_last = stop.wait(_POLL_S)
         for path in folder.glob("dagster-*.log"):
             try:
                 file = files[path] = files.get(path) or path.open("rb")
-                while _carry(file, path.stem):
+                while _carry(file, path.stem, clients):
                     pass
                 # Moved aside for the next process's file, and read to its end.
                 if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
                     files.pop(path).close()
             except (BotoCoreError, ClientError, OSError) as error:
-                print(f"Lines of {path.name} wait: {error}", file=sys.stderr)
+                _LOG.debug(f"Lines of {path.name} wait: {error}")
         if is_last:
             return
 
@@ -98,7 +110,7 @@ def metric_data(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield about["Namespace"], datum
 
 
-def _carry(file: IO[bytes], source: str) -> bool:
+def _carry(file: IO[bytes], source: str, clients: Clients) -> bool:
     """Send the next complete lines; whether there were any. Where that fails, the next call begins there."""
     begin = file.tell()
     data = file.read(_BATCH_BYTES)
@@ -112,20 +124,15 @@ def _carry(file: IO[bytes], source: str) -> bool:
         for namespace, datum in metric_data(line):
             metrics[namespace].append(datum)
     for group, batch in events.items():
-        logs = _client("logs")
+        logs = clients["logs"]
         with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
             logs.create_log_stream(logGroupName=group, logStreamName=source)
         batch.sort(key=lambda event: event["timestamp"])
         logs.put_log_events(logGroupName=group, logStreamName=source, logEvents=batch)
     for namespace, values in metrics.items():
-        _client("cloudwatch").put_metric_data(Namespace=namespace, MetricData=values)
+        clients["cloudwatch"].put_metric_data(Namespace=namespace, MetricData=values)
     file.seek(begin + len(data))
     return bool(data)
-
-
-@cache
-def _client(service: Any) -> Any:
-    return aws_client(service)
 
 
 def _time_ms(line: str) -> int:
@@ -139,9 +146,3 @@ def _object(text: str) -> dict[str, Any]:
         found = json.loads(text) if text.startswith("{") else None
         return found if isinstance(found, dict) else {}
     return {}
-
-
-if __name__ == "__main__":
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    follow(Path(sys.argv[1]), stopped)

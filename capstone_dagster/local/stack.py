@@ -17,10 +17,11 @@ from capstone_dagster.local.aws import (
     AwsEmulator,
     AwsResources,
     aws_environment,
+    client,
     create_resources,
     ministack_server,
 )
-from capstone_dagster.local.awslogs import start_awslogs
+from capstone_dagster.local.awslogs import awslogs
 from capstone_dagster.local.dagster_services import (
     STORAGE_TABLES,
     UI_PORT,
@@ -160,7 +161,8 @@ def local_stack(
             )
             running.callback(stack.dagster.stop)
             report(f"Dagster is ready at {stack.dagster.url}")
-            carrying.callback(start_awslogs(joined, stack.logs, [lock]).stop)
+            clients = {service: client(service, aws.endpoint_url) for service in ("logs", "cloudwatch")}
+            carrying.enter_context(awslogs(stack.logs, clients))
             if browse_port is not None:
                 stack.pages = start_pages(joined, stack.logs, [lock])
                 running.callback(stack.pages.stop)

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_KEEPCAPS = 8
@@ -192,11 +191,10 @@ class Ward:
 def descendants() -> list[int]:
     """Every living process below this one, parents before children."""
     children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            pid, rest = stat.read_text().split(" (", 1)
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as stat:
             # The name in parentheses may hold anything; state and parent follow its last parenthesis.
-            children.setdefault(int(rest.rsplit(")", 1)[1].split()[1]), []).append(int(pid))
+            children.setdefault(int(stat.read().rsplit(")", 1)[1].split()[1]), []).append(int(pid))
     found: list[int] = []
     waiting = [os.getpid()]
     while waiting:

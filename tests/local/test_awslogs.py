@@ -81,11 +81,15 @@ def test_metrics_are_extracted_as_cloudwatch_does() -> None:
     assert list(metric_data(OF_A_RUN)) == []
 
 
+def clients(aws: Aws) -> dict[str, Any]:
+    return {service: aws.client(service) for service in ("logs", "cloudwatch")}
+
+
 @pytest.fixture
 def folder(aws: Aws, tmp_path: Path) -> Iterator[Path]:
     """A folder whose files are followed."""
     stop = threading.Event()
-    following = threading.Thread(target=follow, args=(tmp_path, stop))
+    following = threading.Thread(target=follow, args=(tmp_path, stop, clients(aws)))
     following.start()
     yield tmp_path
     stop.set()
@@ -133,7 +137,7 @@ def test_logs_that_cloudwatch_does_not_take_are_sent_again(
     logs = aws.client("logs")
     logs.delete_log_group(logGroupName=INTAKE.name)
     stop = threading.Event()
-    following = threading.Thread(target=follow, args=(tmp_path, stop))
+    following = threading.Thread(target=follow, args=(tmp_path, stop, clients(aws)))
     following.start()
     try:
         wait_for("a refusal", lambda: following.is_alive())
