@@ -89,18 +89,16 @@ def test_tracks_are_scored_as_the_field_does() -> None:
 
 
 @pytest.fixture(scope="module")
-def worlds() -> list[Footage]:
-    return [synthetic(seed) for seed in (7, 8)]
+def world() -> Footage:
+    return synthetic(seed=7)
 
 
 @pytest.mark.parametrize("fps", [10, 5, 2])
-def test_visits_on_synthetic_footage_are_true_at_any_sampling_rate(worlds: list[Footage], fps: float) -> None:
+def test_visits_on_synthetic_footage_are_true_at_any_sampling_rate(world: Footage, fps: float) -> None:
     """Plain ByteTrack's IDF1 at two frames a second is 0.2; the floors leave room for other constants."""
-    scores = []
-    for world in worlds:
-        footage = world.sampled(fps)
-        scores.append(scored(footage, *TRACKERS["ours"](footage)))
-    assert np.mean([score["mota"] for score in scores]) >= 0.7
-    assert np.mean([score["idf1"] for score in scores]) >= 0.7
-    assert np.mean([score["event_recall"] for score in scores]) >= 0.8
-    assert np.mean([score["fragmentation"] for score in scores]) <= 1.4
+    footage = world.sampled(fps)
+    score = scored(footage, *TRACKERS["ours"](footage))
+    assert score["mota"] >= 0.7
+    assert score["idf1"] >= 0.7
+    assert score["event_recall"] >= 0.8
+    assert score["fragmentation"] <= 1.4
