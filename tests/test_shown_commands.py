@@ -235,7 +235,6 @@ def _interrupt(_: float) -> None:
 
 
 @pytest.mark.timeout(400)  # beside a busy suite
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_the_commands_of_a_page_do_what_they_show(
     desk: Desk, capstone: Capstone, monkeypatch: pytest.MonkeyPatch, page: Path
@@ -284,7 +283,6 @@ def test_make_knows_its_targets_and_variables(line: str) -> None:
         assert expected in shown.stdout or (name == "RECORD" and "--record" in shown.stdout), name
 
 
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_a_back_ends_queue_subscribes_as_shown(aws: Aws) -> None:
     [block] = blocks("bash", [ROOT / "docs" / "consume.md"])
     words = shlex.split(block.replace("$TOPIC", aws.resources.notice_topic_arn))

@@ -31,7 +31,6 @@ def plays(path: Path) -> bool:
         return container.streams.video[0].codec_context.name == "h264"
 
 
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_a_preview_is_rendered_once_and_refused_of_what_is_gone(
     analyzed: tuple[Pipeline, str], capstone: Capstone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,7 +124,6 @@ def detections(aws: Aws) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_what_was_analysed_survives_a_lost_database(
     server: Server, start: Callable[[], tuple[Intake, Pipeline]], aws: Aws, clip: Path
 ) -> None:

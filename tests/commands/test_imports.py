@@ -85,7 +85,6 @@ READS = {"sqlalchemy", "psycopg", "pydantic_settings", "rich"}
         ("dlq list", {"boto3", "botocore", "pydantic_settings", "rich"}),
     ],
 )
-@pytest.mark.parametrize("aws_endpoint", ["moto"], indirect=True)
 def test_reading_loads_only_what_it_reads(
     words: str, may: set[str], aws: Aws, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ SCHEDULE = make_schedule(seed=3, messages=MESSAGES, duplicates=0.5)
 
 
 # What can go wrong here is the intake's own; that both emulators agree, test_sensor.py shows at less cost.
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 @pytest.mark.timeout(600)
 def test_every_upload_has_one_run_wherever_the_daemon_dies(
     aws: Aws, postgres: PostgresServer, tmp_path: Path

@@ -60,12 +60,6 @@ OF_A_TICK = {
 }
 
 
-@pytest.fixture(scope="module", params=["moto"])
-def aws_endpoint(emulators: Callable[[str], str]) -> str:
-    """One emulator will do: what is counted does not depend on it."""
-    return emulators("moto")
-
-
 @pytest.fixture
 def published(tmp_path: Path) -> Published:
     return Published(tmp_path / "standard-output")

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,6 @@ from tests.support.sensors import record_tick
 
 EMPTY = dg.JobDefinition(name="analyze_upload", graph_def=dg.GraphDefinition(name="empty"))
 NOWHERE = "http://127.0.0.1:1/000000000000/no-such-queue"
-
-
-@pytest.fixture(scope="module", params=["moto"])
-def aws_endpoint(emulators: Callable[[str], str]) -> str:
-    """One emulator will do: both count messages."""
-    return emulators("moto")
 
 
 class Onlooker:

@@ -193,7 +193,6 @@ def killed_at(table: str) -> Iterator[None]:
 
 
 @pytest.mark.timeout(600)  # a deletion is broken off at each step
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_a_deletion_that_was_broken_off_anywhere_is_finished_by_repeating_it(
     pipeline: Pipeline,
     clip: Path,
@@ -238,7 +237,6 @@ def _dies(*_: Any, **__: Any) -> Any:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_detections_of_the_same_bytes_go_with_the_last_video(pipeline: Pipeline, clip: Path) -> None:
     first = pipeline.upload("gate/a.mp4", clip.read_bytes())
     second = pipeline.upload("gate/b.mp4", clip.read_bytes())
@@ -254,7 +252,6 @@ def test_detections_of_the_same_bytes_go_with_the_last_video(pipeline: Pipeline,
     assert pipeline.services.objects.keys("") == []
 
 
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_detections_that_another_video_has_not_published_yet_stay(pipeline: Pipeline, clip: Path) -> None:
     first = pipeline.upload("gate/a.mp4", clip.read_bytes())
     second = pipeline.upload("gate/b.mp4", clip.read_bytes())
@@ -279,7 +276,6 @@ def test_detections_that_another_video_has_not_published_yet_stay(pipeline: Pipe
     assert pipeline.services.objects.keys("") == []
 
 
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_a_run_that_does_not_end_keeps_everything(
     pipeline: Pipeline, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,7 +172,6 @@ def test_files_that_were_made_anew_are_shown_and_go_again(world: World) -> None:
 @pytest.mark.parametrize(
     "kind", ["detections_retention_days", "events_retention_days", "earlier_analyses_retention_days"]
 )
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_an_analysis_that_is_asked_for_while_others_go_stays_whole(
     world: World, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +243,6 @@ def test_log_entries_younger_than_the_limit_stay(world: World) -> None:
         assert list(connection.execute(sa.select(table.c.id).order_by(table.c.id)).scalars()) == [20, 21, 40]
 
 
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_the_command_says_what_goes(
     world: World, dagster_home: Path, capstone: Capstone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +261,6 @@ def test_the_command_says_what_goes(
     assert count(world.database, "events") == 0
 
 
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_the_nightly_job_counts_in_its_metadata(world: World) -> None:
     from capstone_dagster.removal.retention import retention
 

@@ -26,7 +26,6 @@ def two_videos(pipeline: Pipeline, make_clip: MakeClip, stand_in_detector: Squar
     return pipeline
 
 
-@pytest.mark.parametrize("aws_endpoint", ["ministack"], indirect=True)
 def test_reports_show_what_is_on_record(two_videos: Pipeline, capstone: Capstone) -> None:
     def figures(*words: str) -> dict[str, object]:
         return dict(json.loads(capstone(*words, "--json").out))
