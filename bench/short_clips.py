@@ -18,7 +18,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +85,8 @@ def measure(clip: Path, count: int, checkout: Path, state: Path) -> dict[str, An
             # Bytes behind the last box belong to no frame, and make another file of it.
             _upload(variables, f"burst/{number}.mp4", body + bytes(number + 2))
         uploaded = time.monotonic()
-        memory = _until(variables, stack, count + 1)
+        with _held() as held:
+            memory = _until(variables, stack, count + 1)
         drained = time.monotonic()
         used = _processor_s(stack.pid) - before
         with psycopg.connect(_url(variables)) as database:
@@ -108,6 +112,8 @@ def measure(clip: Path, count: int, checkout: Path, state: Path) -> dict[str, An
         "event_rows_a_clip": round(sum(rows for _, rows, _ in events), 1),
         "event_kb_a_clip": round(sum(size for _, _, size in events), 1),
         "pass_s": round(float(row[0]), 2),
+        # Loading the model, which the turn includes, is not in the pass: most clips meet a loaded one.
+        "device_held_over_pass": round(sum(held) / (count * float(row[0])), 2),
         "memory_mb_median": round(statistics.median(memory)),
         "memory_mb_peak": round(max(memory)),
     }
@@ -149,7 +155,7 @@ def _upload(variables: dict[str, str], key: str, body: bytes) -> None:
 
 def _until(variables: dict[str, str], stack: "subprocess.Popen[bytes]", count: int) -> list[float]:
     """Wait until so many videos are done; the stack's memory in MB, once a second meanwhile."""
-    memory = []
+    memory: list[float] = []
     give_up = time.monotonic() + _GIVE_UP_S
     with psycopg.connect(_url(variables), autocommit=True) as database:
         while True:
@@ -162,6 +168,35 @@ def _until(variables: dict[str, str], stack: "subprocess.Popen[bytes]", count: i
                 raise SystemExit(f"Not all were done: {states}")
             memory.append(_memory_mb(stack.pid))
             time.sleep(1)
+
+
+@contextmanager
+def _held() -> Iterator[list[float]]:
+    """Seconds for which a run holds this machine's device within the block, by the kernel's list of locks."""
+    held: list[float] = []
+    over = threading.Event()
+
+    def look() -> None:
+        last = time.monotonic()
+        while not over.wait(0.01):
+            devices = {
+                str(file.stat().st_ino) for file in Path(tempfile.gettempdir()).glob("capstone-*.device-*")
+            }
+            locked = {
+                line.split()[5].rpartition(":")[2] for line in Path("/proc/locks").read_text().splitlines()
+            }
+            now = time.monotonic()
+            if devices & locked:
+                held.append(now - last)
+            last = now
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        yield held
+    finally:
+        over.set()
+        looking.join()
 
 
 def _processes(pid: int) -> list[psutil.Process]:
