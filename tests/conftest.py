@@ -1,6 +1,7 @@
 """Real servers for every test: PostgreSQL, and two AWS emulators that must agree."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -62,6 +63,10 @@ MOTO_TOO = (
 def pytest_configure() -> None:
     """Measure the machine before xdist starts its workers, which inherit the figure."""
     slowness()
+    # A shell has what it starts in the background ignore SIGINT, and Dagster then has it ignore SIGTERM, too:
+    # so would the processes that tests start and stop.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

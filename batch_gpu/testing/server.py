@@ -69,7 +69,7 @@ def fake_batch_server(queues: Iterable[Queue], *, port: int = 0, **options: Any)
             batch.step()
 
     threads = [
-        threading.Thread(target=server.serve_forever, name="fake-batch-http", daemon=True),
+        threading.Thread(target=server.serve_forever, args=(STEP_S,), name="fake-batch-http", daemon=True),
         threading.Thread(target=move_on, name="fake-batch-steps", daemon=True),
     ]
     for thread in threads:

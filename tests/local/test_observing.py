@@ -77,7 +77,7 @@ class System:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
         self.address = f"127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def metrics(self) -> str:
         """A database that is down, as the system shows it: refusals, ticks that fail, a pause, silence."""

@@ -132,7 +132,7 @@ class Chat(BaseHTTPRequestHandler):
 def chat() -> Iterator[tuple[type[Chat], str]]:
     handler = type("Service", (Chat,), {"got": [], "broken": False})
     server = HTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield handler, f"json://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
