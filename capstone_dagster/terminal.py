@@ -3,7 +3,7 @@
 Data goes to stdout, the rest to stderr, so that output can be piped.
 
 Importing this does not import rich, so that help and typing errors are fast; tables are in
-`commands/tables.py`.
+`terminal_tables.py`.
 """
 
 from __future__ import annotations

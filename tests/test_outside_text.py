@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from capstone_dagster import terminal
-from capstone_dagster.commands.tables import status_table
 from capstone_dagster.logs.json_lines import TerminalFormatter
 from capstone_dagster.outside_text import markdown, visible
+from capstone_dagster.terminal_tables import status_table
 
 CLEARS = "\x1b[2J\x1b]0;owned\x07gate"
 TURNED = "gate\u202e4pm.exe"

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from capstone_dagster import terminal
-from capstone_dagster.commands import tables
+from capstone_dagster import terminal_tables as tables
 
 NOW = datetime(2026, 1, 22, 5, 23, 15, tzinfo=UTC)
 # A closing tag that opens nothing, a style, an emoji code, an escape.

@@ -57,7 +57,7 @@ def analyses(
 
     Example: `capstone analyses 84`
     """
-    from capstone_dagster.commands import tables
+    from capstone_dagster import terminal_tables as tables
 
     form = terminal.format_of(as_json=as_json, as_csv=as_csv)
     database = open_database(state)
@@ -95,9 +95,9 @@ def compare(
 
     Example: `capstone compare 84 --html 84.html`
     """
+    from capstone_dagster import terminal_tables as tables
     from capstone_dagster.analysis import Event
     from capstone_dagster.analysis.comparison import compare_events
-    from capstone_dagster.commands import tables
     from capstone_dagster.storage.events import events_of
 
     if html is not None:

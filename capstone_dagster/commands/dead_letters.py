@@ -33,7 +33,7 @@ def dlq_list(
 
     Example: `capstone dlq list --json`
     """
-    from capstone_dagster.commands import tables
+    from capstone_dagster import terminal_tables as tables
     from capstone_dagster.intake.queue import DeadLetter
 
     form = terminal.format_of(as_json=as_json, as_csv=as_csv)

@@ -42,7 +42,7 @@ def delete(
 
     Example: `capstone delete 84 --dry-run`
     """
-    from capstone_dagster.commands import tables
+    from capstone_dagster import terminal_tables as tables
     from capstone_dagster.removal.erasure import VideoErasure
     from capstone_dagster.services import Services
 
@@ -87,7 +87,7 @@ def _known(services: Services, video: str) -> str:
 
 
 def _show(video_id: str, plan: Plan, counts: Mapping[str, int], *, as_json: bool, done: bool) -> None:
-    from capstone_dagster.commands import tables
+    from capstone_dagster import terminal_tables as tables
 
     if as_json:
         about = {"video_id": video_id, "deleted": done, "counts": dict(counts), "kept": sorted(plan.kept)}

@@ -30,7 +30,7 @@ def follow(database: Database, submissions: Sequence[Submission], *, as_json: bo
     Raises:
         Exit: one of them did not succeed; a sentence on stderr says why.
     """
-    from capstone_dagster.commands import tables
+    from capstone_dagster import terminal_tables as tables
     from capstone_dagster.storage.events import current_events
     from capstone_dagster.storage.videos import with_recording_times
 

@@ -26,7 +26,7 @@ def retention(
 
     Example: `capstone retention --dry-run`
     """
-    from capstone_dagster.commands import tables
+    from capstone_dagster import terminal_tables as tables
     from capstone_dagster.removal.retention import MOST_A_NIGHT, Retention
     from capstone_dagster.services import Services
 

@@ -115,7 +115,7 @@ def status(
 
     Example: `capstone status 84 --watch`
     """
-    from capstone_dagster.commands import tables
+    from capstone_dagster import terminal_tables as tables
     from capstone_dagster.storage.videos import RECORDING_COLUMNS
 
     form = terminal.format_of(as_json=as_json, as_csv=as_csv)
@@ -174,7 +174,7 @@ def events(
 
     Example: `capstone events --camera gate --since yesterday --until today`
     """
-    from capstone_dagster.commands import tables
+    from capstone_dagster import terminal_tables as tables
     from capstone_dagster.storage.events import find_events
     from capstone_dagster.storage.videos import with_recording_times
 

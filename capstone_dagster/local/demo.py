@@ -15,7 +15,6 @@ from rich.markup import escape
 from capstone_dagster import terminal
 from capstone_dagster.analysis import PyTorchMissing
 from capstone_dagster.clients import aws_client
-from capstone_dagster.commands.tables import events_table
 from capstone_dagster.local.clip import DEMO_CLIP, PEOPLE_MS
 from capstone_dagster.local.dagster_services import UI_PORT_VARIABLE
 from capstone_dagster.local.detector import DEMO_SCORE
@@ -31,6 +30,7 @@ from capstone_dagster.storage.video_status import status_of_upload
 from capstone_dagster.storage.videos import with_recording_times
 from capstone_dagster.submit import Submission, submit_video
 from capstone_dagster.terminal import Report
+from capstone_dagster.terminal_tables import events_table
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, RunRecord
