@@ -26,6 +26,8 @@ SHORT = (
 HOLD_S = 4.0
 # Bytes a second of warnings, errors and tracebacks, of all processes; in an outage there were 13,000 once.
 LOGGED_AT_MOST = 6_500
+# It ends all connections twice a second: each time other ticks and statements fail, and each says so once.
+NEW_FAILURES_AGAIN_AND_AGAIN = "connections-ended"
 
 
 @pytest.mark.timeout(600)
@@ -39,4 +41,6 @@ def test_no_video_is_lost_or_published_twice(tmp_path: Path) -> None:
     assert str(outcome) == "chaos: 3 faults, 3 survived, 0 lost, 0 duplicated", said
     assert outcome.wrong == []
     assert outcome.doubled == 0
-    assert max(outcome.logged.values()) < LOGGED_AT_MOST, outcome.logged
+    logged = dict(outcome.logged)
+    assert logged.pop(NEW_FAILURES_AGAIN_AND_AGAIN, 0.0) < 4 * LOGGED_AT_MOST, outcome.logged
+    assert max(logged.values()) < LOGGED_AT_MOST, outcome.logged
