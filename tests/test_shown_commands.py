@@ -36,6 +36,7 @@ from capstone_dagster.topics import Message, Topic
 from capstone_dagster.traces.tracer import ENDPOINT_VARIABLES
 from tests.intake.conftest import Intake
 from tests.support.command_line import Capstone
+from tests.support.dagster_home import dagster_home
 from tests.support.origin import CODE_ORIGIN, REMOTE_ORIGIN
 from tests.test_docs import PAGES, ROOT, blocks, commands
 
@@ -198,16 +199,12 @@ def desk(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Desk]:
-    home, folder = tmp_path / "dagster", tmp_path / "reader"
-    for each in (home, folder):
-        each.mkdir()
-    (home / "dagster.yaml").write_text(
-        "telemetry: {enabled: false}\n"
-        "run_coordinator: {module: dagster._core.run_coordinator, class: QueuedRunCoordinator}\n"
-    )
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    coordinator = "run_coordinator: {module: dagster._core.run_coordinator, class: QueuedRunCoordinator}"
     settings = services.settings
     for name, value in {
-        "DAGSTER_HOME": home,
+        "DAGSTER_HOME": dagster_home(tmp_path / "dagster", coordinator),
         "DAGSTER_POSTGRES_URL": settings.event_store_url(),  # only the doctor asks it: SQLite is made sooner
         "CAPSTONE_DATABASE_URL": settings.event_store_url(),
         "CAPSTONE_DERIVED_URL": settings.required("derived_url"),

@@ -36,6 +36,7 @@ from capstone_dagster.services import Services
 from capstone_dagster.settings import Settings, read_settings
 from capstone_dagster.storage.errors import DatabaseUnavailable, StorageUnavailable
 from tests.conftest import Aws
+from tests.support.dagster_home import dagster_home
 from tests.support.ended_runs import Reader
 from tests.support.sensors import record_sensor, record_tick
 
@@ -112,7 +113,7 @@ def office(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
 @pytest.fixture
 def with_ticks(office: Office, tmp_path: Path) -> Iterator[None]:
     """An instance with files behind it: one that is only in memory keeps no ticks."""
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path)) as instance:
         office.instance = instance
         yield
 

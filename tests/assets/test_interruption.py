@@ -19,11 +19,12 @@ from capstone_dagster.storage.video_status import cancel_upload, current_status
 from capstone_dagster.testing import MakeClip, SquareDetector
 from tests.assets.conftest import Pipeline
 from tests.assets.test_recovery import execute
+from tests.support.dagster_home import dagster_home
 
 
 @pytest.fixture
 def instance(pipeline: Pipeline, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path)) as instance:
         pipeline.instance = instance
         yield instance
 

@@ -19,6 +19,7 @@ from capstone_dagster.storage.uploads import VideoUpload
 from capstone_dagster.storage.video_status import mark_queued, mark_running
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
+from tests.support.dagster_home import dagster_home
 
 NOWHERE = {"database_url": None, "postgres_host": "127.0.0.1", "postgres_port": 1}
 EVENTS_ONLY = [dg.AssetKey("events")]
@@ -33,7 +34,7 @@ def cut_off(pipeline: Pipeline) -> Services:
 @pytest.fixture
 def instance(pipeline: Pipeline, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     """An instance with files behind it: re-execution does not work on one that is only in memory."""
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path)) as instance:
         pipeline.instance = instance
         yield instance
 

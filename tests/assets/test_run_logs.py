@@ -16,6 +16,7 @@ from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.uploads import VideoUpload
 from tests.assets import recovery_job
 from tests.assets.conftest import Pipeline
+from tests.support.dagster_home import dagster_home
 from tests.support.lines import of_runs, python_logs
 
 # One emulator is enough: what S3 does is not asked for here.
@@ -63,7 +64,7 @@ class Logged:
 @pytest.fixture
 def logged(pipeline: Pipeline, tmp_path: Path) -> Iterator[Logged]:
     overrides = {"python_logs": python_logs()}
-    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path), overrides=overrides) as instance:
         pipeline.instance = instance
         yield Logged(pipeline)
 

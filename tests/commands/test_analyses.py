@@ -20,6 +20,7 @@ from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, NOON, UPLOAD, event_row, notices, publish
 from tests.support.command_line import Capstone
+from tests.support.dagster_home import dagster_home
 
 FIRST, SECOND = "a1" + "0" * 30, "a2" + "0" * 30
 # A pixel is a picture too.
@@ -160,10 +161,7 @@ def test_rollback_makes_the_earlier_one_current_and_says_so(capstone: Capstone, 
 @pytest.fixture
 def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """Dagster's records, in which the second analysis was published by a run of old."""
-    home = tmp_path / "dagster"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    monkeypatch.setenv("DAGSTER_HOME", dagster_home(tmp_path / "dagster"))
     with dg.DagsterInstance.get() as instance:
         made = dg.AssetMaterialization("events", partition="v1", metadata={"analysis_id": SECOND})
         instance.report_runless_asset_event(made)

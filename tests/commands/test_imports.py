@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dagster as dg
 import pytest
 
 from capstone_dagster.storage.database import Database
 from tests.conftest import Aws
+from tests.support.dagster_home import dagster_home
 
 HEAVY = {
     *(
@@ -88,10 +88,7 @@ READS = {"sqlalchemy", "psycopg", "pydantic_settings", "rich"}
 def test_reading_loads_only_what_it_reads(
     words: str, may: set[str], aws: Aws, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    with dg.DagsterInstance.get():
-        pass  # its tables are made
+    monkeypatch.setenv("DAGSTER_HOME", dagster_home(tmp_path))
     own = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     code, heavy = loaded(
         *words.split(),

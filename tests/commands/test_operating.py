@@ -36,6 +36,7 @@ from capstone_dagster.storage.video_status import (
 from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, ROWS, UPLOAD, notices, publish
 from tests.support.command_line import Capstone
+from tests.support.dagster_home import dagster_home
 from tests.support.ended_runs import Reader
 from tests.support.origin import CODE_ORIGIN, REMOTE_ORIGIN
 
@@ -115,12 +116,9 @@ class Operations:
 
 @pytest.fixture
 def operations(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operations]:
-    (tmp_path / "dagster.yaml").write_text(
-        "telemetry: {enabled: false}\n"
-        "run_coordinator: {module: dagster._core.run_coordinator, class: QueuedRunCoordinator}\n"
-    )
+    coordinator = "run_coordinator: {module: dagster._core.run_coordinator, class: QueuedRunCoordinator}"
     url = database.engine.url.render_as_string(hide_password=False)
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", dagster_home(tmp_path, coordinator))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"sqlite:///{tmp_path}/history/runs.db")
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", url)
     monkeypatch.setattr(by_hand, "_POLL_S", 0.02)

@@ -20,6 +20,7 @@ from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import ANALYSIS, FACTS, UPLOAD
 from tests.support.command_line import Capstone
+from tests.support.dagster_home import dagster_home
 
 TODAYS = "b" * 64
 _definitions = dg.Definitions(
@@ -33,8 +34,7 @@ def instance(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dg.DagsterInstance]:
     """Four videos, the last without a partition; the second was filmed elsewhere."""
-    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", dagster_home(tmp_path))
     monkeypatch.setenv("CAPSTONE_DATABASE_URL", database.engine.url.render_as_string(hide_password=False))
     monkeypatch.setattr(reanalysis, "repository", _definitions.get_repository_def)
     for number in range(1, 5):

@@ -15,13 +15,13 @@ from capstone_dagster.failures.breaker_state import BREAKER, BreakerState, Phase
 from capstone_dagster.intake.orders import ORDER
 from tests.intake.conftest import Intake
 from tests.support.command_line import Capstone
+from tests.support.dagster_home import dagster_home
 
 
 @pytest.fixture
 def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """Dagster's storage as the command finds it: by DAGSTER_HOME, or by SQL."""
-    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", dagster_home(tmp_path))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"sqlite:///{tmp_path}/history/runs.db")
     with dg.DagsterInstance.get() as instance:
         yield instance

@@ -30,6 +30,7 @@ from tests.conftest import Aws
 from tests.storage.samples import UPLOAD
 from tests.support.cloudwatch import FORBIDDEN, INVALID, THROTTLED, Answer, scripted_cloudwatch
 from tests.support.command_line import Capstone
+from tests.support.dagster_home import dagster_home
 
 NOW = time.time()
 VIDEO, OTHER, RUN = "gate-a1b2c3d4", "yard-99999999", "3b1c0000-0000-4000-8000-000000000001"
@@ -186,10 +187,7 @@ def dagsters_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     def look_at() -> None:
         look()
 
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    monkeypatch.setenv("DAGSTER_HOME", dagster_home(tmp_path / "home"))
     with dg.DagsterInstance.get() as instance:
         ran = look_at.execute_in_process(instance=instance, tags={".dagster/capstone.video_id": VIDEO})
     return ran.run_id

@@ -13,6 +13,7 @@ from batch_gpu.jobs import JOB_ID_TAG, JOB_NAME_TAG
 from capstone_dagster.catalog.log_groups import BATCH_JOB
 from capstone_dagster.logs.job_history import write_job_history
 from tests.conftest import Aws
+from tests.support.dagster_home import dagster_home
 
 MS = 1_795_000_000_000
 EMPTY = dg.JobDefinition(name="analyze_upload", graph_def=dg.GraphDefinition(name="empty"))
@@ -66,7 +67,7 @@ class Batch:
 
 def test_the_history_of_a_job_goes_on_after_its_run(tmp_path: Path) -> None:
     batch: Any = Batch()
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path)) as instance:
         run = instance.create_run_for_job(EMPTY)
         name = {JOB_NAME_TAG: f"capstone-{run.run_id}-1", JOB_ID_TAG: "job-1"}
         instance.add_run_tags(run.run_id, name)
@@ -83,7 +84,7 @@ def test_the_history_of_a_job_goes_on_after_its_run(tmp_path: Path) -> None:
 
 
 def test_the_lines_of_the_history_name_run_video_reason_and_resources(aws: Aws, tmp_path: Path) -> None:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path)) as instance:
         run = instance.create_run_for_job(EMPTY, tags={".dagster/capstone.video_id": "gate-0a1b2c3d"})
         killed = job("FAILED", run.run_id, exitCode=137, reason="OutOfMemoryError")
         changes = [JobChange("started", killed), JobChange("failed", killed)]
@@ -105,7 +106,7 @@ def test_a_history_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
         raise OSError("CloudWatch does not answer.")
 
     batch: Any = Batch()
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path)) as instance:
         run = instance.create_run_for_job(EMPTY)
         instance.add_run_tags(run.run_id, {JOB_NAME_TAG: f"capstone-{run.run_id}-1", JOB_ID_TAG: "job-1"})
         batch.jobs["job-1"] = job("RUNNING", run.run_id)

@@ -36,6 +36,7 @@ from capstone_dagster.metrics.stored import (
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.settings import read_settings
 from capstone_dagster.storage.database import Database
+from tests.support.dagster_home import dagster_home
 from tests.support.published import Published
 from tests.support.waiting import wait_for
 
@@ -354,5 +355,5 @@ def test_health_names_what_fails(silence_s, store, status, failing):
 def test_dagster_reads_its_figures_through_the_instance(tmp_path):
     from capstone_dagster.metrics.stored import of_dagster
 
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path)) as instance:
         assert values(of_dagster(instance))["capstone_runs"]["success",] == 0

@@ -24,6 +24,7 @@ from capstone_dagster.metrics.waiting_messages import Queues
 from capstone_dagster.run_tags import VIDEO_SECONDS_TAG
 from capstone_dagster.settings import Settings, read_settings
 from tests.conftest import Aws
+from tests.support.dagster_home import dagster_home
 from tests.support.published import Published
 from tests.support.sensors import record_tick
 
@@ -60,7 +61,7 @@ class Onlooker:
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path)) as instance:
         yield instance
 
 

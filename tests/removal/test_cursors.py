@@ -13,6 +13,7 @@ from dagster._daemon.asset_daemon import (
 from capstone_dagster.removal import cursors
 from capstone_dagster.removal.dagster_records import DagsterRecords
 from capstone_dagster.removal.names import Names
+from tests.support.dagster_home import dagster_home
 from tests.support.sensors import record_sensor
 
 VIDEO, OTHER = "휴게실-9a37a4bd", "gate-a-11111111"
@@ -43,7 +44,7 @@ def automation_cursor(instance: dg.DagsterInstance) -> str:
 
 
 def test_cursors_that_keep_a_video_for_long_forget_it(tmp_path: Path) -> None:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path)) as instance:
         open_incidents = json.dumps({"videos": [VIDEO, OTHER], "external_id": "84", "runs": 84})
         record_sensor(instance, "ended_runs", open_incidents)
         record_sensor(instance, "summaries", automation_cursor(instance))

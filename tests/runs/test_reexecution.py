@@ -55,6 +55,7 @@ from capstone_dagster.storage.video_status import (
 )
 from capstone_dagster.storage.videos import record_upload
 from tests.storage.samples import UPLOAD, dump, notices
+from tests.support.dagster_home import dagster_home
 from tests.support.ended_runs import Reader
 
 DATABASE, MODEL, WORKER = (
@@ -329,7 +330,7 @@ def sensor(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     url = database.engine.url.render_as_string(hide_password=False)
     database.transact(record_upload, UPLOAD)
     coordinator = {"module": "dagster._core.run_coordinator", "class": "QueuedRunCoordinator"}
-    with dg.DagsterInstance.local_temp(str(tmp_path), {"run_coordinator": coordinator}) as instance:
+    with dg.DagsterInstance.local_temp(dagster_home(tmp_path), {"run_coordinator": coordinator}) as instance:
         yield Sensor(instance, Services(read_settings(database_url=url)), monkeypatch)
 
 
