@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _BATCH = 10
 # How long a look at the dead letters hides them: long enough to list and redrive a thousand.
 _LOOK_S = 60
-# A long poll asks all of SQS's servers, a short one only some, and answers empty although messages wait (SQS
-# developer guide, "Amazon SQS short and long polling"). Even so, one empty answer proves nothing.
-_LONG_POLL_S = 2
+# A long poll, however short, asks all of SQS's servers; one of 0 s asks only some, and answers empty although
+# messages wait (SQS developer guide, "Amazon SQS short and long polling"). Even so, one proves nothing.
+_LONG_POLL_S = 1
 _EMPTY_ANSWERS = 3
 
 
