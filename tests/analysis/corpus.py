@@ -590,6 +590,7 @@ FILES: list[File] = [
         for name, change in {
             "far-ahead": moved(30_000, 20),
             "ahead": moved(30, 20),
+            "ahead-onto-another": moved(1.04, 20),  # a later packet has the same stamp
             "three-ahead": moved(45, 20, 21, 22),
         }.items()
     ),
@@ -695,6 +696,14 @@ FILES: list[File] = [
             Right(said={"codec": "h264"}),
         )
         for suffix in ("mkv", "mov")
+    ),
+    *(
+        File(
+            f"{len(times)}-thumbnails-first.{suffix}",
+            two_tracks(clip(times, codec="mjpeg", pix_fmt="yuvj420p", size=(640, 480)), clip(), default=0),
+            Right(said={"codec": "h264"}),
+        )
+        for suffix, times in (("mp4", [0, 500, 1_000, 1_500]), ("mkv", [0, 1]))
     ),
     *(
         File(

@@ -112,7 +112,7 @@ class Timeline:
             if not self._steps and duration > 0:
                 self._step = duration
             return self._settle(self._due())
-        number = self._numbers.get(stamp)
+        number = self._number(stamp)
         if self._last is None:
             return self._settle(self._first(stamp, number))
         if not self._in_decoding_order and (back := self._last - stamp - self._shift) > 0:
@@ -188,6 +188,13 @@ class Timeline:
     def _is_regular(self) -> bool:
         """Whether frames came at one rate lately, as a camera's do; of a screen they come as it changes."""
         return len(self._steps) > _STEPS_REMEMBERED // 2 and max(self._steps) <= 2 * self._step
+
+    def _number(self, stamp: int) -> int | None:
+        """The packet of a frame: of several with one stamp, the first whose frame has not come."""
+        place = bisect_left(self._waiting, (stamp, 0))
+        if place < len(self._waiting) and self._waiting[place][0] == stamp:
+            return self._waiting[place][1]
+        return self._numbers.get(stamp)
 
     def _take(self, stamp: int, number: int | None) -> tuple[int, int | None]:
         """The timestamp and the packet of the frame that has come: its own, or the earliest that waits."""
