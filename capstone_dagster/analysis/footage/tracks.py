@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -17,6 +17,8 @@ from .container import codec_names, encrypted_sentence, is_encrypted, open_conta
 # Packets read to see which tracks have pictures: some seconds of any file, and a bound on broken ones.
 _PACKETS_SURVEYED = 2_000
 _BYTES_SURVEYED = 64 << 20
+# A track with fewer pictures than this share of the fullest one's shows thumbnails.
+_THUMBNAILS_SHARE = 0.1
 
 _NO_VIDEO = (
     av.stream.Disposition.attached_pic
@@ -35,6 +37,7 @@ class Track:
         decodable: there is a decoder, and the pictures are not encrypted.
         encrypted: they are.
         pictures: packets that came in the first seconds, or that the container's index lists.
+        few: pictures are one, or a small share of another track's.
         default: the container marks the track as the one to be shown.
         width, height: as coded, in pixels.
     """
@@ -47,14 +50,15 @@ class Track:
     default: bool
     width: int
     height: int
+    few: bool = False
 
     def __str__(self) -> str:
         return f"track {self.index} ({self.codec}, {self.width}×{self.height})"
 
     @property
     def rank(self) -> tuple[bool, bool, bool, int]:
-        """Larger is better: can be decoded, is no single picture, is marked as the default, is large."""
-        return self.decodable, self.pictures > 1, self.default, self.width * self.height
+        """Larger is better: can be decoded, is no thumbnails, is marked as the default, is large."""
+        return self.decodable, not self.few, self.default, self.width * self.height
 
 
 def video_tracks(path: Path, name: str, container: av.container.InputContainer) -> list[Track]:
@@ -68,7 +72,13 @@ def video_tracks(path: Path, name: str, container: av.container.InputContainer) 
         raise UndecodableVideo(_no_pictures(name, container))
     names = codec_names(container) if any(_has_no_decoder(stream) for stream in streams) else {}
     counts = _pictures_of(path, name) if len(streams) > 1 else Counter({streams[0].index: 2})
-    tracks = sorted((_judged(stream, names, counts) for stream in streams), key=lambda each: each.rank)[::-1]
+    found = [_judged(stream, names, counts) for stream in streams]
+    many = max((each.pictures for each in found if each.decodable), default=0)
+    tracks = sorted(
+        (replace(each, few=each.pictures <= max(1, _THUMBNAILS_SHARE * many)) for each in found),
+        key=lambda each: each.rank,
+        reverse=True,
+    )
     if not tracks[0].decodable:
         raise UndecodableVideo(_not_decodable(name, tracks))
     return tracks
@@ -123,8 +133,8 @@ def _why_not(other: Track, chosen: Track) -> str:
         return "encrypted"
     if not other.decodable:
         return "no decoder"
-    if other.pictures <= 1 < chosen.pictures:
-        return "a single picture" if other.pictures else "no pictures"
+    if other.few and not chosen.few:
+        return {0: "no pictures", 1: "a single picture"}.get(other.pictures, "thumbnails")
     if chosen.default and not other.default:
         return "not the default"
     return "smaller"
