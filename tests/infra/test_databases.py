@@ -79,7 +79,7 @@ def environment(postgres: PostgresServer, tmp_path: Path) -> Iterator[dict[str, 
             )
         for name in (dagster, events, reader, admin):
             # What the administrator made may be granted on; the role itself may be missing.
-            if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone():
+            if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
                 connection.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
                 connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
