@@ -4,12 +4,14 @@
 (dagster_storage.py) calls this. `capstone dev` starts the same stack, and Dagster with it.
 """
 
+import argparse
 import atexit
 import logging
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from capstone_dagster.local.dagster_services import UI_PORT
 from capstone_dagster.local.demo import prepare
 from capstone_dagster.local.errors import StateInUseError
 from capstone_dagster.local.stack import (
@@ -41,8 +43,22 @@ def enter_local_stack() -> None:
         running = ExitStack()
         atexit.register(running.close)
         log = logging.getLogger("dagster").info
-        stack = running.enter_context(local_stack(with_dagster=False, dagster_files=files, on_progress=log))
+        stack = running.enter_context(
+            local_stack(
+                with_dagster=False,
+                webserver_port=_ui_port(sys.argv[1:]),
+                dagster_files=files,
+                on_progress=log,
+            )
+        )
         prepare(stack)
         ready_storage(stack, files, log)
         environment = stack.environment
     enter_environment(environment)
+
+
+def _ui_port(arguments: list[str]) -> int:
+    """The port that `dagster dev` and `dg dev` give their webserver, for links to it."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("-p", "--port", type=int, default=UI_PORT)
+    return int(options.parse_known_args(arguments)[0].port)
