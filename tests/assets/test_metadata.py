@@ -237,15 +237,15 @@ def test_tables_show_their_columns_and_how_many_rows_lie_where(services: Service
     specs = [*video_analysis.specs, *events.specs, *daily_activity.specs]
     found = {
         spec.key.to_user_string(): {
-            column.name: (column.type, column.constraints.nullable)
+            column.name: (column.type, column.constraints.nullable, bool(column.description))
             for column in spec.metadata["dagster/column_schema"].columns
         }
         for spec in specs
     }
-    assert found["extracted_frames"]["pts_ms"] == ("int64", False)
-    assert found["detections"]["track_id"] == ("int32", True)
-    assert found["events"]["started_at"] == ("timestamp with time zone", True)
-    assert found["events"]["best_box"] == ("double precision[]", False)
+    assert found["extracted_frames"]["pts_ms"] == ("int64", False, True)
+    assert found["detections"]["track_id"] == ("int32", True, True)
+    assert found["events"]["started_at"] == ("timestamp with time zone", True, True)
+    assert found["events"]["best_box"] == ("double precision[]", False, True)
     assert list(found["daily_activity"]) == ["camera", "hour", "events", "persons", "faces"]
     [of_events] = events.specs
     assert of_events.metadata["dagster/table_name"] == "capstone.events"
