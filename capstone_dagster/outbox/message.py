@@ -37,15 +37,19 @@ _LONGEST_MESSAGE = 2_000
 _LONGEST_GROUP = 128
 
 
-def message(notice: Notice) -> Message:
-    """What SNS is given: of one video, in the order of the notices."""
+def message(notice: Notice, page: str | None) -> Message:
+    """What SNS is given: of one video, in the order of the notices.
+
+    Args:
+        page: the video's page in `capstone browse`, if it has an address.
+    """
     group = notice.video_id
     if not group.isascii() or len(group) > _LONGEST_GROUP:  # SNS rejects such a group in a FIFO topic
         group = hashlib.sha256(group.encode()).hexdigest()
-    return Message(str(notice.notice_id), group, body(notice), attributes(notice))
+    return Message(str(notice.notice_id), group, body(notice, page), attributes(notice))
 
 
-def body(notice: Notice) -> str:
+def body(notice: Notice, page: str | None) -> str:
     """The message: every field is present, null if it is unknown or belongs to another kind."""
     known = {name: notice.payload.get(name, unset) for name, unset in _DETAILS.items()}
     if known["message"] is not None:
@@ -64,6 +68,7 @@ def body(notice: Notice) -> str:
         **known,
         "uploaded_at": _time(notice.uploaded_at),
         "recorded_at": _time(notice.recorded_at),
+        "page": page,
     }
     return json.dumps(fields, ensure_ascii=False)
 

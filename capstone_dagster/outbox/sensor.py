@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -92,7 +92,7 @@ def _send(services: Services, topic: Topic | None, people: People | None, cursor
         try:
             count, refusals = services.database.transact(
                 send_notices,
-                partial(_publish, topic, people),
+                partial(_publish, topic, people, services.settings.video_page),
                 most=BATCH if people is None else _BATCH_OF_MESSAGES,
                 kind=KIND if topic is None else None,
             )
@@ -132,7 +132,12 @@ def _send(services: Services, topic: Topic | None, people: People | None, cursor
     return f"{sent} notices sent." if sent or not age_s else f"Notices wait for {age_s:,.0f} s at most."
 
 
-def _publish(topic: Topic | None, people: People | None, notices: Sequence[Notice]) -> dict[int, str]:
+def _publish(
+    topic: Topic | None,
+    people: People | None,
+    page: Callable[[str], str | None],
+    notices: Sequence[Notice],
+) -> dict[int, str]:
     """Hand notices over; those that SNS or people's services refused: ids to reasons.
 
     People are last: what they do not get is sent again, and programs know a notice by its id.
@@ -140,7 +145,9 @@ def _publish(topic: Topic | None, people: People | None, notices: Sequence[Notic
     Raises:
         NotSent: SNS took none.
     """
-    refused = {} if topic is None else topic.publish([message(notice) for notice in notices])
+    refused = (
+        {} if topic is None else topic.publish([message(notice, page(notice.video_id)) for notice in notices])
+    )
     reasons = {notices[place].notice_id: reason for place, reason in refused.items()}
     for notice in notices:
         if people is not None and notice.kind == KIND and notice.notice_id not in reasons:

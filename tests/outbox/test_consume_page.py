@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from capstone_dagster.outbox.message import attributes, body
+from capstone_dagster.settings import Settings
 from capstone_dagster.storage.analyses import analyses_of, publish_analysis
 from capstone_dagster.storage.database import Database
 from capstone_dagster.storage.outbox import Notice
@@ -78,8 +79,8 @@ def test_the_example_is_a_notice_as_it_is_sent() -> None:
         uploaded_at=times["uploaded_at"],
         recorded_at=times["recorded_at"],
     )
-    assert json.loads(body(notice)) == shown
-    assert list(json.loads(body(notice))) == list(shown)
+    settings = Settings(browse_url="https://events.example.com/")
+    assert list(json.loads(body(notice, settings.video_page(notice.video_id))).items()) == list(shown.items())
     for name in attributes(replace(notice, payload={"failure_class": "internal"})):
         assert f"`{name}`" in PAGE.partition("are message attributes")[0].splitlines()[-1]
 
@@ -87,7 +88,7 @@ def test_the_example_is_a_notice_as_it_is_sent() -> None:
 def test_a_notice_of_a_deleted_video_is_still_one() -> None:
     gone = dict.fromkeys(("external_id", "bucket", "key", "camera", "recorded_at", "uploaded_at"))
     notice = Notice(1, "video.failed", "v", "u", {"message": "x" * 9999}, NOON, 0, **gone)
-    received = json.loads(body(notice))
+    received = json.loads(body(notice, None))
     assert (received["video_id"], received["key"], len(received["message"])) == ("v", None, 2000)
     assert attributes(notice) == {"kind": "video.failed", "video_id": "v", "tried_again": "false"}
 

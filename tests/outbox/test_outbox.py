@@ -28,7 +28,7 @@ from tests.storage.samples import NOON, UPLOAD, count, notices, publish
 FIELDS = {
     "notice_id", "kind", "at", "video_id", "external_id", "upload_id", "bucket", "key", "camera", "state",
     "failure_class", "message", "tried_again", "analysis_id", "events", "current", "run_id", "uploaded_at",
-    "recorded_at", "watch", "matches",
+    "recorded_at", "watch", "matches", "page",
 }  # fmt: skip
 
 

@@ -120,6 +120,7 @@ def of_detections(done: DetectionsReference, services: Services, tags: Mapping[s
     return {
         **_common(done),
         "contact_sheet": _sheet(sheet, services),
+        **_page(done.upload.video_id, services),
         **numbers(summary, "detections", "tracks"),
         "detections_per_minute": round(60_000 * summary.detections / max(summary.duration_ms, 1), 1),
         "seconds": round(summary.seconds, 3),
