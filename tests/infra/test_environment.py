@@ -29,7 +29,6 @@ LEFT_AT_DEFAULT = {
     "CAPSTONE_TRACKER": "chosen with the model's benchmarks",
     "CAPSTONE_PRECISION": "auto: half precision on these GPUs",
     "CAPSTONE_HARDWARE_DECODING": "off until it is proven on a GPU",
-    "CAPSTONE_MESSAGE_URLS": "people subscribe to the topic of notices; it would have to be a secret",
     "CAPSTONE_SOURCE_BUCKETS": "the raw bucket alone, which is all that the roles may read",
     "CAPSTONE_KEY_SUFFIXES": "every kind of video file",
     "CAPSTONE_CAMERA_PATTERN": "the key's first folder",
@@ -63,6 +62,8 @@ DIFFERENT = {
     "BATCH_GPU_MAX_JOBS",
     *ONLY_FOR_JOBS,
 }
+# Of the code server alone, where the sensor runs that sends messages, if `MessageUrlsSecretArn` is given.
+MESSAGES = {"CAPSTONE_MESSAGE_URLS"}
 ADMINISTRATOR = {"POSTGRES_ADMIN_USER", "POSTGRES_ADMIN_PASSWORD"}
 READER = {"POSTGRES_READER_USER", "POSTGRES_READER_PASSWORD"}
 
@@ -80,11 +81,10 @@ def declared(container: str) -> tuple[dict[str, Any], set[str]]:
             definitions |= {each["Name"]: each for each in task_containers(body)}
     assert set(definitions) == {*CONTAINERS, "browse"}
     this = definitions[container]
-    names = [each["Name"] for each in [*this["Environment"], *this["Secrets"]]]
+    secrets = [each["Fn::If"][1] if "Fn::If" in each else each for each in this["Secrets"]]
+    names = [each["Name"] for each in [*this["Environment"], *secrets]]
     assert len(names) == len(set(names)), "a variable is given twice"
-    return {each["Name"]: each["Value"] for each in this["Environment"]}, {
-        each["Name"] for each in this["Secrets"]
-    }
+    return {each["Name"]: each["Value"] for each in this["Environment"]}, {each["Name"] for each in secrets}
 
 
 def given(container: str) -> set[str]:
@@ -127,6 +127,7 @@ def test_settings_that_code_cannot_do_without_are_given(container: str) -> None:
 def test_every_setting_is_given_or_left_for_a_reason(container: str) -> None:
     everything = {variable_name(field) for field in Settings.model_fields}
     left = set(LEFT_AT_DEFAULT) | (set() if container in JOBS else ONLY_FOR_JOBS)
+    left |= set() if container == "code-server" else MESSAGES
 
     assert set(LEFT_AT_DEFAULT) <= everything
     assert everything - given(container) == left
@@ -159,7 +160,7 @@ def test_containers_agree() -> None:
         assert {name: variables.get(name) for name in compared} == {
             name: first.get(name) for name in compared
         }
-        assert secrets - ADMINISTRATOR - READER == first_secrets
+        assert secrets - ADMINISTRATOR - READER - MESSAGES == first_secrets
 
 
 def test_only_the_container_that_makes_databases_has_the_administrators_password() -> None:
