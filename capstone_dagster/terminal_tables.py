@@ -72,9 +72,11 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def _reason(row: Mapping[str, Any]) -> str | None:
-    """Why a video failed or what it waits for, if known."""
+    """Why a video failed, what it waits for or what is wrong with its file, if known."""
     if row["failure_class"]:
         return f"failed ({row['failure_class']}): {row['message']}"
+    if row["state"] == "done" and row["message"]:
+        return str(row["message"])
     return f"waits: {row['waiting_for']}" if row.get("waiting_for") else None
 
 

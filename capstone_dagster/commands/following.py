@@ -64,6 +64,8 @@ def _wait(database: Database, submission: Submission) -> str | None:
                 report(what, row["progress"] if row["state"] == "running" else None)
             time.sleep(_POLL_S)
     if row["state"] == "done":
+        if row["message"]:  # its file is damaged, and a part of it was analysed
+            terminal.note(f"{video_id}: {row['message']}", style="yellow")
         return None
     why = f" ({row['failure_class']})" if row["failure_class"] else ""
     return f"{video_id} {row['state']}{why}: {row['message'] or 'no reason is recorded.'}"

@@ -106,7 +106,11 @@ def analyses_of(connection: sa.Connection, video_id: str) -> list[dict[str, Any]
 
 
 def publish_analysis(
-    connection: sa.Connection, analysis: Analysis, rows: Sequence[Mapping[str, Any]], video: VideoFacts
+    connection: sa.Connection,
+    analysis: Analysis,
+    rows: Sequence[Mapping[str, Any]],
+    video: VideoFacts,
+    damage: str | None = None,
 ) -> Publication:
     """Write an analysis with its events and make it current.
 
@@ -119,6 +123,7 @@ def publish_analysis(
     Args:
         rows: one mapping a row of `events`, without analysis_id and video_id; `zones` and `crossings` as JSON
             texts, if there are any.
+        damage: what is wrong with the file, for those who wait for the upload.
 
     Raises:
         UploadCancelled: an operator has cancelled the run's upload; nothing is written.
@@ -151,7 +156,7 @@ def publish_analysis(
         provenance.change(connection, analysis.video_id, analysis.upload_id, changed, new_events=True)
     current = _make_current_if_last(connection, analysis.analysis_id, analysis.video_id)
     anew = inserted or (current and not stored["is_current"])
-    done = video_status.finish(connection, analysis.upload_id, analysis.run_id, anew=anew)
+    done = video_status.finish(connection, analysis.upload_id, analysis.run_id, damage, anew=anew)
     if anew or done:
         payload = {
             "analysis_id": analysis.analysis_id,

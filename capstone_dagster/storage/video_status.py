@@ -336,14 +336,17 @@ def is_done_by(connection: sa.Connection, upload_id: str, run_id: str) -> bool:
     return connection.execute(sa.select(done)).scalar_one()
 
 
-def finish(connection: sa.Connection, upload_id: str, run_id: str, *, anew: bool) -> bool:
+def finish(
+    connection: sa.Connection, upload_id: str, run_id: str, message: str | None, *, anew: bool
+) -> bool:
     """An analysis of the upload is published.
 
     Args:
+        message: what is wrong with the file, if anything is.
         anew: something was published just now, so that the row names this run even if it said `done`.
     """
     rows = _row(upload_id) if anew else [*_row(upload_id), video_status.c.state != "done"]
-    changed = {"state": "done", "progress": 1.0, "failure_class": None, "message": None, "run_id": run_id}
+    changed = {"state": "done", "progress": 1.0, "failure_class": None, "message": message, "run_id": run_id}
     return _change(connection, *rows, **changed) is not None
 
 

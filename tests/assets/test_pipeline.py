@@ -17,9 +17,12 @@ from capstone_dagster.assets.steps.detection import AnalysisOrder, detect
 from capstone_dagster.assets.steps.duplicate_passes import Passes
 from capstone_dagster.assets.steps.publication import IntegrityViolation, check_integrity, derive, publish
 from capstone_dagster.assets.steps.references import DetectionsReference, EventsReference, ReferenceIOManager
+from capstone_dagster.commands.following import follow
+from capstone_dagster.local.clip import DEMO_CLIP
 from capstone_dagster.services import Services
 from capstone_dagster.storage.analyses import analyses_of
 from capstone_dagster.storage.events import current_events
+from capstone_dagster.submit import Submission
 from tests.assets.conftest import Pipeline
 from tests.assets.samples import SUMMARY
 
@@ -100,6 +103,25 @@ def test_an_upload_becomes_events_exactly_once(pipeline: Pipeline, clip: Path, t
     third = pipeline.run(again, configured=False)
     assert third.success
     assert len(pipeline.services.database.transact(analyses_of, upload.video_id)) == 1
+
+
+def test_who_waits_for_a_damaged_file_reads_that_it_is_damaged(
+    pipeline: Pipeline, clip: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = DEMO_CLIP.read_bytes()
+    upload = pipeline.upload("gate/cut.mp4", body[: len(body) // 3])
+    assert pipeline.run(upload).success
+    submission = Submission(upload.url, upload.video_id, upload.upload_id)
+
+    follow(pipeline.services.database, [submission], as_json=False)
+
+    row = pipeline.status(upload)
+    assert row["state"] == "done"
+    assert row["message"].startswith("The video ends before its stated end")
+    assert "upload a whole file." in " ".join(capfd.readouterr().err.split())
+    whole = pipeline.upload("gate/whole.mp4", clip.read_bytes())
+    assert pipeline.run(whole).success
+    assert pipeline.status(whole)["message"] is None
 
 
 def test_forced_work_is_done_again(pipeline: Pipeline, clip: Path) -> None:

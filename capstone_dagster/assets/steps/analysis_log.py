@@ -93,12 +93,9 @@ class AnalysisLog:
 
     def warn_of(self, summary: DetectionSummary) -> None:
         """What operators should know of a finished pass."""
-        if summary.truncated or summary.decode_errors or summary.corrupt_frames:
-            what = "ends before its stated end, or in an error" if summary.truncated else "is damaged"
+        if (damaged := damage(summary)) is not None:
             self.warn(
-                f"The video {what} ({summary.decode_errors} decoding errors, "
-                f"{summary.corrupt_frames} damaged frames): what decodes, "
-                f"{summary.frames_decoded} frames, was analysed.",
+                damaged,
                 action="video.damaged",
                 frame_count=summary.frames_decoded,
                 **numbers(summary, "truncated", "decode_errors", "corrupt_frames"),
@@ -219,3 +216,15 @@ def _seconds(value: float) -> float:
 
 def _gigabytes(mebibytes: float | None) -> float | None:
     return None if mebibytes is None else round(mebibytes / _MIB_PER_GB, 2)
+
+
+def damage(summary: DetectionSummary) -> str | None:
+    """What is wrong with a file of which only a part was analysed, and what to do; None for a whole one."""
+    if not (summary.truncated or summary.decode_errors or summary.corrupt_frames):
+        return None
+    what = "ends before its stated end, or in an error" if summary.truncated else "is damaged"
+    counts = f"{summary.decode_errors} decoding errors, {summary.corrupt_frames} damaged frames"
+    return (
+        f"The video {what} ({counts}): what decodes, {summary.frames_decoded} frames, was analysed. Check "
+        "the recorder and the transfer, and upload a whole file."
+    )

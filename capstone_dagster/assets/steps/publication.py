@@ -29,7 +29,7 @@ from capstone_dagster.analysis import (
     read_events,
     write_events,
 )
-from capstone_dagster.assets.steps.analysis_log import AnalysisLog
+from capstone_dagster.assets.steps.analysis_log import AnalysisLog, damage
 from capstone_dagster.assets.steps.measurements import gpu_cost, measure_publication, numbers
 from capstone_dagster.assets.steps.references import (
     DetectionsReference,
@@ -182,7 +182,7 @@ def _publish(
     rows = [_row(event, derived) for event in events]
     for attempt in _tries(log, services):
         with attempt, services.tracer.span("publish", database="postgresql", rows=len(rows)):
-            publication = services.database.transact(publish_analysis, analysis, rows, facts)
+            publication = services.database.transact(publish_analysis, analysis, rows, facts, damage(summary))
     return publication, events
 
 
