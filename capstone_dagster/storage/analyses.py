@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from capstone_dagster.storage.uploads import VideoFacts
 
 _NO_ZONES = {"zones": "[]", "crossings": "[]"}
 _EVENT_COLUMNS = tuple(column.name for column in events.columns)
+_in_order = itemgetter(*_EVENT_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +263,9 @@ def _copy_events(connection: sa.Connection, analysis: Analysis, rows: Sequence[M
         cursor.copy(statement) as copy,
     ):
         for row in rows:
-            values = [{**_NO_ZONES, **row, **fixed}[column] for column in _EVENT_COLUMNS]
+            whole = {**_NO_ZONES, **row, **fixed}
             # psycopg writes lists as arrays, tuples as rows.
-            copy.write_row([list(value) if isinstance(value, tuple) else value for value in values])
+            copy.write_row([list(each) if isinstance(each, tuple) else each for each in _in_order(whole)])
 
 
 def _restore_thumbnails(
