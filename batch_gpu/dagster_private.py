@@ -6,7 +6,7 @@ when it has begun to listen.
 """
 
 from dagster._cli.api import _execute_run_command_body as execute_run_command_body
-from dagster._core.events import EngineEventData, RunFailureReason
+from dagster._core.events import EngineEventData, JobFailureData, RunFailureReason
 from dagster._core.launcher import (
     CheckRunHealthResult,
     LaunchRunContext,
@@ -19,6 +19,7 @@ from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG, RUN_WORKER_ID_TAG
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value, serialize_value
 from dagster._time import get_current_timestamp
+from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster._utils.interrupts import (
     capture_interrupts,
     check_captured_interrupt,
@@ -35,6 +36,7 @@ __all__ = [
     "ConfigurableClassData",
     "EngineEventData",
     "ExecuteRunArgs",
+    "JobFailureData",
     "LaunchRunContext",
     "ResumeRunArgs",
     "ResumeRunContext",
@@ -46,6 +48,7 @@ __all__ = [
     "deserialize_value",
     "execute_run_command_body",
     "get_current_timestamp",
+    "serializable_error_info_from_exc_info",
     "serialize_value",
     "setup_interrupt_handlers",
 ]

@@ -60,3 +60,9 @@ class WorkerNotStarted(BatchGpuError):
 
     failure_class = "container-start"
     transient = True
+
+
+class RunEndNotRecorded(BatchGpuError):
+    """A run is over and Dagster's storage has no end of it: the storage did not answer."""
+
+    transient = True

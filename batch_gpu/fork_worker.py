@@ -129,11 +129,8 @@ def _execute_run(instance: "DagsterInstance", args: "ExecuteRunArgs") -> int:
     from dagster import DagsterRunStatus
 
     # What follows is the body of `dagster api execute_run` and its signals.
-    from batch_gpu.dagster_private import (
-        capture_interrupts,
-        execute_run_command_body,
-        setup_interrupt_handlers,
-    )
+    from batch_gpu.dagster_private import capture_interrupts, setup_interrupt_handlers
+    from batch_gpu.run_body import execute_run
 
     setup_interrupt_handlers()
     with capture_interrupts():
@@ -143,7 +140,7 @@ def _execute_run(instance: "DagsterInstance", args: "ExecuteRunArgs") -> int:
             # Dagster takes a run that ends before it has begun for a failed one, and retries it.
             instance.report_run_canceled(run, "The run was canceled before its worker began.")
         elif run is not None:
-            execute_run_command_body(run.run_id, instance, lambda event: None, set_exit_code_on_failure=False)
+            return execute_run(instance, run.run_id, set_exit_code_on_failure=False)
     return 0
 
 

@@ -24,7 +24,6 @@ from batch_gpu.dagster_private import (
     capture_interrupts,
     check_captured_interrupt,
     deserialize_value,
-    execute_run_command_body,
     setup_interrupt_handlers,
 )
 from batch_gpu.jobs import (
@@ -36,6 +35,7 @@ from batch_gpu.jobs import (
     RUN_ID_VARIABLE,
     own_job_id,
 )
+from batch_gpu.run_body import execute_run
 
 # A job's time limit counts for all its runs: the last of them has this much less than the first.
 GOES_ON_FOR_S = 900.0
@@ -72,7 +72,7 @@ def work(instance: DagsterInstance, run_id: str, *, job_id: str, most: int, idle
 def _execute(instance: DagsterInstance, run_id: str) -> tuple[int, bool]:
     """The exit status of `dagster api execute_run`, and whether the process is to stop."""
     with capture_interrupts():
-        status = execute_run_command_body(run_id, instance, lambda event: None, set_exit_code_on_failure=True)
+        status = execute_run(instance, run_id, set_exit_code_on_failure=True)
         return status, check_captured_interrupt()
 
 

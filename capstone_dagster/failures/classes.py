@@ -202,6 +202,7 @@ ERRORS: Mapping[str, FailureClass] = {
     "InternalError": FailureClass.DATABASE_UNAVAILABLE,  # a primary that became read-only
     "InterfaceError": FailureClass.DATABASE_UNAVAILABLE,
     "DagsterPostgresException": FailureClass.DATABASE_UNAVAILABLE,
+    "RunEndNotRecorded": FailureClass.DATABASE_UNAVAILABLE,
     # botocore and boto3
     "HTTPClientError": FailureClass.STORAGE_UNAVAILABLE,
     "EndpointConnectionError": FailureClass.STORAGE_UNAVAILABLE,

@@ -4,6 +4,7 @@ Runs talk to the test through files in the directory that BATCH_GPU_TEST names.
 """
 
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -62,6 +63,26 @@ def waits() -> None:
     endless()
 
 
+@dg.op
+def lose_storage(context: dg.OpExecutionContext) -> None:
+    """Dagster's storage takes no event of this worker for as long as the test has not ended the outage."""
+    storage = context.instance.event_log_storage
+    store = storage.store_event
+
+    def away(event: object) -> None:
+        if not said("storage-is-back").exists():
+            said("storage-is-away").touch()
+            raise sqlite3.OperationalError("the storage is away")
+        store(event)  # type: ignore[arg-type]
+
+    storage.store_event = away  # type: ignore[method-assign]
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def loses_its_storage() -> None:
+    lose_storage()
+
+
 @dg.op(out=dg.DynamicOut(int), tags=CPU)
 def parts():  # type: ignore[no-untyped-def]
     for part in ("x", "y"):
@@ -89,7 +110,7 @@ def events(detections: int) -> int:
 
 
 defs = dg.Definitions(
-    jobs=[look_think_tell, waits, in_parts],
+    jobs=[look_think_tell, waits, loses_its_storage, in_parts],
     assets=[detections, events],
     sensors=[batch_runs_sensor],
     executor=dg.in_process_executor,

@@ -16,6 +16,7 @@ from batch_gpu.fork_worker import start_time
 from batch_gpu.jobs import CANCELLED_TAG
 from batch_gpu.local import PROCESS_TAG, kill, live_process
 from batch_gpu.sensor import batch_runs_sensor
+from capstone_dagster.failures.classes import classify_recorded
 from tests.batch_gpu.conftest import PROJECT, ROOT, Cloud
 from tests.support.waiting import wait_for
 
@@ -172,6 +173,23 @@ def test_a_killed_worker_fails_its_run_at_once(local: Cloud) -> None:
     assert "SIGKILL" in local.messages(run)
     assert local.fresh(run).tags["batch_gpu/failure"] == "worker-lost"
     assert local.launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
+
+
+def test_a_run_whose_end_the_storage_did_not_take_fails_for_the_storage(local: Cloud) -> None:
+    run = local.run("loses_its_storage")
+    local.instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+    wait_for("the outage", (local.home / "storage-is-away").exists)
+    assert local.status(run) == "STARTED"
+    assert local.monitor() == []
+    assert live_process(local.fresh(run)) is not None, "its worker waits for the storage"
+    (local.home / "storage-is-back").touch()
+    local.until(run, "FAILURE")
+    assert "batch_gpu/failure" not in local.fresh(run).tags
+    [failed] = local.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
+    assert failed.dagster_event is not None
+    error = failed.dagster_event.job_failure_data.error
+    assert error is not None
+    assert classify_recorded(error) == "database-unavailable"
 
 
 def test_a_worker_outlives_its_server_and_is_watched_by_its_process(local: Cloud) -> None:
