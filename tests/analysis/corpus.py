@@ -817,6 +817,7 @@ FILES: list[File] = [
     _refused("song.mp4", raw(b"ID3\x04" + bytes(20) + b"\xff\xfb\x90\x64" * 400), "sound only"),
     _refused("sound.wav", clip_of_sound("wav"), "sound only"),
     _refused("sound.flac", clip_of_sound("flac"), "sound only"),
+    _refused("sound.aiff", clip_of_sound("aiff"), "sound only"),
     _refused("no-pictures.mp4", edited(clip(**_FASTSTART), no_pictures), "none of its frames"),
     _refused("too-large.gif", edited(clip(codec="gif"), huge(12_000, 12_000)), "12000 × 12000"),
     # Each frame would be 800 MB of pixels; the file has some hundred bytes.

@@ -244,7 +244,7 @@ def _sound(path: Path) -> str | None:
     """The format of a file that holds sound alone; None for any other."""
     with path.open("rb") as file:
         head = file.read(12)
-    if (head[:4], head[8:]) in ((b"RIFF", b"WAVE"), (b"FORM", b"AIFF")):
+    if (head[:4], head[8:]) in ((b"RIFF", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC")):
         return head[8:].decode()
     return next((sound for start, sound in _SOUNDS.items() if head.startswith(start)), None)
 
