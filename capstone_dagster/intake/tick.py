@@ -1,7 +1,6 @@
 """One look at the upload queue: what it received, what it asks of Dagster, and what it keeps for the next."""
 
 import logging
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -53,8 +52,6 @@ _RECEIVE_BUDGET_S = 25.0
 _IDENTIFY_BUDGET_S = 32.0
 # The queue's visibility time-out is 180 s: a receipt older than this is not worth keeping.
 _RECEIPT_LIFE_S = 170.0
-# One request waits no longer than this, because a process that ends waits for the thread of its tick.
-_ONE_WAIT_S = 2.0
 
 
 class Tick:
@@ -120,10 +117,7 @@ class Tick:
         left_s = max(0.0, settings.poll_wait_s - (time.monotonic() - self._started))
         most = 1 if self._gate.wants_probe else settings.messages_per_tick
         # With messages to acknowledge there is no time to lose: their receipts run out.
-        wait_until = time.monotonic() + (min(1.0, left_s) if self._pending else left_s)
-        messages = self._queue.receive(wait_s=min(_ONE_WAIT_S, _left(wait_until)), most=most)
-        while not messages and _left(wait_until) >= 1.0 and threading.main_thread().is_alive():
-            messages = self._queue.receive(wait_s=min(_ONE_WAIT_S, _left(wait_until)), most=most)
+        messages = self._queue.receive(wait_s=min(1.0, left_s) if self._pending else left_s, most=most)
         while messages and len(messages) < most and self._within(_RECEIVE_BUDGET_S):
             more = self._queue.receive(wait_s=0)
             if not more:
@@ -399,8 +393,3 @@ class Tick:
 def _stated(request: AnalysisRequest) -> set[str]:
     """What the message itself says of the video: it goes before what is derived."""
     return {name for name in ("external_id", "camera", "recorded_at") if getattr(request, name) is not None}
-
-
-def _left(until: float) -> float:
-    """Seconds to this moment of the monotonic clock; 0 once it is over."""
-    return max(0.0, until - time.monotonic())
