@@ -53,7 +53,8 @@ def enter_local_stack() -> None:
         )
         prepare(stack)
         ready_storage(stack, files, log)
-        environment = stack.environment
+        # After Ctrl-C, Dagster waits for the tick under way. Without this it may be a long poll of 20 s.
+        environment = {"CAPSTONE_POLL_WAIT_S": "2", **stack.environment}
     enter_environment(environment)
 
 
