@@ -594,6 +594,8 @@ FILES: list[File] = [
             "three-ahead": moved(45, 20, 21, 22),
         }.items()
     ),
+    # FLV has no room for this step, but its stated end includes it.
+    File("two-far-ahead.flv", remuxed(clip(**B_FRAMES), moved(37_600, 10, 40)), Right(end_ms=None)),
     File(
         "far-ahead.mp4",
         remuxed(clip(codec_options={"bf": "0"}), moved(0.02, 20)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +31,8 @@ _OGG_LAST = 4
 _GIF_TRAILER, _GIF_EXTENSION, _GIF_PICTURE = 0x3B, 0x21, 0x2C
 # Programs append a note behind a GIF's trailer.
 _GIF_NOTE = 1024
+# A number of FLV's metadata: its name's length, name, and type.
+_FLV_SIZE = b"\0\x08filesize\0"
 _FLV_TAGS = (8, 9, 15, 18, 22)
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
@@ -59,6 +62,15 @@ def is_cut(path: Path) -> bool:
             return _matroska_is_cut(file, head, length)
     stated = _stated_bytes(head, path)
     return stated is not None and length < stated * (1 - _LOSS_SHARE)
+
+
+def has_stated_size(path: Path) -> bool:
+    """Whether an FLV is as long as it states: no time is missing, whatever glitch its stated end includes."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    place = head.find(_FLV_SIZE) + len(_FLV_SIZE) if head[:3] == b"FLV" and _FLV_SIZE in head else len(head)
+    stated = head[place : place + 8]
+    return len(stated) == 8 and struct.unpack(">d", stated)[0] == path.stat().st_size
 
 
 def breaks(path: Path) -> int:

@@ -18,7 +18,7 @@ import av.error
 
 from ..errors import UndecodableVideo
 from .budget import MOST_PIXELS, Budget
-from .completeness import breaks, is_cut
+from .completeness import breaks, has_stated_size, is_cut
 from .container import check_machine, encrypted_sentence, is_scrambled, open_container
 from .deinterlacing import Timed, deinterlaced
 from .filmed import when_filmed
@@ -292,7 +292,7 @@ class VideoFile:
 
     def _ends_early(self) -> bool:
         """Whether there is clearly less in the file than it states."""
-        if self._index_is_read():
+        if self._index_is_read() or has_stated_size(self._path):
             return False
         if is_cut(self._path):
             return True
