@@ -51,15 +51,18 @@ function start(figure) {
     const [w, h] = [video.videoWidth * scale, video.videoHeight * scale];
     const [left, top] = [(width - w) / 2, (height - h) / 2];
     pen.font = "13px system-ui, sans-serif";
-    pen.shadowColor = "#000"; // names stay legible on bright ground
-    pen.shadowBlur = 3;
+    pen.lineJoin = "round";
     for (const { track, label, at } of data.tracks) {
       for (const [, score, x1, y1, x2, y2] of track === null ? untracked(at, ms) : between(at, ms)) {
         pen.strokeStyle = pen.fillStyle = label === "face" ? "#ffb35c" : "#66a3ff";
         pen.lineWidth = String(track) === chosen ? 4 : 2;
         pen.strokeRect(left + x1 * w, top + y1 * h, (x2 - x1) * w, (y2 - y1) * h);
         const name = `${label} ${track ?? ""} ${Math.round(score * 100)} %`;
-        pen.fillText(name, left + x1 * w, Math.max(12, top + y1 * h - 5));
+        const place = [left + x1 * w, Math.max(12, top + y1 * h - 5)];
+        pen.strokeStyle = "#000"; // names stay legible on bright ground
+        pen.lineWidth = 3;
+        pen.strokeText(name, ...place);
+        pen.fillText(name, ...place);
       }
     }
   }
