@@ -40,6 +40,8 @@ attempts = {
     "write a file": lambda: other.with_name("new").write_text("x"),
     "change the video": lambda: video.open("r+b").close(),
     "delete the video": lambda: video.unlink(),
+    "open the video to all": lambda: video.chmod(0o777),
+    "date the video": lambda: os.utime(video),
     "open a TCP socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
     "open a UDP socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
     "open a local socket": lambda: socket.socket(socket.AF_UNIX),

@@ -7,7 +7,7 @@ It works without privileges, in containers too. Each layer is used where the pla
 | resource limits | memory, endless computing, core dumps, writing files | Linux, macOS (no memory limit) |
 | no_new_privs | gaining rights by executing | Linux |
 | Landlock | every file but the one, TCP, signals to others | Linux 5.13 (files), 6.7 (TCP), 6.12 (signals) |
-| seccomp | sockets, new processes and programs, tracing others | Linux on x86-64 and ARM64 |
+| seccomp | sockets, processes, programs, tracing others, changing modes, owners | Linux on x86-64 and ARM64 |
 
 There is no kept library for both that does not need a system package, hence the kernel's interface by ctypes.
 """
@@ -44,6 +44,8 @@ _FORBIDDEN = {
         *(62, 200, 424, 129, 297),  # kill, tkill, pidfd_send_signal, rt_sigqueueinfo, rt_tgsigqueueinfo
         *(425, 321, 298, 323, 304),  # io_uring_setup, bpf, perf_event_open, userfaultfd, open_by_handle_at
         *(248, 249, 250),  # add_key, request_key, keyctl
+        *(90, 91, 268, 452, 92, 93, 94, 260),  # chmod ... fchmodat2, chown ... fchownat
+        *(132, 235, 261, 280, 188, 189, 190, 197, 198, 199),  # utime ... utimensat, *setxattr, *removexattr
         *(165, 272, 308, 155, 161, 175, 313),  # mount, unshare, setns, pivot_root, chroot, *init_module
     ),
     "aarch64": (
@@ -53,6 +55,8 @@ _FORBIDDEN = {
         *(129, 130, 424, 138, 240),
         *(425, 280, 241, 282, 265),
         *(217, 218, 219),
+        *(52, 53, 452, 54, 55),
+        *(88, 5, 6, 7, 14, 15, 16),
         *(40, 97, 268, 41, 51, 105, 273),
     ),
 }
