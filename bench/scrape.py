@@ -36,6 +36,9 @@ DAGSTER = """
     FROM generate_series(1, :runs) AS n;
     INSERT INTO run_tags (run_id, key, value) SELECT 'r' || n, 'capstone/failure', 'gpu-error'
     FROM generate_series(50, :runs, 50) AS n;
+    INSERT INTO instigators (selector_id) SELECT 's' || n FROM generate_series(1, 5) AS n;
+    INSERT INTO job_ticks (selector_id, status, timestamp)
+    SELECT 's' || n % 5, 'SKIPPED', now() - n * interval '2 seconds' FROM generate_series(1, :runs) AS n;
     INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp) VALUES ('SENSOR', 'd', now());
 """
 EVENTS = """
@@ -61,7 +64,9 @@ def main() -> None:
             _fill(storage.run_storage._engine, DAGSTER, runs)  # type: ignore[attr-defined]
             _fill(database.engine, EVENTS, runs)
             instance: Any = SimpleNamespace(
-                run_storage=storage.run_storage, get_required_daemon_types=lambda: ["SENSOR"]
+                run_storage=storage.run_storage,
+                schedule_storage=storage.schedule_storage,
+                get_required_daemon_types=lambda: ["SENSOR"],
             )
             print(json.dumps({"runs": runs, **_measure(instance, database)}, indent=1))
             database.close()

@@ -13,14 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import sqlalchemy as sa
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from capstone_dagster.dagster_private import BulkActionsTable, DaemonHeartbeatsTable, RunsTable, RunTagsTable
+from capstone_dagster.dagster_private import (
+    BulkActionsTable,
+    DaemonHeartbeatsTable,
+    InstigatorsTable,
+    JobTickTable,
+    RunsTable,
+    RunTagsTable,
+    TickStatus,
+)
 from capstone_dagster.failures.classes import FailureClass
 from capstone_dagster.metrics.waiting_messages import Queues
 from capstone_dagster.run_tags import FAILURE_TAG
@@ -36,6 +44,7 @@ _PATIENCE_S = 0.5
 _STATEMENT_S = 5
 # Each of the daemon's loops writes a heartbeat every 30 s.
 _SILENT_S = 300.0
+_TICKS_LOOKED_BACK = timedelta(minutes=10)
 
 Labels = tuple[str, ...]
 
@@ -125,9 +134,11 @@ def healthy(found: Mapping[str, list[Figure] | None]) -> dict[str, bool]:
 
 
 def of_dagster(instance: dg.DagsterInstance) -> Iterable[Figure]:
-    """Runs, backfills and the daemon, from Dagster's storage."""
+    """Runs, backfills, ticks and the daemon, from Dagster's storage."""
     with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
         yield from dagster_figures(connection, instance.get_required_daemon_types(), now=time.time())
+    with instance.schedule_storage.connect() as connection:  # type: ignore[union-attr]
+        yield tick_figure(connection, datetime.now(UTC))
 
 
 SILENCE = "capstone_daemon_silence_seconds"
@@ -184,6 +195,24 @@ def dagster_figures(connection: sa.Connection, daemons: Iterable[str], *, now: f
         yield Figure(
             SILENCE, "Time since the most silent of the daemon's loops gave a sign of life.", {(): max(ages)}
         )
+
+
+def tick_figure(connection: sa.Connection, now: datetime) -> Figure:
+    """Ticks over one connection to Dagster's storage of schedules, whose index is by instigator."""
+    ticks = JobTickTable.c
+    since = (now - _TICKS_LOOKED_BACK).replace(tzinfo=None)
+    statement = (
+        sa.select(ticks.status, sa.func.count())
+        .where(ticks.selector_id.in_(sa.select(InstigatorsTable.c.selector_id)), ticks.timestamp >= since)
+        .group_by(ticks.status)
+    )
+    none_yet: dict[Labels, float] = {(status.value.lower(),): 0 for status in TickStatus}
+    return Figure(
+        "capstone_recent_ticks",
+        "Ticks of sensors and schedules in the last ten minutes.",
+        none_yet | {(status.lower(),): count for status, count in connection.execute(statement)},
+        ("status",),
+    )
 
 
 def of_events(database: Database) -> Iterable[Figure]:

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from capstone_dagster.catalog import metrics as declared
 from capstone_dagster.catalog.metrics import METRICS
 from capstone_dagster.catalog.open_names import open_name
-from capstone_dagster.dagster_private import RunsTable, RunTagsTable
+from capstone_dagster.dagster_private import InstigatorsTable, JobTickTable, RunsTable, RunTagsTable
 from capstone_dagster.metrics.emission import Metrics
 from capstone_dagster.metrics.exposition import Exposed, Exposition
 from capstone_dagster.metrics.received import ReceivedMetrics
@@ -32,6 +32,7 @@ from capstone_dagster.metrics.stored import (
     StoredFigures,
     dagster_figures,
     event_figures,
+    tick_figure,
 )
 from capstone_dagster.run_tags import FAILURE_TAG
 from capstone_dagster.settings import read_settings
@@ -207,7 +208,8 @@ def runs() -> Iterator[sa.Connection]:
     """Dagster's tables, empty."""
     engine = sa.create_engine("sqlite://")
     with engine.connect() as connection:
-        RunsTable.metadata.create_all(connection)
+        for table in (RunsTable, JobTickTable):
+            table.metadata.create_all(connection)
         yield connection
 
 
@@ -244,6 +246,25 @@ def test_runs_are_counted_by_status_and_class(runs):
     assert ("none",) not in found["capstone_runs_by_failure"]
     assert found["capstone_oldest_queued_run_seconds"] == 70
     assert found["capstone_last_success_seconds"] == 50
+
+
+def test_ticks_of_the_last_ten_minutes_are_counted_by_status(runs):
+    at = NOW.replace(tzinfo=None)
+    assert set(tick_figure(runs, NOW).values.values()) == {0}
+    runs.execute(sa.insert(InstigatorsTable).values(selector_id="known"))
+    for selector, status, age_s in [
+        ("known", "SKIPPED", 5),
+        ("known", "SKIPPED", 590),
+        ("known", "FAILURE", 5),
+        ("known", "FAILURE", 610),
+        ("removed", "SUCCESS", 5),
+    ]:
+        row = {"selector_id": selector, "status": status, "timestamp": at - timedelta(seconds=age_s)}
+        runs.execute(sa.insert(JobTickTable).values(**row))
+
+    found = tick_figure(runs, NOW).values
+
+    assert (found["skipped",], found["failure",], found["success",]) == (2, 1, 0)
 
 
 def test_without_data_there_are_zeros_and_no_ages(runs):
