@@ -33,7 +33,7 @@ def execute_run(instance: DagsterInstance, run_id: str, *, set_exit_code_on_fail
             run_id, instance, lambda event: None, set_exit_code_on_failure=set_exit_code_on_failure
         )
         error = None
-    except Exception as raised:
+    except Exception as raised:  # whatever it is, it is recorded as the run's end
         status, error = 1, raised
     return 1 if not others and _record_end(instance, run_id, error) else status
 
@@ -45,6 +45,7 @@ def _record_end(instance: DagsterInstance, run_id: str, error: Exception | None)
     except Exception as why:
         sentence, recorded = str(why), serializable_error_info_from_exc_info(sys.exc_info())
     give_up = time.monotonic() + _STORAGE_RETURNS_WITHIN_S
+    warned = False
     while True:
         try:
             run = instance.get_run_by_id(run_id)
@@ -55,10 +56,12 @@ def _record_end(instance: DagsterInstance, run_id: str, error: Exception | None)
             else:
                 what = JobFailureData(recorded, failure_reason=RunFailureReason.RUN_EXCEPTION)
                 instance.report_run_failed(run, sentence, what)
-        except Exception:
+        except Exception as away:  # by whatever class the storage's driver has for it
             if time.monotonic() > give_up:
                 raise
-            logging.warning(f"The end of run {run_id} cannot be recorded yet", exc_info=True)
+            if not warned:  # once an outage
+                logging.warning(f"The end of run {run_id} cannot be recorded yet: {away}")
+            warned = True
             time.sleep(_ASK_AGAIN_S)
         else:
             return True
